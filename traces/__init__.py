@@ -1,0 +1,1 @@
+"""Data at rest: Trace (schema, store), Timing (timing), RoundLog (roundlog), synthetic traces."""

@@ -1,0 +1,185 @@
+"""What a round costs, for every runtime: cost models of steps, their tables, and the price of a
+round.
+
+A round of a batch costs sum_j [draft_step_s(active_j) + signal_s] + verify_s(sum(drafted + 1))
++ control_s. Nothing is hidden in another term. The simulator prices rounds with it; the real engine
+shows policies the same step costs and needs nothing of the simulator for that.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.errors import InputError
+from traces.timing import OPERATIONS, Grid, StepCosts, Timing
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class CostModel(Protocol):
+    """What a machine and a pair charge, seconds."""
+
+    def prefill_s(self, tokens: float, batch: int) -> float:
+        """Both models read a prompt of `tokens` in each of `batch` rows."""
+
+    def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
+        """One draft forward that reads `tokens` per row (more than 1: its cache lags)."""
+
+    def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
+        """One target forward over `tokens` per row (drafted + 1) and the accept decision."""
+
+    def signal_s(self) -> float:
+        """Reading top-1 probability and entropy of one drafted token to the host."""
+
+    def control_s(self) -> float:
+        """The engine's own fixed seconds per round, controller's arithmetic included."""
+
+
+class _Axis:
+    """Grid points of one axis; finds the segment in which a point lies."""
+
+    def __init__(self, points: FloatArray) -> None:
+        self.points: list[float] = points.tolist()
+
+    def segment(self, x: float) -> tuple[int, int]:
+        """Indices of the two grid points that decide the value at x; equal ones: no slope."""
+        points = self.points
+        last = len(points) - 1
+        if x <= points[0] or last == 0:
+            return 0, 0
+        if x >= points[last]:
+            return last - 1, last
+        right = bisect.bisect_right(points, x)
+        return right - 1, right
+
+    def between(self, x: float, lo: int, hi: int, low: float, high: float) -> float:
+        """The value at x on the segment; behind the last point the slope goes on, never down."""
+        if lo == hi:
+            return low
+        slope = (high - low) / (self.points[hi] - self.points[lo])
+        if x >= self.points[-1]:
+            return high + max(0.0, slope) * (x - self.points[-1])
+        return slope * (x - self.points[lo]) + low
+
+
+class _Surface:
+    """Grid.at with one bisection per axis instead of interpolating whole planes: equal to it, and
+    fast enough to fill a table of thousands of cells in milliseconds.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.batch, self.context = _Axis(grid.batch), _Axis(grid.context)
+        self.tokens = _Axis(grid.tokens)
+        self.seconds: list[list[list[float]]] = grid.seconds.tolist()
+
+    def at(self, batch: float, context: float, tokens: float) -> float:
+        """Seconds at this point, tokens interpolated first, then context, then batch."""
+        t0, t1 = self.tokens.segment(tokens)
+        c0, c1 = self.context.segment(context)
+        b0, b1 = self.batch.segment(batch)
+
+        def by_tokens(b: int, c: int) -> float:
+            row = self.seconds[b][c]
+            return self.tokens.between(tokens, t0, t1, row[t0], row[t1])
+
+        def by_context(b: int) -> float:
+            low = by_tokens(b, c0)
+            high = low if c0 == c1 else by_tokens(b, c1)
+            return self.context.between(context, c0, c1, low, high)
+
+        low = by_context(b0)
+        high = low if b0 == b1 else by_context(b1)
+        return self.batch.between(batch, b0, b1, low, high)
+
+
+class Table:
+    """Measured seconds, interpolated between the grid points of a Timing.
+
+    What was measured is kept: a verify of five tokens that was faster than one of four stays
+    faster. Raises InputError if the timing lacks a grid point.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self._surface = {name: _Surface(timing.grid(name)) for name in OPERATIONS}
+
+    def prefill_s(self, tokens: float, batch: int) -> float:
+        return self._surface["prefill"].at(batch, 0, tokens)
+
+    def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
+        return self._surface["draft"].at(batch, context_tokens, tokens)
+
+    def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
+        return self._surface["verify"].at(batch, context_tokens, tokens)
+
+    def signal_s(self) -> float:
+        return self.timing.signal_s
+
+    def control_s(self) -> float:
+        return self.timing.control_s
+
+
+def tabulate(
+    model: CostModel,
+    batch: int = 1,
+    *,
+    max_context: int = 4096,
+    width: int = 34,
+    bucket_tokens: int = 32,
+) -> StepCosts:
+    """The step costs of a model at one batch size, evaluated at the middle of each context bucket.
+
+    max_context: tokens covered, C = max_context // bucket_tokens + 1 rows; longer contexts are
+    priced as the last one. width: W, so gamma <= W - 2. Engine's fixed cost is inside verify_s.
+    """
+    if width < 2 or bucket_tokens < 1 or max_context < 0 or batch < 1:
+        raise InputError("costs need width >= 2, bucket_tokens >= 1, max_context >= 0, batch >= 1")
+    middles = [(c + 0.5) * bucket_tokens for c in range(max_context // bucket_tokens + 1)]
+    control = model.control_s()
+
+    def fill(seconds: Callable[[float, int], float]) -> FloatArray:
+        rows = [[0.0, *(seconds(x, n) for n in range(1, width))] for x in middles]
+        return np.asarray(rows, dtype=np.float64)
+
+    return StepCosts(
+        batch=batch,
+        bucket_tokens=bucket_tokens,
+        prefill_s=np.asarray([model.prefill_s(x, batch) for x in middles], dtype=np.float64),
+        draft_s=fill(lambda x, n: model.draft_step_s(batch, x, n)),
+        verify_s=fill(lambda x, n: model.verify_s(n, batch, x) + control),
+        signal_s=model.signal_s(),
+    )
+
+
+def round_seconds(
+    draft_row: FloatArray, verify_row: FloatArray, signal_s: float, drafted: int, lag: int
+) -> float:
+    """Seconds of one round of one request: the only place where a round is priced.
+
+    draft_row, verify_row: [W] rows of StepCosts at the context of the round; signal_s: 0 unless the
+    policy reads signals; lag: fixed tokens that the draft's cache has not read yet, >= 1; the first
+    draft step reads them all. Runs as plain Python and compiled, always in this order of
+    operations.
+    """
+    seconds = 0.0
+    if drafted > 0:
+        seconds += float(draft_row[min(lag, draft_row.shape[0] - 1)])
+        seconds += (drafted - 1) * float(draft_row[1])
+        seconds += drafted * signal_s
+    return seconds + float(verify_row[drafted + 1])
+
+
+def lag_after(lag: int, drafted: int, accepted: int) -> int:
+    """Fixed tokens unread by the draft's cache after a round; 1 at the start of a request.
+
+    The target's own token is always unread; after full acceptance so is the last draft, which was
+    proposed but never fed back; a round without a draft leaves one more.
+    """
+    if drafted == 0:
+        return lag + 1
+    return 2 if accepted == drafted else 1

@@ -1,0 +1,94 @@
+"""RoundLog: one row per speculative round, the common currency of every runtime and all
+analysis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from traces.store import read_table, write_atomically
+
+ROUND_DTYPES: dict[str, type] = {
+    "request": np.int32,
+    "slot": np.int32,
+    "start_s": np.float64,
+    "context_tokens": np.int32,
+    "batch_size": np.int32,
+    "gamma": np.int32,
+    "drafted": np.int32,
+    "accepted": np.int32,
+    "emitted": np.int32,
+    "elapsed_s": np.float64,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoundLog:
+    """K rounds in the order in which they ran.
+
+    request [K] int32: row of the trace or of the prompt list; slot [K] int32; start_s [K] float64:
+    seconds since the run began; context_tokens [K] int32: prompt and output fixed before the round;
+    batch_size [K] int32; gamma [K] int32: cap in force; drafted, accepted, emitted [K] int32;
+    elapsed_s [K] float64: seconds of the round. prefill_s [R] float64: seconds from the start of
+    each request to its first round. meta: policy, clock ("simulated" or "measured"), device and so
+    on.
+    """
+
+    request: npt.NDArray[np.int32]
+    slot: npt.NDArray[np.int32]
+    start_s: npt.NDArray[np.float64]
+    context_tokens: npt.NDArray[np.int32]
+    batch_size: npt.NDArray[np.int32]
+    gamma: npt.NDArray[np.int32]
+    drafted: npt.NDArray[np.int32]
+    accepted: npt.NDArray[np.int32]
+    emitted: npt.NDArray[np.int32]
+    elapsed_s: npt.NDArray[np.float64]
+    prefill_s: npt.NDArray[np.float64]
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+    def same_rounds(self, other: RoundLog) -> bool:
+        """Bit-equality of every column, seconds included; meta is not compared."""
+        names = (*ROUND_DTYPES, "prefill_s")
+        return all(getattr(self, n).tobytes() == getattr(other, n).tobytes() for n in names)
+
+
+def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> None:
+    """One Parquet file, atomically; prefill_s and meta travel in the schema metadata."""
+    import json
+
+    table = pa.table({name: getattr(log, name) for name in ROUND_DTYPES})
+    header = {
+        b"gammalab": json.dumps(
+            {
+                "kind": "roundlog",
+                "version": 1,
+                "meta": log.meta,
+                "prefill_s": log.prefill_s.tolist(),
+            }
+        ).encode()
+    }
+    table = table.replace_schema_metadata(header)
+    write_atomically(
+        path, lambda temporary: pq.write_table(table, temporary, compression="zstd"), overwrite
+    )
+
+
+def read_roundlog(path: Path) -> RoundLog:
+    """Inverse of write_roundlog; raises TraceError naming the file if it is not one."""
+    table, header = read_table(path, "roundlog")
+    columns = {
+        name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
+    }
+    prefill = np.asarray(header["prefill_s"], dtype=np.float64)
+    return RoundLog(**columns, prefill_s=prefill, meta=header["meta"])

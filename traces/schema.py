@@ -1,0 +1,189 @@
+"""Trace: what the draft would propose and the target accept, from every position of every reply.
+
+Letters: R requests, N output positions in all, G = depth of the captured draft signals. Request r
+owns positions offsets[r]:offsets[r+1]. *Position i* means: output tokens before i are fixed, a
+round starts here. A round at i that drafts d tokens accepts n = min(d, accept_len[i]), emits n + 1
+(clipped at the end of the reply), and the next round starts behind what was emitted. That single
+rule replays any chain drafter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.errors import InputError
+
+EXACTNESS = {
+    "exact": "greedy: output independent of gamma, a replay equals the real run round by round",
+    "in-law": "sampled on one coupled path: accepted lengths have the law of a real run",
+    "censored": "recorded with a bounded draft: fully accepted rounds give only a lower bound",
+    "synthetic": "drawn from a known acceptance law, no model behind it",
+}
+
+
+class TraceError(InputError):
+    """A trace (file or arrays) that breaks the schema; the message names field and remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceMeta:
+    """Where a trace comes from. Every field is written into the file and printed in reports.
+
+    depth: the deepest draft a replay of this trace may ask for (G where signals were captured).
+    max_new_tokens: the reply limit of the capture; a server knows it, so policies may see it as
+    room. max_context: context limit of the pair, tokens (0: none known).
+    temperature 0 means greedy. seed drives every random draw of the capture.
+    """
+
+    pair: str
+    target: str
+    draft: str
+    tokenizer_sha256: str
+    device: str
+    dtype: str
+    exactness: str
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    depth: int = 16
+    max_new_tokens: int = 128
+    max_context: int = 0
+    prompts_sha256: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.exactness not in EXACTNESS:
+            raise TraceError(
+                f"meta.exactness is {self.exactness!r}; it must be one of {', '.join(EXACTNESS)}"
+            )
+        if self.depth < 1 or self.max_new_tokens < 1:
+            raise TraceError("meta.depth and meta.max_new_tokens must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields, in a fixed order."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> TraceMeta:
+        """Inverse of to_dict; unknown or missing fields raise TraceError naming them."""
+        known = {f.name for f in dataclasses.fields(TraceMeta)}
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            raise TraceError(f"meta has unknown field {unknown[0]!r}; written by a newer GammaLab?")
+        try:
+            return TraceMeta(**raw)
+        except TypeError as error:
+            raise TraceError(f"meta is incomplete: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """The arrays of one recording; see the module docstring for the letters.
+
+    offsets [R+1] int64; prompt_tokens [R] int32; request_id, category: R strings;
+    accept_len [N] int16: drafted tokens the target would accept if a round started here;
+    token_ids [N] int32 or None; top1_prob, entropy [N, G] float32 or None: what the draft sees at
+    each depth of its own continuation from here (entropy in nats); accept_prob [N, G] float32 or
+    None: min(1, p/q) of the proposed token, NaN behind the first rejection - a label known only
+    after verification, never a feature.
+    """
+
+    meta: TraceMeta
+    offsets: npt.NDArray[np.int64]
+    prompt_tokens: npt.NDArray[np.int32]
+    request_id: tuple[str, ...]
+    category: tuple[str, ...]
+    accept_len: npt.NDArray[np.int16]
+    token_ids: npt.NDArray[np.int32] | None = None
+    top1_prob: npt.NDArray[np.float32] | None = None
+    entropy: npt.NDArray[np.float32] | None = None
+    accept_prob: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        check_arrays(self)
+
+    @property
+    def requests(self) -> int:
+        """R."""
+        return len(self.request_id)
+
+    @property
+    def positions(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    @property
+    def has_signals(self) -> bool:
+        """True if per-token controllers can be replayed."""
+        return self.top1_prob is not None and self.entropy is not None
+
+    @property
+    def reply_tokens(self) -> npt.NDArray[np.int64]:
+        """[R] output length of each request, tokens."""
+        return np.diff(self.offsets)
+
+    def select(self, rows: npt.NDArray[np.intp] | list[int]) -> Trace:
+        """The trace of the chosen requests, in the given order."""
+        keep = [int(r) for r in rows]
+        parts = [np.arange(self.offsets[r], self.offsets[r + 1]) for r in keep]
+        index = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+        def pick(array: Any) -> Any:
+            return None if array is None else array[index]
+
+        return Trace(
+            meta=self.meta,
+            offsets=np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64),
+            prompt_tokens=self.prompt_tokens[keep],
+            request_id=tuple(self.request_id[r] for r in keep),
+            category=tuple(self.category[r] for r in keep),
+            accept_len=self.accept_len[index],
+            token_ids=pick(self.token_ids),
+            top1_prob=pick(self.top1_prob),
+            entropy=pick(self.entropy),
+            accept_prob=pick(self.accept_prob),
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise TraceError(message)
+
+
+def check_arrays(trace: Trace) -> None:
+    """Raise TraceError at the first array that breaks the schema; O(N)."""
+    requests, offsets = len(trace.request_id), trace.offsets
+    _require(
+        offsets.ndim == 1 and len(offsets) == requests + 1 and int(offsets[0]) == 0,
+        f"offsets must have {requests + 1} entries starting with 0, has {len(offsets)}",
+    )
+    _require(bool((np.diff(offsets) > 0).all()), "offsets must increase: a reply is empty")
+    _require(len(trace.category) == requests, "category must have one entry per request")
+    _require(
+        trace.prompt_tokens.shape == (requests,), "prompt_tokens must have one entry per request"
+    )
+    _require(bool((trace.prompt_tokens >= 0).all()), "prompt_tokens must not be negative")
+    _require(len(set(trace.request_id)) == requests, "request_id must be unique")
+    positions = int(offsets[-1])
+    _require(trace.accept_len.shape == (positions,), f"accept_len must have {positions} entries")
+    remaining = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(positions)
+    _require(
+        bool(((trace.accept_len >= 0) & (trace.accept_len <= remaining)).all()),
+        "accept_len must lie between 0 and what is left of the reply",
+    )
+    if trace.token_ids is not None:
+        _require(trace.token_ids.shape == (positions,), f"token_ids must have {positions} entries")
+    depth = trace.meta.depth
+    for name in ("top1_prob", "entropy", "accept_prob"):
+        array = getattr(trace, name)
+        if array is not None:
+            _require(array.shape == (positions, depth), f"{name} must be [{positions}, {depth}]")
+    for name, low, high in (("top1_prob", 0.0, 1.0 + 1e-5), ("entropy", -1e-4, np.inf)):
+        array = getattr(trace, name)
+        if array is not None:
+            good = bool(((array >= low) & (array <= high)).all())
+            _require(good, f"{name} has a value outside {low:g}..{high:g} or NaN")

@@ -1,0 +1,287 @@
+"""Traces in Parquet: one row per request, schema version, meta and content hash in the file's
+header.
+
+A capture appends request by request through TraceWriter: every finished request is one small
+Parquet file in `NAME.partial/`, renamed into place when complete, so a kill at any moment loses at
+most the request in flight. `finish` assembles the parts in order into NAME; the bytes depend only
+on the content, not on how often the capture was interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from traces.errors import InputError
+from traces.schema import Trace, TraceError, TraceMeta
+
+SCHEMA_VERSION = 1
+_SIGNALS = ("top1_prob", "entropy", "accept_prob")
+_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("category", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("accept_len", pa.list_(pa.int16())),
+        *((name, pa.list_(pa.float32())) for name in _SIGNALS),
+    ]
+)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it into place.
+
+    Raises InputError if `path` exists (unless overwrite), its folder cannot be written or the disk
+    is full; nothing half-written stays behind.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another name or pass --force")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise InputError(f"{path} could not be written: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_table(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
+    """A Parquet file of ours and its header {"kind", "version", ...}.
+
+    Raises InputError if the file is missing, truncated, not Parquet, or of another kind.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        table = pq.read_table(path, memory_map=False)
+        header = json.loads((table.schema.metadata or {}).get(b"gammalab", b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} is not a readable Parquet file ({first[:120]}); truncated or foreign?"
+        ) from None
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        raise InputError(f"{path} is a Parquet file, but not a GammaLab {kind}")
+    if header.get("version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has {kind} version {header.get('version')}; this GammaLab reads {SCHEMA_VERSION}"
+        )
+    return table, header
+
+
+def content_hash(trace: Trace) -> str:
+    """SHA-256 over meta and every array of the trace, independent of the file layout."""
+    digest = hashlib.sha256(json.dumps(trace.meta.to_dict(), sort_keys=True).encode())
+    digest.update("\0".join((*trace.request_id, *trace.category)).encode())
+    arrays = (trace.offsets, trace.prompt_tokens, trace.accept_len, trace.token_ids)
+    for array in (*arrays, *(getattr(trace, name) for name in _SIGNALS)):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _lists(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64], kind: pa.DataType) -> pa.Array:
+    """[R] list column over flat values; offsets index the flat array."""
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, type=kind))
+
+
+def _to_table(trace: Trace) -> pa.Table:
+    columns: list[pa.Array] = [
+        pa.array(trace.request_id, type=pa.string()),
+        pa.array(trace.category, type=pa.string()),
+        pa.array(trace.prompt_tokens, type=pa.int32()),
+    ]
+    empty = pa.nulls(trace.requests, type=pa.list_(pa.int32()))
+    tokens = trace.token_ids
+    columns.append(empty if tokens is None else _lists(tokens, trace.offsets, pa.int32()))
+    columns.append(_lists(trace.accept_len, trace.offsets, pa.int16()))
+    for name in _SIGNALS:
+        array = getattr(trace, name)
+        if array is None:
+            columns.append(pa.nulls(trace.requests, type=pa.list_(pa.float32())))
+        else:
+            columns.append(_lists(array.ravel(), trace.offsets * trace.meta.depth, pa.float32()))
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def write_trace(trace: Trace, path: Path, *, overwrite: bool = False) -> None:
+    """Write one Parquet file atomically; equal traces give equal bytes."""
+    header = {
+        "kind": "trace",
+        "version": SCHEMA_VERSION,
+        "meta": trace.meta.to_dict(),
+        "content_sha256": content_hash(trace),
+    }
+    table = _to_table(trace).replace_schema_metadata({b"gammalab": json.dumps(header).encode()})
+    write_atomically(
+        path,
+        lambda temporary: pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=False, row_group_size=256
+        ),
+        overwrite,
+    )
+
+
+def _flat(table: pa.Table, name: str, dtype: type, path: Path) -> npt.NDArray[Any] | None:
+    """The flat values of a list column, or None if every row is null."""
+    column = table.column(name).combine_chunks()
+    if column.null_count == len(column) and len(column):
+        return None
+    if column.null_count:
+        raise TraceError(f"{path}: {name} is missing in some requests but not in others")
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=dtype)
+
+
+def read_trace(path: Path) -> Trace:
+    """Inverse of write_trace.
+
+    Raises InputError naming the file if it is missing, truncated, foreign, breaks the schema or
+    does not match its content hash.
+    """
+    table, header = read_table(path, "trace")
+    missing = [name for name in _SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise TraceError(f"{path}: column {missing[0]!r} is missing")
+    if table.num_rows == 0:
+        raise TraceError(f"{path} holds no requests")
+    try:
+        meta = TraceMeta.from_dict(header["meta"])
+        lengths = table.column("accept_len").combine_chunks().value_lengths().to_numpy()
+        accept_len = _flat(table, "accept_len", np.int16, path)
+        _ensure(accept_len is not None, "accept_len is missing")
+        assert accept_len is not None
+        positions = len(accept_len)
+
+        def signal(name: str) -> npt.NDArray[np.float32] | None:
+            flat = _flat(table, name, np.float32, path)
+            if flat is None:
+                return None
+            _ensure(
+                flat.size == positions * meta.depth, f"{name} must hold {meta.depth} per position"
+            )
+            return flat.reshape(positions, meta.depth)
+
+        trace = Trace(
+            meta=meta,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            prompt_tokens=table.column("prompt_tokens").to_numpy().astype(np.int32),
+            request_id=tuple(table.column("request_id").to_pylist()),
+            category=tuple(table.column("category").to_pylist()),
+            accept_len=accept_len,
+            token_ids=_flat(table, "token_ids", np.int32, path),
+            top1_prob=signal("top1_prob"),
+            entropy=signal("entropy"),
+            accept_prob=signal("accept_prob"),
+        )
+    except (TraceError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{path}: {error}") from None
+    if header.get("content_sha256") != content_hash(trace):
+        raise TraceError(
+            f"{path}: content does not match its hash; the file was altered or damaged"
+        )
+    return trace
+
+
+def _ensure(condition: bool, message: str) -> None:
+    if not condition:
+        raise TraceError(message)
+
+
+def concatenate(traces: Sequence[Trace]) -> Trace:
+    """One trace with the requests of all, in order. All must share the same meta and columns."""
+    first = traces[0]
+    if any(t.meta != first.meta for t in traces):
+        raise TraceError("traces with different meta cannot be joined")
+
+    def join(name: str) -> Any:
+        arrays = [getattr(t, name) for t in traces]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    lengths = np.concatenate([t.reply_tokens for t in traces])
+    return Trace(
+        meta=first.meta,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        prompt_tokens=join("prompt_tokens"),
+        request_id=sum((t.request_id for t in traces), ()),
+        category=sum((t.category for t in traces), ()),
+        **{name: join(name) for name in ("accept_len", "token_ids", *_SIGNALS)},
+    )
+
+
+def _partial_folder(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+class TraceWriter:
+    """A capture in progress: parts in NAME.partial/, one finished request each.
+
+    `resume=False` refuses to start where a partial capture lies; `resume=True` continues it if its
+    meta is the same and raises TraceError if not.
+    """
+
+    def __init__(self, path: Path, meta: TraceMeta, *, resume: bool = False) -> None:
+        self.path, self.meta = path, meta
+        self.folder = _partial_folder(path)
+        described = json.dumps(meta.to_dict(), sort_keys=True)
+        meta_file = self.folder / "meta.json"
+        if meta_file.exists():
+            if not resume:
+                raise InputError(
+                    f"{self.folder} holds an unfinished capture; pass --resume to continue it, "
+                    "or --force to start over"
+                )
+            if meta_file.read_text() != described:
+                raise InputError(
+                    f"{self.folder} was captured with other settings; repeat them, or start over "
+                    "with --force"
+                )
+        else:
+            write_atomically(meta_file, lambda temporary: temporary.write_text(described))
+
+    def _part(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.parquet"
+
+    def has(self, index: int) -> bool:
+        """True if request number `index` is already safely on disk."""
+        return self._part(index).exists()
+
+    def read(self, index: int) -> Trace:
+        """Request number `index` as a trace of one request."""
+        return read_trace(self._part(index))
+
+    def append(self, index: int, one: Trace) -> None:
+        """Save request number `index`; on return it survives a kill."""
+        write_trace(one, self._part(index), overwrite=True)
+
+    def finish(self, count: int, *, overwrite: bool = False) -> Trace:
+        """Assemble requests 0..count-1 into the file at `path` and remove the parts."""
+        trace = concatenate([self.read(index) for index in range(count)])
+        write_trace(trace, self.path, overwrite=overwrite)
+        self.discard()
+        return trace
+
+    def discard(self) -> None:
+        """Remove the unfinished capture."""
+        self.discard_partial(self.path)
+
+    @staticmethod
+    def discard_partial(path: Path) -> None:
+        """Remove what an unfinished capture of `path` left, if anything."""
+        shutil.rmtree(_partial_folder(path), ignore_errors=True)
