@@ -1,0 +1,3 @@
+"""How far to draft: the contract (base), its conformance suite (contract), the controllers
+(shelf).
+"""

@@ -1,0 +1,148 @@
+"""The contract between a controller and every runtime.
+
+The unit is a *slot*: one row of the running batch. One round of one slot is
+
+    gamma(state, slot, view, rng) -> int       at most how many tokens may be drafted now
+      proceed(state, slot, draft) -> bool      after EVERY drafted token: go on?
+    learn(state, slot, view, outcome)          exactly once per round, gamma = 0 rounds included
+
+and `admit(state, slot)` runs when a new request enters the slot.
+
+The same hooks run as plain Python (real engine, interpreted replay) and compiled (fast replay). The
+price is one rule: **a hook may read the fields of self, read and write state, call `math`,
+`policies.randomness` and other module-level functions of plain arithmetic, and nothing else.** Read
+arrays through a cast (`int(a[slot])`, `float(p[slot, k])`): `np.float32(0.7) < 0.7` is not the same
+question in NumPy and in compiled code. Loops are explicit, logarithms are `math.log`. Never call
+another hook through self: compiled, self is only the tuple of fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.randomness import Rng
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+State = Any
+"""A NamedTuple of arrays. A leading [slots] axis is per request, any other array is shared."""
+
+
+class View(NamedTuple):
+    """What a server knows when it chooses gamma for one slot.
+
+    context_tokens: prompt and output tokens fixed so far, the newest included.
+    batch_size: running slots, this one included. waiting: requests in the queue.
+    room: the most tokens that may be drafted now (length limits, depth limit), >= 0.
+    draft_step_s: seconds of one draft step at this batch and context, reading its signals included
+        if the policy asks for them.
+    verify_s: [W] float64, seconds of a round's target step that verifies n = index tokens, the
+        engine's fixed cost per round included; n = gamma + 1. verify_s[0] = 0. W > room + 1.
+    """
+
+    context_tokens: int
+    batch_size: int
+    waiting: int
+    room: int
+    draft_step_s: float
+    verify_s: FloatArray
+
+
+class Draft(NamedTuple):
+    """What the draft model shows after one more drafted token.
+
+    drafted: tokens drafted so far in this round, >= 1.
+    top1_prob: largest probability of the distribution the newest token was taken from, 0..1.
+    entropy: entropy of that distribution, nats.
+    """
+
+    drafted: int
+    top1_prob: float
+    entropy: float
+
+
+class Outcome(NamedTuple):
+    """What one round produced.
+
+    gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
+    `proceed` stopped). accepted: drafted tokens the target accepted. emitted: tokens added to the
+    reply, accepted + 1 unless the reply ended inside the round. elapsed_s: seconds of the round.
+    accepted == drafted is censored information: the run of acceptable tokens was *at least* that.
+    """
+
+    gamma: int
+    drafted: int
+    accepted: int
+    emitted: int
+    elapsed_s: float
+
+
+class NoState(NamedTuple):
+    """State of a policy that remembers nothing; one dummy array keeps it a typed tuple."""
+
+    unused: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A controller: a frozen dataclass whose fields are its hyper-parameters and nothing else.
+
+    Subclasses override `gamma` (per round), `proceed` (per token), `learn` and `admit`, and
+    `new_state` when they remember something. Class attributes describe, fields configure.
+
+    rule: the controller in one sentence. source: paper or repository. tags: field -> where its
+    default comes from: "primary" (read in the authors' code or paper), "secondary" (a port or a
+    citation), "ours" (chosen by this project).
+    """
+
+    name: ClassVar[str] = ""
+    rule: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    tags: ClassVar[dict[str, str]] = {}
+
+    def new_state(self, slots: int) -> State:
+        """Fresh state for `slots` rows: a NamedTuple of arrays, per request if shaped [slots,
+        ...].
+        """
+        return NoState(np.zeros(1, dtype=np.int64))
+
+    def admit(self, state: State, slot: int) -> None:
+        """A request enters `slot`: forget the previous one. Shared arrays stay."""
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        """The most tokens to draft now; runtimes clamp it to 0..view.room."""
+        raise NotImplementedError
+
+    def proceed(self, state: State, slot: int, draft: Draft) -> bool:
+        """After every drafted token: True to go on. Overriding it costs reading the signals."""
+        return True
+
+    def learn(self, state: State, slot: int, view: View, outcome: Outcome) -> None:
+        """The round is over. Called exactly once per round."""
+
+
+def uses_signals(policy: Policy) -> bool:
+    """True if the policy overrides `proceed`, so that runtimes must read (and charge) the
+    signals.
+    """
+    return type(policy).proceed is not Policy.proceed
+
+
+def clamp_gamma(gamma: int, room: int) -> int:
+    """The cap in force: gamma inside 0..room. Every runtime uses this one."""
+    return max(0, min(gamma, room))
+
+
+def field_values(policy: Policy) -> dict[str, int | float | bool]:
+    """The hyper-parameters of a policy by name."""
+    return {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
+
+
+Hook = Callable[..., Any]
+HOOKS = ("admit", "gamma", "proceed", "learn")

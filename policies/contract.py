@@ -1,0 +1,147 @@
+"""check_policy: the conformance suite for anybody's policy, as gymnasium's check_env is for worlds.
+
+It plays a policy as plain Python against random rounds. That the compiled replay takes the same
+decisions is checked by `simulator.replay` against its interpreted twin.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma, field_values
+from policies.randomness import Rng, round_key
+
+_SLOTS = 3
+
+
+class ContractError(AssertionError):
+    """The policy breaks a rule of policies.base; the message names the rule."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
+
+
+def check_policy(policy: Policy, *, rounds: int = 400, seed: int = 0) -> None:
+    """Raise ContractError at the first broken rule.
+
+    Checked: frozen dataclass with scalar fields, described and tagged; state a NamedTuple of arrays
+    whose leading axis is [slots] or shared; hooks return int and bool (no NumPy scalars), stay
+    inside their slot, leave view and self alone, keep nothing outside the state, accept any room;
+    `admit` twice equals `admit` once.
+    """
+    _check_description(policy)
+    _check_state(policy)
+    first, second = _play(policy, rounds, seed), _play(policy, rounds, seed)
+    _require(first == second, "same seed, other decisions: something is kept outside the state")
+    _check_admit(policy, seed)
+
+
+def _check_description(policy: Policy) -> None:
+    cls = type(policy)
+    _require(
+        dataclasses.is_dataclass(policy) and cls.__dataclass_params__.frozen,  # type: ignore[attr-defined]
+        f"{cls.__name__} must be a frozen dataclass: @dataclasses.dataclass(frozen=True)",
+    )
+    _require(bool(cls.name and cls.rule and cls.source), "name, rule and source must be filled in")
+    for field, value in field_values(policy).items():
+        scalar = type(value) in (int, float, bool)
+        _require(scalar, f"field {field} must be int, float or bool, is {type(value).__name__}")
+        _require(field in cls.tags, f"field {field} has no tag saying where its default comes from")
+
+
+def _check_state(policy: Policy) -> None:
+    one, many = policy.new_state(1), policy.new_state(_SLOTS)
+    _require(isinstance(one, tuple) and hasattr(one, "_fields"), "state must be a NamedTuple")
+    for name, small, large in zip(one._fields, one, many, strict=True):
+        _require(isinstance(small, np.ndarray), f"state.{name} must be a NumPy array")
+        _require(small.dtype.kind in "if", f"state.{name} must hold integers or floats")
+        _require(bool(small.flags.c_contiguous), f"state.{name} must be C-contiguous")
+        per_request = small.shape[:1] == (1,) and large.shape == (_SLOTS, *small.shape[1:])
+        shared = large.shape == small.shape
+        _require(
+            per_request or shared, f"state.{name} must be [slots, ...] or the same for any slots"
+        )
+
+
+def _frozen_rows(policy: Policy, state: State, slot: int) -> list[bytes]:
+    """The rows of all per-request arrays that belong to other slots, as bytes."""
+    shared = policy.new_state(1)
+    return [
+        np.delete(array, slot, axis=0).tobytes()
+        for array, one in zip(state, shared, strict=True)
+        if array.shape != one.shape
+    ]
+
+
+def _random_view(generator: np.random.Generator) -> View:
+    room = int(generator.integers(0, 33))
+    verify = np.concatenate([[0.0], np.cumsum(generator.uniform(1e-4, 1e-3, room + 4)) + 1e-2])
+    return View(
+        context_tokens=int(generator.integers(1, 4096)),
+        batch_size=_SLOTS,
+        waiting=int(generator.integers(0, 5)),
+        room=room,
+        draft_step_s=float(generator.uniform(1e-4, 5e-3)),
+        verify_s=verify,
+    )
+
+
+def _round(
+    policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
+) -> tuple[int, ...]:
+    """One round against random acceptance; the decisions taken."""
+    asked = policy.gamma(state, slot, view, rng)
+    _require(type(asked) is int, f"gamma must return int, returned {type(asked).__name__}")
+    cap, drafted, going = clamp_gamma(asked, view.room), 0, True
+    while going and drafted < cap:
+        drafted += 1
+        top1 = float(generator.uniform(0.01, 1.0))
+        going = policy.proceed(state, slot, Draft(drafted, top1, float(-np.log(top1))))
+        _require(type(going) is bool, f"proceed must return bool, returned {type(going).__name__}")
+    accepted = min(drafted, int(generator.geometric(0.3)) - 1)
+    elapsed = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
+    policy.learn(state, slot, view, Outcome(cap, drafted, accepted, accepted + 1, elapsed))
+    return asked, cap, drafted
+
+
+def _play(policy: Policy, rounds: int, seed: int) -> list[tuple[int, ...]]:
+    generator = np.random.default_rng(seed)
+    state = policy.new_state(_SLOTS)
+    fields, decisions = field_values(policy), []
+    for slot in range(_SLOTS):
+        policy.admit(state, slot)
+    for index in range(rounds):
+        slot = int(generator.integers(_SLOTS))
+        if generator.uniform() < 0.03:
+            policy.admit(state, slot)
+        view = _random_view(generator)
+        verify_before, others = view.verify_s.tobytes(), _frozen_rows(policy, state, slot)
+        rng = Rng(round_key(seed, slot, index))
+        decisions.append(_round(policy, state, slot, view, rng, generator))
+        _require(view.verify_s.tobytes() == verify_before, "a hook changed view.verify_s")
+        untouched = _frozen_rows(policy, state, slot) == others
+        _require(untouched, "a hook wrote into another slot's row")
+        for array in state:
+            finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+            _require(finite, "the state holds NaN or infinity")
+    _require(field_values(policy) == fields, "a hook changed a field")
+    return decisions
+
+
+def _check_admit(policy: Policy, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    state: Any = policy.new_state(_SLOTS)
+    for index in range(20):
+        view = _random_view(generator)
+        _round(policy, state, 0, view, Rng(round_key(seed, 0, index)), generator)
+    policy.admit(state, 0)
+    once = copy.deepcopy(state)
+    policy.admit(state, 0)
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(once, state, strict=True))
+    _require(same, "admitting twice differs from admitting once")

@@ -1,0 +1,107 @@
+"""Choose the length with the most expected tokens per measured second."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.randomness import Rng
+
+
+class SurvivalState(NamedTuple):
+    """D = gamma_max. Discounted counts of drafted tokens at depth k that were reached (everything
+    before them was accepted) and of those that passed.
+
+    Per request: reached, passed [slots, D]; quiet [slots], rounds since the last draft.
+    Shared: pool_reached, pool_passed [D].
+    """
+
+    reached: FloatArray
+    passed: FloatArray
+    quiet: IntArray
+    pool_reached: FloatArray
+    pool_passed: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class CensoredGoodput(Policy):
+    """Goodput from a survival estimate that treats full acceptance as what it is: censored.
+
+    A depth is counted only in rounds that reached it; depths behind a full acceptance say nothing.
+    a_k, the chance that token k passes once reached, is the request's own discounted rate, shrunk
+    with `own_strength` pseudo-rounds to the rate over all requests, itself shrunk with
+    `pool_strength` to the rate one depth earlier (a geometric prior for depths not yet seen). Then
+    gamma = argmax_k (1 + S_1 + ... + S_k) / (k draft_step_s + verify_s[k + 1]), S_k = a_1 ... a_k,
+    ties to the smaller k. gamma = 0 is allowed; after `probe_every` rounds without a draft one
+    token is drafted to look again.
+    """
+
+    gamma_max: int = 12
+    discount: float = 0.97
+    pool_discount: float = 0.999
+    own_strength: float = 6.0
+    pool_strength: float = 4.0
+    prior_rate: float = 0.7
+    probe_every: int = 16
+
+    name = "goodput"
+    rule = "gamma = argmax of expected tokens per second under a censored survival estimate"
+    source = "ours; goodput objective of SmartSpec, arXiv 2406.14066, and vLLM's dynamic rule"
+    tags = {
+        "gamma_max": "ours",
+        "discount": "ours",
+        "pool_discount": "ours",
+        "own_strength": "ours",
+        "pool_strength": "ours",
+        "prior_rate": "ours",
+        "probe_every": "ours",
+    }
+
+    def new_state(self, slots: int) -> State:
+        depth = self.gamma_max
+        return SurvivalState(
+            np.zeros((slots, depth)),
+            np.zeros((slots, depth)),
+            np.zeros(slots, dtype=np.int64),
+            np.zeros(depth),
+            np.zeros(depth),
+        )
+
+    def admit(self, state: SurvivalState, slot: int) -> None:
+        for k in range(state.reached.shape[1]):
+            state.reached[slot, k] = 0.0
+            state.passed[slot, k] = 0.0
+        state.quiet[slot] = 0
+
+    def gamma(self, state: SurvivalState, slot: int, view: View, rng: Rng) -> int:
+        best, best_rate = 0, 1.0 / float(view.verify_s[1])
+        survival, expected, earlier = 1.0, 1.0, self.prior_rate
+        for k in range(min(self.gamma_max, view.room)):
+            pooled = float(state.pool_passed[k]) + self.pool_strength * earlier
+            earlier = pooled / (float(state.pool_reached[k]) + self.pool_strength)
+            own = float(state.passed[slot, k]) + self.own_strength * earlier
+            survival *= own / (float(state.reached[slot, k]) + self.own_strength)
+            expected += survival
+            rate = expected / ((k + 1) * view.draft_step_s + float(view.verify_s[k + 2]))
+            if rate > best_rate:
+                best, best_rate = k + 1, rate
+        if best == 0 and int(state.quiet[slot]) >= self.probe_every:
+            return 1
+        return best
+
+    def learn(self, state: SurvivalState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0:
+            state.quiet[slot] += 1
+            return
+        state.quiet[slot] = 0
+        ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
+        reached = outcome.accepted if ended else outcome.accepted + 1
+        for k in range(min(reached, outcome.drafted, self.gamma_max)):
+            passed = 1.0 if k < outcome.accepted else 0.0
+            state.reached[slot, k] = self.discount * float(state.reached[slot, k]) + 1.0
+            state.passed[slot, k] = self.discount * float(state.passed[slot, k]) + passed
+            state.pool_reached[k] = self.pool_discount * float(state.pool_reached[k]) + 1.0
+            state.pool_passed[k] = self.pool_discount * float(state.pool_passed[k]) + passed
