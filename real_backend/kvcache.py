@@ -1,0 +1,104 @@
+"""A model and its cache as one thing that reads tokens and can be rolled back.
+
+Both readers share one contract. `read(tokens, start, positions, mask)` returns the logits [B, T, V]
+behind each of tokens [B, T]; the tokens enter the cache at start..start+T-1 and whatever the cache
+held from `start` on is forgotten. That single argument is every roll-back of speculative decoding.
+positions [B, T] and mask [B, 1, T, S] bool (True = visible, S = start + T) replace the causal
+default where rows are padded or branch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from real_backend.llama import LeanLlama
+
+
+class Reader(Protocol):
+    """See the module docstring; capacity in tokens."""
+
+    capacity: int
+
+    @property
+    def held(self) -> int:
+        """Tokens from which a read can start: what was read, or all of a preallocated cache."""
+
+    def read(
+        self,
+        tokens: Tensor,
+        start: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V]."""
+
+
+class LeanReader:
+    """The lean Llama forward over a preallocated cache."""
+
+    def __init__(self, model: LeanLlama, capacity: int, batch: int) -> None:
+        self.model, self.capacity = model, capacity
+        self.cache = model.new_cache(capacity, batch)
+
+    @property
+    def held(self) -> int:
+        """All of it: what a preallocated cache holds does not change what a read costs."""
+        return self.capacity
+
+    def read(
+        self,
+        tokens: Tensor,
+        start: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """See the module docstring."""
+        return self.model.forward(tokens, self.cache, start, positions, mask)
+
+
+class GeneralReader:
+    """Any transformers causal language model over its DynamicCache, which is cropped to roll
+    back.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self.model, self.capacity = model, capacity
+        self.cache = DynamicCache(config=model.config)
+
+    @property
+    def held(self) -> int:
+        """Tokens in the cache."""
+        return int(self.cache.get_seq_length())
+
+    def read(
+        self,
+        tokens: Tensor,
+        start: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """See the module docstring."""
+        if start == 0 and self.held:
+            self.cache = DynamicCache(config=self.model.config)
+        elif self.held > start:
+            self.cache.crop(start - self.held)  # transformers counts what to remove
+        if positions is None:
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+            positions = positions.expand(tokens.shape[0], -1)
+        if mask is not None:
+            lowest = torch.finfo(self.model.dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
+                ~mask, lowest
+            )
+        output = self.model(
+            input_ids=tokens,
+            past_key_values=self.cache,
+            position_ids=positions,
+            attention_mask=mask,
+            use_cache=True,
+        )
+        return output.logits  # type: ignore[no-any-return]

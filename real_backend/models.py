@@ -1,0 +1,255 @@
+"""Load a target and a draft from Hugging Face layout and check that they can work together."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from real_backend.kvcache import GeneralReader, LeanReader, Reader
+from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
+from traces.errors import InputError
+
+EMBEDDED = Path(__file__).parent / "pair"
+_SMALL_PARAMETERS = 50_000_000
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSpec:
+    """Where a pair lies: a name for reports, and a folder or hub name for each model."""
+
+    name: str
+    target: str
+    draft: str
+
+
+def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> PairSpec:
+    """The pair meant on the command line: --pair embedded | FOLDER, or --target with --draft.
+
+    Raises InputError if the folder has no target/ and draft/, or one of two names is missing.
+    """
+    if target or draft:
+        if not (target and draft):
+            raise InputError("--target and --draft belong together; one of them is missing")
+        return PairSpec(f"{Path(target).name}+{Path(draft).name}", target, draft)
+    if pair is None or pair == "embedded":
+        return PairSpec("embedded", str(EMBEDDED / "target"), str(EMBEDDED / "draft"))
+    folder = Path(pair)
+    for part in ("target", "draft"):
+        if not (folder / part / "config.json").is_file():
+            raise InputError(
+                f"--pair {pair}: {folder / part} holds no config.json; give a folder with target/ "
+                "and draft/ in Hugging Face layout, or --target and --draft"
+            )
+    return PairSpec(folder.resolve().name, str(folder / "target"), str(folder / "draft"))
+
+
+class Model:
+    """One causal language model, its lean forward if the layout allows, and its limits."""
+
+    def __init__(self, module: Any, lean: bool) -> None:
+        self.module = module
+        config = module.config
+        self.vocab_size = int(config.vocab_size)
+        self.max_context = int(getattr(config, "max_position_embeddings", 0) or 0)
+        architectures = getattr(config, "architectures", None) or [type(module).__name__]
+        self.lean: LeanLlama | None = None
+        if (
+            lean
+            and architectures[0] in LEAN_ARCHITECTURES
+            and type(module).__name__ in (LEAN_ARCHITECTURES)
+        ):
+            try:
+                self.lean = LeanLlama(module)
+            except ValueError:  # a Llama with biases: the general path takes it
+                self.lean = None
+
+    def reader(self, capacity: int, batch: int = 1) -> Reader:
+        """A fresh cache for `capacity` tokens of `batch` rows."""
+        if self.lean is not None:
+            return LeanReader(self.lean, capacity, batch)
+        return GeneralReader(self.module, capacity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A target and a draft that share a tokenizer.
+
+    vocab_size: tokens both models know (their embeddings may be padded differently). eos_ids: any
+    of them ends a reply. max_context: prompt and reply tokens that both can hold.
+    """
+
+    name: str
+    target: Model
+    draft: Model
+    tokenizer: Any
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_ids: frozenset[int]
+    max_context: int
+    device: str
+    dtype: str
+    spec: PairSpec
+
+    def describe(self) -> dict[str, Any]:
+        """What a Timing or a report must know of the pair and the machine; JSON-ready."""
+        return {
+            "pair": self.name,
+            "target": Path(self.spec.target).name,
+            "draft": Path(self.spec.draft).name,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "device": self.device,
+            "device_name": device_name(self.device),
+            "dtype": self.dtype,
+            "engine": "lean" if self.target.lean and self.draft.lean else "general",
+            "threads": torch.get_num_threads() if self.device == "cpu" else 0,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a recording."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's marketing name, or the processor architecture and its core count in use."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
+
+
+def choose_device(device: str) -> str:
+    """ "auto" is the first CUDA device, else the CPU; raises InputError for one that is absent."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no CUDA device is visible; use --device cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used: {reason}") from None
+    return device
+
+
+def _load_tokenizer(where: str) -> Any:
+    files = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "spiece.model",
+        "tokenizer_config.json",
+    )
+    if Path(where).is_dir() and not any((Path(where) / name).is_file() for name in files):
+        raise InputError(f"{where} has no tokenizer (tokenizer.json); copy it beside the weights")
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as error:
+        raise InputError(
+            f"{where}: the tokenizer cannot be loaded ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _load_model(where: str, device: str, dtype: str) -> Any:
+    """A transformers model in eval mode; only safetensors are read, no code of the model's runs."""
+    chosen: Any = "auto"
+    if dtype != "auto":
+        chosen = _DTYPES[dtype]
+    elif device == "cpu":
+        chosen = torch.float32  # half precision on a CPU is emulated and slow
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        AutoConfig.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=chosen, use_safetensors=True)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: the model cannot be loaded ({_first_line(error)})") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 of the token-to-id map: equal for two copies of one tokenizer."""
+    items = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
+
+
+def _eos_ids(*sources: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for source in sources:
+        value = getattr(source, "eos_token_id", None)
+        found.update([] if value is None else [value] if isinstance(value, int) else value)
+    return frozenset(found)
+
+
+def load_pair(
+    spec: PairSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    lean: bool = True,
+) -> Pair:
+    """Load both models and check them against each other.
+
+    dtype "auto": float32 on a CPU, what the checkpoint says elsewhere. threads 0: one thread for
+    models under 50 M parameters on a CPU (more only add waiting), torch's default otherwise. lean
+    False keeps every model on the general transformers path.
+
+    Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers.
+    """
+    device = choose_device(device)
+    tokenizer = _load_tokenizer(spec.target)
+    ours, theirs = vocabulary_hash(tokenizer), vocabulary_hash(_load_tokenizer(spec.draft))
+    if ours != theirs:
+        raise InputError(
+            f"{spec.target} and {spec.draft} have different tokenizers; a draft must propose the "
+            "target's own tokens - choose a pair of one family"
+        )
+    target = _load_model(spec.target, device, dtype)
+    draft = _load_model(spec.draft, device, dtype)
+    if device == "cpu":
+        small = target.num_parameters() < _SMALL_PARAMETERS
+        torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
+    models = Model(target, lean), Model(draft, lean)
+    limits = [m.max_context for m in models if m.max_context]
+    return Pair(
+        name=spec.name,
+        target=models[0],
+        draft=models[1],
+        tokenizer=tokenizer,
+        tokenizer_sha256=ours,
+        vocab_size=min(m.vocab_size for m in models),
+        eos_ids=_eos_ids(target.generation_config, target.config, tokenizer),
+        max_context=min(limits) if limits else 0,
+        device=device,
+        dtype=str(target.dtype).removeprefix("torch."),
+        spec=spec,
+    )
+
+
+def pair_from_args(args: argparse.Namespace) -> Pair:
+    """The pair that the options of real_backend.options.add_pair_arguments describe."""
+    spec = resolve_pair(args.pair, args.target, args.draft)
+    return load_pair(spec, device=args.device, dtype=args.dtype, threads=args.threads)

@@ -1,0 +1,71 @@
+"""Command-line options of capture and measure; argparse only, so that --help stays light."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which models, and where they run."""
+    group = parser.add_argument_group("the pair")
+    group.add_argument(
+        "--pair", default=None, help="'embedded' (default) or a folder with target/ and draft/"
+    )
+    group.add_argument("--target", help="target model: folder or Hugging Face name")
+    group.add_argument("--draft", help="draft model: folder or Hugging Face name")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: float32 on a CPU, the checkpoint's own elsewhere",
+    )
+    group.add_argument(
+        "--threads", type=int, default=0, help="CPU threads (0: 1 for small models, else torch's)"
+    )
+
+
+def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to record."""
+    group = parser.add_argument_group("the recording")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        help="JSON lines with question_id, category, turns (embedded: its own)",
+    )
+    group.add_argument("--out", type=Path, required=True, help="the trace, a Parquet file")
+    group.add_argument("--max-new-tokens", type=int, default=128, help="longest reply, tokens")
+    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    group.add_argument("--top-p", type=float, default=1.0, help="nucleus for sampling, 0..1")
+    group.add_argument(
+        "--depth", type=int, default=16, help="record the draft's signals this many tokens deep"
+    )
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--limit", type=int, default=0, help="only the first N questions")
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="prompts decoded at once (1 is bit-exact to the engine)",
+    )
+    group.add_argument("--resume", action="store_true", help="continue an interrupted capture")
+    group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def integers(text: str) -> list[int]:
+    """A comma-separated list of positive integers, for argparse."""
+    values = [int(piece) for piece in text.split(",")]
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be positive integers such as 1,2,4")
+    return values
+
+
+def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to time."""
+    group = parser.add_argument_group("the measurement")
+    group.add_argument("--out", type=Path, required=True, help="the timing, a JSON file")
+    group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes")
+    group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
+    group.add_argument("--repeats", type=int, default=30, help="timed runs of every cell")
+    group.add_argument("--force", action="store_true", help="overwrite")

@@ -1,0 +1,174 @@
+"""Questions (Spec-Bench's own file as it is) and the requests that their turns become."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from traces.errors import InputError
+from traces.schema import Trace
+
+if TYPE_CHECKING:
+    from real_backend.models import Pair
+
+EMBEDDED_PROMPTS = Path(__file__).parent / "pair" / "prompts.jsonl"
+CONVERSATION = frozenset(
+    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+)
+
+
+class Request(NamedTuple):
+    """One reply to produce: request_id "QUESTION.TURN", its task, the prompt's token ids."""
+
+    request_id: str
+    category: str
+    prompt_ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One line of a prompt file. task: Spec-Bench's name for the category's group."""
+
+    question_id: str
+    category: str
+    turns: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """MT-bench's eight categories are the task "conversation"; the others name themselves."""
+        return "conversation" if self.category in CONVERSATION else self.category
+
+    def request_id(self, turn: int) -> str:
+        """Identity of one turn, 0-based here and 1-based in the name."""
+        return f"{self.question_id}.{turn + 1}"
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} must be an object with question_id, category, turns")
+    for field in ("question_id", "category", "turns"):
+        if field not in raw:
+            raise InputError(f"{where}: field {field!r} is missing")
+    turns = raw["turns"]
+    if not (isinstance(turns, list) and turns and all(isinstance(t, str) and t for t in turns)):
+        raise InputError(f"{where}: 'turns' must be a list of non-empty strings")
+    return Question(str(raw["question_id"]), str(raw["category"]), tuple(turns))
+
+
+def read_questions(path: Path, limit: int = 0) -> list[Question]:
+    """The questions of a JSON-lines file, the first `limit` of them if limit > 0.
+
+    Raises InputError naming file and line for a missing or empty file, a line that is no JSON, a
+    missing field, a question_id that occurs twice.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such prompt file")
+    questions: list[Question] = []
+    seen: set[str] = set()
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                question = _question(line, f"{path}, line {number}")
+                if question.question_id in seen:
+                    raise InputError(
+                        f"{path}, line {number}: question_id {question.question_id} occurs twice"
+                    )
+                seen.add(question.question_id)
+                questions.append(question)
+                if limit and len(questions) == limit:
+                    break
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason})") from None
+    if not questions:
+        raise InputError(f"{path} holds no questions; expected JSON lines")
+    return questions
+
+
+def questions_hash(questions: list[Question]) -> str:
+    """SHA-256 of what is asked, independent of the file's formatting."""
+    rows = [(q.question_id, q.category, q.turns) for q in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def encode_chat(pair: Pair, turns: tuple[str, ...], replies: list[str], where: str) -> list[int]:
+    """Token ids of the dialogue so far, ready for the next reply.
+
+    Uses the tokenizer's chat template; a tokenizer without one gets the turns and replies as plain
+    text, a blank line between them. Raises InputError if nothing is left for a reply in the
+    context.
+    """
+    tokenizer = pair.tokenizer
+    if getattr(tokenizer, "chat_template", None):
+        messages = []
+        for index, turn in enumerate(turns):
+            messages.append({"role": "user", "content": turn})
+            if index < len(replies):
+                messages.append({"role": "assistant", "content": replies[index]})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        pieces = [p for pair_ in zip(turns, [*replies, ""], strict=False) for p in pair_ if p]
+        ids = tokenizer("\n\n".join(pieces) + "\n\n")["input_ids"]
+    if pair.max_context and len(ids) + 1 >= pair.max_context:
+        raise InputError(
+            f"{where}: the prompt has {len(ids)} tokens, the pair's context holds "
+            f"{pair.max_context}; shorten or drop it"
+        )
+    if not ids:
+        raise InputError(f"{where}: the prompt is empty for this tokenizer")
+    return [int(i) for i in ids]
+
+
+def decode_reply(pair: Pair, token_ids: list[int]) -> str:
+    """The text of a reply, special tokens left out."""
+    return str(pair.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def request_for(pair: Pair, question: Question, turn: int, replies: list[str]) -> Request:
+    """The request of one turn, given the replies to the turns before it."""
+    name = question.request_id(turn)
+    where = f"question {question.question_id}, turn {turn + 1}"
+    ids = encode_chat(pair, question.turns[: turn + 1], replies, where)
+    return Request(name, question.task, ids)
+
+
+def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> list[Request]:
+    """The requests a trace recorded, one per row and in its order, for decoding them again.
+
+    Earlier turns are answered with the replies in the trace. Raises InputError if a row's question
+    is not in the file, an earlier turn is not in the trace, or a prompt has another length than
+    recorded.
+    """
+    if trace.token_ids is None:
+        raise InputError("the trace holds no token ids, so its dialogues cannot be rebuilt")
+    by_name = {q.request_id(t): (q, t) for q in questions for t in range(len(q.turns))}
+    rows = {name: row for row, name in enumerate(trace.request_id)}
+    requests = []
+    for row, name in enumerate(trace.request_id):
+        if name not in by_name:
+            raise InputError(f"request {name} of the trace is not in the prompt file")
+        question, turn = by_name[name]
+        replies = []
+        for earlier in range(turn):
+            before = rows.get(question.request_id(earlier))
+            if before is None:
+                raise InputError(f"request {name} needs the turn before it, which the trace lacks")
+            span = slice(trace.offsets[before], trace.offsets[before + 1])
+            replies.append(decode_reply(pair, trace.token_ids[span].tolist()))
+        request = request_for(pair, question, turn, replies)
+        if len(request.prompt_ids) != int(trace.prompt_tokens[row]):
+            raise InputError(
+                f"request {name}: the prompt has {len(request.prompt_ids)} tokens here and "
+                f"{int(trace.prompt_tokens[row])} in the trace; another prompt file or tokenizer?"
+            )
+        requests.append(request)
+    return requests

@@ -1,0 +1,113 @@
+"""What the draft would say G steps deep from every position, in one pass and G - 1 small ones.
+
+Letters: P prompt tokens, L reply tokens, G depth, M branches. At position i the draft proposes a
+token; let j be the first position at or after i whose proposal is rejected. Up to and including j
+the draft is on the reply's own path, so one teacher-forced pass over the reply yields its laws
+there. Behind j it follows its rejected proposal, and that continuation is the same for every start
+whose accepted run ends at j: one rollout per rejected position serves them all. All rollouts of a
+reply advance together, one forward per depth, each branch seeing its own prefix and itself. The
+position behind the reply's end counts as a rejected one: a round may draft past the end of the
+reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from real_backend.kvcache import Reader
+from real_backend.verify import signals
+
+Choose = Callable[[Tensor, npt.NDArray[np.int64], int], tuple[Tensor, Tensor]]
+"""(logits [M, V], positions [M], depth) -> (tokens [M], laws [M, V] that signals are taken
+from).
+"""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Branches(NamedTuple):
+    """Rollouts of M rejected positions: at [M], signals [M, G - 1, 2] from depth 1 on."""
+
+    at: npt.NDArray[np.int64]
+    signals: FloatArray
+
+
+def roll_out(
+    draft: Reader, prompt: int, at: npt.NDArray[np.int64], first: Tensor, depth: int, choose: Choose
+) -> Branches:
+    """Follow the rejected proposals `first` [M], made at reply positions `at` [M], to depth G.
+
+    The draft's cache must hold prompt and reply. Depth 0 of a branch is known from the
+    teacher-forced pass; here come depths 1..G-1.
+    """
+    branches, device = len(at), first.device
+    found = np.zeros((branches, max(depth - 1, 0), 2), dtype=np.float32)
+    reply_end = prompt + int(at.max()) if branches else prompt
+    prefix = torch.from_numpy(prompt + at).to(
+        device
+    )  # tokens a branch sees of the reply, its own off
+    shared = torch.arange(reply_end, device=device)[None] < prefix[:, None]  # (M, reply_end)
+    own = torch.eye(branches, dtype=torch.bool, device=device)
+    tokens = first
+    for step in range(1, depth):
+        if not branches:
+            break
+        mask = torch.cat([shared, own.repeat(1, step)], dim=1)[None, None]  # (1, 1, M, S)
+        positions = (prefix + step - 1)[None]
+        start = reply_end + (step - 1) * branches
+        logits = draft.read(tokens[None], start, positions, mask)[0]
+        tokens, laws = choose(logits, at, step)
+        found[:, step - 1] = signals(laws).cpu().numpy()
+    return Branches(at, found)
+
+
+def roll_out_one_by_one(
+    draft: Reader,
+    ids: list[int],
+    prompt: int,
+    starts: npt.NDArray[np.int64],
+    choose_at: Choose,
+    depth: int,
+) -> FloatArray:
+    """The slow reference: [len(starts), G, 2] signals by drafting afresh from every position.
+
+    ids: prompt and reply. choose_at as in roll_out, for one branch at a time; depth 0 included.
+    """
+    found = np.zeros((len(starts), depth, 2), dtype=np.float32)
+    device = torch.device("cpu")
+    for row, i in enumerate(starts):
+        feed, start = torch.tensor([ids[: prompt + int(i)]], device=device), 0
+        for step in range(depth):
+            logits = draft.read(feed, start)[0, -1:]
+            token, law = choose_at(logits, np.asarray([i]), step)
+            found[row, step] = signals(law)[0].numpy()
+            start += feed.shape[1]
+            feed = token[None]
+    return found
+
+
+def spread(
+    on_path: FloatArray, accept_len: npt.NDArray[np.int16], branches: Branches
+) -> FloatArray:
+    """Dense [L, G, 2] signals from every start.
+
+    on_path [L + 1, 2]: depth-0 signals at every position and behind the end; accept_len [L];
+    branches.at holds every rejected position and L, ascending.
+    """
+    replies, depth = len(accept_len), branches.signals.shape[1] + 1
+    start = np.arange(replies)
+    rejected = start + accept_len  # j of every start; L where the run reaches the end
+    row = np.searchsorted(branches.at, rejected)
+    dense = np.empty((replies, depth, 2), dtype=np.float32)
+    for k in range(depth):
+        on = start + k <= rejected
+        dense[on, k] = on_path[(start + k)[on]]
+        off = ~on
+        dense[off, k] = branches.signals[row[off], (start + k - rejected - 1)[off]]
+    return dense

@@ -1,0 +1,37 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.specimens import save_pair
+from traces.timing import StepCosts
+
+
+@pytest.fixture(scope="session")
+def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pair on disk."""
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def pair(pair_folder: Path) -> Any:
+    """The tiny pair, loaded with the lean forward."""
+    from real_backend.models import load_pair, resolve_pair
+
+    return load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def costs() -> StepCosts:
+    """Prices that differ by context and width, so that a mix-up shows."""
+    width, buckets = 34, 9
+    n, c = np.arange(width), np.arange(buckets)[:, None]
+    draft = 1e-3 * (1 + 0.1 * n) * (1 + 0.05 * c)
+    verify = 6e-3 * (1 + 0.04 * n) * (1 + 0.03 * c)
+    draft[:, 0] = verify[:, 0] = 0.0
+    return StepCosts(1, 32, 1e-3 * np.arange(1.0, buckets + 1), draft, verify, 1e-4)

@@ -1,0 +1,84 @@
+"""What tests make for themselves: tiny random pairs in Hugging Face layout, prompt files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<u>' if m['role'] == 'user' else '<a>' }} {{ m['content'] }} "
+    "{% endfor %}{% if add_generation_prompt %}<a> {% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, words: int, template: str | None = TEMPLATE) -> None:
+    """A word-level tokenizer w0 w1 ... with <s> </s> <u> <a> in front."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<u>", "<a>"]
+    vocabulary = {w: i for i, w in enumerate([*special, *(f"w{k}" for k in range(words))])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    if template:
+        fast.chat_template = template
+    fast.save_pretrained(folder)
+
+
+def save_llama(folder: Path, seed: int, noise: float = 0.0, **changes: Any) -> None:
+    """A random Llama; the same seed with some noise makes a draft that often agrees."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.35,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    if noise:
+        generator = torch.Generator().manual_seed(seed + 1)
+        for weight in model.parameters():
+            spread = noise * float(weight.detach().std()) if weight.numel() > 1 else 0.0
+            weight.data += spread * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+
+
+def save_pair(folder: Path, *, draft_changes: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """target/ and draft/ with a shared tokenizer of 64 tokens."""
+    for name, noise in (("target", 0.0), ("draft", 0.08)):
+        extra = (draft_changes or {}) if name == "draft" else {}
+        save_llama(folder / name, seed=7, noise=noise, **(changes | extra))
+        save_tokenizer(folder / name, 60)
+    return folder
+
+
+def write_prompts(path: Path, questions: int = 6, turns: int = 1) -> Path:
+    """A prompt file in Spec-Bench's layout over the tiny tokenizer's words."""
+    generator = np.random.default_rng(5)
+    tasks = ("writing", "qa", "rag")
+    lines = []
+    for number in range(questions):
+        said = [
+            " ".join(f"w{k}" for k in generator.integers(0, 60, size=generator.integers(3, 12)))
+            for _ in range(turns)
+        ]
+        row = {"question_id": number + 1, "category": tasks[number % 3], "turns": said}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path

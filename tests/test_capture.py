@@ -1,0 +1,243 @@
+"""Capture: the batched rollout against the naive one, sampling, resuming, refusing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from real_backend import capture as capture_module
+from real_backend.capture import Settings, capture, draw_uniforms, run_lengths
+from real_backend.models import load_pair, resolve_pair
+from real_backend.prompts import read_questions, requests_of_trace
+from real_backend.rollout import roll_out_one_by_one
+from real_backend.verify import distribution, draw
+from tests.specimens import save_llama, save_tokenizer, write_prompts
+from traces.errors import InputError
+from traces.store import read_trace
+
+SAMPLED = Settings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
+GREEDY = Settings(max_new_tokens=30, depth=6)
+
+
+def test_run_lengths_by_hand() -> None:
+    flags = np.array([True, True, False, True, False, False, True])
+    assert run_lengths(flags).tolist() == [2, 1, 0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
+@torch.inference_mode()
+def test_rollout_equals_drafting_afresh_from_every_position(
+    pair_folder: Path, tmp_path: Path, settings: Settings, lean: bool
+) -> None:
+    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
+    questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=3))
+    trace = capture(pair, questions, tmp_path / "t.parquet", settings)
+    assert trace.top1_prob is not None and trace.entropy is not None
+    compared = 0
+    for row, request in enumerate(requests_of_trace(questions, trace, pair)):
+        span = slice(int(trace.offsets[row]), int(trace.offsets[row + 1]))
+        assert trace.token_ids is not None
+        reply, accept = trace.token_ids[span].tolist(), trace.accept_len[span]
+        prompt = len(request.prompt_ids)
+        uniforms = draw_uniforms(settings.seed, request.request_id, 31, settings.depth)
+
+        def choose(
+            logits: Tensor, at: npt.NDArray[np.int64], step: int, accept=accept, uniforms=uniforms
+        ) -> tuple[Tensor, Tensor]:
+            if settings.temperature == 0.0:
+                return logits.argmax(-1), torch.softmax(logits.float(), -1)
+            law = distribution(logits, settings.temperature, settings.top_p)
+            start = int(at[0])
+            rejected = start + int(accept[start])
+            on = start + step <= rejected
+            u = (
+                uniforms.path[start + step, 0]
+                if on
+                else uniforms.branch[rejected, start + step - rejected]
+            )
+            return draw(law, float(u)), law
+
+        naive = roll_out_one_by_one(
+            pair.draft.reader(256),
+            request.prompt_ids + reply,
+            prompt,
+            np.arange(len(reply)),
+            choose,
+            settings.depth,
+        )
+        assert np.allclose(trace.top1_prob[span], naive[:, :, 0], atol=2e-5)
+        assert np.allclose(trace.entropy[span], naive[:, :, 1], atol=2e-4)
+        compared += naive.shape[0] * naive.shape[1]
+        if settings.temperature == 0.0:
+            assert trace.accept_prob is None
+        else:
+            assert trace.accept_prob is not None
+            depth0 = trace.accept_prob[span][:, 0]
+            assert ((depth0 >= 0) & (depth0 <= 1)).all()
+            assert (accept[depth0 >= 1.0] > 0).all()  # certain acceptance was accepted
+    assert compared > 300 and (trace.accept_len == 0).any() and (trace.accept_len > 2).any()
+
+
+def test_sampled_path_has_the_targets_law(pair: Any, tmp_path: Path) -> None:
+    """First emitted token over many questions with one prompt; acceptance = sum min(p, q)."""
+    from scipy import stats
+
+    lines = [
+        json.dumps({"question_id": k, "category": "qa", "turns": ["w5 w9 w30"]})
+        for k in range(1500)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    questions = read_questions(tmp_path / "p.jsonl")
+    settings = Settings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=50)
+    trace = capture(pair, questions, tmp_path / "t.parquet", settings)
+    prompt = requests_of_trace(questions[:1], trace.select([0]), pair)[0].prompt_ids
+    with torch.inference_mode():
+        laws = [
+            torch.softmax(m.module(torch.tensor([prompt])).logits[0, -1, :64], -1).double().numpy()
+            for m in (pair.target, pair.draft)
+        ]
+    assert trace.token_ids is not None
+    seen = np.bincount(trace.token_ids, minlength=64)
+    big = laws[0] * 1500 >= 5
+    observed = np.append(seen[big], seen[~big].sum())
+    expected = np.append(laws[0][big], laws[0][~big].sum()) * 1500
+    assert stats.chisquare(observed, expected * 1500 / expected.sum()).pvalue > 1e-3
+    accept = np.minimum(laws[0], laws[1]).sum()
+    assert (trace.accept_len > 0).mean() == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(1500))
+
+
+def test_batched_capture_records_the_same(pair: Any, tmp_path: Path) -> None:
+    questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=5, turns=2))
+    one = capture(pair, questions, tmp_path / "a.parquet", GREEDY)
+    batched = Settings(max_new_tokens=30, depth=6, batch=3)
+    many = capture(pair, questions, tmp_path / "b.parquet", batched)
+    assert np.array_equal(one.token_ids, many.token_ids)
+    assert np.array_equal(one.accept_len, many.accept_len)
+    assert np.allclose(one.top1_prob, many.top1_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_interrupted_capture_resumes_to_the_same_bytes(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=4, turns=2))
+    capture(pair, questions, tmp_path / "whole.parquet", settings)
+    out, annotate = tmp_path / "broken.parquet", capture_module.annotate
+    for survive in (3, 2):  # two kills, then the rest
+        calls = iter(range(survive))
+
+        def dying(*args: Any, calls=calls) -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return annotate(*args)
+
+        monkeypatch.setattr(capture_module, "annotate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            capture(pair, questions, out, settings, resume=True)
+    monkeypatch.setattr(capture_module, "annotate", annotate)
+    with pytest.raises(InputError, match="--resume"):
+        capture(pair, questions, out, settings)
+    with pytest.raises(InputError, match="other settings"):
+        capture(pair, questions, out, Settings(max_new_tokens=29, depth=6), resume=True)
+    capture(pair, questions, out, settings, resume=True)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not out.with_name("broken.parquet.partial").exists()
+
+
+def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
+    """A real process, killed without warning, resumed from the command line."""
+    prompts = write_prompts(tmp_path / "p.jsonl", questions=40)
+    command = [
+        sys.executable,
+        "-m",
+        "real_backend.capture",
+        "--pair",
+        str(pair_folder),
+        "--prompts",
+        str(prompts),
+        "--max-new-tokens",
+        "40",
+        "--depth",
+        "4",
+    ]
+    root = Path(__file__).parents[1]
+    whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
+    subprocess.run([*command, "--out", str(whole)], cwd=root, check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--out", str(broken)], cwd=root, stderr=subprocess.PIPE)
+    partial = broken.with_name("broken.parquet.partial")
+    while process.poll() is None and len(list(partial.glob("0*.parquet"))) < 3:
+        pass
+    process.kill()
+    process.wait()
+    assert not broken.exists() and partial.exists()
+    resumed = [*command, "--out", str(broken), "--resume"]
+    subprocess.run(resumed, cwd=root, check=True, capture_output=True)
+    assert broken.read_bytes() == whole.read_bytes()
+    assert read_trace(broken).requests == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no questions"),
+        ("{bad\n", "line 1 is not JSON"),
+        (
+            '{"question_id": 1, "category": "qa", "turns": ["w1"]}\n{"question_id": 2}',
+            "line 2: field",
+        ),
+        ('{"question_id": 1, "category": "qa", "turns": []}', "non-empty strings"),
+        ("[1]", "must be an object"),
+        ('{"question_id": 1, "category": "qa", "turns": ["a"]}\n' * 2, "occurs twice"),
+    ],
+)
+def test_bad_prompt_files(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_questions(path)
+
+
+def test_prompt_longer_than_the_context_is_found_before_decoding(pair: Any, tmp_path: Path) -> None:
+    row = {"question_id": 9, "category": "qa", "turns": ["w1 " * 300]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match="question 9, turn 1: the prompt has 302 tokens"):
+        capture(pair, read_questions(tmp_path / "p.jsonl"), tmp_path / "t.parquet", GREEDY)
+    assert not list(tmp_path.glob("t.parquet*"))
+
+
+def test_pairs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for name, words in (("target", 60), ("draft", 59)):
+        save_llama(tmp_path / name, seed=1)
+        save_tokenizer(tmp_path / name, words)
+    with pytest.raises(InputError, match="different tokenizers"):
+        load_pair(resolve_pair(str(tmp_path), None, None), device="cpu")
+    for file in (tmp_path / "target").glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match="has no tokenizer"):
+        load_pair(resolve_pair(str(tmp_path), None, None), device="cpu")
+    with pytest.raises(InputError, match="holds no config"):
+        resolve_pair(str(tmp_path / "nowhere"), None, None)
+    with pytest.raises(InputError, match="belong together"):
+        resolve_pair(None, "a", None)
+
+
+def test_plain_text_without_a_chat_template(pair: Any, tmp_path: Path) -> None:
+    for name in ("target", "draft"):
+        save_llama(tmp_path / name, seed=1)
+        save_tokenizer(tmp_path / name, 60, template=None)
+    bare = load_pair(resolve_pair(str(tmp_path), None, None), device="cpu")
+    questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=2, turns=2))
+    trace = capture(bare, questions, tmp_path / "t.parquet", GREEDY)
+    words = [len(t.split()) for t in questions[0].turns]
+    assert trace.prompt_tokens[0] == words[0]
+    assert trace.prompt_tokens[1] >= sum(words)

@@ -1,0 +1,80 @@
+"""The lean forward against transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from real_backend.kvcache import GeneralReader, LeanReader
+from real_backend.llama import LeanLlama
+from tests.specimens import save_llama
+
+VARIANTS = {
+    "plain": {},
+    "grouped heads": {"num_key_value_heads": 2},
+    "tied, wide head": {"tie_word_embeddings": True, "head_dim": 16},
+    "scaled rotary": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+}
+
+
+def load(folder: Path) -> object:
+    return AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_logits_equal_transformers_through_any_split_and_roll_back(
+    tmp_path: Path, variant: str
+) -> None:
+    save_llama(tmp_path, seed=3, **VARIANTS[variant])
+    module = load(tmp_path)
+    ids = torch.randint(64, (2, 40), generator=torch.Generator().manual_seed(0))
+    expected = module(ids).logits
+    lean = LeanReader(LeanLlama(module), capacity=64, batch=2)
+    tolerance = 2e-5 * float(expected.abs().max())
+    for start, end in ((0, 30), (30, 31), (31, 40), (12, 13), (13, 29), (29, 40)):
+        logits = lean.read(ids[:, start:end], start)
+        assert float((logits - expected[:, start:end]).abs().max()) < tolerance
+    assert float((module(ids).logits - expected).abs().max()) == 0.0  # shared, still intact
+
+
+@torch.inference_mode()
+def test_both_readers_honour_positions_and_mask(tmp_path: Path) -> None:
+    save_llama(tmp_path, seed=4)
+    module = load(tmp_path)
+    ids = torch.randint(64, (1, 12), generator=torch.Generator().manual_seed(1))
+    branch = torch.tensor([[5, 9]])
+    # Two branches: token 5 behind the first 4 tokens, token 9 behind the first 10.
+    prefix = torch.tensor([4, 10])
+    shared = torch.arange(12)[None] < prefix[:, None]
+    mask = torch.cat([shared, torch.eye(2, dtype=torch.bool)], dim=1)[None, None]
+    alone = [
+        module(torch.cat([ids[:, :p], branch[:, k : k + 1]], dim=1)).logits[0, -1]
+        for k, p in enumerate(prefix.tolist())
+    ]
+    for reader in (
+        LeanReader(LeanLlama(load(tmp_path)), capacity=32, batch=1),
+        GeneralReader(load(tmp_path), capacity=32),
+    ):
+        reader.read(ids, 0)
+        logits = reader.read(branch, 12, prefix[None], mask)[0]
+        for k in range(2):
+            assert torch.allclose(logits[k], alone[k], atol=1e-4, rtol=1e-4)
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    save_llama(tmp_path, seed=5, attention_bias=True)
+    with pytest.raises(ValueError, match="biases"):
+        LeanLlama(load(tmp_path))

@@ -1,0 +1,74 @@
+"""The accept rule: hand-made cases, and the law of what comes out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
+
+
+def test_greedy_keeps_the_common_prefix() -> None:
+    assert accept_greedy([4, 5, 6], [4, 5, 9, 7]) == (2, 9)
+    assert accept_greedy([4, 5, 6], [4, 5, 6, 7]) == (3, 7)
+    assert accept_greedy([4], [3, 8]) == (0, 3)
+    assert accept_greedy([], [3]) == (0, 3)
+
+
+def test_nucleus_by_hand() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
+    kept = distribution(logits, 1.0, 0.6)  # 0.5 does not reach 0.6, 0.75 does
+    assert torch.allclose(kept, torch.tensor([2 / 3, 1 / 3, 0.0, 0.0]))
+    sharp = distribution(logits, 0.5, 1.0)
+    squares = torch.tensor([0.25, 0.0625, 0.0225, 0.01])
+    assert torch.allclose(sharp, squares / squares.sum())
+
+
+def test_signals_by_hand() -> None:
+    top1, entropy = signals(torch.tensor([0.5, 0.5, 0.0])).tolist()
+    assert top1 == 0.5 and entropy == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_draw_inverts_the_cumulative_sum_and_never_takes_an_impossible_token() -> None:
+    probs = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    for u, token in ((0.0, 1), (0.2499, 1), (0.2501, 3), (0.999999, 3)):
+        assert int(draw(probs, u)) == token
+    rows = draw(probs.repeat(2, 1), torch.tensor([0.1, 0.9]))
+    assert rows.tolist() == [1, 3]
+
+
+def test_output_has_the_targets_law() -> None:
+    """First emitted token and, given acceptance, the second: chi-square against the target."""
+    generator = np.random.default_rng(3)
+    vocabulary, rounds = 6, 30_000
+    target = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), 3)).float()
+    draft = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), 2)).float()
+    first, second = np.zeros(vocabulary), np.zeros(vocabulary)
+    for _ in range(rounds):
+        drafted = [int(draw(draft[k], generator.random())) for k in range(2)]
+        uniforms = generator.random(3).tolist()
+        accepted, extra = accept_sampled(drafted, target, draft, uniforms)
+        emitted = [*drafted[:accepted], extra]
+        first[emitted[0]] += 1
+        if len(emitted) > 1:
+            second[emitted[1]] += 1
+    for seen, law in ((first, target[0]), (second, target[1])):
+        expected = law.double().numpy() / float(law.double().sum()) * seen.sum()
+        assert stats.chisquare(seen, expected).pvalue > 1e-3
+    accept = float(torch.minimum(target[0], draft[0]).sum())
+    assert second.sum() / rounds == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(rounds))
+
+
+def test_a_wrong_rule_would_be_noticed() -> None:
+    """The same chi-square rejects the shortcut of drawing a rejected token from p itself."""
+    generator = np.random.default_rng(4)
+    target, draft = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    seen = np.zeros(3)
+    for _ in range(5_000):
+        token = int(draw(draft, generator.random()))
+        if generator.random() >= min(1.0, float(target[token] / draft[token])):
+            token = int(draw(target, generator.random()))
+        seen[token] += 1
+    assert stats.chisquare(seen, target.double().numpy() * 5_000).pvalue < 1e-6
