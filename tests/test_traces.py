@@ -1,0 +1,224 @@
+"""Traces, timings and round logs as files: exact round trips, and one clear line for bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from traces.costs import lag_after, round_seconds
+from traces.errors import InputError
+from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
+from traces.schema import Trace, TraceError, TraceMeta
+from traces.store import TraceWriter, content_hash, read_trace, write_atomically, write_trace
+from traces.timing import Cell, Timing, read_timing
+
+META = TraceMeta("pair", "target", "draft", "00", "cpu", "float32", "exact", depth=3)
+
+
+def make_trace(lengths: list[int], seed: int = 0, signals: bool = True) -> Trace:
+    generator = np.random.default_rng(seed)
+    positions = sum(lengths)
+    remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
+    shape = (positions, META.depth)
+    return Trace(
+        meta=META,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        prompt_tokens=generator.integers(1, 50, len(lengths)).astype(np.int32),
+        request_id=tuple(f"{k}.1" for k in range(len(lengths))),
+        category=tuple("qa" if k % 2 else "räg" for k in range(len(lengths))),
+        accept_len=(generator.random(positions) * (remaining + 1)).astype(np.int16),
+        token_ids=generator.integers(0, 2048, positions).astype(np.int32),
+        top1_prob=generator.random(shape).astype(np.float32) if signals else None,
+        entropy=generator.random(shape).astype(np.float32) if signals else None,
+    )
+
+
+def same(a: Trace, b: Trace) -> bool:
+    return content_hash(a) == content_hash(b)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans(), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_round_trip(tmp_path_factory: Any, lengths: list[int], signals: bool, seed: int) -> None:
+    path = tmp_path_factory.mktemp("t") / "t.parquet"
+    trace = make_trace(lengths, seed, signals)
+    write_trace(trace, path)
+    read = read_trace(path)
+    assert same(trace, read) and read.meta == trace.meta
+    for field in dataclasses.fields(Trace):
+        before, after = getattr(trace, field.name), getattr(read, field.name)
+        if isinstance(before, np.ndarray):
+            assert before.dtype == after.dtype and np.array_equal(before, after)
+        else:
+            assert before == after
+
+
+def test_equal_traces_give_equal_bytes_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    trace = make_trace([4, 2])
+    write_trace(trace, tmp_path / "a.parquet")
+    write_trace(make_trace([4, 2]), tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    with pytest.raises(InputError, match="--force"):
+        write_trace(trace, tmp_path / "a.parquet")
+
+
+def test_every_truncation_is_one_clear_line(tmp_path: Path) -> None:
+    path, cut = tmp_path / "t.parquet", tmp_path / "cut.parquet"
+    write_trace(make_trace([5, 3]), path)
+    data = path.read_bytes()
+    for size in range(0, len(data), 97):
+        cut.write_bytes(data[:size])
+        with pytest.raises(InputError, match=r"cut\.parquet"):
+            read_trace(cut)
+
+
+def test_damage_is_found_by_the_hash_or_the_reader(tmp_path: Path) -> None:
+    path, bad = tmp_path / "t.parquet", tmp_path / "bad.parquet"
+    write_trace(make_trace([5, 3]), path)
+    table = pq.read_table(path)
+    lists = table.column("accept_len").to_pylist()
+    lists[0][0] = 1 - min(1, lists[0][0])
+    column = pa.array(lists, type=pa.list_(pa.int16()))
+    index = table.schema.get_field_index("accept_len")
+    pq.write_table(table.set_column(index, "accept_len", column), bad)
+    with pytest.raises(TraceError, match="does not match its hash"):
+        read_trace(bad)
+
+
+def test_foreign_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_trace(tmp_path / "none.parquet")
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(pa.table({"x": [1, 2]}), foreign)
+    with pytest.raises(InputError, match="not a GammaLab trace"):
+        read_trace(foreign)
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(InputError, match="not a readable Parquet"):
+        read_trace(tmp_path / "text.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accept_len": np.array([6, 0, 0, 0, 0], dtype=np.int16)}, "accept_len must lie"),
+        ({"accept_len": np.array([-1, 0, 0, 0, 0], dtype=np.int16)}, "accept_len must lie"),
+        ({"offsets": np.array([0, 5, 5], dtype=np.int64)}, "offsets must have 2"),
+        ({"request_id": ("a", "b")}, "offsets must have 3"),
+        ({"top1_prob": np.full((5, 3), 1.5, dtype=np.float32)}, "top1_prob has a value"),
+        ({"entropy": np.full((5, 3), np.nan, dtype=np.float32)}, "entropy has a value"),
+        ({"top1_prob": np.zeros((5, 2), dtype=np.float32)}, "top1_prob must be"),
+        ({"prompt_tokens": np.array([-1], dtype=np.int32)}, "must not be negative"),
+    ],
+)
+def test_schema_names_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        dataclasses.replace(make_trace([5]), **change)
+
+
+def test_select_keeps_requests_whole() -> None:
+    trace = make_trace([3, 1, 4])
+    part = trace.select([2, 0])
+    assert part.request_id == ("2.1", "0.1") and part.reply_tokens.tolist() == [4, 3]
+    assert part.accept_len.tolist() == [*trace.accept_len[4:], *trace.accept_len[:3]]
+    assert part.top1_prob is not None and trace.top1_prob is not None
+    assert np.array_equal(part.top1_prob[:4], trace.top1_prob[4:])
+
+
+def test_writer_resumes_to_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    trace = make_trace([3, 2, 4])
+    write_trace(trace, tmp_path / "whole.parquet")
+    out = tmp_path / "parts.parquet"
+    writer = TraceWriter(out, META)
+    writer.append(2, trace.select([2]))
+    again = TraceWriter(out, META, resume=True)
+    assert again.has(2) and not again.has(0)
+    for row in (1, 0):
+        again.append(row, trace.select([row]))
+    again.finish(3)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match="the disk is full"):
+        write_atomically(tmp_path / "x", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_timing() -> Timing:
+    cells = [
+        Cell(op, batch, tokens, context, 1e-3 * (tokens + batch) + 1e-6 * context, 0.0, 1.0, 9)
+        for op in ("prefill", "draft", "verify")
+        for batch in (1, 2)
+        for tokens in (1, 2, 8)
+        for context in (100, 200)
+    ]
+    return Timing({"pair": "p", "device": "cpu"}, tuple(cells), 1e-5, 2e-5)
+
+
+def test_timing_round_trip_and_interpolation(tmp_path: Path) -> None:
+    timing = make_timing()
+    timing.write(tmp_path / "t.json")
+    read = read_timing(tmp_path / "t.json")
+    assert read == timing
+    grid = read.grid("verify")
+    assert grid.at(1, 100, 2) == pytest.approx(3.1e-3)
+    assert grid.at(1.5, 150, 5) == pytest.approx(6.5e-3 + 1.5e-4)
+    assert grid.at(1, 100, 10) == pytest.approx(11.1e-3)  # the last slope goes on
+    assert grid.at(1, 0, 1) == pytest.approx(2.1e-3)  # the first value holds
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda raw: raw.pop("control_s"), "'control_s' is missing"),
+        (lambda raw: raw["cells"].pop(), "lacks verify at batch 2"),
+        (lambda raw: raw["cells"][0].__setitem__(4, -1.0), "not possible"),
+        (lambda raw: raw["cells"][0].__setitem__(0, "dance"), "unknown operation"),
+        (lambda raw: raw.__setitem__("kind", "x"), "not a GammaLab timing"),
+        (lambda raw: raw.__setitem__("version", 99), "version 99"),
+    ],
+)
+def test_bad_timings(tmp_path: Path, edit: Any, message: str) -> None:
+    path = tmp_path / "t.json"
+    make_timing().write(path)
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=message):
+        read_timing(path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match="not JSON"):
+        read_timing(path)
+
+
+def test_roundlog_round_trip(tmp_path: Path) -> None:
+    columns: Any = {n: np.arange(4).astype(t) for n, t in ROUND_DTYPES.items()}
+    log = RoundLog(**columns, prefill_s=np.array([0.1, 1 / 3]), meta={"policy": "x"})
+    write_roundlog(log, tmp_path / "l.parquet")
+    read = read_roundlog(tmp_path / "l.parquet")
+    assert read.same_rounds(log) and read.meta == log.meta
+    with pytest.raises(InputError, match="not a GammaLab trace"):
+        read_trace(tmp_path / "l.parquet")
+
+
+def test_round_price_by_hand() -> None:
+    draft, verify = np.array([0.0, 1.0, 1.5]), np.array([0.0, 6.0, 7.0, 8.0, 9.0])
+    assert round_seconds(draft, verify, 0.25, 0, 1) == 6.0
+    assert round_seconds(draft, verify, 0.25, 3, 1) == 1.0 + 2.0 + 0.75 + 9.0
+    assert round_seconds(draft, verify, 0.0, 2, 2) == 1.5 + 1.0 + 8.0
+    assert round_seconds(draft, verify, 0.0, 1, 50) == 1.5 + 7.0  # beyond the table: its last
+    assert [lag_after(1, 3, 3), lag_after(2, 3, 1), lag_after(2, 0, 0)] == [2, 1, 3]
