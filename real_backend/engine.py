@@ -8,7 +8,9 @@ plain greedy decoding, sampled output has the target's law.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,15 +21,17 @@ from torch import Tensor
 
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma, uses_signals
 from policies.randomness import Rng, round_key
-from policies.shelf import label
+from policies.shelf import label, parse_policies
 from real_backend.kvcache import Reader
-from real_backend.models import Pair
-from real_backend.prompts import Request
+from real_backend.models import Pair, pair_from_args
+from real_backend.options import add_decode_arguments, add_pair_arguments
+from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
-from traces.costs import lag_after, round_seconds
+from traces.costs import Table, lag_after, round_seconds, tabulate
 from traces.errors import InputError
-from traces.roundlog import ROUND_DTYPES, RoundLog
-from traces.timing import StepCosts
+from traces.roundlog import ROUND_DTYPES, RoundLog, write_roundlog
+from traces.store import read_trace
+from traces.timing import StepCosts, read_timing
 
 
 class Run(NamedTuple):
@@ -272,3 +276,49 @@ class Decoder:
     def _synchronise(self) -> None:
         if self.pair.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+
+def run(args: argparse.Namespace) -> dict[str, Run]:
+    """Decode a trace's requests again under each policy and save what happened, one file each."""
+    policies = parse_policies(args.policies)
+    trace, timing = read_trace(args.trace), read_timing(args.timing)
+    questions = read_questions(args.prompts or EMBEDDED_PROMPTS)
+    pair = pair_from_args(args)
+    requests = requests_of_trace(questions, trace, pair)
+    longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
+    costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
+    engine = Engine(pair, costs, max_gamma=trace.meta.depth)
+    runs: dict[str, Run] = {}
+    for policy in policies:
+        name = label(policy)
+        runs[name] = engine.decode(
+            policy,
+            requests,
+            temperature=trace.meta.temperature,
+            top_p=trace.meta.top_p,
+            seed=args.seed,
+            max_new_tokens=trace.meta.max_new_tokens,
+        )
+        log = runs[name].log
+        file = args.out / f"{name.replace(':', '-').replace(',', '-')}.measured.parquet"
+        write_roundlog(log, file, overwrite=args.force)
+        speed = log.emitted.sum() / log.elapsed_s.sum()
+        print(f"{name:32} {len(log):7} rounds {speed:9.1f} tokens/s  {file}")
+    return runs
+
+
+def main() -> int:
+    """`python -m real_backend.engine`."""
+    parser = argparse.ArgumentParser(prog="python -m real_backend.engine", description=__doc__)
+    add_pair_arguments(parser)
+    add_decode_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except InputError as error:
+        print(f"engine: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

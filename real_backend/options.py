@@ -69,3 +69,21 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
     group.add_argument("--repeats", type=int, default=30, help="timed runs of every cell")
     group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the real engine decodes, and under which policies."""
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "--trace", type=Path, required=True, help="the requests, limits and sampling"
+    )
+    group.add_argument("--prompts", type=Path, help="the trace's prompt file (embedded: its own)")
+    group.add_argument("--timing", type=Path, required=True, help="step costs shown to policies")
+    group.add_argument(
+        "--policies", required=True, help="for example never,fixed:gamma=4,gammatune"
+    )
+    group.add_argument(
+        "--out", type=Path, required=True, help="folder for one round log per policy"
+    )
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--force", action="store_true", help="overwrite")
