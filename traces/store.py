@@ -82,7 +82,8 @@ def read_table(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
         raise InputError(f"{path} is a Parquet file, but not a GammaLab {kind}")
     if header.get("version") != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has {kind} version {header.get('version')}; this GammaLab reads {SCHEMA_VERSION}"
+            f"{path} has {kind} version {header.get('version')}; this GammaLab reads version "
+            f"{SCHEMA_VERSION}"
         )
     return table, header
 
