@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces.costs import lag_after, round_seconds
+from traces.costs import Table, lag_after, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
 from traces.schema import Trace, TraceError, TraceMeta
@@ -174,11 +174,11 @@ def test_timing_round_trip_and_interpolation(tmp_path: Path) -> None:
     timing.write(tmp_path / "t.json")
     read = read_timing(tmp_path / "t.json")
     assert read == timing
-    grid = read.grid("verify")
-    assert grid.at(1, 100, 2) == pytest.approx(3.1e-3)
-    assert grid.at(1.5, 150, 5) == pytest.approx(6.5e-3 + 1.5e-4)
-    assert grid.at(1, 100, 10) == pytest.approx(11.1e-3)  # the last slope goes on
-    assert grid.at(1, 0, 1) == pytest.approx(2.1e-3)  # the first value holds
+    table = Table(read)  # verify_s(tokens, batch, context)
+    assert table.verify_s(2, 1, 100) == pytest.approx(3.1e-3)
+    assert table.verify_s(5, 1.5, 150) == pytest.approx(6.5e-3 + 1.5e-4)
+    assert table.verify_s(10, 1, 100) == pytest.approx(11.1e-3)  # the last slope goes on
+    assert table.verify_s(1, 1, 0) == pytest.approx(2.1e-3)  # the first value holds
 
 
 @pytest.mark.parametrize(

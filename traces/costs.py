@@ -68,8 +68,10 @@ class _Axis:
 
 
 class _Surface:
-    """Grid.at with one bisection per axis instead of interpolating whole planes: equal to it, and
-    fast enough to fill a table of thousands of cells in milliseconds.
+    """A Grid, piecewise linear along each axis; fast enough for thousands of cells in milliseconds.
+
+    Before the first point of an axis the first value holds; behind the last one the last slope goes
+    on, never falling.
     """
 
     def __init__(self, grid: Grid) -> None:

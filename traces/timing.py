@@ -42,38 +42,15 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Medians of one operation on a full grid: batch [B], context [C], tokens [T], seconds [B, C,
-    T].
+    """Medians of one operation on a full grid of batch [B], context [C] and tokens [T].
+
+    seconds [B, C, T].
     """
 
     batch: FloatArray
     context: FloatArray
     tokens: FloatArray
     seconds: FloatArray
-
-    def at(self, batch: float, context: float, tokens: float) -> float:
-        """Seconds by piecewise-linear interpolation along each axis.
-
-        Beyond the last point of an axis the last slope goes on (never falling); before the first
-        point the first value holds.
-        """
-        per_batch = [
-            _interpolate(
-                self.context,
-                np.asarray([_interpolate(self.tokens, row, tokens) for row in plane]),
-                context,
-            )
-            for plane in self.seconds
-        ]
-        return _interpolate(self.batch, np.asarray(per_batch), batch)
-
-
-def _interpolate(grid: FloatArray, values: FloatArray, x: float) -> float:
-    """Piecewise linear; constant before the grid, last slope (at least 0) behind it."""
-    if x > grid[-1] and len(grid) > 1:
-        slope = (values[-1] - values[-2]) / (grid[-1] - grid[-2])
-        return float(values[-1] + max(0.0, float(slope)) * (x - grid[-1]))
-    return float(np.interp(x, grid, values))
 
 
 @dataclasses.dataclass(frozen=True)

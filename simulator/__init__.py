@@ -1,0 +1,1 @@
+"""Time without a GPU: costs, rounds (the rule), replay, kernels, hindsight, metrics."""

@@ -1,0 +1,75 @@
+"""Seconds of the steps of speculative decoding: cost models, their tables, and closed forms.
+
+A round of a batch costs sum_j [draft_step_s(active_j) + signal_s] + verify_s(sum(drafted + 1))
++ control_s. Nothing is hidden in another term.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """A fixed part and a part per token, per row and per context token; for theory and tests.
+
+    All in seconds. A draft forward over t tokens costs draft_fixed + draft_token * (t - 1), a
+    target forward target_fixed + target_token * (t - 1); target_fixed / draft_fixed is the c of
+    `gammatune_seconds`.
+    `row` is added per further row of the batch, `context_token` per token in the cache.
+    """
+
+    draft_fixed: float = 1.0e-3
+    target_fixed: float = 10.0e-3
+    draft_token: float = 0.0
+    target_token: float = 0.0
+    prefill_fixed: float = 0.0
+    prefill_token: float = 0.0
+    row: float = 0.0
+    context_token: float = 0.0
+    signal: float = 0.0
+    control: float = 0.0
+
+    def prefill_s(self, tokens: float, batch: int) -> float:
+        return self.prefill_fixed + self.prefill_token * tokens * batch
+
+    def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
+        shared = self.row * (batch - 1) + self.context_token * context_tokens
+        return self.draft_fixed + self.draft_token * (tokens - 1) + shared
+
+    def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
+        shared = self.row * (batch - 1) + self.context_token * context_tokens
+        return self.target_fixed + self.target_token * (tokens - 1) + shared
+
+    def signal_s(self) -> float:
+        return self.signal
+
+    def control_s(self) -> float:
+        return self.control
+
+
+def expected_emitted(alpha: float, gamma: int) -> float:
+    """Tokens per round when every draft is accepted with chance alpha, independently.
+
+    (1 - alpha^(gamma + 1)) / (1 - alpha): Leviathan et al., Fast Inference from Transformers via
+    Speculative Decoding, arXiv 2211.17192, equation 1.
+    """
+    if alpha == 1.0:
+        return gamma + 1.0
+    return float((1.0 - alpha ** (gamma + 1)) / (1.0 - alpha))
+
+
+def gammatune_seconds(
+    tokens: float, acceptance: float, gamma: float, cost_ratio: float, draft_s: float
+) -> float:
+    """Seconds for a reply of `tokens`, N / (alpha gamma + 1) * (c + gamma) * T_draft.
+
+    GammaTune, arXiv 2504.00030. acceptance: its alpha, the share of drafted tokens accepted (so
+    alpha gamma + 1 tokens per round); cost_ratio: c = T_target / T_draft.
+    """
+    return tokens / (acceptance * gamma + 1.0) * (cost_ratio + gamma) * draft_s

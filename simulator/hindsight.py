@@ -1,0 +1,119 @@
+"""The best that any controller could have done on a trace, known only in hindsight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import IntArray, Outcome, Policy, State, View
+from policies.fixed import Fixed
+from policies.randomness import Rng
+from simulator.kernels import run_function, run_policy
+from simulator.replay import check_inputs, prices_of, replay, run, tape_of
+from simulator.rounds import Limits, Prices, Tape, bucket_of, room_at
+from traces.costs import lag_after, round_seconds
+from traces.roundlog import RoundLog
+from traces.schema import Trace
+from traces.timing import StepCosts
+
+
+class ScheduleState(NamedTuple):
+    """choice [N, W] int64: gamma to take at a position if the draft's cache lags by the second
+    index; position, lag [1]: where the run is.
+    """
+
+    choice: IntArray
+    position: IntArray
+    lag: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Clairvoyant(Policy):
+    """Follows a schedule that was computed from the trace's future; a ceiling, not a controller.
+
+    The schedule is its state, made by `clairvoyant`.
+    """
+
+    name = "clairvoyant"
+    rule = "the schedule with the least total seconds, by dynamic programming over the known future"
+    source = "ours"
+
+    def new_state(self, slots: int) -> State:
+        raise NotImplementedError("the schedule comes from simulator.hindsight.clairvoyant")
+
+    def admit(self, state: ScheduleState, slot: int) -> None:
+        state.lag[0] = 1
+
+    def gamma(self, state: ScheduleState, slot: int, view: View, rng: Rng) -> int:
+        lag = min(int(state.lag[0]), state.choice.shape[1] - 1)
+        return int(state.choice[int(state.position[0]), lag])
+
+    def learn(self, state: ScheduleState, slot: int, view: View, outcome: Outcome) -> None:
+        state.position[0] += outcome.emitted
+        state.lag[0] = lag_after(int(state.lag[0]), outcome.drafted, outcome.accepted)
+
+
+def clairvoyant(trace: Trace, costs: StepCosts, *, max_gamma: int | None = None) -> RoundLog:
+    """The rounds with the least decode seconds per request, priced as in a replay.
+
+    Exact on traces of kind `exact` and `synthetic`: no causal policy, with signals or without, can
+    be faster. Raises InputError if the costs do not fit the trace.
+    """
+    policy = Clairvoyant()
+    limits = check_inputs(policy, trace, costs, max_gamma)
+    choice = np.zeros((trace.positions, costs.draft_s.shape[1]), dtype=np.int64)
+    run_function(plan, tape_of(trace, False), prices_of(costs, False), limits, choice)
+    state = ScheduleState(choice, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    return run(policy, run_policy, state, trace, costs, limits, seed=0)
+
+
+def best_fixed(
+    trace: Trace,
+    costs: StepCosts,
+    gammas: Iterable[int] | None = None,
+    *,
+    max_gamma: int | None = None,
+) -> tuple[int, RoundLog]:
+    """The fixed gamma with the least decode seconds on this trace, and its log; ties to the
+    smallest.
+
+    gammas: candidates, default 0..max_gamma. On a held-out trace this is a choice in hindsight.
+    """
+    highest = trace.meta.depth if max_gamma is None else max_gamma
+    candidates = sorted(range(highest + 1) if gammas is None else gammas)
+    logs = {g: replay(Fixed(g), trace, costs, max_gamma=max_gamma) for g in candidates}
+    best = min(candidates, key=lambda g: float(logs[g].elapsed_s.sum()))
+    return best, logs[best]
+
+
+def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:
+    """Fill choice [N, W] backwards over the positions of each request.
+
+    least[i, lag] is the least seconds from position i to the end of the reply; a lag behind the
+    last column costs as much as the last column, as in round_seconds. Ties go to the smaller gamma.
+    """
+    widest = choice.shape[1] - 1
+    for request in range(tape.prompt_tokens.shape[0]):
+        prompt = int(tape.prompt_tokens[request])
+        begin, end = int(tape.offsets[request]), int(tape.offsets[request + 1])
+        least = np.zeros((end - begin + 1, widest + 1))
+        for i in range(end - begin - 1, -1, -1):
+            bucket = bucket_of(prices, prompt + i)
+            draft_row, verify_row = prices.draft_s[bucket], prices.verify_s[bucket]
+            run_length = int(tape.accept_len[begin + i])
+            room = room_at(limits, prompt, i)
+            for lag in range(1, widest + 1):
+                best = np.inf
+                for gamma in range(room + 1):
+                    accepted = min(gamma, run_length)
+                    then = min(i + accepted + 1, end - begin)
+                    lag_then = min(lag_after(lag, gamma, accepted), widest)
+                    total = round_seconds(draft_row, verify_row, 0.0, gamma, lag)
+                    total += least[then, lag_then]
+                    if total < best:
+                        best = total
+                        choice[begin + i, lag] = gamma
+                least[i, lag] = best

@@ -1,0 +1,303 @@
+"""Compile plain functions, above all the replay loop with a policy's own hooks.
+
+Nothing is rewritten by hand: the function, and every plain function that it names, is rebuilt
+around its own bytecode with globals in which those functions are compiled ones. It is then defined
+in a generated module, because numba caches only functions that live in a file and never looks
+whether something they call has changed. So the file's name carries a fingerprint of everything that
+enters the kernel: sources, bytecode, constants, versions, processor and switches.
+
+The folder is $GAMMALAB_CACHE, else ~/.cache/gammalab; delete it at will. Without a writable folder,
+or for a policy that lives in no file (a notebook, __main__), every process compiles anew.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import os
+import pickle
+import platform
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numba
+import numpy as np
+from numba.core.registry import cpu_target
+
+from policies.base import HOOKS, Policy
+from simulator import rounds
+from traces.errors import InputError
+
+# NumPy's division (no exception to raise) and no fastmath: decisions must not depend on either.
+OPTIONS = {"error_model": "numpy"}
+# Functions that only kernels call need no entry from Python or C: half the compile time.
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is to be compiled: a plain function, and values for some of the names it uses.
+
+    owner: module and name of what the kernel is made for. fields: those of the NamedTuple that
+    stands for `self`, if any.
+    """
+
+    function: types.FunctionType
+    names: dict[str, Any]
+    owner: tuple[str, str]
+    fields: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A compiled function.
+
+    call: the numba dispatcher. fields: the NamedTuple class that stands for `self`. file: the
+    generated module, None if compiled without a cache.
+    """
+
+    call: Any
+    fields: type[Any]
+    file: Path | None
+
+
+_kernels: dict[Any, Kernel] = {}
+_CACHE_ERRORS = (OSError, ImportError, EOFError, pickle.UnpicklingError)
+
+
+def cache_folder() -> Path:
+    """Where generated modules and their compiled code lie."""
+    chosen = os.environ.get("GAMMALAB_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "gammalab"
+
+
+def run_policy(policy: Policy, *arguments: Any) -> int:
+    """simulator.rounds.play with the policy's hooks compiled; `arguments` follow `self`.
+
+    Raises InputError if a hook does something that cannot be compiled.
+    """
+    cls = type(policy)
+    values = [getattr(policy, field.name) for field in dataclasses.fields(cls)]
+    try:
+        return int(_guarded(_recipe_of(cls), cls, lambda k: k.call(k.fields(*values), *arguments)))
+    except numba.core.errors.NumbaError as error:
+        raise InputError(
+            f"policy {cls.__qualname__} cannot be compiled; policies/base.py says what a hook may "
+            f"do, replay_interpreted runs it as it is. numba: {_gist(error)}"
+        ) from error
+
+
+def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A plain function of plain arithmetic, compiled."""
+    plain = cast(types.FunctionType, function)
+    recipe = Recipe(plain, {}, (plain.__module__, plain.__qualname__))
+    return _guarded(recipe, plain, lambda kernel: kernel.call(*arguments))
+
+
+def policy_kernel(cls: type[Policy]) -> Kernel:
+    """The kernel of a policy class, from the cache folder where possible; made once per process.
+
+    Compilation itself happens (or is loaded) at its first call.
+    """
+    return _kernel(_recipe_of(cls), cls)
+
+
+def _recipe_of(cls: type[Policy]) -> Recipe:
+    names = {name: getattr(cls, name) for name in HOOKS}
+    names["SIGNALS"] = cls.proceed is not Policy.proceed
+    fields = tuple(field.name for field in dataclasses.fields(cls))
+    play = cast(types.FunctionType, rounds.play)
+    return Recipe(play, names, (cls.__module__, cls.__qualname__), fields)
+
+
+def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
+    """Call the kernel. It does no input or output, but its cache does: if that fails (full disk,
+    lost permission, damaged file), which is before the kernel has run, do without a cache.
+    """
+    try:
+        return call(_kernel(recipe, key))
+    except _CACHE_ERRORS:
+        _kernels[key] = _uncached(recipe)
+        return call(_kernels[key])
+
+
+def _kernel(recipe: Recipe, key: Any) -> Kernel:
+    if key not in _kernels:
+        try:
+            names = Namespace(recipe)
+            _kernels[key] = _cached(recipe, names) if names.in_files else _uncached(recipe)
+        except (OSError, RuntimeError):  # no home, or no folder that numba or we may write to
+            _kernels[key] = _uncached(recipe)
+    return _kernels[key]
+
+
+def _uncached(recipe: Recipe) -> Kernel:
+    """The kernel for this process only."""
+    names = Namespace(recipe).names | {"__name__": recipe.function.__module__}
+    function = types.FunctionType(recipe.function.__code__, names, recipe.function.__name__)
+    fields = collections.namedtuple("Fields", recipe.fields)  # type: ignore[misc]
+    return Kernel(numba.njit(**OPTIONS)(function), fields, None)
+
+
+def _cached(recipe: Recipe, names: Namespace) -> Kernel:
+    """The kernel from its generated module; OSError if the folder cannot be used."""
+    folder = cache_folder()
+    owner = re.sub(r"\W+", "_", recipe.owner[1])
+    stem = f"gammalab_{owner}_{names.fingerprint()}"
+    file = folder / f"{stem}.py"
+    text = _module_text(recipe)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{stem}.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(file)  # several processes may race: each writes the same bytes
+        finally:
+            temporary.unlink(missing_ok=True)
+    spec = importlib.util.spec_from_file_location(stem, file)
+    if spec is None or spec.loader is None:
+        raise OSError(f"{file} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(names.names)
+    sys.modules[stem] = module  # numba's index stores the type of Fields by this name
+    spec.loader.exec_module(module)
+    return Kernel(getattr(module, recipe.function.__name__), module.Fields, file)
+
+
+def _module_text(recipe: Recipe) -> str:
+    """The generated module; OSError if the function's source is not at hand."""
+    return (
+        f'"""Generated by GammaLab for {".".join(recipe.owner)}; delete at will."""\n\n'
+        "from __future__ import annotations\n\n"
+        "from collections import namedtuple\n\n"
+        "from numba import njit\n\n"
+        f'Fields = namedtuple("Fields", {recipe.fields!r})\n\n\n'
+        f"@njit(cache=True, **{OPTIONS!r})\n"
+        f"{inspect.getsource(recipe.function)}"
+    )
+
+
+def _gist(error: Exception) -> str:
+    """The first line of a numba message that says something about the user's code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Failed in nopython", "\x1b", "-"))]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+# Globals whose repr says all that a kernel can take from them.
+_TELLING = (int, float, str, tuple, types.NoneType, types.ModuleType, types.BuiltinFunctionType)
+
+
+class Namespace:
+    """The globals of a function to be compiled, and their fingerprint.
+
+    names: every plain function replaced by a dispatcher. in_files: False if something has no source
+    file, so that nobody could see it change. parts: what the fingerprint is made of.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.in_files = True
+        self.parts: list[str] = [repr(recipe.owner), repr(recipe.fields)]
+        self._built: dict[types.FunctionType, Any] = {}
+        self._sources: set[Path] = set()
+        self._note(recipe.function)
+        self.names = {
+            name: self._convert(name, recipe.names.get(name, value))
+            for name, value in _named_globals(recipe.function)
+        }
+
+    def _convert(self, name: str, value: Any) -> Any:
+        value = getattr(value, "py_func", value)  # somebody's own njit: compiled as ours are
+        if isinstance(value, types.FunctionType):
+            return self._compiled(value)
+        if isinstance(value, type):
+            self._note_source(value, value.__module__)
+            self.parts.append(f"{name}: {value.__qualname__} {getattr(value, '_fields', '')}")
+        elif isinstance(value, np.ndarray):
+            self.parts.append(f"{name}: {value.dtype} {value.shape} {value.tobytes().hex()}")
+        elif isinstance(value, _TELLING):
+            self.parts.append(f"{name}: {value!r}")
+        else:
+            self.in_files = False
+        return value
+
+    def _compiled(self, function: types.FunctionType) -> Any:
+        """The dispatcher of a plain function; its globals are filled in after it is known, so that
+        functions may call each other in a circle.
+        """
+        if function not in self._built:
+            self._note(function)
+            names: dict[str, Any] = {"__name__": function.__module__}
+            rebuilt = types.FunctionType(
+                function.__code__,
+                names,
+                function.__name__,
+                function.__defaults__,
+                function.__closure__,
+            )
+            self._built[function] = numba.njit(**OPTIONS, **INNER)(rebuilt)
+            for name, value in _named_globals(function):
+                names[name] = self._convert(name, value)
+        return self._built[function]
+
+    def _note(self, function: types.FunctionType) -> None:
+        self._note_source(function, function.__module__)
+        self.parts += [function.__qualname__, repr(function.__defaults__)]
+        # The text alone would not do: it may have been edited after this process had read it.
+        for code in _codes(function.__code__):
+            self.parts += [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
+            self.parts += sorted(repr(c) for c in code.co_consts if _is_plain(c))
+
+    def _note_source(self, thing: Any, module: str) -> None:
+        """Add the text of the file in which something is defined."""
+        # numba stores modules by name; the next process must find the same one under it.
+        if module == "__main__" or module not in sys.modules:
+            self.in_files = False
+            return
+        try:
+            path = Path(inspect.getsourcefile(thing) or "")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, TypeError, UnicodeDecodeError):
+            self.in_files = False
+            return
+        if path not in self._sources:
+            self._sources.add(path)
+            self.parts.append(text)
+
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides the machine code."""
+        switches = {
+            name: getattr(numba.config, name, None)
+            for name in ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DISABLE_JIT")
+        }
+        versions = (numba.__version__, np.__version__, platform.python_version())
+        machine = cpu_target.target_context.codegen().magic_tuple()
+        everything = [*self.parts, repr(OPTIONS), repr(versions), repr(machine), repr(switches)]
+        return hashlib.sha256("\0".join(everything).encode()).hexdigest()[:20]
+
+
+def _is_plain(constant: Any) -> bool:
+    """True for constants whose repr is the same in every process."""
+    return not isinstance(constant, types.CodeType | frozenset)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and those nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _named_globals(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The globals that a function names, in a fixed order."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    present = function.__globals__
+    return [(name, present[name]) for name in sorted(names) if name in present]

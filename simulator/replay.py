@@ -1,0 +1,148 @@
+"""Replay a trace under a policy, one request after another: what the controller would have cost.
+
+`replay` compiles the policy's own hooks, `replay_interpreted` runs them as plain Python. Both play
+the same loop (simulator.rounds.play) and return the same log, bit for bit.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.base import HOOKS, Policy, State, uses_signals
+from policies.shelf import label
+from simulator import rounds
+from simulator.kernels import run_policy
+from simulator.rounds import Limits, Prices, Tape
+from traces.errors import InputError
+from traces.roundlog import RoundLog
+from traces.schema import Trace
+from traces.timing import StepCosts
+
+Play = Callable[..., int]
+
+
+def replay(
+    policy: Policy, trace: Trace, costs: StepCosts, *, seed: int = 0, max_gamma: int | None = None
+) -> RoundLog:
+    """The rounds of `policy` on `trace` at these costs, compiled.
+
+    costs: tabulated at batch 1, wider than max_gamma + 1. max_gamma: the most tokens a round may
+    draft (default and upper bound: the trace's depth). seed: key of the hooks' randomness.
+    Raises InputError if the trace or the costs do not fit. `prefill_s` and `start_s` are simulated
+    too.
+    """
+    limits = check_inputs(policy, trace, costs, max_gamma)
+    return run(policy, run_policy, policy.new_state(1), trace, costs, limits, seed)
+
+
+def replay_interpreted(
+    policy: Policy, trace: Trace, costs: StepCosts, *, seed: int = 0, max_gamma: int | None = None
+) -> RoundLog:
+    """`replay` as plain Python: the slow reference, and the way to debug a policy."""
+    limits = check_inputs(policy, trace, costs, max_gamma)
+    cls = type(policy)
+    hooks = {name: getattr(cls, name) for name in HOOKS}
+    names = vars(rounds) | hooks | {"SIGNALS": uses_signals(policy)}
+    play = types.FunctionType(rounds.play.__code__, names)
+    return run(policy, play, policy.new_state(1), trace, costs, limits, seed)
+
+
+def check_inputs(
+    policy: Policy, trace: Trace, costs: StepCosts, max_gamma: int | None = None
+) -> Limits:
+    """The limits of a replay; raises InputError if policy, trace and costs do not fit."""
+    cap = trace.meta.depth if max_gamma is None else max_gamma
+    if not 0 <= cap <= trace.meta.depth:
+        raise InputError(f"max_gamma is {cap}; this trace can replay 0..{trace.meta.depth}")
+    if uses_signals(policy) and not trace.has_signals:
+        raise InputError(
+            f"policy {label(policy)!r} reads the draft's signals, but the trace has no top1_prob "
+            "and entropy; capture it again, or choose a per-round policy"
+        )
+    if costs.batch != 1:
+        raise InputError(f"a replay is one request at a time; the costs are at batch {costs.batch}")
+    width = min(costs.draft_s.shape[1], costs.verify_s.shape[1])
+    if width < cap + 2:
+        raise InputError(
+            f"the costs cover steps of up to {width - 1} tokens, a round of gamma {cap} needs "
+            f"{cap + 1}: tabulate them with width={cap + 2} or lower max_gamma"
+        )
+    return Limits(cap, trace.meta.max_new_tokens, trace.meta.max_context)
+
+
+def run(
+    policy: Policy,
+    play: Play,
+    state: State,
+    trace: Trace,
+    costs: StepCosts,
+    limits: Limits,
+    seed: int,
+) -> RoundLog:
+    """Play the trace with an already bound loop and return its log."""
+    signals = uses_signals(policy)
+    counts = np.empty((trace.positions, 6), dtype=np.int32)
+    seconds = np.empty((trace.positions, 2), dtype=np.float64)
+    tape, prices = tape_of(trace, signals), prices_of(costs, signals)
+    # Only the low 32 bits of the seed enter the key; masked here, any Python integer will do.
+    rows = play(policy, state, tape, prices, limits, seed & 0xFFFFFFFF, counts, seconds)
+    request, context, gamma, drafted, accepted, emitted = (
+        np.ascontiguousarray(counts[:rows, k]) for k in range(6)
+    )
+    last = len(costs.prefill_s) - 1
+    buckets = np.minimum(trace.prompt_tokens // costs.bucket_tokens, last)
+    return RoundLog(
+        request=request,
+        slot=np.zeros(rows, dtype=np.int32),
+        start_s=np.ascontiguousarray(seconds[:rows, 0]),
+        context_tokens=context,
+        batch_size=np.ones(rows, dtype=np.int32),
+        gamma=gamma,
+        drafted=drafted,
+        accepted=accepted,
+        emitted=emitted,
+        elapsed_s=np.ascontiguousarray(seconds[:rows, 1]),
+        prefill_s=costs.prefill_s[buckets].astype(np.float64),
+        meta={
+            "policy": label(policy),
+            "clock": "simulated",
+            "seed": seed,
+            "max_gamma": limits.max_gamma,
+            "pair": trace.meta.pair,
+        },
+    )
+
+
+def _read_only(array: Any, dtype: npt.DTypeLike) -> Any:
+    """A C-contiguous read-only view: one compiled type whatever the array came from, and a hook
+    that writes into its inputs fails in both runtimes.
+    """
+    view: npt.NDArray[Any] = np.ascontiguousarray(array, dtype=dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def tape_of(trace: Trace, signals: bool) -> Tape:
+    empty = np.zeros((0, 0), dtype=np.float32)
+    return Tape(
+        _read_only(trace.offsets, np.int64),
+        _read_only(trace.prompt_tokens, np.int32),
+        _read_only(trace.accept_len, np.int16),
+        _read_only(trace.top1_prob if signals else empty, np.float32),
+        _read_only(trace.entropy if signals else empty, np.float32),
+    )
+
+
+def prices_of(costs: StepCosts, signals: bool) -> Prices:
+    return Prices(
+        _read_only(costs.prefill_s, np.float64),
+        _read_only(costs.draft_s, np.float64),
+        _read_only(costs.verify_s, np.float64),
+        float(costs.signal_s) if signals else 0.0,
+        int(costs.bucket_tokens),
+    )

@@ -1,0 +1,154 @@
+"""Cost models against hand-computed seconds, the interpolation of Timing, and the closed forms."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.fixed import Fixed, Never
+from simulator.costs import Affine, expected_emitted, gammatune_seconds
+from simulator.replay import replay_interpreted
+from traces import synthetic
+from traces.costs import Table, tabulate
+from traces.errors import InputError
+from traces.timing import OPERATIONS, Cell, Grid, Timing
+
+
+def make_timing(generator: np.random.Generator, batches: int, contexts: int, tokens: int) -> Timing:
+    """Random seconds on a random full grid, falling here and there."""
+    cells = []
+    for operation in OPERATIONS:
+        axes = [
+            np.sort(generator.choice(np.arange(low, 300), size, replace=False)).tolist()
+            for low, size in ((1, batches), (0, contexts), (1, tokens))
+        ]
+        for batch in axes[0]:
+            for context in axes[1]:
+                for count in axes[2]:
+                    seconds = float(generator.exponential(1e-3))
+                    cells.append(
+                        Cell(operation, batch, count, context, seconds, seconds, seconds, 3)
+                    )
+    return Timing({}, tuple(cells), signal_s=1e-5, control_s=2e-5)
+
+
+def test_affine_by_hand() -> None:
+    model = Affine(
+        draft_fixed=1.0, draft_token=0.5, target_fixed=10.0, target_token=2.0,
+        prefill_fixed=3.0, prefill_token=0.25, row=100.0, context_token=1000.0,
+        signal=7.0, control=9.0,
+    )  # fmt: skip
+    assert model.prefill_s(8, batch=2) == 3.0 + 0.25 * 16
+    assert model.draft_step_s(1, 0) == 1.0
+    assert model.draft_step_s(3, 2, tokens=4) == 1.0 + 1.5 + 200.0 + 2000.0
+    assert model.verify_s(1, 1, 0) == 10.0
+    assert model.verify_s(5, 2, 1) == 10.0 + 8.0 + 100.0 + 1000.0
+    assert (model.signal_s(), model.control_s()) == (7.0, 9.0)
+
+
+def along(points: np.ndarray, values: np.ndarray, x: float) -> float:
+    """The slow reference on one axis: constant before the grid, last slope (if up) behind it."""
+    if x > points[-1] and len(points) > 1:
+        slope = (values[-1] - values[-2]) / (points[-1] - points[-2])
+        return float(values[-1] + max(0.0, float(slope)) * (x - points[-1]))
+    return float(np.interp(x, points, values))
+
+
+def reference(grid: Grid, batch: float, context: float, tokens: float) -> float:
+    planes = []
+    for plane in grid.seconds:
+        rows = np.asarray([along(grid.tokens, row, tokens) for row in plane])
+        planes.append(along(grid.context, rows, context))
+    return along(grid.batch, np.asarray(planes), batch)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 10**6),
+    st.tuples(*[st.integers(1, 4)] * 3),
+    st.tuples(*[st.floats(0, 400, allow_subnormal=False)] * 3),
+)
+def test_table_is_the_interpolation_of_the_timing(
+    world: int, sizes: tuple[int, int, int], point: tuple[float, float, float]
+) -> None:
+    timing = make_timing(np.random.default_rng(world), *sizes)
+    model, (batch, context, tokens) = Table(timing), point
+    # np.interp rounds the weights in another order; in between, both are the same line.
+    near = {"rel": 1e-9, "abs": 1e-15}
+    verify, draft = timing.grid("verify"), timing.grid("draft")
+    assert model.verify_s(tokens, batch, context) == pytest.approx(
+        reference(verify, batch, context, tokens), **near
+    )
+    assert model.draft_step_s(batch, context, tokens) == pytest.approx(
+        reference(draft, batch, context, tokens), **near
+    )
+
+
+def test_table_keeps_what_was_measured() -> None:
+    # Verify falls from two tokens to three; beyond the grid a falling slope is not continued.
+    seconds = {1: 5.0, 2: 9.0, 3: 7.0}
+    cells = [Cell("verify", 1, t, 0, s, s, s, 1) for t, s in seconds.items()]
+    cells += [Cell(name, 1, 1, 0, 1.0, 1.0, 1.0, 1) for name in ("draft", "prefill")]
+    model = Table(Timing({}, tuple(cells), 0.125, 0.25))
+    assert [model.verify_s(n, 1, 64) for n in (1, 2, 2.5, 3, 9)] == [5.0, 9.0, 8.0, 7.0, 7.0]
+    assert (model.signal_s(), model.control_s()) == (0.125, 0.25)
+
+
+def test_a_timing_with_a_hole_is_refused() -> None:
+    timing = make_timing(np.random.default_rng(0), 2, 2, 2)
+    with pytest.raises(InputError, match="lacks"):
+        Table(dataclasses.replace(timing, cells=timing.cells[1:]))
+
+
+def test_tabulate_by_hand() -> None:
+    model = Affine(
+        draft_fixed=1.0, target_fixed=10.0, target_token=2.0, draft_token=0.5,
+        prefill_token=1.0, context_token=0.125, control=1000.0, signal=0.25,
+    )  # fmt: skip
+    costs = tabulate(model, max_context=40, width=4, bucket_tokens=16)
+    assert costs.draft_s.shape == costs.verify_s.shape == (3, 4)
+    assert costs.prefill_s.tolist() == [8.0, 24.0, 40.0]  # the middles of the buckets
+    assert costs.draft_s[1].tolist() == [0.0, 4.0, 4.5, 5.0]  # 24 tokens of context: 3 s
+    assert costs.verify_s[0].tolist() == [0.0, 1011.0, 1013.0, 1015.0]  # control included
+    assert (costs.batch, costs.bucket_tokens, costs.signal_s) == (1, 16, 0.25)
+
+
+def test_tabulate_at_a_batch_uses_that_batch() -> None:
+    costs = tabulate(Affine(row=1.0, prefill_token=1.0), batch=3, max_context=0, width=3)
+    assert costs.verify_s[0, 1] == pytest.approx(2.01)
+    assert costs.prefill_s.tolist() == [48.0]
+    assert costs.batch == 3
+
+
+@pytest.mark.parametrize("wrong", [{"width": 1}, {"bucket_tokens": 0}, {"max_context": -1}])
+def test_tabulate_refuses_impossible_sizes(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        tabulate(Affine(), **wrong)
+
+
+def test_expected_emitted() -> None:
+    assert expected_emitted(0.5, 2) == 1.75  # 1 + 1/2 + 1/4
+    assert expected_emitted(1.0, 4) == 5.0
+    assert expected_emitted(0.0, 4) == 1.0
+    assert expected_emitted(1.0 - 1e-9, 4) == pytest.approx(5.0, abs=1e-6)
+
+
+def test_gammatune_seconds_by_hand() -> None:
+    # 120 tokens, half of 4 drafts accepted: 3 per round, 40 rounds of (10 + 4) draft steps.
+    assert gammatune_seconds(120, 0.5, 4, 10.0, 2.0) == 40 * 14 * 2.0
+
+
+def test_the_papers_time_is_what_a_replay_costs() -> None:
+    gamma, draft_s, target_s = 3, 1e-3, 8e-3
+    trace = synthetic.constant(0.7, np.random.default_rng(1), requests=1, reply_tokens=20000)
+    costs = tabulate(Affine(draft_fixed=draft_s, target_fixed=target_s), max_context=0)
+    log = replay_interpreted(Fixed(gamma), trace, costs)
+    acceptance = log.accepted.sum() / log.drafted.sum()
+    paper = gammatune_seconds(20000, acceptance, gamma, target_s / draft_s, draft_s)
+    assert log.elapsed_s.sum() == pytest.approx(paper, rel=1e-3)  # the last round is cut short
+    plain = replay_interpreted(Never(), trace, costs)
+    assert plain.elapsed_s.sum() == pytest.approx(gammatune_seconds(20000, 0, 0, 8.0, draft_s))

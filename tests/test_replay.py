@@ -1,0 +1,396 @@
+"""The round rule against hand-computed numbers, and around it: limits, signals, the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from policies.base import Draft, Outcome, Policy, State, View
+from policies.fixed import Fixed, Never
+from policies.gammatune import GammaTunePlus
+from policies.randomness import Rng, uniform
+from simulator import kernels
+from simulator.costs import Affine, expected_emitted
+from simulator.replay import replay, replay_interpreted
+from traces import synthetic
+from traces.costs import tabulate
+from traces.errors import InputError
+from traces.schema import Trace, TraceMeta
+from traces.timing import StepCosts
+
+ROOT = Path(__file__).resolve().parent.parent
+BOTH = pytest.mark.parametrize("play", [replay, replay_interpreted])
+
+
+class Notes(NamedTuple):
+    """rounds [slots]: rounds so far; seen [6, 64]: what the hooks saw, by round."""
+
+    rounds: Any
+    seen: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Policy):
+    """Drafts the decimal digits of `script`, lowest first, one digit per round."""
+
+    script: int = 0
+
+    name = "scripted"
+
+    def new_state(self, slots: int) -> State:
+        return Notes(np.zeros(slots, dtype=np.int64), np.zeros((6, 64)))
+
+    def admit(self, state: Notes, slot: int) -> None:
+        state.rounds[slot] = 0
+
+    def gamma(self, state: Notes, slot: int, view: View, rng: Rng) -> int:
+        return (self.script // 10 ** int(state.rounds[slot])) % 10
+
+    def learn(self, state: Notes, slot: int, view: View, outcome: Outcome) -> None:
+        state.rounds[slot] += 1
+
+
+SEEN: list[tuple[View, Outcome, list[Draft]]] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Spy(Policy):
+    """Writes down what the hooks were handed (interpreted only)."""
+
+    cap: int = 3
+    stop_at: int = 99
+
+    name = "spy"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        DRAFTS.clear()
+        return self.cap
+
+    def proceed(self, state: State, slot: int, draft: Draft) -> bool:
+        DRAFTS.append(draft)
+        return draft.drafted < self.stop_at
+
+    def learn(self, state: State, slot: int, view: View, outcome: Outcome) -> None:
+        SEEN.append((view, outcome, list(DRAFTS)))
+
+
+DRAFTS: list[Draft] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Dice(Policy):
+    """A random gamma: shows the key of the round."""
+
+    name = "dice"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        return int(5 * uniform(rng, 0))
+
+
+def make_trace(accept_len: list[list[int]], prompts: list[int], **meta: Any) -> Trace:
+    """A trace of these replies; signals 0.5, 0.51 ... by position and depth."""
+    lengths = [len(reply) for reply in accept_len]
+    described = {"depth": 4, "max_new_tokens": 100} | meta
+    positions = sum(lengths)
+    top1 = 0.5 + 0.01 * np.arange(positions)[:, None] + 0.1 * np.arange(described["depth"])
+    return Trace(
+        meta=TraceMeta("p", "t", "d", "", "none", "none", "synthetic", **described),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        prompt_tokens=np.asarray(prompts, dtype=np.int32),
+        request_id=tuple(str(r) for r in range(len(lengths))),
+        category=("c",) * len(lengths),
+        accept_len=np.concatenate(accept_len).astype(np.int16),
+        top1_prob=np.clip(top1, 0, 1).astype(np.float32),
+        entropy=(2 - np.clip(top1, 0, 1)).astype(np.float32),
+    )
+
+
+def decimal_costs(signal_s: float = 0.0) -> StepCosts:
+    """Two buckets of 8 tokens; every step's seconds can be read off a sum's decimal digits.
+
+    A draft step costs 1, with lag 2: 2, lag 3: 3 ...; verifying n tokens costs 100 n; the second
+    bucket adds 1000 to every verify; prefill 10000 and 20000.
+    """
+    draft = np.tile(np.arange(7.0), (2, 1))
+    verify = 100.0 * draft + np.asarray([[0.0], [1000.0]])
+    verify[:, 0] = 0.0
+    return StepCosts(1, 8, np.asarray([10000.0, 20000.0]), draft, verify, signal_s)
+
+
+@BOTH
+def test_replay_by_hand(play: Any) -> None:
+    # Request 0: prompt 5, six tokens, fixed gamma 2.
+    #  at 0 (context 5, bucket 0): run 3 >= 2, accepts 2, emits 3; lag 1: 1 + 1 + 300 = 302
+    #  at 3 (context 8, bucket 1): run 0, accepts 0, emits 1; lag 2: 2 + 1 + 1300 = 1303
+    #  at 4 (context 9, bucket 1): run 2, accepts 2, only 2 left, emits 2; lag 1: 1302
+    # Request 1: prompt 9, one token: accepts 1, emits 1; lag starts at 1: 1302, prefill 20000.
+    trace = make_trace([[3, 2, 1, 0, 2, 1], [1]], [5, 9])
+    log = play(Fixed(2), trace, decimal_costs())
+    assert log.request.tolist() == [0, 0, 0, 1]
+    assert log.context_tokens.tolist() == [5, 8, 9, 9]
+    assert log.gamma.tolist() == log.drafted.tolist() == [2, 2, 2, 2]
+    assert log.accepted.tolist() == [2, 0, 2, 1]
+    assert log.emitted.tolist() == [3, 1, 2, 1]
+    assert log.elapsed_s.tolist() == [302, 1303, 1302, 1302]
+    assert log.prefill_s.tolist() == [10000, 20000]
+    assert log.start_s.tolist() == [10000, 10302, 11605, 32907]
+    assert log.slot.tolist() == [0] * 4 and log.batch_size.tolist() == [1] * 4
+    assert log.meta["policy"] == "fixed:gamma=2" and log.meta["clock"] == "simulated"
+
+
+@BOTH
+def test_lag_by_hand(play: Any) -> None:
+    # Everything is acceptable. gamma 0, 0, 2, 3, 0, 1, one bucket of 100s.
+    #  0: lag 1, no draft -> 100;  0: lag 2 -> 100;  2: lag 3: 3 + 1 + 300 = 304, full -> lag 2
+    #  3: lag 2: 2 + 1 + 1 + 400 = 404, full -> lag 2;  0: 100 -> lag 3;  1: 3 + 200 = 203
+    trace = make_trace([list(range(12, 0, -1))], [0], max_new_tokens=100)
+    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    log = play(Scripted(103200), trace, costs)
+    assert log.gamma.tolist() == [0, 0, 2, 3, 0, 1]
+    assert log.emitted.tolist() == [1, 1, 3, 4, 1, 2]
+    assert log.elapsed_s.tolist() == [100, 100, 304, 404, 100, 203]
+
+
+@BOTH
+def test_a_partial_acceptance_leaves_no_extra_lag(play: Any) -> None:
+    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    log = play(Fixed(2), make_trace([[1, 0, 0, 0]], [0]), costs)
+    # accepts 1 of 2, then 0 of 2 twice: lag stays 1, every round is 1 + 1 + 300.
+    assert log.emitted.tolist() == [2, 1, 1]
+    assert log.elapsed_s.tolist() == [302, 302, 302]
+
+
+@BOTH
+def test_lag_beyond_the_table_costs_its_last_column(play: Any) -> None:
+    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    log = play(Scripted(100000000), make_trace([[0] * 9], [0]), costs)
+    # Eight rounds without a draft: lag 9, the table ends at 6 tokens.
+    assert log.elapsed_s.tolist() == [100] * 8 + [206]
+
+
+@BOTH
+def test_never_costs_the_sum_of_single_verifies(play: Any) -> None:
+    trace = make_trace([[5, 4, 3, 2, 1]], [6])
+    log = play(Never(), trace, decimal_costs())
+    assert log.emitted.tolist() == [1] * 5
+    assert log.elapsed_s.sum() == 2 * 100 + 3 * 1100  # contexts 6, 7 | 8, 9, 10
+    assert log.start_s[0] == 10000.0
+
+
+@BOTH
+def test_signals_are_charged_once_per_drafted_token(play: Any) -> None:
+    # top1 at position 0: 0.5, 0.6, 0.7, ...; at position 1: 0.51 ...
+    trace = make_trace([[0, 0]], [0], max_new_tokens=100)
+    costs = dataclasses.replace(decimal_costs(signal_s=0.25), bucket_tokens=1000)
+    stopping = GammaTunePlus(gamma0=4, tau=0.505)
+    log = play(stopping, trace, costs)
+    # Position 0: the first token is doubtful (0.5 < 0.505): one draft, 1 + 0.25 + 200.
+    # Position 1: 0.51 passes; gamma = ceil(0.7 * 4 + 0.3 * 0) = 3: 3 + 0.75 + 400.
+    assert log.drafted.tolist() == [1, 3]
+    assert log.elapsed_s.tolist() == [201.25, 403.75]
+    plain = play(Fixed(1), trace, costs)
+    assert plain.elapsed_s.tolist() == [201, 201]
+
+
+def test_hooks_see_the_round() -> None:
+    SEEN.clear()
+    trace = make_trace([[1, 0, 3, 2, 1]], [5])
+    replay_interpreted(Spy(), trace, decimal_costs(signal_s=0.5))
+    views = [view for view, _, _ in SEEN]
+    assert [v.context_tokens for v in views] == [5, 7]
+    assert all((v.batch_size, v.waiting, v.room, v.draft_step_s) == (1, 0, 4, 1.5) for v in views)
+    assert views[0].verify_s.tolist() == [0, 100, 200, 300, 400, 500, 600]
+    assert [o for _, o, _ in SEEN] == [
+        Outcome(3, 3, 1, 2, 1 + 2 + 1.5 + 400),
+        Outcome(3, 3, 3, 3, 1 + 2 + 1.5 + 400),
+    ]
+    # proceed is asked after every drafted token, the last one included.
+    assert [len(drafts) for _, _, drafts in SEEN] == [3, 3]
+    assert SEEN[1][2][1] == Draft(2, float(np.float32(0.62)), float(np.float32(1.38)))
+    assert all(type(value) is float for _, _, ds in SEEN for d in ds for value in d[1:])
+
+
+def test_proceed_false_goes_to_verification() -> None:
+    SEEN.clear()
+    log = replay_interpreted(Spy(cap=4, stop_at=2), make_trace([[3, 2, 1]], [0]), decimal_costs())
+    assert log.gamma.tolist() == [4] and log.drafted.tolist() == [2]
+    assert log.accepted.tolist() == [2] and log.emitted.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("meta", "prompt", "max_gamma", "rooms"),
+    [
+        ({"max_new_tokens": 100}, 5, None, [4, 4, 4, 4, 4]),
+        ({"max_new_tokens": 6}, 5, None, [4, 4, 3, 2, 1]),  # 6 - i - 1
+        ({"max_new_tokens": 5}, 5, None, [4, 3, 2, 1, 0]),
+        ({"max_new_tokens": 100, "max_context": 9}, 5, None, [3, 2, 1, 0, 0]),  # 9 - (5 + i) - 1
+        ({"max_new_tokens": 100}, 5, 2, [2, 2, 2, 2, 2]),
+    ],
+)
+def test_room_is_what_a_server_knows(
+    meta: dict[str, int], prompt: int, max_gamma: int | None, rooms: list[int]
+) -> None:
+    SEEN.clear()
+    trace = make_trace([[0] * 5], [prompt], **meta)
+    log = replay_interpreted(Spy(cap=9), trace, decimal_costs(), max_gamma=max_gamma)
+    assert [view.room for view, _, _ in SEEN] == rooms
+    assert log.gamma.tolist() == rooms
+
+
+def test_views_do_not_tell_the_length_of_the_reply() -> None:
+    seen = []
+    for length in (3, 8):
+        SEEN.clear()
+        replay_interpreted(Spy(cap=1), make_trace([[0] * length], [5]), decimal_costs())
+        seen.append([view[:5] for view, _, _ in SEEN[:3]])
+    assert seen[0] == seen[1]
+
+
+def test_randomness_is_keyed_by_seed_request_and_round() -> None:
+    trace = make_trace([[0] * 40, [0] * 40], [3, 3])
+    costs = decimal_costs()
+    first, again = (replay(Dice(), trace, costs, seed=7) for _ in range(2))
+    assert first.same_rounds(again)
+    assert not first.same_rounds(replay(Dice(), trace, costs, seed=8))
+    assert first.same_rounds(replay_interpreted(Dice(), trace, costs, seed=7))
+    assert first.gamma[:40].tolist() != first.gamma[40:].tolist()
+    assert set(first.gamma.tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_gamma": 5}, "max_gamma is 5; this trace can replay 0..4"),
+        ({"max_gamma": -1}, "max_gamma is -1"),
+        ({"costs": tabulate(Affine(), width=5)}, "width=6"),
+        ({"costs": tabulate(Affine(), batch=2)}, "batch 2"),
+    ],
+)
+def test_inputs_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    trace = make_trace([[0]], [1])
+    arguments = {"costs": decimal_costs()} | change
+    for play in (replay, replay_interpreted):
+        with pytest.raises(InputError, match=message):
+            play(Fixed(1), trace, **arguments)
+
+
+def test_a_trace_without_signals_is_refused_to_per_token_policies() -> None:
+    trace = dataclasses.replace(make_trace([[0]], [1]), top1_prob=None, entropy=None)
+    for play in (replay, replay_interpreted):
+        with pytest.raises(InputError, match=r"'gammatune\+' reads the draft's signals"):
+            play(GammaTunePlus(), trace, decimal_costs())
+        assert len(play(Fixed(1), trace, decimal_costs())) == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("gamma", [1, 4, 8])
+def test_tokens_per_round_follow_the_closed_form(alpha: float, gamma: int) -> None:
+    generator = np.random.default_rng([gamma, int(10 * alpha)])
+    trace = synthetic.constant(alpha, generator, requests=2, reply_tokens=6000)
+    log = replay(Fixed(gamma), trace, tabulate(Affine(), max_context=64, width=18))
+    # Rounds that start where the reply's end cannot cut them; where they start is decided before.
+    free = log.context_tokens - 32 + gamma + 1 <= 6000
+    emitted = log.emitted[free]
+    error = emitted.std() / np.sqrt(len(emitted))
+    assert len(emitted) > 1000
+    assert abs(emitted.mean() - expected_emitted(alpha, gamma)) <= 4 * error + 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncompilable(Policy):
+    """Asks the operating system for advice."""
+
+    name = "uncompilable"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        return len(os.environ) % 3
+
+
+def test_an_uncompilable_hook_is_an_input_error() -> None:
+    trace = make_trace([[0, 0]], [1])
+    with pytest.raises(InputError, match="Uncompilable cannot be compiled"):
+        replay(Uncompilable(), trace, decimal_costs())
+    assert len(replay_interpreted(Uncompilable(), trace, decimal_costs())) == 2
+
+
+def test_without_a_writable_folder_kernels_are_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "a_file"
+    blocked.write_text("")
+    monkeypatch.setenv("GAMMALAB_CACHE", str(blocked / "cache"))
+    monkeypatch.setattr(kernels, "_kernels", {})
+    trace = make_trace([[0, 1, 0]], [1])
+    assert replay(Never(), trace, decimal_costs()).elapsed_s.tolist() == [100, 100, 100]
+    assert kernels.policy_kernel(Never).file is None
+
+
+POLICY = """
+import dataclasses
+from policies.base import Policy
+from helper_of_mine import doubled
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Policy):
+    name = "mine"
+
+    def gamma(self, state, slot, view, rng):
+        return doubled(1) + 0
+"""
+HELPER = "def doubled(x):\n    return 2 * x\n"
+RUN = """
+import numpy as np
+from simulator import kernels
+from simulator.costs import Affine
+from traces.costs import tabulate
+from simulator.replay import replay
+from traces import synthetic
+{imports}
+trace = synthetic.constant(0.5, np.random.default_rng(0), requests=1, reply_tokens=30)
+log = replay(Mine(), trace, tabulate(Affine()))
+kernel = kernels.policy_kernel(Mine)
+print(log.gamma[0], sum(kernel.call.stats.cache_hits.values()), kernel.file is not None)
+"""
+
+
+def run_in_new_process(folder: Path, imports: str = "from mine import Mine") -> list[str]:
+    paths = os.pathsep.join([str(folder), str(ROOT)])
+    # Without bytecode files an edit within one clock tick is not missed by Python itself.
+    environment = os.environ | {
+        "PYTHONPATH": paths,
+        "GAMMALAB_CACHE": str(folder / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(imports=imports)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_an_edited_policy_is_never_served_stale(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(POLICY)
+    (tmp_path / "helper_of_mine.py").write_text(HELPER)
+    assert run_in_new_process(tmp_path) == ["2", "0", "True"]  # cold
+    assert run_in_new_process(tmp_path) == ["2", "1", "True"]  # warm: a hit
+    (tmp_path / "mine.py").write_text(POLICY.replace("+ 0", "+ 1"))
+    assert run_in_new_process(tmp_path) == ["3", "0", "True"]
+    (tmp_path / "helper_of_mine.py").write_text(HELPER.replace("2 * x", "4 * x"))
+    assert run_in_new_process(tmp_path) == ["5", "0", "True"]
+
+
+def test_a_policy_from_main_is_compiled_without_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "helper_of_mine.py").write_text(HELPER)
+    assert run_in_new_process(tmp_path, textwrap.dedent(POLICY)) == ["2", "0", "False"]
