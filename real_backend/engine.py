@@ -27,7 +27,7 @@ from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_decode_arguments, add_pair_arguments
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
-from traces.costs import Table, lag_after, round_seconds, tabulate
+from traces.costs import Table, bucket_of, lag_after, prices_of, round_seconds, tabulate
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, write_roundlog
 from traces.store import read_trace
@@ -144,12 +144,12 @@ class Decoder:
         target: Reader,
         draft: Reader,
     ) -> None:
-        self.pair, self.costs, self.max_gamma = engine.pair, engine.costs, engine.max_gamma
+        self.pair, self.max_gamma = engine.pair, engine.max_gamma
         self.policy, self.state, self.sampling, self.index = policy, state, sampling, index
         self.target, self.draft = target, draft
         self.greedy = sampling.temperature == 0.0
         self.reads_signals = uses_signals(policy)
-        self.signal_s = engine.costs.signal_s if self.reads_signals else 0.0
+        self.prices = prices_of(engine.costs, self.reads_signals)
         self.ids: list[int] = []
         self.prompt_tokens = self.rounds = 0
         self.lag = 1
@@ -184,7 +184,7 @@ class Decoder:
     def round(self, clock: str) -> tuple[float, ...]:
         """One round; the RoundLog columns from context_tokens on."""
         began = time.perf_counter()
-        view, draft_row, verify_row = self._view()
+        view, bucket = self._view()
         rng = Rng(round_key(self.sampling.seed, self.index, self.rounds))
         gamma = clamp_gamma(self.policy.gamma(self.state, 0, view, rng), view.room)
         proposal = self._propose(gamma)
@@ -192,7 +192,7 @@ class Decoder:
         accepted, emitted = self._verify(proposal)
         elapsed = time.perf_counter() - began
         if clock == "model":
-            elapsed = round_seconds(draft_row, verify_row, self.signal_s, drafted, self.lag)
+            elapsed = round_seconds(self.prices, bucket, drafted, self.lag)
         outcome = Outcome(gamma, drafted, accepted, emitted, elapsed)
         self.policy.learn(self.state, 0, view, outcome)
         self.lag = lag_after(self.lag, drafted, accepted)
@@ -200,16 +200,15 @@ class Decoder:
         wall = time.perf_counter() - began  # what the controller learns is on its own bill
         return view.context_tokens, 1, gamma, drafted, accepted, emitted, wall
 
-    def _view(self) -> tuple[View, np.ndarray, np.ndarray]:
-        context, costs = len(self.ids), self.costs
+    def _view(self) -> tuple[View, int]:
+        context, prices = len(self.ids), self.prices
         room = self.sampling.max_new_tokens - (context - self.prompt_tokens) - 1
         if self.pair.max_context:
             room = min(room, self.pair.max_context - context - 1)
-        bucket = min(context // costs.bucket_tokens, costs.draft_s.shape[0] - 1)
-        draft_row, verify_row = costs.draft_s[bucket], costs.verify_s[bucket]
+        bucket = bucket_of(prices, context)
         room = max(0, min(self.max_gamma, room))
-        step_s = float(draft_row[1]) + self.signal_s
-        return View(context, 1, 0, room, step_s, verify_row), draft_row, verify_row
+        step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
+        return View(context, 1, 0, room, step_s, prices.verify_s[bucket]), bucket
 
     def _propose(self, gamma: int) -> Proposal:
         """Draft up to gamma tokens; nothing is read back unless the policy looks at signals."""

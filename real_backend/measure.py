@@ -28,7 +28,7 @@ from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments
 from real_backend.prompts import Request
 from real_backend.verify import accept_greedy, signals
-from traces.costs import Table, lag_after, round_seconds, tabulate
+from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.timing import Cell, Timing
 
@@ -143,13 +143,7 @@ def _control_seconds(pair: Pair, timing: Timing, prompt_tokens: int) -> float:
     residual: list[float] = []
     for gamma in (0, 1, 2, 4, 8):
         log = engine.decode(Fixed(gamma), request, max_new_tokens=96).log
-        lag = 1
-        for k in range(len(log)):
-            bucket = min(int(log.context_tokens[k]) // costs.bucket_tokens, len(costs.draft_s) - 1)
-            drafted, accepted = int(log.drafted[k]), int(log.accepted[k])
-            steps = round_seconds(costs.draft_s[bucket], costs.verify_s[bucket], 0.0, drafted, lag)
-            residual.append(float(log.elapsed_s[k]) - steps)
-            lag = lag_after(lag, drafted, accepted)
+        residual += (log.elapsed_s - price_log(log, costs, signals=False)).tolist()
     return max(0.0, float(np.median(residual)))
 
 

@@ -12,9 +12,9 @@ from policies.base import IntArray, Outcome, Policy, State, View
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from simulator.kernels import run_function, run_policy
-from simulator.replay import check_inputs, prices_of, replay, run, tape_of
-from simulator.rounds import Limits, Prices, Tape, bucket_of, room_at
-from traces.costs import lag_after, round_seconds
+from simulator.replay import check_inputs, replay, run, tape_of
+from simulator.rounds import Limits, Tape, room_at
+from traces.costs import Prices, bucket_of, lag_after, prices_of, round_seconds
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.timing import StepCosts
@@ -102,7 +102,6 @@ def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:
         least = np.zeros((end - begin + 1, widest + 1))
         for i in range(end - begin - 1, -1, -1):
             bucket = bucket_of(prices, prompt + i)
-            draft_row, verify_row = prices.draft_s[bucket], prices.verify_s[bucket]
             run_length = int(tape.accept_len[begin + i])
             room = room_at(limits, prompt, i)
             for lag in range(1, widest + 1):
@@ -111,7 +110,7 @@ def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:
                     accepted = min(gamma, run_length)
                     then = min(i + accepted + 1, end - begin)
                     lag_then = min(lag_after(lag, gamma, accepted), widest)
-                    total = round_seconds(draft_row, verify_row, 0.0, gamma, lag)
+                    total = round_seconds(prices, bucket, gamma, lag)
                     total += least[then, lag_then]
                     if total < best:
                         best = total

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from policies.base import HOOKS, Policy, State, uses_signals
 from policies.shelf import label
 from simulator import rounds
 from simulator.kernels import run_policy
-from simulator.rounds import Limits, Prices, Tape
+from simulator.rounds import Limits, Tape
+from traces.costs import prices_of, read_only
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -118,31 +117,12 @@ def run(
     )
 
 
-def _read_only(array: Any, dtype: npt.DTypeLike) -> Any:
-    """A C-contiguous read-only view: one compiled type whatever the array came from, and a hook
-    that writes into its inputs fails in both runtimes.
-    """
-    view: npt.NDArray[Any] = np.ascontiguousarray(array, dtype=dtype).view()
-    view.flags.writeable = False
-    return view
-
-
 def tape_of(trace: Trace, signals: bool) -> Tape:
     empty = np.zeros((0, 0), dtype=np.float32)
     return Tape(
-        _read_only(trace.offsets, np.int64),
-        _read_only(trace.prompt_tokens, np.int32),
-        _read_only(trace.accept_len, np.int16),
-        _read_only(trace.top1_prob if signals else empty, np.float32),
-        _read_only(trace.entropy if signals else empty, np.float32),
-    )
-
-
-def prices_of(costs: StepCosts, signals: bool) -> Prices:
-    return Prices(
-        _read_only(costs.prefill_s, np.float64),
-        _read_only(costs.draft_s, np.float64),
-        _read_only(costs.verify_s, np.float64),
-        float(costs.signal_s) if signals else 0.0,
-        int(costs.bucket_tokens),
+        read_only(trace.offsets, np.int64),
+        read_only(trace.prompt_tokens, np.int32),
+        read_only(trace.accept_len, np.int16),
+        read_only(trace.top1_prob if signals else empty, np.float32),
+        read_only(trace.entropy if signals else empty, np.float32),
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from policies.base import Draft, Hook, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, round_key
-from traces.costs import lag_after, round_seconds
+from traces.costs import Prices, bucket_of, lag_after, round_seconds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,18 +32,6 @@ class Tape(NamedTuple):
     accept_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
-
-
-class Prices(NamedTuple):
-    """The arrays of a StepCosts: prefill_s [C]; draft_s, verify_s [C, W]; signal_s, seconds per
-    drafted token, 0 for a policy that reads no signals; bucket_tokens.
-    """
-
-    prefill_s: FloatArray
-    draft_s: FloatArray
-    verify_s: FloatArray
-    signal_s: float
-    bucket_tokens: int
 
 
 class Limits(NamedTuple):
@@ -63,12 +51,6 @@ def room_at(limits: Limits, prompt_tokens: int, position: int) -> int:
     if limits.max_context > 0:
         room = min(room, limits.max_context - (prompt_tokens + position) - 1)
     return max(0, room)
-
-
-def bucket_of(prices: Prices, context_tokens: int) -> int:
-    """The row of the price tables for this context; the last row is open."""
-    last = int(prices.draft_s.shape[0]) - 1
-    return min(context_tokens // prices.bucket_tokens, last)
 
 
 # The hooks of the policy in play: replaced by its own (see `bind_hooks`), compiled or not.
@@ -104,8 +86,8 @@ def play(
         while at < end:
             context = prompt + (at - begin)
             bucket, room = bucket_of(prices, context), room_at(limits, prompt, at - begin)
-            draft_row, verify_row = prices.draft_s[bucket], prices.verify_s[bucket]
-            view = View(context, 1, 0, room, float(draft_row[1]) + prices.signal_s, verify_row)
+            step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
+            view = View(context, 1, 0, room, step_s, prices.verify_s[bucket])
             rng = Rng(round_key(seed, request, index))
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
             drafted = cap
@@ -118,7 +100,7 @@ def play(
                     going = proceed(self, state, 0, Draft(drafted, top1, entropy))
             accepted = min(drafted, int(tape.accept_len[at]))
             emitted = min(accepted + 1, end - at)
-            elapsed = round_seconds(draft_row, verify_row, prices.signal_s, drafted, lag)
+            elapsed = round_seconds(prices, bucket, drafted, lag)
             learn(self, state, 0, view, Outcome(cap, drafted, accepted, emitted, elapsed))
             counts[row, 0], counts[row, 1], counts[row, 2] = request, context, cap
             counts[row, 3], counts[row, 4], counts[row, 5] = drafted, accepted, emitted

@@ -14,9 +14,9 @@ from policies.shelf import SHELF
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed, clairvoyant, plan
 from simulator.metrics import per_request, regret_s
-from simulator.replay import check_inputs, prices_of, replay_interpreted, tape_of
+from simulator.replay import check_inputs, replay_interpreted, tape_of
 from traces import synthetic
-from traces.costs import lag_after, tabulate
+from traces.costs import lag_after, prices_of, tabulate
 from traces.schema import Trace, TraceMeta
 from traces.timing import StepCosts
 

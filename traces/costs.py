@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
+from traces.roundlog import RoundLog
 from traces.timing import OPERATIONS, Grid, StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
@@ -158,22 +159,57 @@ def tabulate(
     )
 
 
-def round_seconds(
-    draft_row: FloatArray, verify_row: FloatArray, signal_s: float, drafted: int, lag: int
-) -> float:
+class Prices(NamedTuple):
+    """StepCosts as a round is priced: prefill_s [C]; draft_s, verify_s [C, W]; signal_s, seconds
+    per drafted token, 0 for a policy that reads no signals; bucket_tokens.
+    """
+
+    prefill_s: FloatArray
+    draft_s: FloatArray
+    verify_s: FloatArray
+    signal_s: float
+    bucket_tokens: int
+
+
+def read_only(array: Any, dtype: npt.DTypeLike) -> Any:
+    """A C-contiguous read-only view: one compiled type whatever the array came from, and a hook
+    that writes into its inputs fails in every runtime.
+    """
+    view: npt.NDArray[Any] = np.ascontiguousarray(array, dtype=dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def prices_of(costs: StepCosts, signals: bool) -> Prices:
+    """The prices for a policy that reads signals, or for one that does not."""
+    return Prices(
+        read_only(costs.prefill_s, np.float64),
+        read_only(costs.draft_s, np.float64),
+        read_only(costs.verify_s, np.float64),
+        float(costs.signal_s) if signals else 0.0,
+        int(costs.bucket_tokens),
+    )
+
+
+def bucket_of(prices: Prices, context_tokens: int) -> int:
+    """The row of the price tables for this context; the last row is open."""
+    last = int(prices.draft_s.shape[0]) - 1
+    return min(context_tokens // prices.bucket_tokens, last)
+
+
+def round_seconds(prices: Prices, bucket: int, drafted: int, lag: int) -> float:
     """Seconds of one round of one request: the only place where a round is priced.
 
-    draft_row, verify_row: [W] rows of StepCosts at the context of the round; signal_s: 0 unless the
-    policy reads signals; lag: fixed tokens that the draft's cache has not read yet, >= 1; the first
-    draft step reads them all. Runs as plain Python and compiled, always in this order of
-    operations.
+    bucket: row of the tables at the context of the round; lag: fixed tokens that the draft's cache
+    has not read yet, >= 1; the first draft step reads them all. Runs as plain Python and compiled,
+    always in this order of operations.
     """
     seconds = 0.0
     if drafted > 0:
-        seconds += float(draft_row[min(lag, draft_row.shape[0] - 1)])
-        seconds += (drafted - 1) * float(draft_row[1])
-        seconds += drafted * signal_s
-    return seconds + float(verify_row[drafted + 1])
+        seconds += float(prices.draft_s[bucket, min(lag, prices.draft_s.shape[1] - 1)])
+        seconds += (drafted - 1) * float(prices.draft_s[bucket, 1])
+        seconds += drafted * prices.signal_s
+    return seconds + float(prices.verify_s[bucket, drafted + 1])
 
 
 def lag_after(lag: int, drafted: int, accepted: int) -> int:
@@ -185,3 +221,20 @@ def lag_after(lag: int, drafted: int, accepted: int) -> int:
     if drafted == 0:
         return lag + 1
     return 2 if accepted == drafted else 1
+
+
+def price_log(log: RoundLog, costs: StepCosts, signals: bool) -> FloatArray:
+    """[K] seconds that the rounds of a log should have taken at these costs.
+
+    signals: the policy reads them, so that they are charged. Rounds of a request are in order.
+    """
+    prices, seconds = prices_of(costs, signals), np.empty(len(log))
+    columns = (log.request, log.context_tokens, log.drafted, log.accepted)
+    request, lag = -1, 1
+    for k, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        owner, context, drafted, accepted = row
+        if owner != request:
+            request, lag = owner, 1
+        seconds[k] = round_seconds(prices, bucket_of(prices, context), drafted, lag)
+        lag = lag_after(lag, drafted, accepted)
+    return seconds

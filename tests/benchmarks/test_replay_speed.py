@@ -18,10 +18,10 @@ from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signal
 from policies.randomness import Rng, round_key
 from policies.shelf import parse_policy
 from simulator.costs import Affine
-from simulator.replay import check_inputs, prices_of, replay, replay_interpreted
-from simulator.rounds import bucket_of, room_at
+from simulator.replay import check_inputs, replay, replay_interpreted
+from simulator.rounds import room_at
 from traces import synthetic
-from traces.costs import lag_after, round_seconds, tabulate
+from traces.costs import bucket_of, lag_after, prices_of, round_seconds, tabulate
 from traces.schema import Trace
 from traces.timing import StepCosts
 
@@ -55,9 +55,7 @@ def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, f
                 drafted = draft(policy, state, trace, at, cap) if signals else cap
                 accepted = min(drafted, int(trace.accept_len[at]))
                 emitted = min(accepted + 1, end - at)
-                elapsed = round_seconds(
-                    prices.draft_s[bucket], prices.verify_s[bucket], prices.signal_s, drafted, lag
-                )
+                elapsed = round_seconds(prices, bucket, drafted, lag)
                 yield env.timeout(elapsed)
                 policy.learn(state, 0, view, Outcome(cap, drafted, accepted, emitted, elapsed))
                 lag = lag_after(lag, drafted, accepted)

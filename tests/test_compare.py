@@ -1,0 +1,218 @@
+"""The comparison against hand-computed numbers, and its statistics against known cases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.commands import compare_files
+from experiments.compare import censored_positions, compare, default_policies
+from experiments.compare_text import answer, text_of
+from experiments.statistics import (
+    Estimate,
+    bootstrap_weights,
+    kendall_tau,
+    ratio_of_sums,
+    share_of_gap,
+    verdict,
+)
+from policies.fixed import Fixed
+from policies.shelf import parse_policies
+from tests.results import lively_trace, make_timing, make_trace, save_inputs
+from traces.errors import InputError
+from traces.roundlog import read_roundlog
+from traces.schema import Trace
+from traces.split import question_of, split_rows, spread_rows
+
+# accept_len of two replies of 6 tokens: one is rejected at position 3, one never.
+HARD, EASY = [3, 2, 1, 0, 2, 1], [6, 5, 4, 3, 2, 1]
+
+
+def four_questions() -> Trace:
+    """Two questions of each kind, so that each half of the split holds one of each."""
+    return make_trace(
+        [HARD, HARD, EASY, EASY], ["1.1", "2.1", "3.1", "4.1"], ["hard", "hard", "easy", "easy"]
+    )
+
+
+def test_hand_computed_table() -> None:
+    trace = four_questions()
+    found = compare(trace, make_timing(), [Fixed(1), Fixed(2)], resamples=50)
+    # A draft step is 1 s, a verify 10 s. never: 12 rounds, 120 s. The reply limit is 6 tokens, so
+    # room is 5, 4, 3, 2, 1, 0 by position.
+    # gamma 1: easy at 0, 2, 4 drafts 1 each: 3 rounds, 33 s. hard at 0, 2 accepts 1; then at 4
+    #   again 1: 3 rounds, 33 s. gamma 2: easy at 0, 3 accepts 2: 24 s. hard at 0 accepts 2, at 3
+    #   none, at 4 room is 1, accepted, ends: 12 + 12 + 11 = 35 s.
+    # gamma 3: easy at 0 accepts 3, at 4 room 1: 13 + 11 = 24. hard at 0 accepts 3, at 4: 24 s.
+    # gamma 4: easy at 0 accepts 4, at 5 room 0: 14 + 10 = 24. hard at 0 accepts 3 of 4, at 4: 25.
+    assert found.tuned_gamma == found.hindsight_gamma == 3
+    assert [120 / s for s in (120, 66, 59, 48, 49)] == pytest.approx(found.fixed_curve)
+    never, one, two = (found.row(n) for n in ("never", "fixed:gamma=1", "fixed:gamma=2"))
+    assert never.speedup.value == 1.0 and never.tokens_per_s == pytest.approx(12 / 120)
+    assert one.speedup.value == pytest.approx(120 / 66)
+    assert one.vs_fixed.value == pytest.approx(48 / 66)
+    # By question: both replies of gamma 2 hold 6 tokens, at 6/24 and 6/35 tokens/s.
+    assert two.speedup_by_question == pytest.approx((6 / 24 + 6 / 35) / 2 / (6 / 60))
+    assert two.tasks["easy"].value == pytest.approx(60 / 24)
+    assert two.tasks["hard"].value == pytest.approx(60 / 35)
+    assert two.mean_drafted == pytest.approx((2 + 2 + 2 + 2 + 1) / 5)
+    assert two.tokens_per_round == pytest.approx(12 / 5)
+    assert two.acceptance == pytest.approx((2 + 2 + 2 + 0 + 1) / 9)
+    # The clairvoyant cannot save a round: two verifies and four accepted drafts a reply are needed.
+    assert found.row("clairvoyant").speedup.value == pytest.approx(120 / 48)
+    assert found.row("best fixed").verdict == "tie"
+    assert one.regret_s == pytest.approx(66 - 48)
+    assert found.recommended == "fixed:gamma=3"
+    assert "no controller beat a fixed length" in answer(found)
+
+
+def test_headroom_is_the_share_of_the_gap() -> None:
+    weights = np.ones((5, 2))
+    start, ours, best = np.array([10.0, 20.0]), np.array([8.0, 16.0]), np.array([5.0, 10.0])
+    assert share_of_gap(start, ours, best, weights).value == pytest.approx(6 / 15)
+    assert share_of_gap(start, start, best, weights).value == 0.0
+    assert np.isnan(share_of_gap(start, ours, start, weights).value)
+
+
+def test_verdict_needs_an_interval_beside_one() -> None:
+    assert verdict(Estimate(1.1, 1.01, 1.2)) == "faster"
+    assert verdict(Estimate(0.9, 0.8, 0.99)) == "slower"
+    assert verdict(Estimate(1.1, 0.99, 1.2)) == "tie"
+    assert verdict(Estimate(1.1, 1.0, 1.2)) == "tie"
+    assert verdict(Estimate(1.1, float("nan"), float("nan"))) == "tie"
+
+
+def test_policies_that_differ_by_chance_tie() -> None:
+    """Each is faster on half of the replies by the same amount, so neither wins."""
+    seconds = np.array([10.0, 12.0] * 20)
+    weights = bootstrap_weights([str(k) for k in range(40)], seed=0)
+    assert verdict(ratio_of_sums(seconds, seconds[::-1], weights)) == "tie"
+    assert verdict(ratio_of_sums(seconds * 1.05, seconds, weights)) == "faster"
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Ratio of means of two independent exponentials, true value 2; 95 % within binomial error."""
+    generator = np.random.default_rng(1)
+    covered, runs, requests = 0, 300, 80
+    names = [str(k) for k in range(requests)]
+    for seed in range(runs):
+        above, below = generator.exponential(2.0, requests), generator.exponential(1.0, requests)
+        weights = bootstrap_weights(names, seed=seed, resamples=300)
+        found = ratio_of_sums(above, below, weights)
+        covered += found.low <= 2.0 <= found.high
+    assert 0.89 <= covered / runs <= 0.985
+
+
+def test_turns_of_a_question_are_resampled_together() -> None:
+    weights = bootstrap_weights(["a", "b", "a", "c"], seed=0, resamples=200)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert len(np.unique(weights[:, 1])) > 1
+
+
+def test_bootstrap_depends_on_the_seed_alone() -> None:
+    names = ["a", "b", "c", "d"]
+    first, again = (bootstrap_weights(names, seed=5, resamples=9) for _ in range(2))
+    assert (first == again).all()
+    assert (first != bootstrap_weights(names, seed=6, resamples=9)).any()
+
+
+def test_kendall_tau() -> None:
+    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
+    assert kendall_tau([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(4 / 6)
+
+
+def test_question_of() -> None:
+    assert question_of("81.2") == "81"
+    assert question_of("synthetic-7") == "synthetic-7"
+    assert question_of("v1.x") == "v1.x"
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+def test_split_keeps_turns_together_and_tasks_apart(fraction: float) -> None:
+    trace = lively_trace(questions=20)
+    train, test = split_rows(trace, fraction, seed=4)
+    assert sorted(train + test) == list(range(trace.requests))
+    questions = [{question_of(trace.request_id[row]) for row in side} for side in (train, test)]
+    assert not questions[0] & questions[1]
+    for task in ("easy_talk", "hard"):
+        share = sum(trace.category[row] == task for row in train) / 20
+        assert share == pytest.approx(fraction, abs=0.06)
+    assert split_rows(trace, fraction, seed=4) == (train, test)
+    assert split_rows(trace, fraction, seed=5) != (train, test)
+
+
+def test_split_needs_two_questions() -> None:
+    trace = make_trace([HARD, EASY], ["1.1", "1.2"], ["hard", "hard"])
+    with pytest.raises(InputError, match="cannot be split"):
+        split_rows(trace)
+    with pytest.raises(InputError, match="fraction"):
+        split_rows(lively_trace(), 1.0)
+
+
+def test_spread_rows_mix_the_tasks() -> None:
+    trace = lively_trace(questions=12)
+    rows = spread_rows(trace, 8)
+    assert len(rows) == 8
+    assert [trace.category[row] for row in rows[::2]] == ["easy_talk", "hard"] * 2
+    assert len(spread_rows(trace, 0)) == trace.requests
+
+
+def test_compare_uses_only_the_training_half_to_choose() -> None:
+    """The halves favour different lengths; the tuned one is the training half's."""
+    trace = lively_trace(questions=16)
+    found = compare(trace, make_timing(verify_s=4.0), [], resamples=20)
+    train = trace.select(list(found.train_rows))
+    easy = compare(trace, make_timing(verify_s=4.0), [Fixed(4)], resamples=20)
+    assert set(found.train_rows).isdisjoint(found.test_rows)
+    assert train.requests + len(found.test_rows) == trace.requests
+    assert easy.row("never").speedup == found.row("never").speedup
+    assert found.row("best fixed").speedup.value >= found.rows[1].speedup.value
+
+
+def test_no_policy_beats_the_clairvoyant() -> None:
+    trace = lively_trace()
+    policies, skipped = default_policies(trace)
+    found = compare(trace, make_timing(), policies, resamples=20)
+    best = found.row("clairvoyant").speedup.value
+    assert not skipped and len(found.rows) >= 12
+    assert all(row.speedup.value <= best + 1e-12 for row in found.rows)
+    assert all(row.headroom.value <= 1 + 1e-12 for row in found.rows)
+
+
+def test_default_shelf_leaves_out_what_needs_signals() -> None:
+    usable, skipped = default_policies(four_questions())
+    assert "tail-pruning" in skipped and "gammatune" in [policy.name for policy in usable]
+
+
+def test_censored_positions_are_counted() -> None:
+    rows = [[4, 3, 2, 1], [0, 1, 0, 1]]
+    names = (["1.1", "2.1"], ["t", "t"])
+    assert censored_positions(make_trace(rows, *names)) == 0
+    assert censored_positions(make_trace(rows, *names, exactness="censored")) == 1
+
+
+def test_text_fits_a_terminal_and_names_everything() -> None:
+    found = compare(lively_trace(), make_timing(), parse_policies("gammatune,ucb"), resamples=20)
+    text = text_of(found, "t.parquet")
+    assert max(map(len, text.splitlines())) <= 100
+    for word in ("gammatune", "ucb", "clairvoyant", "best fixed", "exact", "censored", "easy"):
+        assert word in text
+
+
+def test_files_are_written_and_read_back(tmp_path: Path) -> None:
+    trace, timing = save_inputs(tmp_path)
+    _, result = compare_files([trace], timing, specs="gammatune", out=tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert stored["comparisons"] == result["comparisons"]
+    (entry,) = stored["comparisons"]
+    for name, file in entry["log_files"].items():
+        log = read_roundlog(tmp_path / "out" / entry["logs"] / file)
+        row = next(row for row in entry["rows"] if row["name"] == name)
+        assert log.emitted.sum() / log.elapsed_s.sum() == pytest.approx(row["tokens_per_s"])
+    with pytest.raises(InputError, match="exists"):
+        compare_files([trace], timing, specs="gammatune", out=tmp_path / "out")
+    compare_files([trace], timing, specs="gammatune", out=tmp_path / "out", force=True)

@@ -1,0 +1,153 @@
+"""The report is built from files alone, holds everything it shows, and says what they say."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.commands import compare_files
+from experiments.files import read_result, write_result
+from experiments.report import write_report
+from experiments.validate_text import validation_dict
+from tests.results import save_inputs
+from tests.test_validate import run
+from traces.errors import InputError
+
+FIGURES = ["headroom", "reply", "speedup", "tasks"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a comparison and a validation, without the models they would come from."""
+    folder = tmp_path_factory.mktemp("study")
+    trace, timing = save_inputs(folder)
+    compare_files([trace], timing, out=folder)
+    found = validation_dict(run({"never": 1.25}))
+    found |= {"machine": {"device_name": "<a CPU>"}, "command": "gammalab validate"}
+    write_result("validate", found, folder / "validate.json", overwrite=False)
+    write_report(folder)
+    return folder
+
+
+class Resources(HTMLParser):
+    """Everything a page asks for, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        assert tag not in ("script", "link", "iframe", "object")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parse(folder: Path) -> tuple[str, Resources]:
+    html = (folder / "report.html").read_text()
+    page = Resources()
+    page.feed(html)
+    assert not page.open  # every tag is closed
+    return html, page
+
+
+def test_page_is_self_contained(study: Path) -> None:
+    html, page = parse(study)
+    assert len(page.links) == 5
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"url\(|@import|https?://", html)
+
+
+def test_all_figures_are_there(study: Path) -> None:
+    _, page = parse(study)
+    files = sorted(path.stem for path in (study / "figures").glob("*.png"))
+    assert files == sorted([*FIGURES, "prediction"])
+    shown = {base64.b64decode(link.partition(",")[2]) for link in page.links}
+    assert shown == {path.read_bytes() for path in (study / "figures").glob("*.png")}
+    assert all(data.startswith(b"\x89PNG") for data in shown)
+
+
+def test_page_says_what_the_files_say(study: Path) -> None:
+    html, page = parse(study)
+    (part,) = read_result("compare", study / "compare.json")["comparisons"]
+    text = " ".join(" ".join(page.text).split())
+    assert part["answer"] in text
+    for row in part["rows"]:
+        assert row["name"] in text
+    assert f"{part['rows'][0]['tokens_per_s']:.0f}" in text
+    assert "+25.0 %" in text  # never ran 25 % slower than predicted
+    assert part["trace_sha256"] in text and "exact" in text
+    assert "<a CPU>" in text and "<a CPU>" not in html  # escaped
+    assert text.count("Glossary") == 1
+
+
+def test_titles_are_computed(study: Path) -> None:
+    html, _ = parse(study)
+    validation = read_result("validate", study / "validate.json")
+    assert f"median error {100 * validation['median_error']:.1f} %" in html
+    (part,) = read_result("compare", study / "compare.json")["comparisons"]
+    ceiling = next(row for row in part["rows"] if row["role"] == "clairvoyant")
+    assert f"{100 * (ceiling['vs_fixed']['value'] - 1):.0f} % faster than" in html
+
+
+def test_regenerated_page_is_the_same(study: Path) -> None:
+    before = (study / "report.html").read_bytes()
+    write_report(study)
+    assert (study / "report.html").read_bytes() == before
+
+
+def test_without_validation(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(study, folder)
+    (folder / "validate.json").unlink()
+    shutil.rmtree(folder / "figures")
+    write_report(folder)
+    html, page = parse(folder)
+    assert len(page.links) == 4 and "Not confirmed on the real models yet" in html
+    assert sorted(path.stem for path in (folder / "figures").glob("*.png")) == FIGURES
+
+
+def test_two_traces_in_one_report(tmp_path: Path) -> None:
+    trace, timing = save_inputs(tmp_path)
+    other = tmp_path / "other.parquet"
+    shutil.copy(trace, other)
+    compare_files([trace, other], timing, specs="gammatune", out=tmp_path)
+    write_report(tmp_path)
+    _, page = parse(tmp_path)
+    assert len(page.links) == 8
+    assert (tmp_path / "figures" / "other-speedup.png").exists()
+
+
+def test_only_a_fixed_length_to_show(tmp_path: Path) -> None:
+    """No controller at all: the figures still stand."""
+    trace, timing = save_inputs(tmp_path)
+    compare_files([trace], timing, specs="never", out=tmp_path)
+    write_report(tmp_path)
+    assert len(parse(tmp_path)[1].links) == 4
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"compare\.json: no such file"):
+        write_report(tmp_path)
+    (tmp_path / "compare.json").write_text('{"kind": "comp')
+    with pytest.raises(InputError, match=r"compare\.json is not JSON"):
+        write_report(tmp_path)
+    (tmp_path / "compare.json").write_text('{"kind": "timing"}')
+    with pytest.raises(InputError, match="not the result of `gammalab compare`"):
+        write_report(tmp_path)

@@ -1,0 +1,113 @@
+"""The whole loop in one folder: end to end on a tiny pair, and what resuming may and may not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli, study
+from experiments.files import read_result
+from tests.results import lively_trace
+from tests.specimens import write_prompts
+from traces.roundlog import read_roundlog
+from traces.store import read_trace
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that only write their file, and the order in which they ran."""
+    ran: list[str] = []
+
+    def stand_in(name: str, *files: str) -> Any:
+        def stage(args: Any, *rest: Any) -> None:
+            ran.append(name)
+            for file in files:
+                path = args.out / file
+                path.write_text(json.dumps({"kind": "validate", "version": 1, "findings": ["x"]}))
+
+        return stage
+
+    monkeypatch.setattr(study, "_capture", stand_in("capture", "trace.parquet"))
+    monkeypatch.setattr(study, "_measure", stand_in("measure", "timing.json"))
+    monkeypatch.setattr(study, "_compare", stand_in("compare", "compare.txt"))
+    monkeypatch.setattr(study, "_validate", stand_in("validate", "validate.json", "validate.txt"))
+    monkeypatch.setattr(study, "write_report", lambda folder: folder / "report.html")
+    return ran
+
+
+ALL = ["capture", "measure", "compare", "validate"]
+
+
+def test_a_study_goes_on_where_it_was(stages: list[str], tmp_path: Path) -> None:
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert stages == ALL
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert stages == ALL  # nothing ran again
+    (tmp_path / "validate.txt").unlink()
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert stages == [*ALL, "validate"]
+
+
+def test_other_settings_need_another_folder(
+    stages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert cli.main(["study", "--out", str(tmp_path), "--seed", "1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seed = 0" in line and "now it is 1" in line and "--force" in line
+    assert cli.main(["study", "--pair", "embedded", "--out", str(tmp_path)]) == 0  # the same
+    assert stages == ALL
+    assert cli.main(["study", "--out", str(tmp_path), "--seed", "1", "--force"]) == 0
+    assert stages == ALL * 2
+
+
+def test_findings_are_said_but_do_not_fail_a_study(
+    stages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert "gammalab: warning: x" in capsys.readouterr().err
+
+
+def test_a_missing_prompt_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["study", "--out", str(tmp_path / "out"), "--prompts", str(tmp_path / "no.jsonl")]
+    assert cli.main(argv) == 2
+    assert "no.jsonl: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_timed_contexts_fit_the_pair() -> None:
+    trace = lively_trace(reply=24)  # prompts of 8 tokens
+    assert study.contexts_of(trace) == [8, 32]
+
+
+def test_the_whole_loop_on_a_tiny_pair(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what does not depend on the clock is asserted."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", questions=9, turns=2)
+    out = tmp_path / "study"
+    argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "clairvoyant" in printed.out and "prediction error over" in printed.out
+    assert printed.out.strip().endswith("report.html")
+    trace = read_trace(out / "trace.parquet")
+    assert trace.requests == 18 and trace.meta.exactness == "exact"
+    found = read_result("validate", out / "validate.json")
+    # Two repeats, told the model's seconds: every round and every reply is the replay's.
+    assert [check["exact"]["differing"] for check in found["checks"]] == [0] * len(found["checks"])
+    assert {check["replies_equal"] for check in found["checks"]} == {found["requests"]}
+    for name, files in found["log_files"].items():
+        assert len(files) == 2
+        log = read_roundlog(out / files[0])
+        assert log.meta["policy"] == name and log.meta["clock"] == "measured"
+    assert (out / "report.html").read_text().count("data:image/png") == 5
+    # A second run keeps everything and prints the same tables.
+    before = {path: path.read_bytes() for path in out.glob("*.json")}
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == printed.out
+    assert {path: path.read_bytes() for path in out.glob("*.json")} == before
