@@ -79,6 +79,16 @@ def test_a_missing_prompt_file_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_that_cannot_begin_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    argv = ["study", "--out", str(tmp_path / "out"), "--prompts", str(prompts)]
+    assert cli.main([*argv, "--pair", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_timed_contexts_fit_the_pair() -> None:
     trace = lively_trace(reply=24)  # prompts of 8 tokens
     assert study.contexts_of(trace) == [8, 32]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments.agreement import agree, fit_residual, join_logs, price, residual_cells
+from experiments.agreement import agree, fit_residual, join_logs, residual_cells
 from experiments.compare import step_costs
 from experiments.validate import rotated, validate, work_units
 from experiments.validate_text import findings, validation_dict, validation_text
@@ -17,6 +17,7 @@ from policies.base import Policy
 from policies.shelf import label, parse_policies
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
+from traces.costs import price_log
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.timing import StepCosts
@@ -237,7 +238,7 @@ def test_price_of_replayed_rounds_is_what_the_replay_charged(spec: str, costs: S
     trace = lively_trace()
     (policy,) = parse_policies(spec)
     log = replay(policy, trace, costs)
-    assert price(log, costs, spec == "tail-pruning").tolist() == log.elapsed_s.tolist()
+    assert price_log(log, costs, spec == "tail-pruning").tolist() == log.elapsed_s.tolist()
 
 
 def test_residual_is_blamed_on_the_right_term() -> None:

@@ -1,0 +1,1 @@
+"""Questions and answers: study, compare, validate, figures, report, and the command line (cli)."""

@@ -1,0 +1,265 @@
+"""The command line `gammalab`: parse, dispatch, and turn bad input into one clear line.
+
+Results go to stdout, everything else to stderr. Exit 0; 1 a finding (a prediction missed its bound,
+a trace is damaged); 2 bad input; 130 interrupted. Commands are imported when they run, so that
+--help stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from traces.errors import InputError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit 2."""
+        self.exit(2, f"gammalab: {message}; see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    command: Command = args.command
+    try:
+        code = command(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("gammalab: interrupted; a capture or study resumes where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`): keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = one_line(error)
+        if args.debug or message is None:
+            raise
+        print(f"gammalab: {message}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell the user; None if the error is a bug of ours, which deserves its traceback."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; use fewer prompts, a smaller --batch or --depth, or another device"
+    return None
+
+
+def build_parser() -> Parser:
+    """All commands and their options."""
+    parser = Parser(
+        prog="gammalab",
+        description="Which controller should set the draft length of speculative decoding here, "
+        "how much does it gain, how sure is that, and how much headroom is left?",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, dest="command_name", parser_class=Parser
+    )
+
+    def add(name: str, help_text: str, command: Command) -> Parser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    _add_study(add("study", "the whole loop: capture, measure, compare, validate, report", _study))
+    _add_backend(add)
+    _add_compare(add("compare", "replay every controller on a recorded trace", _compare))
+    _add_validate(
+        add("validate", "run controllers on the real engine beside the replay", _validate)
+    )
+    report = add("report", "write the HTML page and figures of a finished study again", _report)
+    report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
+    policies = add("policies", "list the controllers, or show one in full", _policies)
+    policies.add_argument("name", nargs="?", help="one controller")
+    policies.add_argument("--json", action="store_true", help="as JSON")
+    _add_trace(add("trace", "inspect, check or split a trace", _show_help))
+    return parser
+
+
+def _add_backend(add: Callable[[str, str, Command], Parser]) -> None:
+    from real_backend.options import (
+        add_capture_arguments,
+        add_measure_arguments,
+        add_pair_arguments,
+    )
+
+    capture = add("capture", "record what the draft proposes and the target accepts", _capture)
+    add_pair_arguments(capture)
+    add_capture_arguments(capture)
+    measure = add("measure", "time prefill, draft step and verify of a pair here", _measure)
+    add_pair_arguments(measure)
+    add_measure_arguments(measure)
+
+
+def _add_study(study: Parser) -> None:
+    from real_backend.options import add_pair_arguments
+
+    add_pair_arguments(study)
+    group = study.add_argument_group("the study")
+    group.add_argument("--prompts", type=Path, help="JSON lines (embedded pair: its own)")
+    group.add_argument("--trace", type=Path, help="use this trace instead of capturing one")
+    group.add_argument("--out", type=Path, required=True, help="folder of all results")
+    group.add_argument("--quick", action="store_true", help="fewer prompts and repeats, for a look")
+    group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--force", action="store_true", help="start over, overwriting results")
+
+
+MAX_ERROR = "largest prediction error to accept (default 8)"
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _add_compare(compare: Parser) -> None:
+    compare.add_argument(
+        "--trace", type=Path, action="append", required=True, help="Parquet; may be given again"
+    )
+    compare.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
+    compare.add_argument("--policies", help="e.g. gammatune,fixed:gamma=4 (default: the shelf)")
+    compare.add_argument("--out", type=Path, help="folder for compare.json and simulated rounds")
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    compare.add_argument("--force", action="store_true", help="overwrite")
+
+
+def _add_validate(validate: Parser) -> None:
+    from real_backend.options import add_pair_arguments
+
+    add_pair_arguments(validate)
+    group = validate.add_argument_group("the confirmation")
+    group.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
+    group.add_argument("--timing", type=Path, required=True, help="measured on this machine")
+    group.add_argument("--prompts", type=Path, help="the trace's prompt file (embedded: its own)")
+    group.add_argument("--policies", help="default: never, the tuned fixed gamma, and eight more")
+    group.add_argument("--out", type=Path, help="folder for validate.json and measured rounds")
+    group.add_argument("--repeats", type=count, default=3)
+    group.add_argument("--limit", type=int, default=0, help="about N requests, all tasks alike")
+    group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def _add_trace(trace: Parser) -> None:
+    trace.set_defaults(parser=trace)
+    actions = trace.add_subparsers(metavar="ACTION", parser_class=Parser)
+    info = actions.add_parser("info", help="what a trace holds, and how its acceptance behaves")
+    info.add_argument("trace", type=Path)
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(command=_trace_info)
+    check = actions.add_parser("check", help="schema and content hash; exit 1 if damaged")
+    check.add_argument("trace", type=Path)
+    check.set_defaults(command=_trace_check)
+    split = actions.add_parser("split", help="by question, task by task, into two traces")
+    split.add_argument("trace", type=Path)
+    split.add_argument("--out-train", type=Path, required=True)
+    split.add_argument("--out-test", type=Path, required=True)
+    split.add_argument("--fraction", type=float, default=0.5, help="share of the training part")
+    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--force", action="store_true", help="overwrite")
+    split.set_defaults(command=_trace_split)
+    for action in (info, check, split):
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+
+
+def _show_help(args: argparse.Namespace) -> NoReturn:
+    parser: Parser = args.parser
+    parser.error("an action is missing: info, check or split")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from experiments.study import run
+
+    return run(args)
+
+
+def _capture(args: argparse.Namespace) -> int:
+    from real_backend.capture import run
+
+    run(args)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from real_backend.measure import run
+
+    timing = run(args)
+    print(f"{args.out}: {len(timing.cells)} cells on {timing.meta.get('device_name', 'unknown')}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from experiments.commands import run_compare
+
+    return run_compare(args)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from experiments.commands import run_validate
+
+    return run_validate(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from experiments.report import run
+
+    return run(args)
+
+
+def _policies(args: argparse.Namespace) -> int:
+    from experiments.show import show_policies
+
+    return show_policies(args.name, as_json=args.json)
+
+
+def _trace_info(args: argparse.Namespace) -> int:
+    from experiments.show import show_trace
+
+    return show_trace(args.trace, as_json=args.json)
+
+
+def _trace_check(args: argparse.Namespace) -> int:
+    from experiments.show import check_trace
+
+    return check_trace(args.trace)
+
+
+def _trace_split(args: argparse.Namespace) -> int:
+    from experiments.show import split_trace
+
+    return split_trace(args)

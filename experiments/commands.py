@@ -1,0 +1,226 @@
+"""`gammalab compare` and `gammalab validate`: read files, compute, print, write files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import Comparison, compare, default_policies, step_costs
+from experiments.compare_text import text_of, to_dict, write_logs
+from experiments.files import (
+    command_line,
+    describe_inputs,
+    dumps,
+    file_name,
+    mismatches,
+    refuse_existing,
+    versions,
+    warn,
+    write_result,
+)
+from experiments.validate import DEFAULT_POLICIES, Validation, validate, work_units
+from experiments.validate_text import findings, validation_dict, validation_text
+from policies.base import Policy, uses_signals
+from policies.fixed import Fixed, Never
+from policies.shelf import label, parse_policies, parse_policy
+from simulator.hindsight import best_fixed
+from traces.errors import InputError
+from traces.roundlog import write_roundlog
+from traces.schema import Trace
+from traces.split import split_rows, spread_rows
+from traces.store import read_trace
+from traces.timing import StepCosts, Timing, read_timing
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], object]]:
+    """A step function that moves a bar on stderr; no bar if stderr is not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, disable=None, leave=False) as bar:
+        yield bar.update
+
+
+def read_inputs(traces: Sequence[Path], timing_path: Path) -> tuple[list[Trace], Timing]:
+    """Traces and timing, with a warning on stderr for whatever does not belong together."""
+    timing = read_timing(timing_path)
+    read = [read_trace(path) for path in traces]
+    for path, trace in zip(traces, read, strict=True):
+        for line in mismatches(trace, timing):
+            warn(f"{path} and {timing_path}: {line}")
+    return read, timing
+
+
+def compare_files(
+    trace_paths: Sequence[Path],
+    timing_path: Path,
+    *,
+    specs: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    force: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """Compare on every trace; the printed text and the content of compare.json.
+
+    With `out`, also writes out/compare.json and the simulated rounds of every row to
+    out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
+    """
+    if out is not None:
+        refuse_existing(out / "compare.json", force)
+    policies = parse_policies(specs) if specs else None
+    traces, timing = read_inputs(trace_paths, timing_path)
+    texts, entries, done = [], [], []
+    for path, trace in zip(trace_paths, traces, strict=True):
+        comparison = _compare_one(path, trace, timing, policies, seed)
+        texts.append(text_of(comparison, path.name))
+        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
+        entries.append(entry | {"timing": timing_path.name, "logs": f"simulated/{path.stem}"})
+        done.append((path.stem, comparison))
+    result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    if out is not None:
+        for stem, comparison in done:
+            write_logs(comparison, out / "simulated" / stem)
+        write_result("compare", result, out / "compare.json", overwrite=force)
+    return "\n\n\n".join(texts), result
+
+
+def _compare_one(
+    path: Path, trace: Trace, timing: Timing, policies: Sequence[Policy] | None, seed: int
+) -> Comparison:
+    if policies is None:
+        policies, skipped = default_policies(trace)
+        if skipped:
+            warn(f"{path} has no draft signals; left out: {', '.join(skipped)}")
+    try:
+        with progress(len(policies), "compare") as step:
+            return compare(trace, timing, policies, seed=seed, step=step)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """`gammalab compare`."""
+    names = [path.name for path in args.trace]
+    if len(set(names)) < len(names):
+        raise InputError("two traces have the same file name; rename one, results go by it")
+    text, result = compare_files(
+        args.trace,
+        args.timing,
+        specs=args.policies,
+        seed=args.seed,
+        out=args.out,
+        force=args.force,
+    )
+    print(dumps(result) if args.json else text)
+    return 0
+
+
+def validation_policies(
+    trace: Trace, costs: StepCosts, specs: str | None, seed: int
+) -> list[Policy]:
+    """The policies to confirm: those asked for, or never, the tuned fixed gamma and the default."""
+    if specs:
+        chosen = parse_policies(specs)
+    else:
+        train, _ = split_rows(trace, seed=seed)
+        tuned, _ = best_fixed(trace.select(train), costs)
+        shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
+        chosen = [Never(), Fixed(tuned)] if tuned else [Never()]
+        chosen += [p for p in shelf if trace.has_signals or not uses_signals(p)]
+    if len({label(policy) for policy in chosen}) < len(chosen):
+        raise InputError("--policies names the same policy twice")
+    return chosen
+
+
+def validate_files(
+    args: argparse.Namespace,
+    *,
+    repeats: int,
+    limit: int,
+    out: Path | None,
+    force: bool = False,
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Run the validation that `args` describe; text, content of validate.json, findings.
+
+    args: pair options, trace, timing, prompts, policies, seed, max_error. With `out`, also writes
+    out/validate.json, out/measured/ (one log per policy and repeat) and out/predicted/.
+    """
+    from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
+
+    if out is not None:
+        refuse_existing(out / "validate.json", force)
+    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
+        raise InputError("--prompts is needed: the prompt file that the trace was captured from")
+    (trace,), timing = read_inputs([args.trace], args.timing)
+    questions = read_questions(args.prompts or EMBEDDED_PROMPTS)
+    costs = step_costs(timing, trace)
+    policies = validation_policies(trace, costs, args.policies, args.seed)
+    from real_backend.engine import Engine  # torch: only once the files are known to be good
+    from real_backend.models import pair_from_args
+
+    pair = pair_from_args(args)
+    check_pair(trace, pair)
+    rows = spread_rows(trace, limit, args.seed)
+    requests = requests_of_trace(questions, trace, pair)
+    with progress(work_units(len(policies), len(rows), repeats), "validate") as step:
+        outcome = validate(
+            Engine(pair, costs, max_gamma=trace.meta.depth),
+            trace.select(rows),
+            [requests[row] for row in rows],
+            costs,
+            policies,
+            repeats=repeats,
+            seed=args.seed,
+            step=step,
+        )
+    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
+    result |= {
+        "timing": args.timing.name,
+        "command": command_line(),
+        "machine": pair.describe(),
+        "versions": versions() | pair.describe().get("versions", {}),
+        "max_error_allowed": args.max_error / 100,
+        "findings": findings(outcome, args.max_error),
+    }
+    if out is not None:
+        _write_validation(outcome, result, out, force)
+    return validation_text(outcome), result, result["findings"]
+
+
+def check_pair(trace: Trace, pair: Any) -> None:
+    """Refuse a pair that cannot have produced the trace; warn if it ran somewhere else."""
+    if trace.meta.tokenizer_sha256 != pair.tokenizer_sha256:
+        raise InputError(
+            f"the trace was recorded with another tokenizer than that of pair {pair.name!r}; give "
+            "the pair it was captured from"
+        )
+    about = pair.describe()
+    for field in ("pair", "device", "dtype"):
+        ours = getattr(trace.meta, field)
+        theirs = about["device_name" if field == "device" else field]
+        if ours != theirs:
+            warn(f"the trace has {field} {ours!r}, the engine runs {theirs!r}; replies may differ")
+
+
+def _write_validation(outcome: Validation, result: dict[str, Any], out: Path, force: bool) -> None:
+    for name, logs in outcome.measured.items():
+        for repeat, log in enumerate(logs, start=1):
+            path = out / "measured" / f"{file_name(name)}-{repeat}.parquet"
+            write_roundlog(log, path, overwrite=True)
+    for name, log in outcome.predicted.items():
+        write_roundlog(log, out / "predicted" / f"{file_name(name)}.parquet", overwrite=True)
+    write_result("validate", result, out / "validate.json", overwrite=force)
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    """`gammalab validate`; 1 if a prediction missed its bound."""
+    text, result, found = validate_files(
+        args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
+    )
+    print(dumps(result) if args.json else text)
+    for line in found:
+        warn(line)
+    return 1 if found else 0

@@ -1,0 +1,157 @@
+"""A comparison as text tables and one sentence, and as files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import ROLES, Comparison, Row
+from experiments.files import file_name, jsonable
+from experiments.tables import number, percent, table, with_interval
+from traces.roundlog import write_roundlog
+from traces.schema import EXACTNESS
+
+HEADER = (
+    "policy",
+    "speed-up\n95 %",
+    "vs tuned fixed\n95 %",
+    "verdict",
+    "head-\nroom",
+    "tokens\n/round",
+    "mean\ngamma",
+    "mean\ndraft",
+    "acc.\nrate",
+    "tok/s",
+)
+
+NOTES = """\
+speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
+vs tuned   tokens/s over the best fixed gamma of the training half; tie: the interval covers 1
+headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
+gamma      mean cap in force; draft: tokens drafted per round; acc. rate: accepted / drafted"""
+
+
+def _cells(row: Row) -> list[str]:
+    fixed = row.role == "tuned"
+    return [
+        row.name,
+        with_interval(row.speedup),
+        "1.000" if fixed else with_interval(row.vs_fixed, 3),
+        "-" if fixed else row.verdict,
+        percent(row.headroom.value),
+        number(row.tokens_per_round),
+        number(row.mean_gamma, 1),
+        number(row.mean_drafted, 1),
+        number(row.acceptance),
+        number(row.tokens_per_s, 0),
+    ]
+
+
+def _groups(
+    comparison: Comparison, cells: Any, roles: Sequence[str] = tuple(ROLES)
+) -> list[tuple[str, list[list[str]]]]:
+    groups = []
+    for role in roles:
+        title = ROLES[role]
+        if role == "hindsight":
+            title += f" (gamma = {comparison.hindsight_gamma})"
+        groups.append((title, [cells(row) for row in comparison.rows if row.role == role]))
+    return groups
+
+
+def policy_table(comparison: Comparison) -> str:
+    """All rows, with the meaning of the columns below."""
+    return table(HEADER, _groups(comparison, _cells)) + "\n\n" + NOTES
+
+
+def task_table(comparison: Comparison) -> str:
+    """Speed-up over never drafting by task and over all, in both conventions."""
+
+    def cells(row: Row) -> list[str]:
+        by_task = (number(row.tasks[task].value) for task in comparison.tasks)
+        return [row.name, *by_task, number(row.speedup.value), number(row.speedup_by_question)]
+
+    header = ("speed-up", *map(_two_lines, comparison.tasks), "all,\nby token", "all, by\nquestion")
+    notes = (
+        "by token: all tokens over all seconds, as in every task column; by question: the way of\n"
+        "Spec-Bench, mean tokens/s of the questions over the baseline's mean"
+    )
+    return table(header, _groups(comparison, cells)) + "\n\n" + notes
+
+
+def _two_lines(task: str) -> str:
+    return task.replace("_", "\n", 1)
+
+
+def basis_lines(comparison: Comparison, trace_name: str) -> str:
+    """What the numbers rest on: requests, exactness, censored positions, seed."""
+    tokens = int(comparison.logs["never"].emitted.sum())
+    lines = [
+        f"trace {trace_name}, {comparison.exactness}",
+        f"  {EXACTNESS[comparison.exactness]}",
+        f"held out: {comparison.questions} questions, {len(comparison.test_rows)} replies, "
+        f"{tokens} tokens; tuned on {len(comparison.train_rows)} other replies",
+        f"censored positions: {comparison.censored_positions}"
+        + ("; accepted lengths there are lower bounds" if comparison.censored_positions else ""),
+        f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples",
+    ]
+    return "\n".join(lines)
+
+
+def percent_change(ratio: float) -> str:
+    """1.043 -> "4.3 % faster"; 0.98 -> "2.0 % slower"."""
+    return f"{abs(ratio - 1) * 100:.1f} % {'faster' if ratio >= 1 else 'slower'}"
+
+
+def answer(comparison: Comparison) -> str:
+    """One sentence: which controller the training half recommends, and what it is worth."""
+    row = comparison.row(comparison.recommended)
+    fixed = next(r for r in comparison.rows if r.role == "tuned")
+    ceiling = comparison.row("clairvoyant")
+    if row.role == "never":
+        head = "Do not draft: no controller was faster than plain decoding on the training half"
+    elif row.role == "tuned":
+        head = (
+            f"Use {row.name}: no controller beat a fixed length on the training half; it decodes "
+            f"{row.speedup.value:.2f} times as fast as plain decoding"
+        )
+    else:
+        tie = " - a tie, the interval covers 1" if row.verdict == "tie" else ""
+        head = (
+            f"Use {row.name}: {row.speedup.value:.2f} times as fast as plain decoding and "
+            f"{percent_change(row.vs_fixed.value)} than the best fixed length {fixed.name} "
+            f"(ratio {with_interval(row.vs_fixed, 3)}{tie})"
+        )
+    left = ceiling.tokens_per_s / row.tokens_per_s - 1
+    return f"{head}; a controller that knew the future would be {left * 100:.0f} % faster still."
+
+
+def text_of(comparison: Comparison, trace_name: str) -> str:
+    """Everything `gammalab compare` prints for one trace."""
+    parts = [
+        basis_lines(comparison, trace_name),
+        policy_table(comparison),
+        task_table(comparison),
+        textwrap.fill(answer(comparison), 98),
+    ]
+    return "\n\n".join(parts)
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """JSON-ready; the logs are named, not held."""
+    raw = {
+        field: jsonable(getattr(comparison, field))
+        for field in comparison.__dataclass_fields__
+        if field != "logs"
+    }
+    raw["answer"] = answer(comparison)
+    raw["log_files"] = {name: f"{file_name(name)}.parquet" for name in comparison.logs}
+    return raw
+
+
+def write_logs(comparison: Comparison, folder: Path) -> None:
+    """The simulated rounds of every row, one Parquet file each."""
+    for name, log in comparison.logs.items():
+        write_roundlog(log, folder / f"{file_name(name)}.parquet", overwrite=True)

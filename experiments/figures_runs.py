@@ -1,0 +1,147 @@
+"""Figures of runs: gamma along one reply, and predicted against measured speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from experiments.figure_style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PALE_ORANGE,
+    Json,
+    Picture,
+    canvas,
+    finish,
+    use_style,
+)
+from traces.roundlog import RoundLog
+
+BAR: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}
+
+
+def lively_request(log: RoundLog) -> int:
+    """The request of this log whose accepted counts vary most from round to round."""
+    requests = np.unique(log.request)
+    spread = [float(np.std(log.accepted[log.request == request])) for request in requests]
+    return int(requests[int(np.argmax(spread))])
+
+
+def _rounds(axes: Axes, name: str, log: RoundLog, request: int) -> tuple[float, int, int]:
+    """Draw the rounds of one reply; its seconds, tokens and largest draft."""
+    rows = np.flatnonzero(log.request == request)
+    start = log.context_tokens[rows] - log.context_tokens[rows].min()
+    drafted, accepted, emitted = log.drafted[rows], log.accepted[rows], log.emitted[rows]
+    axes.bar(start, accepted, width=emitted, color=BLUE, **BAR)
+    axes.bar(start, drafted - accepted, bottom=accepted, width=emitted, color=PALE_ORANGE, **BAR)
+    plain = drafted == 0
+    axes.bar(start[plain], -0.7, width=emitted[plain], color=GREY, **BAR)
+    seconds, wasted = float(log.elapsed_s[rows].sum()), int((drafted - accepted).sum())
+    axes.set_title(
+        f"{name}: {1000 * seconds:.0f} ms in {len(rows)} rounds, {wasted} tokens drafted in vain",
+        loc="left",
+        fontsize=11,
+    )
+    return seconds, int(emitted.sum()), int(drafted.max())
+
+
+def reply_figure(logs: dict[str, RoundLog], request: int, task: str) -> Picture:
+    """Rounds of one reply under two or three schedules, stacked: drafted and accepted tokens."""
+    use_style()
+    height = 1.7 + 1.65 * len(logs)
+    figure, panels = plt.subplots(
+        len(logs), 1, figsize=(10, height), sharex=True, squeeze=False, layout="constrained"
+    )
+    facts = {
+        name: _rounds(axes, name, log, request)
+        for axes, (name, log) in zip(panels[:, 0], logs.items(), strict=True)
+    }
+    deepest = max(drafted for *_, drafted in facts.values())
+    for axes in panels[:, 0]:
+        axes.set_ylim(-0.9, deepest + 0.6)
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        sns.despine(ax=axes, bottom=True)
+        axes.tick_params(axis="x", bottom=axes is panels[-1, 0])
+    names = list(facts)
+    length = facts[names[0]][1]
+    panels[-1, 0].set_xlim(0, length)
+    panels[-1, 0].set_xlabel("position in the reply, tokens")
+    figure.supylabel("tokens drafted in a round", fontsize=11)
+    handles = [
+        Patch(color=BLUE, label="accepted by the target"),
+        Patch(color=PALE_ORANGE, label="rejected: drafted in vain"),
+        Patch(color=GREY, label="round without a draft"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    spoken = ", ".join(f"{name} {1000 * facts[name][0]:.0f} ms" for name in names)
+    title = f"The same {length} tokens ({task.replace('_', ' ')}) take {spoken}"
+    caption = (
+        "One reply under several schedules. Each bar is one round: its height is how many tokens "
+        "were drafted, the blue part how many of them the target accepted, its width how far the "
+        "reply moved on. The last panel knows in advance what will be accepted, so it shows how "
+        "acceptance comes and goes along the text."
+    )
+    return finish(figure, "reply", title, caption)
+
+
+def prediction_figure(validation: Json) -> Picture:
+    """Predicted against measured tokens/s with the identity line and a band of 5 %."""
+    checks = sorted(validation["checks"], key=lambda check: float(check["predicted_tokens_per_s"]))
+    measured = np.asarray([check["measured_tokens_per_s"] for check in checks])
+    predicted = np.asarray([check["predicted_tokens_per_s"] for check in checks])
+    low = float(min(measured.min(), predicted.min()))
+    high = float(max(measured.max(), predicted.max()))
+    pad = 0.08 * (high - low) + 0.03 * high
+    low, high = low - pad, high + pad
+    figure, axes = canvas(9.0, 6.4)
+    line = np.asarray([low, high])
+    axes.fill_between(line, line * 0.95, line * 1.05, color=PALE, label="within 5 %", zorder=0)
+    axes.plot(line, line, color=INK, linewidth=1.1, label="predicted = measured", zorder=1)
+    within = np.abs(predicted / measured - 1.0) <= 0.05
+    heights = np.linspace(low + 0.05 * (high - low), high - 0.05 * (high - low), len(checks))
+    for k, check in enumerate(checks):
+        color, marker = (BLUE, "o") if within[k] else (ORANGE, "v")
+        repeats = [check["repeats_low"], check["repeats_high"]]
+        axes.plot(repeats, [predicted[k]] * 2, color=color, linewidth=1.6)
+        axes.plot(measured[k], predicted[k], marker, color=color, markersize=8)
+        axes.annotate(
+            f"{check['policy']}  {100 * check['error']:+.1f} %",
+            (measured[k], predicted[k]),
+            (high + 0.08 * (high - low), heights[k]),
+            va="center",
+            color=color,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": GREY,
+                "linewidth": 0.6,
+                "shrinkB": 5,
+                "relpos": (0.0, 0.5),
+            },
+        )
+    axes.set(xlim=(low, high), ylim=(low, high), box_aspect=1)
+    axes.set_xlabel("measured tokens/s (bar: slowest to fastest repeat)")
+    axes.set_ylabel("predicted tokens/s")
+    axes.legend(loc="upper left", frameon=False)
+    sns.despine(ax=axes)
+    title = (
+        f"{int(within.sum())} of {len(checks)} predictions are within 5 % of the measurement; "
+        f"median error {100 * validation['median_error']:.1f} %, largest "
+        f"{100 * validation['max_error']:.1f} %"
+    )
+    caption = (
+        "Each point is a controller that ran on the real models; its height is what the simulator "
+        "had predicted from the recorded acceptance and the timing of this machine. Above the line "
+        "the simulator promised too much. Labels give the error of the prediction."
+    )
+    return finish(figure, "prediction", title, caption)

@@ -1,0 +1,140 @@
+"""Result files: JSON without NaN, written atomically, and the provenance that goes into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.store import content_hash, write_atomically
+from traces.timing import Timing
+
+RESULT_VERSION = 1
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses and named tuples as dicts, numbers plain, NaN and infinity as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {key: jsonable(item) for key, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Indented JSON of any result."""
+    return json.dumps(jsonable(value), indent=1, allow_nan=False)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise InputError if `path` is there and may not be overwritten; ask before the long work."""
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; choose another name or pass --force")
+
+
+def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: bool) -> None:
+    """One result as JSON with its kind and version, atomically."""
+    text = dumps({"kind": kind, "version": RESULT_VERSION, **value}) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite)
+
+
+def read_result(kind: str, path: Path) -> dict[str, Any]:
+    """Inverse of write_result; raises InputError naming the file if it is not of that kind."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make it with `gammalab {kind}`")
+    try:
+        raw = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    if not isinstance(raw, dict) or raw.get("kind") != kind:
+        raise InputError(f"{path} is JSON, but not the result of `gammalab {kind}`")
+    if raw.get("version") != RESULT_VERSION:
+        raise InputError(f"{path} has version {raw.get('version')}; run `gammalab {kind}` again")
+    return raw
+
+
+def file_name(policy: str) -> str:
+    """A policy's label as part of a file name: fixed:gamma=3 -> fixed-gamma-3."""
+    return "".join(c if c.isalnum() or c in "+-." else "-" for c in policy)
+
+
+def command_line() -> str:
+    """The command as it was typed, without the path of the program."""
+    return shlex.join(["gammalab", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions behind a simulated number."""
+    import numba
+    import numpy as np
+
+    return {
+        "gammalab": _own_version(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
+
+
+def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gammalab")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def describe_inputs(trace: Trace, trace_name: str, timing: Timing) -> dict[str, Any]:
+    """Where the numbers of a result come from."""
+    return {
+        "trace": trace_name,
+        "trace_sha256": content_hash(trace),
+        "trace_meta": trace.meta.to_dict(),
+        "requests": trace.requests,
+        "positions": trace.positions,
+        "timing_meta": timing.meta,
+    }
+
+
+def mismatches(trace: Trace, timing: Timing) -> list[str]:
+    """What a trace and a timing disagree about, one line each; empty if they belong together.
+
+    A replay over a foreign timing is legal (what would this pair do on that machine?), so these
+    are warnings.
+    """
+    found = []
+    for field in ("pair", "tokenizer_sha256", "device", "dtype"):
+        named = "device_name" if field == "device" else field  # a trace names the device itself
+        ours, theirs = getattr(trace.meta, field), timing.meta.get(named)
+        if theirs is not None and ours != theirs:
+            found.append(
+                f"the trace has {field} {_short(ours)}, the timing {_short(theirs)}; the seconds "
+                "below are not those of the recording's own machine and pair"
+            )
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= 24 else text[:12] + "...")
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"gammalab: warning: {message}", file=sys.stderr)

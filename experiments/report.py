@@ -1,0 +1,166 @@
+"""The report: one self-contained HTML page and PNG figures from the files of a study."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.figure_style import Json, Picture
+from experiments.figures import by_role, featured, headroom_figure, speedup_figure, task_figure
+from experiments.figures_runs import lively_request, prediction_figure, reply_figure
+from experiments.files import read_result
+from experiments.report_view import comparison_view, points, provenance_view, validation_view
+from experiments.tables import percent
+from traces.errors import InputError
+from traces.roundlog import RoundLog, read_roundlog
+from traces.store import write_atomically
+
+GLOSSARY = (
+    (
+        "draft and target",
+        "The small model that proposes tokens, and the large one whose text it is.",
+    ),
+    ("gamma", "The most tokens the draft may propose in one round; 0 is plain decoding."),
+    ("round", "Draft, one pass of the target over the proposal, and the tokens that come out."),
+    ("accepted", "Proposed tokens that the target agrees with, up to the first it does not."),
+    (
+        "tuned fixed",
+        "The constant gamma that was fastest on the training half: the baseline a controller has "
+        "to beat.",
+    ),
+    (
+        "clairvoyant",
+        "The fastest schedule if one knew in advance how many tokens would be accepted: a ceiling, "
+        "not a controller.",
+    ),
+    (
+        "headroom",
+        "What lies between the tuned fixed gamma and the clairvoyant schedule, in seconds.",
+    ),
+    (
+        "replay",
+        "Running a controller on the recorded acceptance with measured costs instead of on the "
+        "models. For greedy decoding it takes the decisions of the real run, round by round.",
+    ),
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`gammalab report`: write DIR/report.html and DIR/figures again, from the files of DIR."""
+    try:
+        print(write_report(args.dir))
+    except KeyError as error:
+        raise InputError(f"{args.dir}: a result lacks {error}; compare or validate again") from None
+    return 0
+
+
+def write_report(folder: Path) -> Path:
+    """The page and its figures; returns the page's path.
+
+    Needs compare.json with its simulated rounds; validate.json is used if it is there. Raises
+    InputError if a file is missing or foreign.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; `gammalab study --out {folder}` makes it")
+    compared = read_result("compare", folder / "compare.json")
+    measured = folder / "validate.json"
+    validation = read_result("validate", measured) if measured.exists() else None
+    pictures = [comparison_pictures(part, folder) for part in compared["comparisons"]]
+    checked = [prediction_figure(validation)] if validation else []
+    several = len(pictures) > 1
+    for part, group in zip(compared["comparisons"], pictures, strict=True):
+        prefix = f"{Path(part['trace']).stem}-" if several else ""
+        _write_pictures(group, folder / "figures", prefix)
+    _write_pictures(checked, folder / "figures", "")
+    page = folder / "report.html"
+    html = render(compared, validation, pictures, checked)
+    write_atomically(page, lambda temporary: temporary.write_text(html), overwrite=True)
+    return page
+
+
+def _write_pictures(pictures: list[Picture], folder: Path, prefix: str) -> None:
+    for picture in pictures:
+        path = folder / f"{prefix}{picture.name}.png"
+        data = picture.png
+        write_atomically(path, lambda to, data=data: to.write_bytes(data), overwrite=True)  # type: ignore[misc]
+
+
+def comparison_pictures(part: Json, folder: Path) -> list[Picture]:
+    """The figures of one comparison."""
+    names = [by_role(part, "tuned")["name"], featured(part)["name"], "clairvoyant"]
+    logs: dict[str, RoundLog] = {}
+    for name in dict.fromkeys(names):
+        logs[name] = read_roundlog(folder / part["logs"] / part["log_files"][name])
+    request = lively_request(logs["clairvoyant"])
+    task = part["test_categories"][request]
+    return [
+        speedup_figure(part),
+        task_figure(part),
+        headroom_figure(part),
+        reply_figure(logs, request, task),
+    ]
+
+
+def render(
+    compared: Json,
+    validation: Json | None,
+    pictures: list[list[Picture]],
+    checked: list[Picture],
+) -> str:
+    """The page as a string."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name("report.html.j2").read_text()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    parts = compared["comparisons"]
+    first = parts[0]
+    answers = [part["answer"] for part in parts]
+    return environment.from_string(template).render(
+        title=f"GammaLab study of {first['trace_meta']['pair']}",
+        answer=" ".join([*answers, _prediction_sentence(validation)]).strip(),
+        cards=_cards(first, validation),
+        comparisons=[
+            comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
+        ],
+        validation=validation_view(validation, checked) if validation else None,
+        provenance=provenance_view(compared, validation),
+        glossary=GLOSSARY,
+    )
+
+
+def _prediction_sentence(validation: Json | None) -> str:
+    if validation is None:
+        return "Not confirmed on the real models yet."
+    return (
+        f"Confirmed on the real models: {len(validation['checks'])} predictions were off by "
+        f"{points(validation['median_error'])} in the median and by "
+        f"{points(validation['max_error'])} at most."
+    )
+
+
+def _cards(part: Json, validation: Json | None) -> list[dict[str, str]]:
+    chosen = next(row for row in part["rows"] if row["name"] == part["recommended"])
+    fixed = by_role(part, "tuned")
+    cards = [
+        (f"{chosen['speedup']['value']:.2f}x", f"{chosen['name']} over plain decoding"),
+        (
+            f"{100 * (chosen['vs_fixed']['value'] - 1):+.1f} %",
+            f"speed against {fixed['name']} ({_verdict(chosen)})",
+        ),
+        (
+            percent(chosen["headroom"]["value"]).replace("%", " %"),
+            "of the remaining headroom captured",
+        ),
+    ]
+    if validation:
+        cards.append((f"{100 * validation['median_error']:.1f} %", "median prediction error"))
+        differing = [c["exact"]["differing"] for c in validation["checks"] if c["exact"]]
+        rounds = sum(c["exact"]["rounds"] for c in validation["checks"] if c["exact"])
+        if differing:
+            cards.append((str(sum(differing)), f"of {rounds} real rounds unlike the replay"))
+    return [{"value": value, "text": text} for value, text in cards]
+
+
+def _verdict(row: Json) -> str:
+    words = {"tie": "a tie", "baseline": "it is that"}
+    return words.get(row["verdict"], str(row["verdict"]))

@@ -1,0 +1,178 @@
+"""`gammalab policies` and `gammalab trace`: look at what is there."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.files import dumps, refuse_existing
+from experiments.statistics import divide
+from experiments.tables import number, table
+from policies.base import Policy, field_values, uses_signals
+from policies.shelf import SHELF, find_policy, short_field
+from traces.errors import InputError
+from traces.schema import EXACTNESS, Trace, TraceError
+from traces.split import split_rows
+from traces.store import content_hash, read_trace, write_trace
+
+
+def show_policies(name: str | None, *, as_json: bool) -> int:
+    """All controllers in a table, or one in full."""
+    classes = [find_policy(name)] if name else list(SHELF.values())
+    described = [describe_policy(cls()) for cls in classes]
+    if as_json:
+        print(dumps(described[0] if name else described))
+    elif name:
+        print(_policy_page(described[0]))
+    else:
+        for entry in described:
+            fields = ", ".join(f"{f['name']}={_plain(f['default'])}" for f in entry["fields"])
+            print(f"{entry['name']:<14}{entry['rule']}")
+            if fields:
+                print(f"{'':<14}{fields}")
+    return 0
+
+
+def describe_policy(policy: Policy) -> dict[str, Any]:
+    """name, rule, source, reads_signals and fields with default and where the default is from."""
+    return {
+        "name": policy.name,
+        "rule": policy.rule,
+        "source": policy.source,
+        "reads_signals": uses_signals(policy),
+        "doc": (type(policy).__doc__ or "").strip(),
+        "fields": [
+            {"name": short_field(field), "default": value, "from": policy.tags[field]}
+            for field, value in field_values(policy).items()
+        ],
+    }
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _policy_page(entry: dict[str, Any]) -> str:
+    doc = "\n".join(line.strip() for line in entry["doc"].splitlines())
+    signals = "yes, after every drafted token" if entry["reads_signals"] else "no"
+    lines = [entry["name"], f"  rule     {entry['rule']}", f"  source   {entry['source']}"]
+    lines += [f"  signals  {signals}", "", doc]
+    if entry["fields"]:
+        rows = [[f["name"], _plain(f["default"]), f["from"]] for f in entry["fields"]]
+        lines += ["", table(("field", "default", "the default comes from"), [("", rows)], left=3)]
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """How the draft fares on some replies.
+
+    token_acceptance: share of positions whose next drafted token would be accepted; lag1: its
+    autocorrelation from one position to the next within replies; mean_run: accepted tokens in a
+    row, where there is at least one.
+    """
+
+    requests: int
+    tokens_per_reply: float
+    mean_accept_len: float
+    token_acceptance: float
+    lag1: float
+    mean_run: float
+
+
+def acceptance(trace: Trace) -> Acceptance:
+    """The figures of one trace, pooled over its replies."""
+    accepted = trace.accept_len > 0
+    same_reply = np.ones(trace.positions, dtype=np.bool_)
+    same_reply[trace.offsets[:-1]] = False  # a reply's first position has no predecessor
+    before, after = accepted[:-1][same_reply[1:]], accepted[1:][same_reply[1:]]
+    runs = int((accepted & ~(np.concatenate([[False], accepted[:-1]]) & same_reply)).sum())
+    mixed = len(before) > 1 and before.std() > 0 and after.std() > 0
+    return Acceptance(
+        requests=trace.requests,
+        tokens_per_reply=trace.positions / trace.requests,
+        mean_accept_len=float(trace.accept_len.mean()),
+        token_acceptance=float(accepted.mean()),
+        lag1=float(np.corrcoef(before, after)[0, 1]) if mixed else float("nan"),
+        mean_run=float(divide(accepted.sum(), runs)),
+    )
+
+
+def by_task(trace: Trace) -> dict[str, Acceptance]:
+    """`acceptance` of every task, in order of first appearance."""
+    tasks = dict.fromkeys(trace.category)
+    rows = {t: [r for r, c in enumerate(trace.category) if c == t] for t in tasks}
+    return {task: acceptance(trace.select(rows[task])) for task in tasks}
+
+
+def show_trace(path: Path, *, as_json: bool) -> int:
+    """Meta, size and acceptance of a trace."""
+    trace = read_trace(path)
+    overall, tasks = acceptance(trace), by_task(trace)
+    if as_json:
+        facts = {
+            "meta": trace.meta.to_dict(),
+            "content_sha256": content_hash(trace),
+            "requests": trace.requests,
+            "positions": trace.positions,
+            "has_signals": trace.has_signals,
+            "overall": overall,
+            "tasks": tasks,
+        }
+        print(dumps(facts))
+        return 0
+    for key, value in trace.meta.to_dict().items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
+        print(f"{key:<17}{shown}")
+    print(f"{'':<17}{trace.meta.exactness}: {EXACTNESS[trace.meta.exactness]}")
+    print(f"{'content sha256':<17}{content_hash(trace)}")
+    print(f"{'requests':<17}{trace.requests}")
+    print(f"{'positions':<17}{trace.positions}")
+    print(f"{'draft signals':<17}{'yes' if trace.has_signals else 'no'}\n")
+    rows = [_acceptance_row(task, facts) for task, facts in tasks.items()]
+    header = ("task", "replies", "tokens/reply", "accept_len", "acceptance", "lag-1", "mean run")
+    print(table(header, [("", rows), ("", [_acceptance_row("all", overall)])]))
+    return 0
+
+
+def _acceptance_row(task: str, facts: Acceptance) -> list[str]:
+    return [
+        task,
+        str(facts.requests),
+        number(facts.tokens_per_reply, 1),
+        number(facts.mean_accept_len),
+        number(facts.token_acceptance, 3),
+        number(facts.lag1),
+        number(facts.mean_run),
+    ]
+
+
+def check_trace(path: Path) -> int:
+    """0 if the file reads, fits the schema and its hash; 1 if it is a damaged trace."""
+    try:
+        trace = read_trace(path)
+    except TraceError as error:
+        print(error)
+        return 1
+    print(f"{path}: ok, {trace.requests} requests, {trace.positions} positions")
+    print(f"content sha256 {content_hash(trace)}")
+    return 0
+
+
+def split_trace(args: argparse.Namespace) -> int:
+    """Write the two parts of a trace."""
+    trace = read_trace(args.trace)
+    for path in (args.out_train, args.out_test):
+        refuse_existing(path, args.force)
+    if args.out_train.resolve() == args.out_test.resolve():
+        raise InputError(f"--out-train and --out-test are the same file {args.out_test}")
+    train, test = split_rows(trace, args.fraction, args.seed)
+    for path, rows in ((args.out_train, train), (args.out_test, test)):
+        part = trace.select(rows)
+        write_trace(part, path, overwrite=args.force)
+        print(f"{path}: {part.requests} requests, {part.positions} positions")
+    return 0

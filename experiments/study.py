@@ -1,0 +1,207 @@
+"""The whole loop in one folder: capture, measure, compare, validate, report.
+
+Every stage leaves its file in the folder and is skipped when that file is there, so that a study
+that was stopped goes on where it was. study.json keeps the settings; other settings need another
+folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.commands import compare_files, validate_files
+from experiments.files import read_result, warn, write_result
+from experiments.report import write_report
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.store import read_trace, write_atomically
+
+SETTINGS = ("pair", "target", "draft", "device", "dtype", "threads", "quick", "seed")
+FILES = (
+    "study.json",
+    "prompts.jsonl",
+    "trace.parquet",
+    "timing.json",
+    "compare.json",
+    "compare.txt",
+    "validate.json",
+    "validate.txt",
+    "report.html",
+)
+
+
+class Effort(NamedTuple):
+    """How much work a study does. questions_per_task 0: all of them."""
+
+    questions_per_task: int
+    max_new_tokens: int
+    batches: tuple[int, ...]
+    measure_repeats: int
+    validate_replies: int
+    validate_repeats: int
+
+
+WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
+FULL = Effort(0, 128, (1, 2, 4, 8), 30, 24, 3)
+QUICK = Effort(5, 64, (1,), 15, 12, 2)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`gammalab study`: 0 also if a prediction missed its bound, which is then said on stderr."""
+    out: Path = args.out
+    effort = QUICK if args.quick else FULL
+    settings = _settings(args, out)
+    if args.quick and args.trace is None:
+        args.prompts = _few_prompts(args, effort, out / "prompts.jsonl")
+    _stage("capture", args.trace or out / "trace.parquet", lambda: _capture(args, effort, out))
+    if not (out / "study.json").exists():  # only now: a study that never began leaves no trace
+        write_result("study", {"settings": settings}, out / "study.json", overwrite=False)
+    _stage("measure", out / "timing.json", lambda: _measure(args, effort, out))
+    _stage("compare", out / "compare.txt", lambda: _compare(args, out))
+    _stage("validate", out / "validate.txt", lambda: _validate(args, effort, out))
+    print((out / "compare.txt").read_text())
+    print((out / "validate.txt").read_text())
+    for line in read_result("validate", out / "validate.json")["findings"]:
+        warn(line)
+    print(f"report: {write_report(out)}")
+    return 0
+
+
+def _stage(name: str, result: Path, work: Callable[[], object]) -> None:
+    """Run one stage unless its result is there; says on stderr how long it took."""
+    if result.exists():
+        print(f"gammalab: {name}: {result} is there, kept", file=sys.stderr)
+        return
+    began = time.perf_counter()
+    print(f"gammalab: {name} ...", file=sys.stderr)
+    work()
+    print(f"gammalab: {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+def _settings(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """This study's settings, after a look at those of the study that lies in the folder.
+
+    Raises InputError naming the first setting that differs.
+    """
+    if args.force:
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    settings: dict[str, Any] = {name: getattr(args, name) for name in SETTINGS}
+    settings["pair"] = settings["pair"] or (None if args.target else "embedded")
+    settings |= {"prompts": _identity(args.prompts), "trace": _identity(args.trace)}
+    path = out / "study.json"
+    if not path.exists():
+        return settings
+    before = read_result("study", path).get("settings", {})
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{path}: this study was begun with {name} = {before.get(name)!r}, now it is "
+                f"{value!r}; choose another --out, or start over with --force"
+            )
+    return settings
+
+
+def _identity(path: Path | None) -> str | None:
+    """SHA-256 of a file's bytes: a study goes on only with the same input."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _few_prompts(args: argparse.Namespace, effort: Effort, path: Path) -> Path:
+    """The first questions of every task, as a prompt file in the study's folder."""
+    from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
+
+    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
+        raise InputError("--prompts is missing; only the embedded pair brings its own")
+    counts: dict[str, int] = {}
+    lines = []
+    for question in read_questions(args.prompts or EMBEDDED_PROMPTS):
+        counts[question.task] = counts.get(question.task, 0) + 1
+        if counts[question.task] <= effort.questions_per_task:
+            fields = {name: getattr(question, name) for name in ("question_id", "category")}
+            lines.append(json.dumps(fields | {"turns": list(question.turns)}))
+    text = "\n".join(lines) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite=True)
+    return path
+
+
+def _options(
+    args: argparse.Namespace, adders: Sequence[Callable[[argparse.ArgumentParser], None]], out: Path
+) -> argparse.Namespace:
+    """The defaults of another command, with this study's pair options."""
+    parser = argparse.ArgumentParser()
+    for add in adders:
+        add(parser)
+    options = parser.parse_args(["--out", str(out)])
+    for name in ("pair", "target", "draft", "device", "dtype", "threads"):
+        setattr(options, name, getattr(args, name))
+    options.force = args.force
+    return options
+
+
+def _capture(args: argparse.Namespace, effort: Effort, out: Path) -> None:
+    from real_backend.capture import run as capture
+    from real_backend.options import add_capture_arguments, add_pair_arguments
+
+    adders = (add_pair_arguments, add_capture_arguments)
+    options = _options(args, adders, out / "trace.parquet")
+    options.prompts, options.seed = args.prompts, args.seed
+    options.max_new_tokens, options.resume = effort.max_new_tokens, not args.force
+    capture(options)
+
+
+def _measure(args: argparse.Namespace, effort: Effort, out: Path) -> None:
+    from real_backend.measure import run as measure
+    from real_backend.options import add_measure_arguments, add_pair_arguments
+
+    options = _options(args, (add_pair_arguments, add_measure_arguments), out / "timing.json")
+    options.batch, options.repeats = list(effort.batches), effort.measure_repeats
+    options.context = contexts_of(read_trace(args.trace or out / "trace.parquet"))
+    measure(options)
+
+
+def contexts_of(trace: Trace) -> list[int]:
+    """Two context lengths to time, near the ends of what the trace's rounds see, tokens.
+
+    Room is left for the widest timed step, so that they fit into the pair's context.
+    """
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
+    if trace.meta.max_context:
+        longest = min(longest, trace.meta.max_context - WIDEST_STEP)
+    return sorted({max(1, longest // 4), max(1, longest)})
+
+
+def _compare(args: argparse.Namespace, out: Path) -> None:
+    trace = args.trace or out / "trace.parquet"
+    timing = out / "timing.json"
+    text, _ = compare_files([trace], timing, seed=args.seed, out=out, force=True)
+    _save(text, out / "compare.txt")
+
+
+def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
+    options = argparse.Namespace(**vars(args))
+    options.trace = args.trace or out / "trace.parquet"
+    options.timing, options.policies = out / "timing.json", None
+    text, *_ = validate_files(
+        options,
+        repeats=effort.validate_repeats,
+        limit=effort.validate_replies,
+        out=out,
+        force=True,
+    )
+    _save(text, out / "validate.txt")
+
+
+def _save(text: str, path: Path) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
