@@ -1,1 +1,3 @@
-"""Time with real models: models, kvcache, llama, verify, engine, capture, measure, the embedded pair."""
+"""Time with real models: models, kvcache, llama, verify, engine, capture, measure, the embedded
+pair.
+"""

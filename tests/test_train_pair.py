@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from real_backend import corpus, train_core, train_export, train_heads, train_loop, train_pair
-from real_backend.corpus_dialogue import Dialogue
-from real_backend.train_card import lag1_correlation, score_reply
+from real_backend import train_pair
+from real_backend.training import copying, core, corpus, export, loop
+from real_backend.training.card import lag1_correlation, score_reply
+from real_backend.training.dialogue import Dialogue
 
 MINIATURE = [
     *("--vocab=300", "--target-layers=2", "--target-hidden=96", "--draft-hidden=32"),
@@ -46,8 +47,8 @@ def test_corpus_is_a_function_of_the_seed() -> None:
 
 
 def test_batches_are_a_function_of_seed_and_step(small_tokenizer: Tokenizer) -> None:
-    packer = train_core.Packer(small_tokenizer, seed=0, rows=2, length=96)
-    twin = train_core.Packer(small_tokenizer, seed=0, rows=2, length=96)
+    packer = core.Packer(small_tokenizer, seed=0, rows=2, length=96)
+    twin = core.Packer(small_tokenizer, seed=0, rows=2, length=96)
     assert all(map(torch.equal, packer.batch(3), twin.batch(3)))
     assert not torch.equal(packer.batch(3).ids, packer.batch(4).ids)
     assert packer.batch(0).ids.shape == (2, 97)
@@ -81,8 +82,8 @@ def test_any_text_round_trips(small_tokenizer: Tokenizer) -> None:
 
 
 def test_chat_template_is_the_training_format(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shape = train_core.Shape(1, 32, 1, 48, 300)
-    train_export.export(train_core.Llama(shape, seed=0), small_tokenizer, tmp_path)
+    shape = core.Shape(1, 32, 1, 48, 300)
+    export.export(core.Llama(shape, seed=0), small_tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     drawn = corpus.dialogue(Random(0), "conversation")
     messages = [
@@ -91,7 +92,7 @@ def test_chat_template_is_the_training_format(small_tokenizer: Tokenizer, tmp_pa
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ]
     ids = loaded.apply_chat_template(messages, return_dict=True)["input_ids"]
-    assert ids == train_core.encode_dialogue(small_tokenizer, drawn)[0]
+    assert ids == core.encode_dialogue(small_tokenizer, drawn)[0]
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 0)
 
 
@@ -102,20 +103,20 @@ class KilledError(Exception):
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_loop.Recipe, "log_steps", 1, raising=False)
+    monkeypatch.setattr(loop.Recipe, "log_steps", 1, raising=False)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train_pair.main([f"--out={whole}", *MINIATURE])
 
-    batch, calls = train_core.Packer.batch, {"left": 0}
+    batch, calls = core.Packer.batch, {"left": 0}
 
-    def dying(self: train_core.Packer, step: int, held_out: bool = False) -> train_core.Batch:
+    def dying(self: core.Packer, step: int, held_out: bool = False) -> core.Batch:
         calls["left"] -= 1
         if calls["left"] == 0:
             raise KilledError
         return batch(self, step, held_out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_core.Packer, "batch", dying)
+        patch.setattr(core.Packer, "batch", dying)
         for _ in range(2):  # once in the target, once in the draft
             calls["left"] = 9
             with pytest.raises(KilledError):
@@ -131,13 +132,13 @@ def check_folder(folder: Path) -> None:
     ids = torch.tensor([Tokenizer.from_file(str(folder / "tokenizer.json")).encode("A test.").ids])
     with torch.no_grad():
         torch.testing.assert_close(
-            train_export.read_back(folder)(ids), network(ids).logits, rtol=1e-4, atol=1e-4
+            export.read_back(folder)(ids), network(ids).logits, rtol=1e-4, atol=1e-4
         )
 
 
 def test_exported_miniature_has_equal_logits(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    model = train_core.Llama(train_core.Shape(2, 64, 2, 96, 300), seed=1)
-    train_export.export(model, small_tokenizer, tmp_path)
+    model = core.Llama(core.Shape(2, 64, 2, 96, 300), seed=1)
+    export.export(model, small_tokenizer, tmp_path)
     check_folder(tmp_path)
 
 
@@ -160,7 +161,7 @@ def test_shipped_prompts_and_size() -> None:
 
 
 def test_scores_of_a_model_against_itself_are_one() -> None:
-    model = train_core.Llama(train_core.Shape(1, 32, 1, 48, 50), seed=0).requires_grad_(False)
+    model = core.Llama(core.Shape(1, 32, 1, 48, 50), seed=0).requires_grad_(False)
     score = score_reply(model, model, [1, 7, 9], [4, 8, 2])
     assert score.agree == [True, True, True]
     assert score.overlap == pytest.approx(1.0, abs=1e-6)
@@ -172,31 +173,31 @@ def test_lag1_correlation_by_hand() -> None:
     assert lag1_correlation([[True]]) == 0.0
 
 
-def drill_loss(model: train_core.Llama) -> float:
+def drill_loss(model: core.Llama) -> float:
     """Mean loss in nats on the echoes of a copy drill."""
-    ids, weights = train_core.copy_drill(Random(0), vocab=2048, size=257)
+    ids, weights = core.copy_drill(Random(0), vocab=2048, size=257)
     rows, marks = torch.tensor([ids]), torch.tensor([weights[1:]])
-    batch = train_core.Batch(rows, marks, marks)
+    batch = core.Batch(rows, marks, marks)
     with torch.no_grad():
-        return float(train_core.weighted_loss(model(rows[:, :-1]), batch))
+        return float(core.weighted_loss(model(rows[:, :-1]), batch))
 
 
 def test_planted_heads_copy_before_any_training() -> None:
-    model = train_core.Llama(train_core.Shape(3, 160, 5, 432, 2048), seed=0)
+    model = core.Llama(core.Shape(3, 160, 5, 432, 2048), seed=0)
     before = drill_loss(model)
-    train_heads.plant_copying(model, seed=0)
+    copying.plant_copying(model, seed=0)
     assert before > 7.5  # log(2048) = 7.62: nothing but guessing
     assert drill_loss(model) < before - 0.7
 
 
 def test_planting_needs_room() -> None:
-    model = train_core.Llama(train_core.Shape(1, 160, 5, 432, 300), seed=0)
+    model = core.Llama(core.Shape(1, 160, 5, 432, 300), seed=0)
     with pytest.raises(ValueError, match="2 layers"):
-        train_heads.plant_copying(model, seed=0)
+        copying.plant_copying(model, seed=0)
 
 
 def test_copy_drill_weighs_only_echoes() -> None:
-    ids, weights = train_core.copy_drill(Random(1), vocab=10**9, size=400)
+    ids, weights = core.copy_drill(Random(1), vocab=10**9, size=400)
     assert len(ids) == len(weights) == 400
     seen: set[int] = set()
     for token, weight in zip(ids, weights, strict=True):
@@ -206,6 +207,6 @@ def test_copy_drill_weighs_only_echoes() -> None:
 
 def test_dialogue_weights_mark_replies(small_tokenizer: Tokenizer) -> None:
     drawn = Dialogue("qa", ("ab",), ("cd",), ("k",))
-    ids, weights = train_core.encode_dialogue(small_tokenizer, drawn)
+    ids, weights = core.encode_dialogue(small_tokenizer, drawn)
     said = len(small_tokenizer.encode("cd").ids) + 1  # EOS is learnt like a word of the reply
-    assert weights == [train_core.PROMPT_WEIGHT] * (len(ids) - said) + [1.0] * said
+    assert weights == [core.PROMPT_WEIGHT] * (len(ids) - said) + [1.0] * said

@@ -1,0 +1,41 @@
+"""What a generator of task text returns, and the few phrases they share."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+
+class Dialogue(NamedTuple):
+    """User turns and the replies to them, in order; ``keys`` has one content key a turn."""
+
+    category: str
+    turns: tuple[str, ...]
+    replies: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+class DocEntry(NamedTuple):
+    """A standard-library docstring: dotted name, kind (``function``, ``class`` ...), sentences."""
+
+    name: str
+    kind: str
+    sentences: tuple[str, ...]
+
+
+Generator = Callable[[Random, Sequence[DocEntry]], Dialogue]
+
+
+def lower_first(text: str) -> str:
+    return text if len(text) < 2 or text[1].isupper() else text[0].lower() + text[1:]
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def some(rng: Random, items: Sequence[str], count: int) -> list[str]:
+    return rng.sample(list(items), min(count, len(items)))
+
+
+def doc_text(entry: DocEntry) -> str:
+    return " ".join(entry.sentences)
