@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from real_backend.kvcache import Reader
 from real_backend.models import Pair, pair_from_args, resolve_pair, versions
-from real_backend.options import add_capture_arguments, add_pair_arguments
+from real_backend.options import add_capture_arguments, add_pair_arguments, run_module
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,
     Question,
@@ -348,18 +348,5 @@ def run(args: argparse.Namespace) -> Trace:
     return trace
 
 
-def main() -> int:
-    """`python -m real_backend.capture`."""
-    parser = argparse.ArgumentParser(prog="python -m real_backend.capture", description=__doc__)
-    add_pair_arguments(parser)
-    add_capture_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except InputError as error:
-        print(f"capture: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module("capture", __doc__, [add_pair_arguments, add_capture_arguments], run))

@@ -24,7 +24,7 @@ from policies.randomness import Rng, round_key
 from policies.shelf import label, parse_policies
 from real_backend.kvcache import Reader
 from real_backend.models import Pair, pair_from_args
-from real_backend.options import add_decode_arguments, add_pair_arguments
+from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
 from traces.costs import Table, bucket_of, lag_after, prices_of, round_seconds, tabulate
@@ -306,18 +306,5 @@ def run(args: argparse.Namespace) -> dict[str, Run]:
     return runs
 
 
-def main() -> int:
-    """`python -m real_backend.engine`."""
-    parser = argparse.ArgumentParser(prog="python -m real_backend.engine", description=__doc__)
-    add_pair_arguments(parser)
-    add_decode_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except InputError as error:
-        print(f"engine: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module("engine", __doc__, [add_pair_arguments, add_decode_arguments], run))

@@ -14,38 +14,104 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from real_backend.engine import Engine
-from real_backend.kvcache import Reader
 from real_backend.models import Pair, pair_from_args
-from real_backend.options import add_measure_arguments, add_pair_arguments
+from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.prompts import Request
-from real_backend.verify import accept_greedy, signals
+from real_backend.verify import accept_greedy
 from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.timing import Cell, Timing
 
-DRAFT_TOKENS = (1, 2, 3, 5, 9)
-VERIFY_TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 17, 25, 33)
+DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
+LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
+_WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block; a forward settles only after several rounds
+
+Key = tuple[str, int, int, int]
+"""(operation, batch, tokens, context) of one cell."""
 
 
-class Task(NamedTuple):
-    """One cell to time: what, where, and the work itself."""
+class Bench:
+    """Rounds of one batch size on readers of their own, timed step by step into `samples`."""
 
-    operation: str
-    batch: int
-    tokens: int
-    context: int
-    prepare: Callable[[], object]
-    work: Callable[[], object]
+    def __init__(
+        self, pair: Pair, batch: int, longest: int, samples: dict[Key, list[float]]
+    ) -> None:
+        self.pair, self.batch, self.samples = pair, batch, samples
+        self.target = pair.target.reader(longest, batch)
+        self.draft = pair.draft.reader(longest, batch)
+        generator = torch.Generator().manual_seed(batch)
+        ids = torch.randint(pair.vocab_size, (batch, longest), generator=generator)
+        self.ids = ids.to(pair.device)
+
+    def timed(
+        self, operation: str, tokens: int, context: int, work: Callable[[], Tensor]
+    ) -> Tensor:
+        """Run one step; its seconds join the samples of its cell."""
+        _synchronise(self.pair)
+        began = time.perf_counter()
+        result = work()
+        _synchronise(self.pair)
+        key = (operation, self.batch, tokens, context)
+        self.samples.setdefault(key, []).append(time.perf_counter() - began)
+        return result
+
+    def prefill(self, tokens: int) -> None:
+        """Both models read a prompt."""
+
+        def work() -> Tensor:
+            self.target.read(self.ids[:, :tokens], 0)
+            return self.draft.read(self.ids[:, :tokens], 0)
+
+        self.timed("prefill", tokens, 0, work)
+
+    def fill(self, context: int) -> None:
+        """Have `context` tokens in both caches."""
+        for reader in (self.target, self.draft):
+            if reader.held < context:
+                reader.read(self.ids[:, :context], 0)
+
+    def round(self, drafted: int, lag: int, context: int) -> None:
+        """One round as the engine runs it: first draft step, further ones, verify."""
+        feed, start = self.ids[:, context - lag : context], context - lag
+        tokens: list[Tensor] = []
+        for step in range(drafted):
+            operation, width = ("first", lag) if step == 0 else ("draft", 1)
+            read = partial(self._draft, feed, start)
+            tokens.append(self.timed(operation, width, context, read))
+            start, feed = start + feed.shape[1], tokens[-1][:, None]
+        newest = self.ids[:, context - 1 : context]
+        verify = partial(self._verify, newest, tokens, context - 1)
+        self.timed("verify", drafted + 1, context, verify)
+
+    def _draft(self, feed: Tensor, start: int) -> Tensor:
+        return self.draft.read(feed, start)[:, -1, : self.pair.vocab_size].argmax(-1)
+
+    def _verify(self, newest: Tensor, tokens: list[Tensor], start: int) -> Tensor:
+        feed = torch.cat([newest, torch.stack(tokens, dim=1)], dim=1) if tokens else newest
+        choices = self.target.read(feed, start)[:, :, : self.pair.vocab_size].argmax(-1)
+        for row in torch.cat([feed[:, 1:], choices], dim=1).tolist():
+            accept_greedy(row[: len(tokens)], row[len(tokens) :])
+        return choices
+
+    def block(self, drafted: int, lags: Sequence[int], context: int) -> None:
+        """Rounds of one kind in a row, the first ones untimed."""
+        self.fill(context)
+        kept, self.samples = self.samples, {}
+        for k in range(_WARM_ROUNDS):
+            self.round(drafted, lags[k % len(lags)], context)
+        self.samples = kept
+        for k in range(_TIMED_ROUNDS):
+            self.round(drafted, lags[k % len(lags)], context)
 
 
 def _synchronise(pair: Pair) -> None:
@@ -53,87 +119,54 @@ def _synchronise(pair: Pair) -> None:
         torch.cuda.synchronize()
 
 
-def _tasks(pair: Pair, batches: Sequence[int], contexts: Sequence[int]) -> list[Task]:
-    """Every cell of the grid; raises InputError if one exceeds the pair's context."""
-    limit = pair.max_context or 1 << 30
-    widest = max(VERIFY_TOKENS)
+def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
+    """The cache capacity that all cells need; raises InputError if a cell cannot fit."""
+    limit, widest = pair.max_context or 1 << 30, max(DRAFTED) + 1
     if max(contexts) + widest > limit:
         raise InputError(
             f"--context {max(contexts)}: with {widest} more tokens it exceeds the pair's context "
             f"of {limit}"
         )
-    longest = min(limit, max(*contexts, *PREFILL_TOKENS) + widest)
-    generator = torch.Generator().manual_seed(0)
-    tasks: list[Task] = []
-    work: Callable[[], object]
-    for batch in batches:
-        target, draft = pair.target.reader(longest, batch), pair.draft.reader(longest, batch)
-        ids = torch.randint(pair.vocab_size, (batch, longest), generator=generator).to(pair.device)
-        for tokens in PREFILL_TOKENS:
-            if tokens < limit:
-                work = partial(_prefill, target, draft, ids[:, :tokens])
-                tasks.append(Task("prefill", batch, tokens, 0, work, work))
+    if min(contexts) <= max(LAGS):
+        raise InputError(f"--context {min(contexts)}: must be above {max(LAGS)}")
+    return min(limit, max(*contexts, *PREFILL_TOKENS) + widest)
+
+
+def _sample(
+    pair: Pair, batches: Sequence[int], contexts: Sequence[int], repeats: int
+) -> dict[Key, list[float]]:
+    """Seconds of every cell; blocks and prompts of all kinds in one shuffled order, sweep by
+    sweep.
+    """
+    samples: dict[Key, list[float]] = {}
+    longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
+    benches = [Bench(pair, batch, longest, samples) for batch in batches]
+    blocks: list[Callable[[], None]] = []
+    for bench in benches:
         for context in contexts:
-            head, tail = ids[:, :context], ids[:, context:]
-            for tokens in DRAFT_TOKENS:
-                # Most single draft steps follow another one, a longer read follows a verify.
-                before = partial(_fill, draft, head, target if tokens > 1 else draft)
-                work = partial(_draft, pair, draft, tail[:, :tokens], context)
-                tasks.append(Task("draft", batch, tokens, context, before, work))
-            for tokens in VERIFY_TOKENS:
-                before = partial(_fill, target, head, draft)
-                work = partial(_verify, pair, target, tail[:, :tokens], context)
-                tasks.append(Task("verify", batch, tokens, context, before, work))
-    return tasks
+            blocks += [partial(bench.block, d, LAGS[:2], context) for d in DRAFTED]
+            # Longer lags follow rounds without a draft; they are rare, one cell each will do.
+            blocks += [partial(bench.block, 1, (lag,), context) for lag in LAGS[2:]]
+        fitting = [n for n in PREFILL_TOKENS if n < limit]
+        blocks += [partial(bench.prefill, n) for n in fitting]
+        for n in fitting:
+            bench.prefill(n)  # warm-up
+            samples.clear()
+    sweeps = -(-repeats // _TIMED_ROUNDS)
+    order = np.random.default_rng(0)
+    for _ in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
+        for index in order.permutation(len(blocks)):
+            blocks[index]()
+    return samples
 
 
-def _fill(reader: Reader, head: Tensor, last: Reader) -> None:
-    """Have `head` in both caches, then one read of `last`: what ran before decides what is warm."""
-    context = head.shape[1]
-    for one in (reader, last):
-        if one.held < context:
-            one.read(head, 0)
-    last.read(head[:, -1:], context - 1)
+def _round_overheads(pair: Pair, timing: Timing, prompt_tokens: int) -> tuple[float, float]:
+    """(signal_s, control_s) from real rounds of controllers that do nothing but draft a fixed
+    number.
 
-
-def _prefill(target: Reader, draft: Reader, ids: Tensor) -> None:
-    target.read(ids, 0)
-    draft.read(ids, 0)
-
-
-def _draft(pair: Pair, draft: Reader, tokens: Tensor, context: int) -> Tensor:
-    return draft.read(tokens, context)[:, -1, : pair.vocab_size].argmax(-1)
-
-
-def _verify(pair: Pair, target: Reader, tokens: Tensor, context: int) -> list[tuple[int, int]]:
-    choices = target.read(tokens, context)[:, :, : pair.vocab_size].argmax(-1)
-    rows = torch.cat([tokens[:, 1:], choices], dim=1).tolist()
-    drafted = tokens.shape[1] - 1
-    return [accept_greedy(row[:drafted], row[drafted:]) for row in rows]
-
-
-def _seconds(pair: Pair, work: Callable[[], object]) -> float:
-    _synchronise(pair)
-    began = time.perf_counter()
-    work()
-    _synchronise(pair)
-    return time.perf_counter() - began
-
-
-def _signal_seconds(pair: Pair, repeats: int) -> float:
-    """Median seconds to turn one row of draft logits into two numbers on the host."""
-    logits = torch.randn(pair.vocab_size, device=pair.device)
-    times = [
-        _seconds(pair, lambda: signals(torch.softmax(logits.float(), -1)).tolist())
-        for _ in range(4 * repeats)
-    ]
-    return float(np.median(times))
-
-
-def _control_seconds(pair: Pair, timing: Timing, prompt_tokens: int) -> float:
-    """Median seconds of real rounds beyond their steps, with controllers that do nothing.
-
-    Random prompts do: what is drafted or accepted does not change what a step costs.
+    control_s: median seconds of a round beyond its steps. signal_s: what a drafted token costs more
+    if the controller looks at its signals. A random prompt does: what is drafted or accepted does
+    not change what a step costs.
     """
     costs = tabulate(Table(timing), max_context=prompt_tokens + 256)
     engine = Engine(pair, costs, max_gamma=8)
@@ -141,48 +174,46 @@ def _control_seconds(pair: Pair, timing: Timing, prompt_tokens: int) -> float:
     prompt = generator.integers(pair.vocab_size, size=prompt_tokens).tolist()
     request = [Request("control.1", "", prompt)]
     residual: list[float] = []
-    for gamma in (0, 1, 2, 4, 8):
-        log = engine.decode(Fixed(gamma), request, max_new_tokens=96).log
-        residual += (log.elapsed_s - price_log(log, costs, signals=False)).tolist()
-    return max(0.0, float(np.median(residual)))
+    added = {gamma: [0.0, 0.0] for gamma in (1, 2, 4, 8)}
+    for gamma in (0, *added) * 3:
+        plain = engine.decode(Fixed(gamma), request, max_new_tokens=64).log
+        beyond = plain.elapsed_s - price_log(plain, costs, signals=False)
+        residual += beyond.tolist()
+        if gamma:
+            looking = HFConfidence(gamma_max=gamma, threshold=0.0)
+            log = engine.decode(looking, request, max_new_tokens=64).log
+            with_signals = log.elapsed_s - price_log(log, costs, signals=False)
+            added[gamma][0] += float(np.median(with_signals) - np.median(beyond))
+            added[gamma][1] += gamma
+    signal_s = sum(a for a, _ in added.values()) / sum(n for _, n in added.values())
+    return max(0.0, signal_s), max(0.0, float(np.median(residual)))
 
 
 @torch.inference_mode()
 def measure(
-    pair: Pair, *, batches: Sequence[int], contexts: Sequence[int], repeats: int = 30
+    pair: Pair, *, batches: Sequence[int], contexts: Sequence[int], repeats: int = 100
 ) -> Timing:
-    """Time the pair on its device; batches and contexts as lists, repeats per cell (at least 5).
+    """Time the pair on its device; repeats: timed rounds of every kind, rounded up to whole blocks.
 
     Raises InputError if a context does not fit the pair.
     """
-    if repeats < 5:
-        raise InputError("--repeats must be at least 5: quartiles of fewer runs say nothing")
-    tasks = _tasks(pair, batches, contexts)
-    for task in tasks:
-        task.prepare()
-        task.work()
-    samples: list[list[float]] = [[] for _ in tasks]
-    order = np.random.default_rng(0)
-    for _ in tqdm(range(repeats), desc="measure", unit="sweep", disable=None):
-        for index in order.permutation(len(tasks)):
-            tasks[index].prepare()
-            samples[index].append(_seconds(pair, tasks[index].work))
+    if repeats < 1:
+        raise InputError("--repeats must be at least 1")
+    samples = _sample(pair, batches, contexts, repeats)
     cells = tuple(
         Cell(
-            task.operation,
-            task.batch,
-            task.tokens,
-            task.context,
+            *key,
             median_s=float(np.median(times)),
             q25_s=float(np.quantile(times, 0.25)),
             q75_s=float(np.quantile(times, 0.75)),
-            repeats=repeats,
+            repeats=len(times),
         )
-        for task, times in zip(tasks, samples, strict=True)
+        for key, times in sorted(samples.items())
     )
-    signal_s = _signal_seconds(pair, repeats)
-    steps = Timing(pair.describe(), cells, signal_s, 0.0)
-    control_s = _control_seconds(pair, steps, min(contexts)) if 1 in batches else 0.0
+    steps = Timing(pair.describe(), cells, 0.0, 0.0)
+    signal_s = control_s = 0.0
+    if 1 in batches:
+        signal_s, control_s = _round_overheads(pair, steps, min(contexts))
     return Timing(pair.describe(), cells, signal_s, control_s)
 
 
@@ -196,18 +227,5 @@ def run(args: argparse.Namespace) -> Timing:
     return timing
 
 
-def main() -> int:
-    """`python -m real_backend.measure`."""
-    parser = argparse.ArgumentParser(prog="python -m real_backend.measure", description=__doc__)
-    add_pair_arguments(parser)
-    add_measure_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except InputError as error:
-        print(f"measure: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module("measure", __doc__, [add_pair_arguments, add_measure_arguments], run))

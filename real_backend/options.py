@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from traces.errors import InputError
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +72,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, required=True, help="the timing, a JSON file")
     group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes")
     group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
-    group.add_argument("--repeats", type=int, default=30, help="timed runs of every cell")
+    group.add_argument("--repeats", type=int, default=100, help="timed rounds of every kind")
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
@@ -87,3 +92,21 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def run_module(
+    name: str,
+    about: str | None,
+    adders: list[Callable[[argparse.ArgumentParser], None]],
+    run: Callable[[argparse.Namespace], Any],
+) -> int:
+    """`python -m real_backend.NAME`: parse, run, turn bad input into one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog=f"python -m real_backend.{name}", description=about)
+    for add in adders:
+        add(parser)
+    try:
+        run(parser.parse_args())
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -55,7 +55,8 @@ def make_timing(
     """A draft step and a verify cost the same whatever they read; prefill costs 5 s."""
     cells = [Cell("prefill", 1, t, 0, 5.0, 5.0, 5.0, 9) for t in (8, 64)]
     for context in (8, 64):
-        cells += [Cell("draft", 1, t, context, draft_s, draft_s, draft_s, 9) for t in (1, 2)]
+        cells += [Cell("first", 1, t, context, draft_s, draft_s, draft_s, 9) for t in (1, 2)]
+        cells += [Cell("draft", 1, 1, context, draft_s, draft_s, draft_s, 9)]
         cells += [Cell("verify", 1, t, context, verify_s, verify_s, verify_s, 9) for t in (1, 9)]
     about = {"pair": "tiny", "tokenizer_sha256": "aa", "device": "cpu", "device_name": "a CPU"}
     return Timing(about | {"dtype": "float32"} | meta, tuple(cells), 0.0, control_s)

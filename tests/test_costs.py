@@ -13,7 +13,7 @@ from policies.fixed import Fixed, Never
 from simulator.costs import Affine, expected_emitted, gammatune_seconds
 from simulator.replay import replay_interpreted
 from traces import synthetic
-from traces.costs import Table, tabulate
+from traces.costs import Table, prices_of, round_seconds, tabulate
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Grid, Timing
 
@@ -79,12 +79,19 @@ def test_table_is_the_interpolation_of_the_timing(
     model, (batch, context, tokens) = Table(timing), point
     # np.interp rounds the weights in another order; in between, both are the same line.
     near = {"rel": 1e-9, "abs": 1e-15}
-    verify, draft = timing.grid("verify"), timing.grid("draft")
-    assert model.verify_s(tokens, batch, context) == pytest.approx(
-        reference(verify, batch, context, tokens), **near
+    verify, first = timing.grid("verify"), timing.grid("first")
+    further = reference(timing.grid("draft"), batch, context, 1)
+    alone = reference(first, batch, context, 1)
+    assert model.verify_s(1, batch, context) == pytest.approx(
+        reference(verify, batch, context, 1), **near
     )
+    tokens += 1.5
+    assert model.verify_s(tokens, batch, context) == pytest.approx(
+        reference(verify, batch, context, tokens) + max(0.0, alone - further), **near
+    )
+    assert model.draft_step_s(batch, context) == pytest.approx(further, **near)
     assert model.draft_step_s(batch, context, tokens) == pytest.approx(
-        reference(draft, batch, context, tokens), **near
+        further + max(0.0, reference(first, batch, context, tokens) - alone), **near
     )
 
 
@@ -92,10 +99,21 @@ def test_table_keeps_what_was_measured() -> None:
     # Verify falls from two tokens to three; beyond the grid a falling slope is not continued.
     seconds = {1: 5.0, 2: 9.0, 3: 7.0}
     cells = [Cell("verify", 1, t, 0, s, s, s, 1) for t, s in seconds.items()]
-    cells += [Cell(name, 1, 1, 0, 1.0, 1.0, 1.0, 1) for name in ("draft", "prefill")]
+    cells += [Cell(name, 1, 1, 0, 1.0, 1.0, 1.0, 1) for name in ("first", "draft", "prefill")]
     model = Table(Timing({}, tuple(cells), 0.125, 0.25))
     assert [model.verify_s(n, 1, 64) for n in (1, 2, 2.5, 3, 9)] == [5.0, 9.0, 8.0, 7.0, 7.0]
     assert (model.signal_s(), model.control_s()) == (0.125, 0.25)
+
+
+def test_a_round_of_the_table_is_the_sum_of_its_measured_steps() -> None:
+    """First step (lag 2) 4 s, further steps 1 s, verify of 4 tokens 9 s: 4 + 1 + 1 + 9."""
+    seconds = {("first", 1): 3.0, ("first", 2): 4.0, ("draft", 1): 1.0, ("prefill", 1): 1.0}
+    seconds |= {("verify", 1): 6.0, ("verify", 4): 9.0}
+    cells = tuple(Cell(op, 1, t, 0, s, s, s, 1) for (op, t), s in seconds.items())
+    prices = prices_of(tabulate(Table(Timing({}, cells, 0.0, 0.0)), width=6), signals=False)
+    assert round_seconds(prices, 0, drafted=3, lag=2) == 4.0 + 1.0 + 1.0 + 9.0
+    assert round_seconds(prices, 0, drafted=3, lag=1) == 3.0 + 1.0 + 1.0 + 9.0
+    assert round_seconds(prices, 0, drafted=0, lag=1) == 6.0
 
 
 def test_a_timing_with_a_hole_is_refused() -> None:

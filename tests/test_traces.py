@@ -161,7 +161,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 def make_timing() -> Timing:
     cells = [
         Cell(op, batch, tokens, context, 1e-3 * (tokens + batch) + 1e-6 * context, 0.0, 1.0, 9)
-        for op in ("prefill", "draft", "verify")
+        for op in ("prefill", "first", "draft", "verify")
         for batch in (1, 2)
         for tokens in (1, 2, 8)
         for context in (100, 200)

@@ -104,7 +104,9 @@ class Table:
     """Measured seconds, interpolated between the grid points of a Timing.
 
     What was measured is kept: a verify of five tokens that was faster than one of four stays
-    faster. Raises InputError if the timing lacks a grid point.
+    faster. The first draft step of a round, right behind the target's, costs more than a further
+    one; the excess is part of verify_s where something was drafted, so that draft_step_s is what
+    one more token costs. Raises InputError if the timing lacks a grid point.
     """
 
     def __init__(self, timing: Timing) -> None:
@@ -115,10 +117,19 @@ class Table:
         return self._surface["prefill"].at(batch, 0, tokens)
 
     def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
-        return self._surface["draft"].at(batch, context_tokens, tokens)
+        further = self._surface["draft"].at(batch, context_tokens, 1)
+        if tokens == 1:
+            return further
+        first = self._surface["first"]
+        lagging = first.at(batch, context_tokens, tokens) - first.at(batch, context_tokens, 1)
+        return further + max(0.0, lagging)
 
     def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
-        return self._surface["verify"].at(batch, context_tokens, tokens)
+        seconds = self._surface["verify"].at(batch, context_tokens, tokens)
+        if tokens == 1:
+            return seconds
+        further = self._surface["draft"].at(batch, context_tokens, 1)
+        return seconds + max(0.0, self._surface["first"].at(batch, context_tokens, 1) - further)
 
     def signal_s(self) -> float:
         return self.timing.signal_s

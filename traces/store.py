@@ -71,7 +71,8 @@ def read_table(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        table = pq.read_table(path, memory_map=False)
+        with pq.ParquetFile(path) as file:  # read_table would load the whole dataset machinery
+            table = file.read()
         header = json.loads((table.schema.metadata or {}).get(b"gammalab", b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

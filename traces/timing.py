@@ -15,7 +15,7 @@ import numpy.typing as npt
 from traces.errors import InputError
 from traces.store import write_atomically
 
-OPERATIONS = ("prefill", "draft", "verify")
+OPERATIONS = ("prefill", "first", "draft", "verify")
 TIMING_VERSION = 1
 
 FloatArray = npt.NDArray[np.float64]
@@ -25,9 +25,10 @@ FloatArray = npt.NDArray[np.float64]
 class Cell:
     """Seconds of one operation at one grid point: median and quartiles over `repeats` runs.
 
-    operation: "prefill" (target and draft read a prompt of `tokens`), "draft" (one draft forward
-    that reads `tokens`, 1 unless its cache lags, and picks the next token), "verify" (one target
-    forward over `tokens` and the accept decision). context: tokens already in the caches.
+    operation: "prefill" (target and draft read a prompt of `tokens`), "first" (the first draft
+    forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
+    token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and the
+    accept decision). context: tokens already in the caches.
     """
 
     operation: str
@@ -60,8 +61,9 @@ class StepCosts:
     Letters: C context buckets of `bucket_tokens` each (the last one is open), W = widest step + 1.
     prefill_s [C]: both models read a prompt whose length falls into the bucket.
     draft_s [C, W]: one draft forward that reads n = index tokens (n > 1: its cache lags).
-    verify_s [C, W]: the target step over n = index tokens, engine's fixed cost per round included.
-    Column 0 is 0. signal_s: reading top-1 probability and entropy of one drafted token.
+    verify_s [C, W]: the target step over n = index tokens, with the engine's fixed cost per round
+    and, for n > 1, what the first draft step of a round costs beyond a further one. Column 0 is 0.
+    signal_s: reading top-1 probability and entropy of one drafted token.
     """
 
     batch: int
@@ -85,8 +87,8 @@ class Timing:
     """What `gammalab measure` found on one machine for one pair.
 
     meta: pair, target, draft, device, device_name, dtype, engine, threads, versions. signal_s:
-    seconds to read top-1 probability and entropy of one drafted token; control_s: the engine's own
-    fixed seconds per round with a trivial controller.
+    seconds that a drafted token costs more if its top-1 probability and entropy are read;
+    control_s: the engine's own fixed seconds per round with a trivial controller.
     """
 
     meta: dict[str, Any]
