@@ -67,4 +67,5 @@ def mark(axes: Axes, x: float, text: str, *, rows: int, tier: int = 0, style: st
     """A vertical line through all rows, its name above it; higher tiers keep names apart."""
     top = rows - 0.35 + 0.85 * tier
     axes.plot([x, x], [-0.6, top], color=INK, linewidth=1.1, linestyle=style, zorder=0)
-    axes.text(x, top + 0.05, text, ha="center", va="bottom", fontsize=9, color=INK)
+    name = axes.text(x, top + 0.05, text, ha="center", va="bottom", fontsize=9, color=INK, zorder=3)
+    name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a line may pass behind
