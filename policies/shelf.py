@@ -71,7 +71,8 @@ def parse_policy(spec: str) -> Policy:
         if not equals or key not in fields:
             known = ", ".join(short_field(f) for f in defaults) or "it has none"
             raise InputError(
-                f"policy {name!r} has no field {key!r}; {_suggest(key, list(fields))}fields: {known}"
+                f"policy {name!r} has no field {key!r}; {_suggest(key, list(fields))}"
+                f"fields: {known}"
             )
         field = fields[key]
         chosen[field] = _parse_value(text, defaults[field], f"{name}:{key}")

@@ -20,6 +20,9 @@ CONVERSATION = frozenset(
 )
 
 
+_LONGEST_LINE = 1 << 24  # characters; a file without line ends must not fill the memory
+
+
 class Request(NamedTuple):
     """One reply to produce: request_id "QUESTION.TURN", its task, the prompt's token ids."""
 
@@ -74,7 +77,9 @@ def read_questions(path: Path, limit: int = 0) -> list[Question]:
     seen: set[str] = set()
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
+                if len(line) == _LONGEST_LINE:
+                    raise InputError(f"{path}, line {number} is too long for a prompt; JSON lines?")
                 if not line.strip():
                     continue
                 question = _question(line, f"{path}, line {number}")

@@ -67,31 +67,6 @@ def roll_out(
     return Branches(at, found)
 
 
-def roll_out_one_by_one(
-    draft: Reader,
-    ids: list[int],
-    prompt: int,
-    starts: npt.NDArray[np.int64],
-    choose_at: Choose,
-    depth: int,
-) -> FloatArray:
-    """The slow reference: [len(starts), G, 2] signals by drafting afresh from every position.
-
-    ids: prompt and reply. choose_at as in roll_out, for one branch at a time; depth 0 included.
-    """
-    found = np.zeros((len(starts), depth, 2), dtype=np.float32)
-    device = torch.device("cpu")
-    for row, i in enumerate(starts):
-        feed, start = torch.tensor([ids[: prompt + int(i)]], device=device), 0
-        for step in range(depth):
-            logits = draft.read(feed, start)[0, -1:]
-            token, law = choose_at(logits, np.asarray([i]), step)
-            found[row, step] = signals(law)[0].numpy()
-            start += feed.shape[1]
-            feed = token[None]
-    return found
-
-
 def spread(
     on_path: FloatArray, accept_len: npt.NDArray[np.int16], branches: Branches
 ) -> FloatArray:

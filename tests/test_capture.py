@@ -16,16 +16,41 @@ from torch import Tensor
 
 from real_backend import capture as capture_module
 from real_backend.capture import Settings, capture, draw_uniforms, run_lengths
+from real_backend.kvcache import Reader
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
-from real_backend.rollout import roll_out_one_by_one
-from real_backend.verify import distribution, draw
+from real_backend.rollout import Choose, FloatArray
+from real_backend.verify import distribution, draw, signals
 from tests.specimens import save_llama, save_tokenizer, write_prompts
 from traces.errors import InputError
 from traces.store import read_trace
 
 SAMPLED = Settings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
 GREEDY = Settings(max_new_tokens=30, depth=6)
+
+
+def roll_out_one_by_one(
+    draft: Reader,
+    ids: list[int],
+    prompt: int,
+    starts: npt.NDArray[np.int64],
+    choose_at: Choose,
+    depth: int,
+) -> FloatArray:
+    """The slow reference: [len(starts), G, 2] signals by drafting afresh from every position.
+
+    ids: prompt and reply. choose_at as in roll_out, for one branch at a time; depth 0 included.
+    """
+    found = np.zeros((len(starts), depth, 2), dtype=np.float32)
+    for row, i in enumerate(starts):
+        feed, start = torch.tensor([ids[: prompt + int(i)]]), 0
+        for step in range(depth):
+            logits = draft.read(feed, start)[0, -1:]
+            token, law = choose_at(logits, np.asarray([i]), step)
+            found[row, step] = signals(law)[0].numpy()
+            start += feed.shape[1]
+            feed = token[None]
+    return found
 
 
 def test_run_lengths_by_hand() -> None:
@@ -197,8 +222,10 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
         ),
         ('{"question_id": 1, "category": "qa", "turns": []}', "non-empty strings"),
         ("[1]", "must be an object"),
+        ("x" * (1 << 24), "line 1 is too long"),
         ('{"question_id": 1, "category": "qa", "turns": ["a"]}\n' * 2, "occurs twice"),
     ],
+    ids=lambda text: text[:12],
 )
 def test_bad_prompt_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "p.jsonl"
