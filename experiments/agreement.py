@@ -27,20 +27,22 @@ REASONS = {
 class Agreement:
     """rounds: of the real run. same: as replayed; other: at the same place, but another (drafted,
     accepted, emitted); displaced: at a place where the replay starts no round, a consequence of an
-    earlier difference. requests: that hold any difference; first: their first one by REASONS.
+    earlier difference; missing: replayed rounds at places where the real run started none.
+    requests: that hold any difference; first: their first one by REASONS.
     """
 
     rounds: int
     same: int
     other: int
     displaced: int
+    missing: int
     requests: int
     first: dict[str, int]
 
     @property
     def differing(self) -> int:
         """Rounds that are not as replayed."""
-        return self.other + self.displaced
+        return self.other + max(self.displaced, self.missing)
 
 
 def agree(real: RoundLog, replayed: RoundLog) -> Agreement:
@@ -61,7 +63,7 @@ def agree(real: RoundLog, replayed: RoundLog) -> Agreement:
         _columns(real, "gamma", "drafted", "accepted", "emitted"),
         strict=True,
     ):
-        theirs = expected.get(key)
+        theirs = expected.pop(key, None)
         if theirs is not None and ours[1:] == theirs[1:]:
             same += 1
             continue
@@ -72,7 +74,11 @@ def agree(real: RoundLog, replayed: RoundLog) -> Agreement:
         if key[0] not in diverged:
             diverged.add(key[0])
             first[_reason(ours, theirs)] += 1
-    return Agreement(len(real), same, other, displaced, len(diverged), first)
+    for request, _ in expected:  # the real run ended a reply, or stepped over these
+        if request not in diverged:
+            diverged.add(request)
+            first["end"] += 1
+    return Agreement(len(real), same, other, displaced, len(expected), len(diverged), first)
 
 
 def _columns(log: RoundLog, *names: str) -> list[tuple[int, ...]]:

@@ -144,14 +144,15 @@ class _Bench:
     seed: int
     chunks: tuple[range, ...]
 
-    def decode(self, policy: Policy, chunk: range, clock: str) -> Any:
+    def decode(self, policy: Policy, chunk: range, clock: str, repeat: int = 0) -> Any:
+        """One chunk; sampled repeats draw anew, greedy ones repeat the same decisions."""
         meta = self.trace.meta
         return self.backend.decode(
             policy,
             [self.requests[row] for row in chunk],
             temperature=meta.temperature,
             top_p=meta.top_p,
-            seed=self.seed,
+            seed=self.seed + (repeat if meta.temperature > 0 else 0),
             max_new_tokens=meta.max_new_tokens,
             clock=clock,
         )
@@ -246,7 +247,7 @@ def _timed_passes(
         parts: dict[str, list[RoundLog]] = {name: [] for name in measured}
         for number, chunk in enumerate(bench.chunks):
             for index in rotated(len(policies), repeat, number, repeats):
-                run = bench.decode(policies[index], chunk, "wall")
+                run = bench.decode(policies[index], chunk, "wall", repeat)
                 parts[label(policies[index])].append(run.log)
                 step()
         for name, logs in parts.items():

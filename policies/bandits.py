@@ -49,7 +49,9 @@ class UCB(Policy):
 
     def gamma(self, state: ArmState, slot: int, view: View, rng: Rng) -> int:
         arms = min(self.gamma_max, view.room) - self.gamma_min + 1
-        if arms <= 1:
+        if arms <= 0:
+            return 0
+        if arms == 1:
             return self.gamma_min
         total, best_rate = 0.0, 0.0
         for k in range(arms):

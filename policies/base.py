@@ -112,6 +112,10 @@ class Policy:
         """
         return NoState(np.zeros(1, dtype=np.int64))
 
+    def forgets(self) -> bool:
+        """True if `admit` starts every request afresh; False if a slot is meant to remember."""
+        return True
+
     def admit(self, state: State, slot: int) -> None:
         """A request enters `slot`: forget the previous one. Shared arrays stay."""
 

@@ -106,7 +106,9 @@ def _round(
         _require(type(going) is bool, f"proceed must return bool, returned {type(going).__name__}")
     accepted = min(drafted, int(generator.geometric(0.3)) - 1)
     elapsed = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
-    policy.learn(state, slot, view, Outcome(cap, drafted, accepted, accepted + 1, elapsed))
+    ended = accepted > 0 and bool(generator.uniform() < 0.1)  # the reply's end token was drafted
+    emitted = accepted if ended else accepted + 1
+    policy.learn(state, slot, view, Outcome(cap, drafted, accepted, emitted, elapsed))
     return asked, cap, drafted
 
 
@@ -137,7 +139,7 @@ def _play(policy: Policy, rounds: int, seed: int) -> list[tuple[int, ...]]:
 def _check_admit(policy: Policy, seed: int) -> None:
     generator = np.random.default_rng(seed)
     state: Any = policy.new_state(_SLOTS)
-    for index in range(20):
+    for index in range(37):
         view = _random_view(generator)
         _round(policy, state, 0, view, Rng(round_key(seed, 0, index)), generator)
     policy.admit(state, 0)
@@ -145,3 +147,20 @@ def _check_admit(policy: Policy, seed: int) -> None:
     policy.admit(state, 0)
     same = all(a.tobytes() == b.tobytes() for a, b in zip(once, state, strict=True))
     _require(same, "admitting twice differs from admitting once")
+    if not policy.forgets():
+        return
+    fresh: Any = policy.new_state(_SLOTS)
+    for old, new, one in zip(state, fresh, policy.new_state(1), strict=True):
+        if old.shape == one.shape:  # shared by all requests: meant to stay
+            new[...] = old
+    policy.admit(fresh, 0)
+    decisions = []
+    for played in (state, fresh):
+        generator = np.random.default_rng(seed + 1)
+        decisions.append(
+            [
+                _round(policy, played, 0, _random_view(generator), Rng(index), generator)
+                for index in range(60)
+            ]
+        )
+    _require(decisions[0] == decisions[1], "after admit a slot still remembers the last request")

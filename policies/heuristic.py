@@ -33,6 +33,9 @@ class HFHeuristic(Policy):
     source = "huggingface/transformers, generation/candidate_generator.py"
     tags = {"gamma0": "primary", "transient": "ours: transformers offers both"}
 
+    def forgets(self) -> bool:
+        return self.transient
+
     def new_state(self, slots: int) -> State:
         return HeuristicState(np.full(slots, self.gamma0, dtype=np.int64))
 

@@ -76,7 +76,12 @@ def parse_policy(spec: str) -> Policy:
             )
         field = fields[key]
         chosen[field] = _parse_value(text, defaults[field], f"{name}:{key}")
-    return cls(**chosen)
+    policy = cls(**chosen)
+    try:
+        policy.new_state(1)
+    except (ValueError, OverflowError, MemoryError):
+        raise InputError(f"policy {spec!r}: its fields are out of range") from None
+    return policy
 
 
 def parse_policies(text: str) -> list[Policy]:

@@ -129,7 +129,8 @@ class _Row:
 class _Batch:
     """B prompts in one cache, padded on the left so that all rows grow in step."""
 
-    def __init__(self, prompts: list[list[int]], device: str) -> None:
+    def __init__(self, prompts: list[list[int]], device: str, max_context: int) -> None:
+        self.last = max_context - 1 if max_context else 1 << 30
         self.width = max(len(p) for p in prompts)
         pads = [self.width - len(p) for p in prompts]
         rows = [[0] * pad + p for pad, p in zip(pads, prompts, strict=True)]
@@ -145,14 +146,15 @@ class _Batch:
         queries = slots[start:]
         visible = (slots[None, None] >= self.pads[:, None]) & (slots[None] <= queries[:, None])
         visible |= slots[None, None] == queries[None, :, None]  # padding sees itself, not nothing
-        positions = (queries[None] - self.pads).clamp(min=0)
+        # Rows that are done are read on with the others, beyond their context if need be.
+        positions = (queries[None] - self.pads).clamp(min=0, max=self.last)
         return reader.read(tokens, start, positions, visible[:, None])[:, -1]
 
 
 def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> list[Decoded]:
     """Decode a batch token by token on the path described in the module docstring."""
     rows = [_Row(pair, request, settings) for request in requests]
-    batch = _Batch([request.prompt_ids for request in requests], pair.device)
+    batch = _Batch([r.prompt_ids for r in requests], pair.device, pair.max_context)
     capacity = batch.width + settings.max_new_tokens
     greedy = settings.temperature == 0.0
     models = [pair.target] if greedy else [pair.target, pair.draft]
@@ -218,7 +220,7 @@ def annotate(
         proposals = torch.cat([torch.where(stored < 0, -1 - stored, stored), behind])
     at = np.append(np.flatnonzero(~accepted), length).astype(np.int64)
     first = proposals[torch.from_numpy(at).to(proposals.device)]
-    branches = roll_out(draft, prompt, at, first, depth, choose)
+    branches = roll_out(draft, prompt, at, first, depth, choose, pair.max_context)
     accept_len = run_lengths(accepted)
     dense = spread(signals(on_path).cpu().numpy(), accept_len, branches)
     return Trace(
@@ -257,6 +259,7 @@ def make_meta(pair: Pair, questions: list[Question], settings: Settings) -> Trac
         target=about["target"],
         draft=about["draft"],
         tokenizer_sha256=pair.tokenizer_sha256,
+        weights_sha256=pair.weights_sha256,
         device=about["device_name"],
         dtype=pair.dtype,
         exactness="exact" if settings.temperature == 0.0 else "in-law",
@@ -282,6 +285,8 @@ def _capture_batch(
     replies: dict[int, list[str]] = {first: [] for first, _ in batch}
     for turn in range(max(len(question.turns) for _, question in batch)):
         live = [(first, question) for first, question in batch if turn < len(question.turns)]
+        requests = _requests_of_turn(pair, live, turn, replies)
+        live = [(first, question) for first, question in live if first in requests]
         # A batch is kept or redone as a whole: padding may change the last bits of its neighbours.
         if all(writer.has(first + turn) for first, _ in live):
             for first, _ in live:
@@ -289,12 +294,31 @@ def _capture_batch(
                 assert tokens is not None
                 replies[first].append(decode_reply(pair, tokens.tolist()))
             continue
-        requests = [request_for(pair, question, turn, replies[first]) for first, question in live]
-        decoded = decode_coupled(pair, requests, settings)
-        for (first, _), request, one in zip(live, requests, decoded, strict=True):
+        decoded = decode_coupled(pair, list(requests.values()), settings)
+        for (first, request), one in zip(requests.items(), decoded, strict=True):
             writer.append(first + turn, annotate(pair, request, one, settings, writer.meta))
             replies[first].append(decode_reply(pair, one.tokens))
             bar.update()
+
+
+def _requests_of_turn(
+    pair: Pair, live: list[tuple[int, Question]], turn: int, replies: dict[int, list[str]]
+) -> dict[int, Request]:
+    """The requests of one turn by the row of their question's first turn.
+
+    A dialogue that has outgrown the context ends, with a warning; what it has given stays.
+    """
+    requests: dict[int, Request] = {}
+    for first, question in live:
+        if len(replies[first]) < turn:  # ended before
+            continue
+        try:
+            requests[first] = request_for(pair, question, turn, replies[first])
+        except InputError as error:
+            if turn == 0:
+                raise
+            tqdm.write(f"capture: {error}; this dialogue ends before it", file=sys.stderr)
+    return requests
 
 
 @torch.inference_mode()
@@ -320,7 +344,9 @@ def capture(
     meta = make_meta(pair, questions, settings)
     if force and not resume:
         TraceWriter.discard_partial(out)
-    writer = TraceWriter(out, meta, resume=resume)
+    about = pair.describe()
+    conditions = {"batch": settings.batch, "threads": about["threads"], "engine": about["engine"]}
+    writer = TraceWriter(out, meta, resume=resume, conditions=conditions)
     first_rows = np.cumsum([0] + [len(q.turns) for q in questions])
     total = int(first_rows[-1])
     work = list(zip(first_rows[:-1].tolist(), questions, strict=True))

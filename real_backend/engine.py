@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -154,8 +155,7 @@ class Decoder:
         self.prompt_tokens = self.rounds = 0
         self.lag = 1
         self.finished = False
-        # Draws depend on (seed, request) alone, so requests can be decoded in any order.
-        self.random = np.random.default_rng([sampling.seed, index])
+        self.random: np.random.Generator  # one per request, see prefill
 
     @property
     def reply(self) -> list[int]:
@@ -166,6 +166,10 @@ class Decoder:
         """Read the prompt but its last token into both caches; the seconds that took."""
         self.ids = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
+        # From seed and request_id alone, so that requests may run in any order and grouping;
+        # another stream than a capture's, so that no replay shares its draws with a real run.
+        identity = hashlib.sha256(f"engine {request.request_id}".encode()).digest()[:8]
+        self.random = np.random.default_rng([self.sampling.seed, *identity])
         limit = self.pair.max_context
         if limit and self.prompt_tokens + 1 >= limit:
             raise InputError(

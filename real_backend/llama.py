@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEAN_ARCHITECTURES = ("LlamaForCausalLM",)
+ROTARY_TYPES = ("default", "linear", "llama3", "yarn")  # one table for every length
 
 
 class LeanCache(NamedTuple):
@@ -46,14 +47,30 @@ def _fuse(modules: list[Any]) -> Tensor:
     return fused
 
 
+def _projections(layer: Any) -> list[Any]:
+    """The linear layers of one transformers layer."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
 class LeanLlama:
     """transformers' LlamaForCausalLM, read once; its weights are shared, not copied.
 
-    Raises ValueError for a configuration outside the layout (biases, other activations).
+    Raises ValueError for a configuration outside the layout (biases, other activations, rotary
+    scalings that depend on the length read, quantised weights), before anything is touched.
     """
 
     def __init__(self, model: Any) -> None:
         config = model.config
+        scaling = getattr(config, "rope_parameters", None) or {}
+        if scaling.get("rope_type", "default") not in ROTARY_TYPES:
+            raise ValueError(f"the lean forward takes no {scaling.get('rope_type')} rotary scaling")
+        projections = [m for layer in model.model.layers for m in _projections(layer)]
+        if any(type(m) is not torch.nn.Linear for m in projections) or not all(
+            m.weight.dtype.is_floating_point for m in projections
+        ):
+            raise ValueError("the lean forward takes plain weights, no quantised ones")
         if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
             raise ValueError("the lean forward takes Llama layers without biases")
         if config.hidden_act not in ("silu", "swish"):

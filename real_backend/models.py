@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import platform
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from real_backend.kvcache import GeneralReader, LeanReader, Reader
 from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
@@ -94,6 +95,7 @@ class Pair:
     draft: Model
     tokenizer: Any
     tokenizer_sha256: str
+    weights_sha256: str
     vocab_size: int
     eos_ids: frozenset[int]
     max_context: int
@@ -108,6 +110,7 @@ class Pair:
             "target": Path(self.spec.target).name,
             "draft": Path(self.spec.draft).name,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "weights_sha256": self.weights_sha256,
             "device": self.device,
             "device_name": device_name(self.device),
             "dtype": self.dtype,
@@ -195,6 +198,33 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
 
+def weights_hash(*modules: Any) -> str:
+    """SHA-256 over name, shape and first values of every parameter: cheap, and new after
+    training.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, weight in module.named_parameters():
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_layout(where: str, model: Any) -> None:
+    """Refuse what cannot roll back or branch: windows, recurrent states, no position_ids."""
+    layers = getattr(DynamicCache(config=model.config), "layers", [])
+    other = sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer"})
+    if other:
+        raise InputError(
+            f"{where}: layers with a {other[0]} cannot be rolled back yet; GammaLab needs full "
+            "attention in every layer"
+        )
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise InputError(
+            f"{where}: {type(model).__name__} takes no position_ids; not supported yet"
+        )
+
+
 def _eos_ids(*sources: Any) -> frozenset[int]:
     found: set[int] = set()
     for source in sources:
@@ -229,6 +259,8 @@ def load_pair(
         )
     target = _load_model(spec.target, device, dtype)
     draft = _load_model(spec.draft, device, dtype)
+    for where, model in ((spec.target, target), (spec.draft, draft)):
+        _check_layout(where, model)
     if device == "cpu":
         small = target.num_parameters() < _SMALL_PARAMETERS
         torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
@@ -240,6 +272,7 @@ def load_pair(
         draft=models[1],
         tokenizer=tokenizer,
         tokenizer_sha256=ours,
+        weights_sha256=weights_hash(target, draft),
         vocab_size=min(m.vocab_size for m in models),
         eos_ids=_eos_ids(target.generation_config, target.config, tokenizer),
         max_context=min(limits) if limits else 0,

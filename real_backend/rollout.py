@@ -39,7 +39,13 @@ class Branches(NamedTuple):
 
 
 def roll_out(
-    draft: Reader, prompt: int, at: npt.NDArray[np.int64], first: Tensor, depth: int, choose: Choose
+    draft: Reader,
+    prompt: int,
+    at: npt.NDArray[np.int64],
+    first: Tensor,
+    depth: int,
+    choose: Choose,
+    max_context: int = 0,
 ) -> Branches:
     """Follow the rejected proposals `first` [M], made at reply positions `at` [M], to depth G.
 
@@ -60,6 +66,8 @@ def roll_out(
             break
         mask = torch.cat([shared, own.repeat(1, step)], dim=1)[None, None]  # (1, 1, M, S)
         positions = (prefix + step - 1)[None]
+        if max_context:  # no round can draft there, but an absolute embedding must not overflow
+            positions = positions.clamp(max=max_context - 1)
         start = reply_end + (step - 1) * branches
         logits = draft.read(tokens[None], start, positions, mask)[0]
         tokens, laws = choose(logits, at, step)

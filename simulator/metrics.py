@@ -177,8 +177,8 @@ class Speedup:
     """How much faster a log is than its baseline, decode seconds, in the two usual conventions.
 
     token_weighted: baseline's total seconds over the log's, so long replies weigh more.
-    request_mean: mean over requests of the ratio of tokens/s, every reply weighs the same (the
-    convention of Spec-Bench, arXiv 2401.07851).
+    request_mean: mean over requests of the ratio of tokens/s, every reply weighs the same
+    (Spec-Bench, arXiv 2401.07851, divides the means of tokens/s instead; see experiments.compare).
     """
 
     token_weighted: float

@@ -18,12 +18,12 @@ from real_backend import capture as capture_module
 from real_backend.capture import Settings, capture, draw_uniforms, run_lengths
 from real_backend.kvcache import Reader
 from real_backend.models import load_pair, resolve_pair
-from real_backend.prompts import read_questions, requests_of_trace
+from real_backend.prompts import read_questions, request_for, requests_of_trace
 from real_backend.rollout import Choose, FloatArray
 from real_backend.verify import distribution, draw, signals
 from tests.specimens import save_llama, save_tokenizer, write_prompts
 from traces.errors import InputError
-from traces.store import read_trace
+from traces.store import TraceWriter, read_trace
 
 SAMPLED = Settings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
 GREEDY = Settings(max_new_tokens=30, depth=6)
@@ -256,6 +256,111 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         resolve_pair(str(tmp_path / "nowhere"), None, None)
     with pytest.raises(InputError, match="belong together"):
         resolve_pair(None, "a", None)
+
+
+def test_a_dialogue_that_outgrows_the_context_ends_with_a_warning(
+    pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question_id": 1, "category": "qa", "turns": ["w1", "w2 " * 260, "w3"]},
+        {"question_id": 2, "category": "qa", "turns": ["w4", "w5"]},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    questions = read_questions(tmp_path / "p.jsonl")
+    trace = capture(pair, questions, tmp_path / "t.parquet", GREEDY)
+    assert trace.request_id == ("1.1", "2.1", "2.2")
+    assert "question 1, turn 2" in capsys.readouterr().err
+
+
+def test_resume_under_other_conditions_is_refused(pair: Any, tmp_path: Path) -> None:
+    questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=2))
+    out = tmp_path / "t.parquet"
+    meta = capture_module.make_meta(pair, questions, GREEDY)
+    TraceWriter(out, meta, conditions={"batch": 4})
+    with pytest.raises(InputError, match="other settings"):
+        capture(pair, questions, out, GREEDY, resume=True)
+
+
+def test_windowed_attention_is_refused(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    for name in ("target", "draft"):
+        config = MistralConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, sliding_window=16, head_dim=8,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name, 60)
+    with pytest.raises(InputError, match="full attention"):
+        load_pair(resolve_pair(str(tmp_path), None, None), device="cpu")
+
+
+def test_retrained_weights_have_another_fingerprint(tmp_path: Path) -> None:
+    hashes = []
+    for noise in (0.0, 0.01):
+        for name in ("target", "draft"):
+            save_llama(tmp_path / name, seed=1, noise=noise)
+            save_tokenizer(tmp_path / name, 60)
+        loaded = load_pair(resolve_pair(str(tmp_path), None, None), device="cpu")
+        hashes.append((loaded.weights_sha256, loaded.tokenizer_sha256))
+    assert hashes[0][0] != hashes[1][0] and hashes[0][1] == hashes[1][1]
+
+
+def test_sampled_replies_have_the_joint_law_beyond_the_first_round(
+    pair: Any, tmp_path: Path
+) -> None:
+    """Tokens one and two with a nucleus: what follows an acceptance and what follows a
+    rejection.
+    """
+    from scipy import stats
+
+    runs, prompt_text = 4000, "w5 w9 w30"
+    lines = [
+        json.dumps({"question_id": k, "category": "qa", "turns": [prompt_text]})
+        for k in range(runs)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    questions = read_questions(tmp_path / "p.jsonl")
+    settings = Settings(max_new_tokens=2, depth=1, temperature=0.7, top_p=0.9, seed=8, batch=100)
+    requests = [request_for(pair, question, 0, []) for question in questions]
+    with torch.inference_mode():
+        decoded = [
+            one
+            for begin in range(0, runs, 100)
+            for one in capture_module.decode_coupled(pair, requests[begin : begin + 100], settings)
+        ]
+
+    def law(ids: list[int]) -> npt.NDArray[np.float64]:
+        with torch.inference_mode():
+            logits = pair.target.module(torch.tensor([ids])).logits[0, -1, :64]
+        return distribution(logits, 0.7, 0.9).double().numpy()
+
+    prompt = requests[0].prompt_ids
+    first = law(prompt)
+    expected = np.stack([first[a] * law([*prompt, a]) for a in range(64)])
+    for accepted_first in (True, False):
+        # Given the flag, the first token has another law, the second given the first has not.
+        seen = np.zeros((64, 64))
+        for one in decoded:
+            if len(one.tokens) == 2 and (one.proposals[0] >= 0) == accepted_first:
+                seen[one.tokens[0], one.tokens[1]] += 1
+        rows = seen.sum(1) > 0
+        conditional = expected[rows] / expected[rows].sum(1, keepdims=True)
+        want = conditional * seen[rows].sum(1, keepdims=True)
+        assert seen[rows][want == 0].sum() == 0
+        big = want >= 5
+        observed = np.append(seen[rows][big], seen[rows][~big].sum())
+        hoped = np.append(want[big], want[~big].sum())
+        assert big.sum() > 10
+        assert stats.chisquare(observed[hoped > 0], hoped[hoped > 0]).pvalue > 1e-3
+    totals = np.bincount([one.tokens[0] for one in decoded], minlength=64)
+    big = first * runs >= 5
+    observed = np.append(totals[big], totals[~big].sum())
+    hoped = np.append(first[big], first[~big].sum()) * runs
+    assert (
+        stats.chisquare(observed[hoped > 0], hoped[hoped > 0] * observed.sum() / hoped.sum()).pvalue
+        > 1e-3
+    )
 
 
 def test_plain_text_without_a_chat_template(pair: Any, tmp_path: Path) -> None:

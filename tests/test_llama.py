@@ -74,7 +74,24 @@ def test_both_readers_honour_positions_and_mask(tmp_path: Path) -> None:
             assert torch.allclose(logits[k], alone[k], atol=1e-4, rtol=1e-4)
 
 
-def test_other_layouts_are_refused(tmp_path: Path) -> None:
-    save_llama(tmp_path, seed=5, attention_bias=True)
-    with pytest.raises(ValueError, match="biases"):
-        LeanLlama(load(tmp_path))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "silu"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "dynamic",
+        ),
+    ],
+)
+def test_other_layouts_are_refused_untouched(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    save_llama(tmp_path, seed=5, **changes)
+    module = load(tmp_path)
+    ids = torch.arange(9)[None]
+    before = module(ids).logits
+    with pytest.raises(ValueError, match=message):
+        LeanLlama(module)
+    assert torch.equal(module(ids).logits, before)

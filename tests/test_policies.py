@@ -40,6 +40,10 @@ def test_shelf_conforms(name: str) -> None:
     check_policy(SHELF[name]())
 
 
+def test_a_policy_that_means_to_remember_conforms() -> None:
+    check_policy(parse_policy("hf-heuristic:transient=false"))
+
+
 def test_gammatune_by_hand() -> None:
     policy = parse_policy("gammatune:gamma0=3,eta=0.3,delta=2")
     state = policy.new_state(1)
@@ -208,6 +212,8 @@ def test_notation_round_trips() -> None:
         ("hf-heuristic:transient=maybe", "must be bool"),
         ("never:gamma=1", "it has none"),
         ("", "unknown policy"),
+        ("ucb:gamma_min=5,gamma_max=3", "out of range"),
+        ("hf-roc:gamma_max=-1", "out of range"),
     ],
 )
 def test_bad_specs(text: str, message: str) -> None:
@@ -273,6 +279,11 @@ class AdmitAdds(Sound):
         state.count[slot] += 1
 
 
+class NeverForgets(Sound):
+    def admit(self, state: Any, slot: int) -> None:
+        pass
+
+
 class WrongAxis(Sound):
     def new_state(self, slots: int) -> Any:
         return Counter(np.zeros((2, slots), dtype=np.int64))
@@ -306,6 +317,7 @@ def test_contract_accepts_the_sound_one() -> None:
         (ChangesView, "changed view"),
         (KeepsMemory, "outside the state"),
         (AdmitAdds, "admitting twice"),
+        (NeverForgets, "still remembers"),
         (WrongAxis, "slots"),
         (TruthyProceed, "proceed must return bool"),
         (Untagged, "no tag"),

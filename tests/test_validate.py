@@ -225,6 +225,14 @@ def test_disagreements_by_hand() -> None:
     assert found.first == {"gamma": 0, "stop": 1, "acceptance": 1, "end": 0}
 
 
+def test_a_reply_that_ends_early_is_a_disagreement() -> None:
+    replayed = made_log([(0, 8, 1, 1, 1, 2), (0, 10, 1, 1, 1, 2), (0, 12, 1, 1, 0, 1)])
+    real = made_log([(0, 8, 1, 1, 1, 2)])
+    found = agree(real, replayed)
+    assert (found.same, found.other, found.missing, found.differing) == (1, 0, 2, 2)
+    assert found.requests == 1 and found.first["end"] == 1
+
+
 def test_joined_logs_number_requests_on() -> None:
     one = made_log([(0, 8, 1, 1, 1, 2), (1, 8, 1, 1, 0, 1)])
     both = join_logs([one, one])

@@ -36,7 +36,8 @@ class TraceMeta:
     depth: the deepest draft a replay of this trace may ask for (G where signals were captured).
     max_new_tokens: the reply limit of the capture; a server knows it, so policies may see it as
     room. max_context: context limit of the pair, tokens (0: none known).
-    temperature 0 means greedy. seed drives every random draw of the capture.
+    temperature 0 means greedy. seed drives every random draw of the capture. weights_sha256: a
+    fingerprint of both models' weights, so that a retrained pair is not taken for the same.
     """
 
     pair: str
@@ -53,6 +54,7 @@ class TraceMeta:
     max_new_tokens: int = 128
     max_context: int = 0
     prompts_sha256: str = ""
+    weights_sha256: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

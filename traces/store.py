@@ -235,13 +235,21 @@ class TraceWriter:
     """A capture in progress: parts in NAME.partial/, one finished request each.
 
     `resume=False` refuses to start where a partial capture lies; `resume=True` continues it if its
-    meta is the same and raises TraceError if not.
+    meta and conditions (what else decides the bytes: batch, threads ...) are the same and raises
+    InputError if not.
     """
 
-    def __init__(self, path: Path, meta: TraceMeta, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        meta: TraceMeta,
+        *,
+        resume: bool = False,
+        conditions: dict[str, Any] | None = None,
+    ) -> None:
         self.path, self.meta = path, meta
         self.folder = _partial_folder(path)
-        described = json.dumps(meta.to_dict(), sort_keys=True)
+        described = json.dumps([meta.to_dict(), conditions or {}], sort_keys=True)
         meta_file = self.folder / "meta.json"
         if meta_file.exists():
             if not resume:
@@ -255,6 +263,7 @@ class TraceWriter:
                     "with --force"
                 )
         else:
+            self.discard_partial(path)  # parts without a meta belong to nobody
             write_atomically(meta_file, lambda temporary: temporary.write_text(described))
 
     def _part(self, index: int) -> Path:
@@ -273,8 +282,8 @@ class TraceWriter:
         write_trace(one, self._part(index), overwrite=True)
 
     def finish(self, count: int, *, overwrite: bool = False) -> Trace:
-        """Assemble requests 0..count-1 into the file at `path` and remove the parts."""
-        trace = concatenate([self.read(index) for index in range(count)])
+        """Assemble what there is of requests 0..count-1 into `path` and remove the parts."""
+        trace = concatenate([self.read(index) for index in range(count) if self.has(index)])
         write_trace(trace, self.path, overwrite=overwrite)
         self.discard()
         return trace
@@ -286,4 +295,6 @@ class TraceWriter:
     @staticmethod
     def discard_partial(path: Path) -> None:
         """Remove what an unfinished capture of `path` left, if anything."""
-        shutil.rmtree(_partial_folder(path), ignore_errors=True)
+        folder = _partial_folder(path)
+        (folder / "meta.json").unlink(missing_ok=True)  # first, so that a kill leaves no half
+        shutil.rmtree(folder, ignore_errors=True)
