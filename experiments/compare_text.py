@@ -95,7 +95,10 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
         f"{tokens} tokens; tuned on {len(comparison.train_rows)} other replies",
         f"censored positions: {comparison.censored_positions}"
         + ("; accepted lengths there are lower bounds" if comparison.censored_positions else ""),
-        f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples",
+        f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples; intervals are not "
+        "corrected for the number of rows",
+        f"no controller may draft more than {len(comparison.fixed_curve) - 1} tokens, the depth of "
+        "the recording; prefill left out",
     ]
     return "\n".join(lines)
 

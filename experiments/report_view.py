@@ -58,6 +58,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "groups": groups,
         "recommended": part["recommended"],
         "resamples": part["resamples"],
+        "depth": part["trace_meta"]["depth"],
         "tasks": [task.replace("_", " ") for task in part["tasks"]],
         "task_rows": [
             [row["name"], *(number(row["tasks"][task]["value"]) for task in part["tasks"])]
