@@ -1,21 +1,16 @@
 """Record a Trace from real models: `python -m real_backend.capture`.
 
-Per request: decode the reply, then one teacher-forced pass and one batched rollout of the draft
-(`rollout.py`) for its signals. Greedy: the reply is the target's own, a position is accepted where
-the draft's arg-max is the reply's token. Sampling: at every position the draft's token x ~ q is
-accepted with min(1, p/q), else replaced from the residual; so each emitted token has the target's
-law whether or not it was drafted, and the recorded flags have the right joint law for every causal
-policy. Draws depend on (seed, request_id, position) alone.
+Per request: decode the reply on the coupled path (`coupled.py`), then one teacher-forced pass and
+one batched rollout of the draft (`rollout.py`) for its signals. A position is accepted where,
+greedy, the draft's arg-max is the reply's token, or, sampled, the coupled draw accepted; so the
+recorded flags have the right joint law for every causal policy.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from real_backend.kvcache import Reader
+from real_backend.coupled import Decoded, Settings, decode_coupled, draw_uniforms
 from real_backend.models import Pair, pair_from_args, resolve_pair, versions
 from real_backend.options import add_capture_arguments, add_pair_arguments, run_module
 from real_backend.prompts import (
@@ -36,140 +31,10 @@ from real_backend.prompts import (
     request_for,
 )
 from real_backend.rollout import roll_out, spread
-from real_backend.verify import accept_probability, distribution, draw, residual, signals
+from real_backend.verify import distribution, draw, signals
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.store import TraceWriter
-
-FloatArray = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to record; see real_backend.options for the meaning of each field."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    depth: int = 16
-    seed: int = 0
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "depth", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.max_new_tokens > 32_000:
-            raise InputError("--max-new-tokens must be at most 32000")
-        if not self.temperature >= 0.0:
-            raise InputError("--temperature must be 0 (greedy) or positive")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError("--top-p must lie in (0, 1]")
-        if self.seed < 0:
-            raise InputError("--seed must not be negative")
-
-
-class Uniforms(NamedTuple):
-    """All draws of one request: path [L, 3] (draft, accept, residual); branch [L, G]."""
-
-    path: FloatArray
-    branch: FloatArray
-
-
-def draw_uniforms(seed: int, request_id: str, positions: int, depth: int) -> Uniforms:
-    """The draws of one request for `positions` positions, a function of its identity and the
-    seed.
-    """
-    identity = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "little")
-    generator = np.random.default_rng([seed, identity])
-    return Uniforms(generator.random((positions, 3)), generator.random((positions, depth)))
-
-
-class Decoded(NamedTuple):
-    """A reply [L] and, if sampled, what the draft proposed on its path and p/q there [L] each."""
-
-    tokens: list[int]
-    proposals: list[int]
-    accept_prob: list[float]
-
-
-class _Row:
-    """One prompt of a batch being decoded."""
-
-    def __init__(self, pair: Pair, request: Request, settings: Settings) -> None:
-        self.uniforms = draw_uniforms(
-            settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
-        )
-        room = pair.max_context - len(request.prompt_ids) if pair.max_context else 1 << 30
-        self.limit = min(settings.max_new_tokens, room)
-        self.decoded = Decoded([], [], [])
-        self.eos_ids = pair.eos_ids
-
-    @property
-    def finished(self) -> bool:
-        tokens = self.decoded.tokens
-        return len(tokens) >= self.limit or bool(tokens and tokens[-1] in self.eos_ids)
-
-    def extend(self, target_row: Tensor, draft_row: Tensor | None) -> None:
-        """Add one token given the laws [V] (logits if greedy) at the newest position."""
-        if draft_row is None:
-            self.decoded.tokens.append(int(target_row.argmax()))
-            return
-        u_draft, u_accept, u_residual = self.uniforms.path[len(self.decoded.tokens)]
-        proposal = int(draw(draft_row, float(u_draft)))
-        probability = accept_probability(target_row, draft_row, proposal)
-        token = proposal
-        if u_accept >= probability:
-            token = int(draw(residual(target_row, draft_row), float(u_residual)))
-        self.decoded.tokens.append(token)
-        self.decoded.proposals.append(proposal if u_accept < probability else -1 - proposal)
-        self.decoded.accept_prob.append(probability)
-
-
-class _Batch:
-    """B prompts in one cache, padded on the left so that all rows grow in step."""
-
-    def __init__(self, prompts: list[list[int]], device: str, max_context: int) -> None:
-        self.last = max_context - 1 if max_context else 1 << 30
-        self.width = max(len(p) for p in prompts)
-        pads = [self.width - len(p) for p in prompts]
-        rows = [[0] * pad + p for pad, p in zip(pads, prompts, strict=True)]
-        self.tokens = torch.tensor(rows, device=device)  # (B, width)
-        self.pads = torch.tensor(pads, device=device)[:, None] if any(pads) else None
-
-    def read(self, reader: Reader, tokens: Tensor, start: int) -> Tensor:
-        """Logits [B, V] behind the last of tokens [B, T]."""
-        if self.pads is None:
-            return reader.read(tokens, start)[:, -1]
-        width = tokens.shape[1]
-        slots = torch.arange(start + width, device=tokens.device)
-        queries = slots[start:]
-        visible = (slots[None, None] >= self.pads[:, None]) & (slots[None] <= queries[:, None])
-        visible |= slots[None, None] == queries[None, :, None]  # padding sees itself, not nothing
-        # Rows that are done are read on with the others, beyond their context if need be.
-        positions = (queries[None] - self.pads).clamp(min=0, max=self.last)
-        return reader.read(tokens, start, positions, visible[:, None])[:, -1]
-
-
-def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> list[Decoded]:
-    """Decode a batch token by token on the path described in the module docstring."""
-    rows = [_Row(pair, request, settings) for request in requests]
-    batch = _Batch([r.prompt_ids for r in requests], pair.device, pair.max_context)
-    capacity = batch.width + settings.max_new_tokens
-    greedy = settings.temperature == 0.0
-    models = [pair.target] if greedy else [pair.target, pair.draft]
-    readers = [model.reader(capacity, len(rows)) for model in models]
-    feed, start = batch.tokens, 0
-    while not all(row.finished for row in rows):
-        laws = [batch.read(reader, feed, start)[:, : pair.vocab_size] for reader in readers]
-        if not greedy:
-            laws = [distribution(law, settings.temperature, settings.top_p) for law in laws]
-        for index, row in enumerate(rows):
-            if not row.finished:
-                row.extend(laws[0][index], None if greedy else laws[1][index])
-        start += feed.shape[1]
-        feed = torch.tensor([[row.decoded.tokens[-1]] for row in rows], device=pair.device)
-    return [row.decoded for row in rows]
 
 
 def run_lengths(accepted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:

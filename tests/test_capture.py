@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from real_backend import capture as capture_module
-from real_backend.capture import Settings, capture, draw_uniforms, run_lengths
+from real_backend.capture import capture, run_lengths
+from real_backend.coupled import Settings, decode_coupled, draw_uniforms
 from real_backend.kvcache import Reader
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import read_questions, request_for, requests_of_trace
@@ -327,7 +328,7 @@ def test_sampled_replies_have_the_joint_law_beyond_the_first_round(
         decoded = [
             one
             for begin in range(0, runs, 100)
-            for one in capture_module.decode_coupled(pair, requests[begin : begin + 100], settings)
+            for one in decode_coupled(pair, requests[begin : begin + 100], settings)
         ]
 
     def law(ids: list[int]) -> npt.NDArray[np.float64]:

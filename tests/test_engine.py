@@ -12,7 +12,8 @@ from scipy import stats
 
 from policies.fixed import Fixed
 from policies.shelf import SHELF
-from real_backend.capture import Settings, capture
+from real_backend.capture import capture
+from real_backend.coupled import Settings
 from real_backend.engine import Engine
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace

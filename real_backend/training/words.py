@@ -17,88 +17,41 @@ def words(text: str) -> list[str]:
 
 
 NAMES = words("""
-Anna, Ben, Clara, David, Emma, Felix, Grace, Henry, Ida, Jack, Karen, Leo, Maria, Noah, Olivia,
-Paul, Rosa, Sam, Tina, Victor, Wendy, Alice, Bruno, Carla, Daniel, Eva, Frank, Gina, Hugo, Irene,
-Jonas, Kate, Lucas, Mona, Nina, Oscar, Peter, Rita, Simon, Tom, Laura, Martin, Julia, Robert, Sarah,
-Philip, Helen, George
+Anna, Ben, Clara, David, Emma, Felix, Grace, Henry, Ida, Jack, Karen, Leo, Maria, Noah, Olivia, Paul, Rosa,
+Sam, Tina, Victor, Wendy, Alice, Bruno, Carla, Daniel, Eva, Frank, Gina, Hugo, Irene, Jonas, Kate, Lucas,
+Mona, Nina, Oscar, Peter, Rita, Simon, Tom, Laura, Martin, Julia, Robert, Sarah, Philip, Helen, George
 """)
 
 # topic | things it is about | advice (verb phrases) | pitfalls (noun phrases) | pleasures (noun phrases)
 TOPICS = table("""
-gardening | tomatoes, compost, raised beds, herbs, seedlings | water the beds early in the morning,
-mix some compost into the soil, cover young plants on cold nights, pull the weeds before they flower
-| dry soil, hungry snails, late frost | fresh basil on the table, the smell of wet earth cooking |
-soups, sauces, fresh vegetables, sharp knives, spices | taste the sauce before you add salt, cut
-everything before the pan gets hot, let the meat rest for a while, keep a pot of stock ready | burnt
-garlic, too much salt, soggy rice | a warm kitchen, friends around a big pot hiking | mountain
-paths, boots, maps, huts, ridges | start before sunrise, carry more water than you need, check the
-weather twice, break in the boots on short walks | wet socks, sudden storms, loose stones | the view
-from the top, silence above the trees chess | openings, endgames, pawns, tactics, clocks | solve a
-few puzzles every day, study one endgame a week, write down why you lost, castle before you attack |
-hasty captures, weak squares, time trouble | a quiet winning move, long analysis after the game
-photography | light, lenses, portraits, shadows, streets | wait for the soft light of the evening,
-move closer to the subject, keep the horizon straight, review only the best ten pictures | blurred
-hands, empty skies, harsh flash | an honest smile, patterns nobody else noticed swimming |
-breathing, turns, kicks, lanes, open water | breathe out under the surface, keep the hips high,
-count your strokes, rest between the sets | cold muscles, swallowed water, crowded lanes | the calm
-after the last lap, floating in a lake painting | brushes, canvas, colour, sketches, varnish | begin
-with the large shapes, squint to see the values, clean the brush between colours, put the picture
-away for a week | muddy greens, stiff outlines, cheap paper | the first bright stroke, a studio full
-of light programming | functions, tests, loops, errors, names | write the test before the fix, read
-the error message slowly, give every function one job, delete code that nobody calls | clever
-tricks, hidden state, copied bugs | a green test run, a program that explains itself learning German
-| verbs, cases, vocabulary, films, grammar | repeat ten words before breakfast, read children's
-books aloud, speak with a partner twice a week, learn each noun with its article | false friends,
-long word lists, fear of mistakes | the first joke you understand, ordering bread without English
-running | shoes, pace, hills, races, breathing | run slowly on easy days, add one kilometre a week,
-stretch the calves afterwards, sleep eight hours | sore knees, a fast start, old shoes | cool
-morning air, a strong finish saving money | budgets, rent, bills, savings, habits | write down every
-expense, pay yourself first, cancel what you never use, cook at home on weekdays | impulse buys,
-hidden fees, expensive credit | a calm look at the account, money for a rainy day public speaking |
-slides, pauses, gestures, stories, questions | open with a short story, practise in front of a
-mirror, look at one person at a time, pause after the main point | crowded slides, a flat voice,
-rushed endings | a laugh at the right moment, questions that show interest playing the guitar |
-chords, scales, strings, rhythm, songs | practise with a metronome, change strings every few months,
-sing while you play, repeat the hard bar slowly | buzzing frets, tense shoulders, skipped practice |
-a song around the fire, a clean chord change baking bread | flour, yeast, dough, crust, ovens |
-weigh the flour and the water, let the dough rise overnight, preheat the oven for half an hour,
-steam the oven in the first minutes | old yeast, sticky hands, a pale crust | the crackle of the
-crust, warm slices with butter travelling by train | stations, tickets, night trains, timetables,
-luggage | book the window seat early, pack a small bag, leave time for the connection, bring bread
-and fruit | missed connections, heavy suitcases, strikes | rivers outside the window, talks with
-strangers astronomy | telescopes, planets, stars, comets, dark skies | let your eyes adapt for
-twenty minutes, learn the bright stars first, leave the city lights, keep a log of every night |
-clouds, dew on the lens, a full moon | the rings of Saturn, a sky without lamps cycling | brakes,
-tyres, helmets, gears, routes | pump the tyres every week, shift before the climb, signal every
-turn, oil the chain after rain | flat tyres, headwind, careless drivers | a long descent, quiet
-roads at dawn reading novels | characters, plots, chapters, libraries, endings | read before you
-sleep, note the lines you love, try an author you do not know, stop when a book bores you |
-spoilers, tiny print, unfinished piles | a slow Sunday, an ending that surprises keeping bees |
-hives, honey, queens, smoke, flowers | move slowly near the hive, check the queen in spring, leave
-enough honey for winter, plant clover nearby | mites, wet winters, angry neighbours | golden honey,
-the hum of a strong hive job interviews | questions, salaries, clothes, handshakes, stories | read
-about the company, prepare three short stories, ask what the team is proud of, send a note of thanks
-| long answers, vague promises, late arrivals | an honest talk, a quick yes meditation | breath,
-posture, thoughts, silence, timers | sit at the same hour each day, count ten breaths, notice the
-thought and return, start with five minutes | high hopes, a noisy room, stiff knees | a clear head,
-patience with others woodworking | saws, oak, glue, joints, sandpaper | measure twice before you
-cut, sharpen the chisel often, sand along the grain, leave the glue for a night | split boards,
-blunt blades, crooked joints | the smell of oak, a drawer that slides raising a puppy | walks,
-treats, sleep, toys, training | reward the calm moments, keep the lessons short, go out after every
-meal, let it meet many people | chewed shoes, sleepless nights, mixed signals | a wagging tail, the
-first long walk time management | lists, calendars, meetings, deadlines, focus | plan the day on the
-evening before, do the hard task first, say no to small meetings, turn off the alerts | endless
-lists, open tabs, false urgency | an empty inbox, free evenings weather | clouds, wind, storms,
-pressure, rain | watch the clouds in the west, read the pressure each morning, compare two
-forecasts, dress in layers | sudden gusts, icy bridges, wet forecasts | a rainbow after the storm,
-the first snow theatre | stages, actors, costumes, rehearsals, scripts | learn the lines by walking,
-listen to the other actors, warm up the voice, mark your place on the stage | forgotten cues, loud
-shoes, cold halls | the hush before the curtain, long applause fishing | hooks, rivers, bait, trout,
-patience | cast upstream and wait, keep the line tight, use small hooks for trout, let the young
-fish go | tangled lines, warm water, noisy boats | mist over the river, supper by the lake electric
-cars | batteries, chargers, range, tyres, motors | charge at home overnight, brake gently to recover
-energy, plan the stops on long trips, warm the battery before a fast charge | cold weather, broken
-chargers, high speed | a silent start, low running costs
+gardening | tomatoes, compost, raised beds, herbs, seedlings | water the beds early in the morning, mix some compost into the soil, cover young plants on cold nights, pull the weeds before they flower | dry soil, hungry snails, late frost | fresh basil on the table, the smell of wet earth
+cooking | soups, sauces, fresh vegetables, sharp knives, spices | taste the sauce before you add salt, cut everything before the pan gets hot, let the meat rest for a while, keep a pot of stock ready | burnt garlic, too much salt, soggy rice | a warm kitchen, friends around a big pot
+hiking | mountain paths, boots, maps, huts, ridges | start before sunrise, carry more water than you need, check the weather twice, break in the boots on short walks | wet socks, sudden storms, loose stones | the view from the top, silence above the trees
+chess | openings, endgames, pawns, tactics, clocks | solve a few puzzles every day, study one endgame a week, write down why you lost, castle before you attack | hasty captures, weak squares, time trouble | a quiet winning move, long analysis after the game
+photography | light, lenses, portraits, shadows, streets | wait for the soft light of the evening, move closer to the subject, keep the horizon straight, review only the best ten pictures | blurred hands, empty skies, harsh flash | an honest smile, patterns nobody else noticed
+swimming | breathing, turns, kicks, lanes, open water | breathe out under the surface, keep the hips high, count your strokes, rest between the sets | cold muscles, swallowed water, crowded lanes | the calm after the last lap, floating in a lake
+painting | brushes, canvas, colour, sketches, varnish | begin with the large shapes, squint to see the values, clean the brush between colours, put the picture away for a week | muddy greens, stiff outlines, cheap paper | the first bright stroke, a studio full of light
+programming | functions, tests, loops, errors, names | write the test before the fix, read the error message slowly, give every function one job, delete code that nobody calls | clever tricks, hidden state, copied bugs | a green test run, a program that explains itself
+learning German | verbs, cases, vocabulary, films, grammar | repeat ten words before breakfast, read children's books aloud, speak with a partner twice a week, learn each noun with its article | false friends, long word lists, fear of mistakes | the first joke you understand, ordering bread without English
+running | shoes, pace, hills, races, breathing | run slowly on easy days, add one kilometre a week, stretch the calves afterwards, sleep eight hours | sore knees, a fast start, old shoes | cool morning air, a strong finish
+saving money | budgets, rent, bills, savings, habits | write down every expense, pay yourself first, cancel what you never use, cook at home on weekdays | impulse buys, hidden fees, expensive credit | a calm look at the account, money for a rainy day
+public speaking | slides, pauses, gestures, stories, questions | open with a short story, practise in front of a mirror, look at one person at a time, pause after the main point | crowded slides, a flat voice, rushed endings | a laugh at the right moment, questions that show interest
+playing the guitar | chords, scales, strings, rhythm, songs | practise with a metronome, change strings every few months, sing while you play, repeat the hard bar slowly | buzzing frets, tense shoulders, skipped practice | a song around the fire, a clean chord change
+baking bread | flour, yeast, dough, crust, ovens | weigh the flour and the water, let the dough rise overnight, preheat the oven for half an hour, steam the oven in the first minutes | old yeast, sticky hands, a pale crust | the crackle of the crust, warm slices with butter
+travelling by train | stations, tickets, night trains, timetables, luggage | book the window seat early, pack a small bag, leave time for the connection, bring bread and fruit | missed connections, heavy suitcases, strikes | rivers outside the window, talks with strangers
+astronomy | telescopes, planets, stars, comets, dark skies | let your eyes adapt for twenty minutes, learn the bright stars first, leave the city lights, keep a log of every night | clouds, dew on the lens, a full moon | the rings of Saturn, a sky without lamps
+cycling | brakes, tyres, helmets, gears, routes | pump the tyres every week, shift before the climb, signal every turn, oil the chain after rain | flat tyres, headwind, careless drivers | a long descent, quiet roads at dawn
+reading novels | characters, plots, chapters, libraries, endings | read before you sleep, note the lines you love, try an author you do not know, stop when a book bores you | spoilers, tiny print, unfinished piles | a slow Sunday, an ending that surprises
+keeping bees | hives, honey, queens, smoke, flowers | move slowly near the hive, check the queen in spring, leave enough honey for winter, plant clover nearby | mites, wet winters, angry neighbours | golden honey, the hum of a strong hive
+job interviews | questions, salaries, clothes, handshakes, stories | read about the company, prepare three short stories, ask what the team is proud of, send a note of thanks | long answers, vague promises, late arrivals | an honest talk, a quick yes
+meditation | breath, posture, thoughts, silence, timers | sit at the same hour each day, count ten breaths, notice the thought and return, start with five minutes | high hopes, a noisy room, stiff knees | a clear head, patience with others
+woodworking | saws, oak, glue, joints, sandpaper | measure twice before you cut, sharpen the chisel often, sand along the grain, leave the glue for a night | split boards, blunt blades, crooked joints | the smell of oak, a drawer that slides
+raising a puppy | walks, treats, sleep, toys, training | reward the calm moments, keep the lessons short, go out after every meal, let it meet many people | chewed shoes, sleepless nights, mixed signals | a wagging tail, the first long walk
+time management | lists, calendars, meetings, deadlines, focus | plan the day on the evening before, do the hard task first, say no to small meetings, turn off the alerts | endless lists, open tabs, false urgency | an empty inbox, free evenings
+weather | clouds, wind, storms, pressure, rain | watch the clouds in the west, read the pressure each morning, compare two forecasts, dress in layers | sudden gusts, icy bridges, wet forecasts | a rainbow after the storm, the first snow
+theatre | stages, actors, costumes, rehearsals, scripts | learn the lines by walking, listen to the other actors, warm up the voice, mark your place on the stage | forgotten cues, loud shoes, cold halls | the hush before the curtain, long applause
+fishing | hooks, rivers, bait, trout, patience | cast upstream and wait, keep the line tight, use small hooks for trout, let the young fish go | tangled lines, warm water, noisy boats | mist over the river, supper by the lake
+electric cars | batteries, chargers, range, tyres, motors | charge at home overnight, brake gently to recover energy, plan the stops on long trips, warm the battery before a fast charge | cold weather, broken chargers, high speed | a silent start, low running costs
 """)
 
 COUNTRIES = table("""
@@ -297,24 +250,22 @@ in winter | im Winter
 """)
 
 TOWNS = words("""
-Ashford, Brookfield, Carlow, Denholm, Eastbury, Fairview, Glenmore, Harwick, Kingsbridge, Lakewood,
-Millbrook, Northgate, Oakdale, Pinehurst, Redhill, Silverton, Thornbury, Westport, Woodstock,
-Stonehaven
+Ashford, Brookfield, Carlow, Denholm, Eastbury, Fairview, Glenmore, Harwick, Kingsbridge, Lakewood, Millbrook,
+Northgate, Oakdale, Pinehurst, Redhill, Silverton, Thornbury, Westport, Woodstock, Stonehaven
 """)
 
 # who | did what | to what: the subject matter of the short reports
 REPORT_EVENTS = table("""
-city council | approved a plan to rebuild | the old bridge, the central library, the bus station,
-the town hall school board | voted to close | the north campus, the swimming hall, the evening
-classes, the music wing local museum | opened an exhibition about | early clocks, river trade, glass
-making, women in science fire service | was called to a blaze in | a paper mill, an empty warehouse,
-a grain store, a bakery research team | published a study of | sleeping bats, city noise, deep
-lakes, wild bees football club | won the final against | the harbour team, the university side, the
-defending champions, the southern rivals railway company | announced delays on | the coast line, the
-night service, the mountain route, the airport link farm union | warned about losses of | apples,
-wheat, honey, potatoes hospital | received money for | a new ward, two ambulances, a heart scanner,
-a training centre theatre group | cancelled the premiere of | a modern comedy, a short opera, a
-children's play, a silent drama
+city council | approved a plan to rebuild | the old bridge, the central library, the bus station, the town hall
+school board | voted to close | the north campus, the swimming hall, the evening classes, the music wing
+local museum | opened an exhibition about | early clocks, river trade, glass making, women in science
+fire service | was called to a blaze in | a paper mill, an empty warehouse, a grain store, a bakery
+research team | published a study of | sleeping bats, city noise, deep lakes, wild bees
+football club | won the final against | the harbour team, the university side, the defending champions, the southern rivals
+railway company | announced delays on | the coast line, the night service, the mountain route, the airport link
+farm union | warned about losses of | apples, wheat, honey, potatoes
+hospital | received money for | a new ward, two ambulances, a heart scanner, a training centre
+theatre group | cancelled the premiere of | a modern comedy, a short opera, a children's play, a silent drama
 """)
 
 REPORT_FILLER = [
@@ -340,6 +291,6 @@ the next months will be difficult | expected difficult months
 """)
 
 SHOP_ITEMS = words("""
-apples, pencils, notebooks, tickets, stamps, oranges, cups, candles, postcards, balloons, cookies,
-marbles, stickers, sandwiches, bottles of juice, bags of rice, boxes of nails, roses, muffins, books
+apples, pencils, notebooks, tickets, stamps, oranges, cups, candles, postcards, balloons, cookies, marbles,
+stickers, sandwiches, bottles of juice, bags of rice, boxes of nails, roses, muffins, books
 """)

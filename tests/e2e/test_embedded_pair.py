@@ -13,7 +13,8 @@ from experiments.agreement import agree
 from experiments.in_law import check_law
 from policies.fixed import Fixed
 from policies.shelf import SHELF
-from real_backend.capture import Settings, capture
+from real_backend.capture import capture
+from real_backend.coupled import Settings
 from real_backend.engine import Engine
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
