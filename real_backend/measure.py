@@ -34,7 +34,8 @@ from traces.timing import Cell, Timing
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
-_WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block; a forward settles only after several rounds
+_WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block
+_WARM_S = 0.05  # at least: a forward that repeats itself settles only after some tens of rounds
 
 Key = tuple[str, int, int, int]
 """(operation, batch, tokens, context) of one cell."""
@@ -107,8 +108,10 @@ class Bench:
         """Rounds of one kind in a row, the first ones untimed."""
         self.fill(context)
         kept, self.samples = self.samples, {}
-        for k in range(_WARM_ROUNDS):
+        began, k = time.perf_counter(), 0
+        while k < _WARM_ROUNDS or time.perf_counter() - began < _WARM_S:
             self.round(drafted, lags[k % len(lags)], context)
+            k += 1
         self.samples = kept
         for k in range(_TIMED_ROUNDS):
             self.round(drafted, lags[k % len(lags)], context)
