@@ -1,16 +1,16 @@
-"""Speculative decoding of real models under any Policy, one request after another.
+"""Speculative decoding of real models under any Policy, one request after another or in a batch.
 
 A round: the draft reads what it has not read yet and proposes up to gamma tokens; the target reads
 the newest token and the proposals in one forward; the accepted prefix and one token of the target's
-own are emitted; both caches roll back by reading on from an earlier index. Greedy output equals
-plain greedy decoding, sampled output has the target's law.
+own are emitted; both caches roll back by reading on from an earlier index. In a batch, drafts run
+in lock step (step j holds the rows that still draft) and one verify serves all rows. Greedy output
+equals plain greedy decoding, sampled output has the target's law.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma, uses_signals
-from policies.randomness import Rng, round_key
+from policies.base import Outcome, Policy, State, uses_signals
 from policies.shelf import label, parse_policies
-from real_backend.kvcache import Reader
+from real_backend.energy import Meter
+from real_backend.graphs import GraphSteps, graphs_possible
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
-from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
-from traces.costs import Table, bucket_of, lag_after, prices_of, round_seconds, tabulate
-from traces.errors import InputError
+from real_backend.slots import Forced, Limits, Slot
+from real_backend.steps import EagerSteps, Law, Steps
+from traces.costs import Table, prices_of, round_seconds, tabulate
 from traces.roundlog import ROUND_DTYPES, RoundLog, write_roundlog
+from traces.schema import Trace
 from traces.store import read_trace
 from traces.timing import StepCosts, read_timing
 
@@ -51,34 +51,45 @@ class Sampling:
     seed: int = 0
     max_new_tokens: int = 128
 
+    @property
+    def law(self) -> Law:
+        """How tokens are chosen."""
+        return Law(self.temperature, self.top_p)
 
-class Proposal(NamedTuple):
-    """What one round's drafting left: tokens on the device, and their laws [d, V] if sampled."""
 
-    tokens: list[Tensor]
-    probs: list[Tensor]
+Emit = Callable[[int, list[int]], bool]
+"""(request index, new tokens) -> True to end this reply; called after every round of it."""
+
+
+def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
+    """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
+    kind = GraphSteps if graphs_possible(pair) else EagerSteps
+    return kind(pair, batch, capacity)
 
 
 class Engine:
     """Decodes requests of one pair under any policy.
 
-    costs: the step costs a policy sees in its View. max_gamma: the most tokens any policy may
-    draft. clock "wall" tells policies the measured seconds of a round; "model" tells them what
-    `costs` says, so that controllers that read seconds decide as in a replay. The log always holds
-    wall seconds.
+    costs: the step costs a policy sees in its View, at batch 1 or, in a list, at batch 1, 2, ...;
+    a larger batch is shown the last ones. max_gamma: the most tokens any policy may draft.
     """
 
-    def __init__(self, pair: Pair, costs: StepCosts, *, max_gamma: int = 16) -> None:
-        if costs.verify_s.shape[1] < max_gamma + 2:
-            raise ValueError(f"costs cover {costs.verify_s.shape[1] - 2} drafted tokens")
-        self.pair, self.costs, self.max_gamma = pair, costs, max_gamma
-        self._readers: tuple[Reader, Reader] | None = None
+    def __init__(
+        self, pair: Pair, costs: StepCosts | Sequence[StepCosts], *, max_gamma: int = 16
+    ) -> None:
+        self.pair, self.max_gamma = pair, max_gamma
+        self.costs = (costs,) if isinstance(costs, StepCosts) else tuple(costs)
+        if self.costs[0].verify_s.shape[1] < max_gamma + 2:
+            raise ValueError(f"costs cover {self.costs[0].verify_s.shape[1] - 2} drafted tokens")
+        self._steps: Steps | None = None
 
-    def readers(self, capacity: int) -> tuple[Reader, Reader]:
-        """Target and draft with caches of at least `capacity` tokens, kept between calls."""
-        if self._readers is None or self._readers[0].capacity < capacity:
-            self._readers = self.pair.target.reader(capacity), self.pair.draft.reader(capacity)
-        return self._readers
+    def steps(self, batch: int, capacity: int) -> Steps:
+        """The device half for `batch` rows of at least `capacity` tokens, kept between calls."""
+        kept = self._steps
+        if kept is None or kept.capacity < capacity or kept.batch != batch:
+            self._steps = kept = None  # free the old caches first
+            self._steps = kept = steps_for(self.pair, batch, capacity)
+        return kept
 
     @torch.inference_mode()
     def decode(
@@ -90,195 +101,165 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         max_new_tokens: int = 128,
+        batch: int = 1,
         clock: str = "wall",
+        state: State | None = None,
+        acceptance: Trace | None = None,
         progress: Callable[[], object] | None = None,
+        emit: Emit | None = None,
     ) -> Run:
         """Decode all requests in order with one policy state; see Run.
+
+        batch: rows decoded at once; a row that ends takes the next request. clock "wall" tells
+        policies the measured seconds of a round; "model" tells them what `costs` says (batch 1), so
+        that controllers that read seconds decide as in a replay; the log always holds wall seconds.
+        state: continue with this policy state instead of a new one. acceptance: a trace with a row
+        per request whose acceptance, tokens and signals stand in for what the models say, while
+        every forward is real. emit: see Emit.
 
         Raises InputError if a prompt does not fit into the pair's context.
         """
         if clock not in ("wall", "model"):
             raise ValueError(f"clock must be 'wall' or 'model', not {clock!r}")
+        if clock == "model" and batch > 1:
+            raise ValueError("the model's clock prices one request at a time")
+        batch = max(1, min(batch, len(requests)))
         sampling = Sampling(temperature, top_p, seed, max_new_tokens)
-        longest = max(len(r.prompt_ids) for r in requests) + max_new_tokens + self.max_gamma + 1
-        target, draft = self.readers(longest)
-        state = policy.new_state(1)
-        replies: list[list[int]] = []
-        rows: list[tuple[float, ...]] = []
-        prefills: list[float] = []
-        began = time.perf_counter()
-        for index, request in enumerate(requests):
-            decoder = Decoder(self, policy, state, sampling, index, target, draft)
-            prefills.append(decoder.prefill(request))
-            while not decoder.finished:
-                start_s = time.perf_counter() - began
-                rows.append((index, 0, start_s, *decoder.round(clock)))
-            replies.append(decoder.reply)
-            if progress is not None:
-                progress()
-        columns = zip(*rows, strict=True)
-        arrays: dict[str, Any] = {
-            name: np.asarray(column, dtype=dtype)
-            for (name, dtype), column in zip(ROUND_DTYPES.items(), columns, strict=True)
-        }
+        longest = max((len(r.prompt_ids) for r in requests), default=1)
+        steps = self.steps(batch, longest + max_new_tokens + self.max_gamma + 1)
+        shortest = min((len(r.prompt_ids) for r in requests), default=1)
+        steps.prepare(sampling.law, uses_signals(policy), self.max_gamma, shortest)
+        loop = _Loop(self, steps, policy, sampling, acceptance, clock, state)
+        with Meter(self.pair.device) as meter:
+            loop.run(requests, progress, emit)
         meta = {
             "policy": label(policy),
             "clock": "measured",
             "policy_clock": clock,
+            "acceptance": "own" if acceptance is None else f"trace of {acceptance.meta.pair}",
+            "batch": batch,
             "max_gamma": self.max_gamma,
             **dataclasses.asdict(sampling),
             **self.pair.describe(),
+            **meter.report(),
         }
-        return Run(replies, RoundLog(**arrays, prefill_s=np.asarray(prefills), meta=meta))
+        return Run(loop.replies, loop.log(meta))
 
 
-class Decoder:
-    """One request in flight: its tokens, and how much of them each cache holds."""
+class _Loop:
+    """The rounds of one decode."""
 
     def __init__(
         self,
         engine: Engine,
+        steps: Steps,
         policy: Policy,
-        state: State,
         sampling: Sampling,
-        index: int,
-        target: Reader,
-        draft: Reader,
+        acceptance: Trace | None,
+        clock: str,
+        state: State | None,
     ) -> None:
-        self.pair, self.max_gamma = engine.pair, engine.max_gamma
-        self.policy, self.state, self.sampling, self.index = policy, state, sampling, index
-        self.target, self.draft = target, draft
+        self.engine, self.steps, self.policy, self.sampling = engine, steps, policy, sampling
+        self.acceptance, self.clock = acceptance, clock
+        self.state = policy.new_state(steps.batch) if state is None else state
+        self.looks = uses_signals(policy)
+        self.prices = [prices_of(costs, self.looks) for costs in engine.costs]
         self.greedy = sampling.temperature == 0.0
-        self.reads_signals = uses_signals(policy)
-        self.prices = prices_of(engine.costs, self.reads_signals)
-        self.ids: list[int] = []
-        self.prompt_tokens = self.rounds = 0
-        self.lag = 1
-        self.finished = False
-        self.random: np.random.Generator  # one per request, see prefill
+        self.replies: list[list[int]] = []
+        self.prefill_s: list[float] = []
+        self.rows: list[tuple[float, ...]] = []
 
-    @property
-    def reply(self) -> list[int]:
-        """The tokens decoded so far."""
-        return self.ids[self.prompt_tokens :]
+    def run(
+        self, requests: Sequence[Request], progress: Callable[[], object] | None, emit: Emit | None
+    ) -> None:
+        """Decode them all; fills replies, prefill_s and rows."""
+        self.replies = [[] for _ in requests]
+        self.prefill_s = [0.0] * len(requests)
+        self.began = time.perf_counter()
+        free, waiting = list(range(self.steps.batch)), list(range(len(requests)))[::-1]
+        running: list[Slot] = []
+        while waiting or running:
+            while waiting and free:
+                running.append(self._admit(requests, waiting.pop(), free.pop(0)))
+            for slot, fresh in zip(running, self._round(running), strict=True):
+                if emit is not None and emit(slot.index, slot.ids[-fresh:]):
+                    slot.finished = True
+                if slot.finished:
+                    self.replies[slot.index] = slot.reply
+                    free.append(slot.row)
+                    if progress is not None:
+                        progress()
+            running = [slot for slot in running if not slot.finished]
 
-    def prefill(self, request: Request) -> float:
-        """Read the prompt but its last token into both caches; the seconds that took."""
-        self.ids = list(request.prompt_ids)
-        self.prompt_tokens = len(self.ids)
-        # From seed and request_id alone, so that requests may run in any order and grouping;
-        # another stream than a capture's, so that no replay shares its draws with a real run.
-        identity = hashlib.sha256(f"engine {request.request_id}".encode()).digest()[:8]
-        self.random = np.random.default_rng([self.sampling.seed, *identity])
-        limit = self.pair.max_context
-        if limit and self.prompt_tokens + 1 >= limit:
-            raise InputError(
-                f"request {request.request_id}: the prompt has {self.prompt_tokens} tokens, the "
-                f"pair's context holds {limit}"
-            )
+    def _admit(self, requests: Sequence[Request], index: int, row: int) -> Slot:
+        """A slot for this request, its prompt in both caches."""
+        engine, sampling, trace = self.engine, self.sampling, self.acceptance
+        context = engine.pair.max_context if trace is None else trace.meta.max_context
+        eos_ids = engine.pair.eos_ids if trace is None else frozenset[int]()
+        limits = Limits(sampling.max_new_tokens, context, engine.max_gamma, eos_ids)
+        forced = None if trace is None else Forced(trace, index, engine.pair.vocab_size)
+        slot = Slot(requests[index], index, row, sampling.seed, limits, forced)
         began = time.perf_counter()
-        if self.prompt_tokens > 1:
-            head = self._tensor(self.ids[:-1])
-            self.target.read(head, 0)
-            self.draft.read(head, 0)
-            self._synchronise()
-        self.policy.admit(self.state, 0)
-        return time.perf_counter() - began
+        if slot.prompt_tokens > 1:
+            self.steps.prefill(slot.prompt())
+        self.policy.admit(self.state, row)
+        self.prefill_s[index] = time.perf_counter() - began
+        return slot
 
-    def round(self, clock: str) -> tuple[float, ...]:
-        """One round; the RoundLog columns from context_tokens on."""
+    def _round(self, running: list[Slot]) -> list[int]:
+        """One round of all running slots; how many tokens each one emitted."""
+        policy, state, steps = self.policy, self.state, self.steps
+        start_s = time.perf_counter() - self.began
         began = time.perf_counter()
-        view, bucket = self._view()
-        rng = Rng(round_key(self.sampling.seed, self.index, self.rounds))
-        gamma = clamp_gamma(self.policy.gamma(self.state, 0, view, rng), view.room)
-        proposal = self._propose(gamma)
-        drafted = len(proposal.tokens)
-        accepted, emitted = self._verify(proposal)
+        prices = self.prices[min(len(running), len(self.prices)) - 1]
+        for slot in running:
+            slot.plan(policy, state, prices, len(running))
+        self._draft([slot for slot in running if slot.gamma > 0])
+        newest = [slot.newest() for slot in running]
+        uniforms = [slot.uniforms(slot.drafted + 1, self.greedy) for slot in running]
+        verdicts = steps.verify(newest, self.sampling.law, uniforms)
+        outcomes = []
+        for slot, verdict in zip(running, verdicts, strict=True):
+            outcomes.append((slot, *slot.take(verdict)))
         elapsed = time.perf_counter() - began
-        if clock == "model":
-            elapsed = round_seconds(self.prices, bucket, drafted, self.lag)
-        outcome = Outcome(gamma, drafted, accepted, emitted, elapsed)
-        self.policy.learn(self.state, 0, view, outcome)
-        self.lag = lag_after(self.lag, drafted, accepted)
-        self.rounds += 1
+        for slot, accepted, emitted in outcomes:
+            if self.clock == "model":
+                elapsed = round_seconds(prices, slot.bucket, slot.drafted, slot.lag)
+            outcome = Outcome(slot.gamma, slot.drafted, accepted, emitted, elapsed)
+            policy.learn(state, slot.row, slot.view, outcome)
+            slot.close(outcome)
         wall = time.perf_counter() - began  # what the controller learns is on its own bill
-        return view.context_tokens, 1, gamma, drafted, accepted, emitted, wall
+        for slot, accepted, emitted in outcomes:
+            place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
+            self.rows.append((*place, slot.gamma, slot.drafted, accepted, emitted, wall))
+        return [emitted for _, _, emitted in outcomes]
 
-    def _view(self) -> tuple[View, int]:
-        context, prices = len(self.ids), self.prices
-        room = self.sampling.max_new_tokens - (context - self.prompt_tokens) - 1
-        if self.pair.max_context:
-            room = min(room, self.pair.max_context - context - 1)
-        bucket = bucket_of(prices, context)
-        room = max(0, min(self.max_gamma, room))
-        step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
-        return View(context, 1, 0, room, step_s, prices.verify_s[bucket]), bucket
-
-    def _propose(self, gamma: int) -> Proposal:
-        """Draft up to gamma tokens; nothing is read back unless the policy looks at signals."""
-        proposal = Proposal([], [])
-        if gamma == 0:
-            return proposal
-        start = len(self.ids) - self.lag
-        feed = self._tensor(self.ids[start:])
-        uniforms = [] if self.greedy else self.random.random(gamma).tolist()
-        vocab = self.pair.vocab_size
+    def _draft(self, drafting: list[Slot]) -> None:
+        """Draft in lock step until every slot has its tokens or its policy stops it."""
+        policy, state = self.policy, self.state
+        if not drafting:
+            return
+        feeds = [slot.lacking() for slot in drafting]
+        uniforms = [slot.uniforms(slot.gamma, self.greedy) for slot in drafting]
+        seen = self.steps.draft_first(feeds, self.sampling.law, self.looks, uniforms)
         while True:
-            logits = self.draft.read(feed, start)[0, -1, :vocab]
-            if self.greedy:
-                token = logits.argmax()
-                probs = torch.softmax(logits.float(), -1) if self.reads_signals else logits
-            else:
-                probs = distribution(logits, self.sampling.temperature, self.sampling.top_p)
-                token = draw(probs, uniforms[len(proposal.tokens)])
-                proposal.probs.append(probs)
-            proposal.tokens.append(token)
-            drafted = len(proposal.tokens)
-            if self.reads_signals:
-                top1, entropy = signals(probs).tolist()
-                if not self.policy.proceed(self.state, 0, Draft(drafted, top1, entropy)):
-                    return proposal
-            if drafted == gamma:
-                return proposal
-            start += feed.shape[1]
-            feed = token.view(1, 1)
+            drafting = [
+                slot
+                for k, slot in enumerate(drafting)
+                if slot.goes_on(policy, state, None if seen is None else seen[k])
+            ]
+            if not drafting:
+                return
+            seen = self.steps.draft_next([slot.row for slot in drafting])
 
-    def _verify(self, proposal: Proposal) -> tuple[int, int]:
-        """Read newest token and proposals with the target; accepted and emitted tokens."""
-        context, drafted = len(self.ids), len(proposal.tokens)
-        newest = self._tensor(self.ids[-1:])
-        feed = newest
-        if drafted:
-            feed = torch.cat([newest, torch.stack(proposal.tokens)[None]], dim=1)
-        logits = self.target.read(feed, context - 1)[0, :, : self.pair.vocab_size]
-        tokens: list[int]
-        if self.greedy:
-            both = torch.cat([feed[0, 1:], logits.argmax(-1)]).tolist()  # one read-back
-            tokens = both[:drafted]
-            accepted, extra = accept_greedy(tokens, both[drafted:])
-        else:
-            target_probs = distribution(logits, self.sampling.temperature, self.sampling.top_p)
-            tokens = feed[0, 1:].tolist()
-            draft_probs = torch.stack(proposal.probs) if drafted else target_probs[:0]
-            uniforms = self.random.random(drafted + 1).tolist()
-            accepted, extra = accept_sampled(tokens, target_probs, draft_probs, uniforms)
-        fresh = [*tokens[:accepted], extra]
-        for k, token in enumerate(fresh):
-            if token in self.pair.eos_ids:  # the reply ends inside the block
-                fresh, self.finished = fresh[: k + 1], True
-                break
-        self.ids += fresh
-        full = len(self.ids) - self.prompt_tokens >= self.sampling.max_new_tokens
-        limit = self.pair.max_context
-        self.finished |= full or bool(limit and len(self.ids) >= limit)
-        return min(accepted, len(fresh)), len(fresh)
-
-    def _tensor(self, ids: list[int]) -> Tensor:
-        return torch.tensor([ids], device=self.pair.device)
-
-    def _synchronise(self) -> None:
-        if self.pair.device.startswith("cuda"):
-            torch.cuda.synchronize()
+    def log(self, meta: dict[str, Any]) -> RoundLog:
+        """The rounds so far."""
+        columns = zip(*self.rows, strict=True)
+        arrays: dict[str, Any] = {
+            name: np.asarray(column, dtype=dtype)
+            for (name, dtype), column in zip(ROUND_DTYPES.items(), columns, strict=True)
+        }
+        return RoundLog(**arrays, prefill_s=np.asarray(self.prefill_s), meta=meta)
 
 
 def run(args: argparse.Namespace) -> dict[str, Run]:

@@ -1,21 +1,22 @@
 """A model and its cache as one thing that reads tokens and can be rolled back.
 
-Both readers share one contract. `read(tokens, start, positions, mask)` returns the logits [B, T, V]
-behind each of tokens [B, T]; the tokens enter the cache at start..start+T-1 and whatever the cache
-held from `start` on is forgotten. That single argument is every roll-back of speculative decoding.
-positions [B, T] and mask [B, 1, T, S] bool (True = visible, S = start + T) replace the causal
-default where rows are padded or branch.
+Both readers share one contract. `read(tokens, start, positions, mask, last)` returns the logits
+[B, T, V] behind each of tokens [B, T]; the tokens enter the cache at start..start+T-1 and whatever
+the cache held from `start` on is forgotten. That single argument is every roll-back of speculative
+decoding. positions [B, T] and mask [B, 1, T, S] bool (True = visible, S = start + T) replace the
+causal default where rows are padded or branch. last: only the logits behind that many last tokens.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from real_backend.llama import LeanLlama
+from real_backend.llama import LeanLlama, additive
 
 
 class Reader(Protocol):
@@ -33,6 +34,7 @@ class Reader(Protocol):
         start: int,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Logits [B, T, V]."""
 
@@ -55,9 +57,10 @@ class LeanReader:
         start: int,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """See the module docstring."""
-        return self.model.forward(tokens, self.cache, start, positions, mask)
+        return self.model.forward(tokens, self.cache, start, positions, mask, last)
 
 
 class GeneralReader:
@@ -68,6 +71,7 @@ class GeneralReader:
     def __init__(self, model: Any, capacity: int) -> None:
         self.model, self.capacity = model, capacity
         self.cache = DynamicCache(config=model.config)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
     def held(self) -> int:
@@ -80,6 +84,7 @@ class GeneralReader:
         start: int,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """See the module docstring."""
         if start == 0 and self.held:
@@ -90,15 +95,14 @@ class GeneralReader:
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
             positions = positions.expand(tokens.shape[0], -1)
         if mask is not None:
-            lowest = torch.finfo(self.model.dtype).min
-            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
-                ~mask, lowest
-            )
+            mask = additive(mask, self.model.dtype)
         output = self.model(
             input_ids=tokens,
             past_key_values=self.cache,
             position_ids=positions,
             attention_mask=mask,
             use_cache=True,
+            **({"logits_to_keep": last} if last and self._keeps else {}),
         )
-        return output.logits  # type: ignore[no-any-return]
+        logits: Tensor = output.logits
+        return logits if last is None else logits[:, -last:]

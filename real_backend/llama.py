@@ -2,97 +2,150 @@
 
 Small models spend most of a forward inside Python. This one does the same arithmetic with one fused
 projection for q, k and v, one for gate and up, a preallocated cache that rolls back by moving an
-index, and nothing else. Letters: B batch, T tokens read now, S = start + T tokens visible, H query
-heads, K key/value heads, D head size, V vocabulary.
+index, and nothing else. Two forms share every layer: `forward` reads rows in step, `forward_ragged`
+reads rows that stand at different places. Letters: B cache rows, T tokens a row reads now, N = all
+tokens read now, S tokens visible to the longest row, E hidden size, H query heads, K key/value
+heads, G = H / K, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAN_ARCHITECTURES = ("LlamaForCausalLM",)
+LEAN_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")  # one table for every length
 
-
-class LeanCache(NamedTuple):
-    """Keys and values of all layers: [layers, B, K, capacity, D] each."""
-
-    keys: Tensor
-    values: Tensor
+Attend = Callable[[int, Tensor], Tensor]
+"""(layer index, rotated q, k and v [N, H + 2K, D]) -> attended [N, H D]; stores k and v."""
 
 
 class LeanLayer(NamedTuple):
-    """Weights of one layer; qkv [(H + 2K) D, E] and gate_up [2 F, E] are fused, E = hidden size."""
+    """Weights of one layer; qkv [(H + 2K) D, E] and gate_up [2 F, E] are fused, F = inner size."""
 
     input_norm: Tensor
     qkv: Tensor
+    qkv_bias: Tensor | None
     out: Tensor
+    out_bias: Tensor | None
     post_norm: Tensor
     gate_up: Tensor
+    gate_up_bias: Tensor | None
     down: Tensor
+    down_bias: Tensor | None
 
 
-def _fuse(modules: list[Any]) -> Tensor:
-    """One tensor with the rows of several linear layers, which keep seeing it as their weight."""
-    fused = torch.cat([m.weight.data for m in modules]).contiguous()
+class Layout(NamedTuple):
+    """Where the N packed tokens of a ragged read go.
+
+    row, position [N]: cache row and place of each token. rows: the A cache rows that attend, a
+    slice where they are neighbours. padded [N]: place of each token in the [A T] grid of rows, None
+    where they fill it in order. mask [A, 1, T, S]: added to the attention's scores. last [A]: index
+    of each row's last token among the N.
+    """
+
+    row: Tensor
+    position: Tensor
+    rows: slice | Tensor
+    padded: Tensor | None
+    mask: Tensor
+    last: Tensor
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask (True = visible) as what attention adds to its scores.
+
+    The lowest finite number, not minus infinity: a padded row that sees nothing must not give NaN.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def _fuse(tensors: list[Any], name: str) -> Tensor | None:
+    """One tensor with the rows of several layers' parameters, which go on as views of it."""
+    if getattr(tensors[0], name, None) is None:
+        return None
+    parameters = [getattr(module, name) for module in tensors]
+    fused = torch.cat([p.data for p in parameters]).contiguous()
     row = 0
-    for module in modules:
-        rows = module.weight.shape[0]
-        module.weight.data = fused[row : row + rows]
+    for parameter in parameters:
+        rows = parameter.shape[0]
+        parameter.data = fused[row : row + rows]
         row += rows
     return fused
 
 
-def _projections(layer: Any) -> list[Any]:
-    """The linear layers of one transformers layer."""
+def _scaled(norm: Any, gain: float) -> Tensor:
+    weight: Tensor = norm.weight.data
+    return weight if gain == 1.0 else weight * gain
+
+
+def _lean_layer(layer: Any, gain: float) -> LeanLayer:
+    """One layer's weights; the norms' are scaled by `gain`."""
     attention, mlp = layer.self_attn, layer.mlp
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    gate_up = [mlp.gate_proj, mlp.up_proj]
+    fused_qkv, fused_gate_up = _fuse(qkv, "weight"), _fuse(gate_up, "weight")
+    assert fused_qkv is not None and fused_gate_up is not None
+    return LeanLayer(
+        _scaled(layer.input_layernorm, gain),
+        fused_qkv,
+        _fuse(qkv, "bias"),
+        attention.o_proj.weight.data,
+        getattr(attention.o_proj, "bias", None),
+        _scaled(layer.post_attention_layernorm, gain),
+        fused_gate_up,
+        _fuse(gate_up, "bias"),
+        mlp.down_proj.weight.data,
+        getattr(mlp.down_proj, "bias", None),
+    )
+
+
+def _check(model: Any) -> None:
+    """Raise ValueError for what the arithmetic below does not cover, before anything is touched."""
+    config = model.config
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if scaling.get("rope_type", "default") not in ROTARY_TYPES:
+        raise ValueError(f"the lean forward takes no {scaling.get('rope_type')} rotary scaling")
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        linear = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        for module in (*linear, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            if type(module) is not torch.nn.Linear or not module.weight.dtype.is_floating_point:
+                raise ValueError("the lean forward takes plain weights, no quantised ones")
+    if config.hidden_act not in ("silu", "swish"):
+        raise ValueError(f"the lean forward takes silu, not {config.hidden_act}")
 
 
 class LeanLlama:
     """transformers' LlamaForCausalLM, read once; its weights are shared, not copied.
 
-    Raises ValueError for a configuration outside the layout (biases, other activations, rotary
-    scalings that depend on the length read, quantised weights), before anything is touched.
+    Raises ValueError for a configuration outside the layout (other activations, rotary scalings
+    that depend on the length read, quantised weights), before anything is touched.
     """
 
     def __init__(self, model: Any) -> None:
+        _check(model)
         config = model.config
-        scaling = getattr(config, "rope_parameters", None) or {}
-        if scaling.get("rope_type", "default") not in ROTARY_TYPES:
-            raise ValueError(f"the lean forward takes no {scaling.get('rope_type')} rotary scaling")
-        projections = [m for layer in model.model.layers for m in _projections(layer)]
-        if any(type(m) is not torch.nn.Linear for m in projections) or not all(
-            m.weight.dtype.is_floating_point for m in projections
-        ):
-            raise ValueError("the lean forward takes plain weights, no quantised ones")
-        if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-            raise ValueError("the lean forward takes Llama layers without biases")
-        if config.hidden_act not in ("silu", "swish"):
-            raise ValueError(f"the lean forward takes silu, not {config.hidden_act}")
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self.eps = float(config.rms_norm_eps)
         self.embedding: Tensor = model.model.embed_tokens.weight.data
-        self.final_norm: Tensor = model.model.norm.weight.data
         self.unembedding: Tensor = model.lm_head.weight.data
-        self.layers = [
-            LeanLayer(
-                layer.input_layernorm.weight.data,
-                _fuse([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
-                layer.self_attn.o_proj.weight.data,
-                layer.post_attention_layernorm.weight.data,
-                _fuse([layer.mlp.gate_proj, layer.mlp.up_proj]),
-                layer.mlp.down_proj.weight.data,
-            )
-            for layer in model.model.layers
-        ]
+        # On a CPU F.rms_norm is ten small kernels; where float32 allows it, four do the same.
+        few = self.device.type == "cpu" and self.embedding.dtype == torch.float32
+        gain = self.embedding.shape[1] ** 0.5 if few else 1.0
+        self._norm = self._norm_in_few if few else self._norm_in_one
+        self._least = torch.tensor(self.eps**0.5 * gain)
+        self.final_norm = _scaled(model.model.norm, gain)
+        self.layers = [_lean_layer(layer, gain) for layer in model.model.layers]
         self._rotary = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0, self.head_dim)
 
@@ -101,66 +154,135 @@ class LeanLlama:
         """Where the weights live."""
         return self.embedding.device
 
-    def new_cache(self, capacity: int, batch: int = 1) -> LeanCache:
-        """An empty cache for `capacity` tokens of `batch` rows; extends the rotary tables to it."""
+    def new_cache(self, capacity: int, batch: int = 1) -> Tensor:
+        """An empty cache [layers, 2, B, K, capacity, D], keys then values; extends the rotary
+        tables to `capacity` tokens.
+        """
         if capacity > self._cos.shape[0]:
             positions = torch.arange(capacity, device=self.device)[None]
             cos, sin = self._rotary(self.embedding[:1][None], positions)
-            half = self.head_dim // 2
             # x * cos + roll(x) * sin with the sign of the rotation folded into sin.
             sign = torch.ones(self.head_dim, device=self.device, dtype=sin.dtype)
-            sign[:half] = -1.0
+            sign[: self.head_dim // 2] = -1.0
             self._cos, self._sin = cos[0].contiguous(), (sin[0] * sign).contiguous()
-        shape = (len(self.layers), batch, self.kv_heads, capacity, self.head_dim)
-        empty = torch.zeros(shape, dtype=self.embedding.dtype, device=self.device)
-        return LeanCache(empty, torch.zeros_like(empty))
+        shape = (len(self.layers), 2, batch, self.kv_heads, capacity, self.head_dim)
+        return torch.zeros(shape, dtype=self.embedding.dtype, device=self.device)
 
     def forward(
         self,
         tokens: Tensor,
-        cache: LeanCache,
+        cache: Tensor,
         start: int,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Logits [B, T, V] behind each of tokens [B, T], which enter the cache at start..start+T-1.
 
         What the cache held from `start` on is forgotten. positions [B, T]: rotary positions,
-        default start..start+T-1. mask [B, 1, T, S] bool, True = visible; default causal.
+        default start..start+T-1. mask [B, 1, T, S] bool, True = visible; default causal. last: only
+        the logits behind that many last tokens.
         """
         batch, width = tokens.shape
         end = start + width
         if positions is None:
-            cos, sin = self._cos[start:end, None], self._sin[start:end, None]  # (T, 1, D)
+            cos, sin = self._cos[start:end], self._sin[start:end]
+            if batch > 1:
+                cos, sin = cos.repeat(batch, 1), sin.repeat(batch, 1)
         else:
-            cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
-        causal = mask is None and width > 1
-        if causal and start > 0:
-            visible = torch.ones(width, end, dtype=torch.bool, device=tokens.device)
-            mask, causal = visible.tril_(start), False
-        heads, kv_heads, half = self.heads, self.kv_heads, self.head_dim // 2
-        rotated = heads + kv_heads
-        grouped = heads != kv_heads
-        x = F.embedding(tokens, self.embedding)  # (B, T, E)
-        shape = (x.shape[-1],)
+            cos, sin = self._cos[positions.reshape(-1)], self._sin[positions.reshape(-1)]
+        causal = mask is None and width > 1 and start == 0
+        scores: Tensor | None = None
+        if mask is not None:
+            scores = self._fold_mask(additive(mask, cache.dtype))
+        elif width > 1 and start > 0:
+            lowest = torch.finfo(cache.dtype).min
+            scores = torch.full((width, end), lowest, dtype=cache.dtype, device=tokens.device)
+            scores = self._fold_mask(scores.triu_(start + 1)[None, None])
+        visible = cache[..., :end, :].unbind(0)
+        fresh = cache[..., start:end, :].unbind(0)
+        heads = self.heads
+
+        def attend(index: int, qkv: Tensor) -> Tensor:
+            kv = qkv[:, heads:].view(batch, width, 2, self.kv_heads, self.head_dim)
+            fresh[index].copy_(kv.permute(2, 0, 3, 1, 4))
+            q = qkv[:, :heads].view(batch, width, heads, self.head_dim).transpose(1, 2)
+            attended = self._attend(q, visible[index], scores, causal)
+            return attended.transpose(1, 2).reshape(batch * width, -1)
+
+        x = self._layers(tokens.reshape(-1), cos, sin, attend).view(batch, width, -1)
+        return F.linear(x if last is None else x[:, -last:], self.unembedding)
+
+    def forward_ragged(
+        self, tokens: Tensor, cache: Tensor, layout: Layout, *, last: bool = False
+    ) -> Tensor:
+        """Logits [N, V] behind each of tokens [N], or [A, V] behind the last token of each row.
+
+        What a row of the cache held from its first new position on is forgotten.
+        """
+        attending, _, width, span = layout.mask.shape
+        scores, heads, padded = self._fold_mask(layout.mask), self.heads, layout.padded
+
+        def attend(index: int, qkv: Tensor) -> Tensor:
+            kv = qkv[:, heads:].view(-1, 2, self.kv_heads, self.head_dim)
+            cache[index][:, layout.row, :, layout.position] = kv
+            q = qkv[:, :heads]
+            if padded is not None:
+                grid = q.new_zeros(attending * width, heads, self.head_dim)
+                q = grid.index_copy_(0, padded, q)
+            q = q.view(attending, width, heads, self.head_dim).transpose(1, 2)
+            seen = cache[index][:, layout.rows, :, :span]
+            attended = self._attend(q, seen, scores, False).transpose(1, 2)
+            attended = attended.reshape(attending * width, -1)
+            return attended if padded is None else attended[padded]
+
+        cos, sin = self._cos[layout.position], self._sin[layout.position]
+        x = self._layers(tokens, cos, sin, attend)
+        return F.linear(x[layout.last] if last else x, self.unembedding)
+
+    def _layers(self, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [N, E] behind the final norm; cos, sin [N, D]."""
+        half, rotated = self.head_dim // 2, self.heads + self.kv_heads
+        cos, sin = cos[:, None], sin[:, None]
+        x = F.embedding(tokens, self.embedding)
         for index, layer in enumerate(self.layers):
-            h = F.rms_norm(x, shape, layer.input_norm, self.eps)
-            qkv = F.linear(h, layer.qkv).view(batch, width, rotated + kv_heads, -1)
-            qk = qkv[:, :, :rotated]
-            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)  # rotary on q and k at once
-            keys, values = cache.keys[index], cache.values[index]
-            keys[:, :, start:end] = qk[:, :, heads:].transpose(1, 2)
-            values[:, :, start:end] = qkv[:, :, rotated:].transpose(1, 2)
-            attended = F.scaled_dot_product_attention(
-                qk[:, :, :heads].transpose(1, 2),  # (B, H, T, D)
-                keys[:, :, :end],
-                values[:, :, :end],
-                attn_mask=mask,
-                is_causal=causal,
-                enable_gqa=grouped,
+            h = self._norm(x, layer.input_norm)
+            qkv = F.linear(h, layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(-1, rotated + self.kv_heads, self.head_dim)
+            qk = qkv[:, :rotated]
+            torch.addcmul(qk * cos, qk.roll(half, -1), sin, out=qk)  # rotary on q and k at once
+            x += F.linear(attend(index, qkv), layer.out, layer.out_bias)
+            h = self._norm(x, layer.post_norm)
+            gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x += F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
+        return self._norm(x, self.final_norm)
+
+    def _attend(self, q: Tensor, kv: Tensor, scores: Tensor | None, causal: bool) -> Tensor:
+        """[A, H, T, D] from q [A, H, T, D] and kv [2, A, K, S, D]; scores as _fold_mask left it.
+
+        Without causality inside the kernel, the G query heads of one key head are read as G times
+        as many tokens, so that no kernel needs to know of groups or copies keys.
+        """
+        keys, values = kv.unbind(0)
+        if self.heads == self.kv_heads or causal:
+            grouped = self.heads != self.kv_heads
+            return F.scaled_dot_product_attention(
+                q, keys, values, attn_mask=scores, is_causal=causal, enable_gqa=grouped
             )
-            x = x + F.linear(attended.transpose(1, 2).reshape(batch, width, -1), layer.out)
-            h = F.rms_norm(x, shape, layer.post_norm, self.eps)
-            gate, up = F.linear(h, layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
-        return F.linear(F.rms_norm(x, shape, self.final_norm, self.eps), self.unembedding)
+        attending, _, width, _ = q.shape
+        folded = q.reshape(attending, self.kv_heads, -1, self.head_dim)
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=scores)
+        return attended.reshape(attending, self.heads, width, self.head_dim)
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
+        """mask [A, 1, T, S] as grouped attention reads it: once per head of a group."""
+        groups = self.heads // self.kv_heads
+        return mask if groups == 1 else mask.repeat(1, 1, groups, 1)
+
+    def _norm_in_one(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+    def _norm_in_few(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x w / sqrt(mean(x^2) + eps) as x / hypot(|x|, sqrt(E eps)) times sqrt(E) w."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self._least)).mul_(weight)

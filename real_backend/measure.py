@@ -1,10 +1,11 @@
 """Time every step of a round on this machine: `python -m real_backend.measure`.
 
-Each cell is timed as the engine runs it: a draft step reads, picks the next token and (apart) reads
-its signals; a verify reads, compares and brings the decision to the host. Warm-up, then medians and
-quartiles over repeats; the cells are visited in a shuffled order, several times over, so that a
-slow minute of the machine does not fall on one of them. What the engine adds per round beyond these
-steps is measured on real rounds and becomes control_s.
+Steps are timed inside rounds, as the engine runs them: the first draft step, further ones, the
+verify with its read-back. Nothing is synchronised between them: on a GPU the marks are events in
+its own stream. Warm-up, then medians and quartiles over repeats; the kinds of rounds are visited in
+a shuffled order, several times over, so that a slow minute of the machine does not fall on one of
+them. What the engine adds per round beyond these steps is measured on real rounds and becomes
+control_s.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed
-from real_backend.engine import Engine
+from real_backend.engine import Engine, steps_for
+from real_backend.faults import device_faults
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.prompts import Request
-from real_backend.verify import accept_greedy
+from real_backend.steps import Feed, Law
 from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.timing import Cell, Timing
@@ -41,85 +43,101 @@ Key = tuple[str, int, int, int]
 """(operation, batch, tokens, context) of one cell."""
 
 
+class Marks:
+    """Moments between steps: the host's clock, or events in a GPU's stream."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+        if not self.cuda and device != "cpu":
+            raise InputError(f"--device {device}: steps can be timed on cpu and cuda only")
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Now, in the order of the device's work."""
+        if self.cuda:
+            event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """What passed between one mark and the next."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+        return [after - before for before, after in pairs]
+
+
 class Bench:
-    """Rounds of one batch size on readers of their own, timed step by step into `samples`."""
+    """Rounds of one batch size on caches of their own, timed step by step into `samples`."""
 
     def __init__(
         self, pair: Pair, batch: int, longest: int, samples: dict[Key, list[float]]
     ) -> None:
         self.pair, self.batch, self.samples = pair, batch, samples
-        self.target = pair.target.reader(longest, batch)
-        self.draft = pair.draft.reader(longest, batch)
+        self.steps = steps_for(pair, batch, longest)
         generator = torch.Generator().manual_seed(batch)
-        ids = torch.randint(pair.vocab_size, (batch, longest), generator=generator)
-        self.ids = ids.to(pair.device)
+        self.ids: list[list[int]] = torch.randint(
+            pair.vocab_size, (batch, longest), generator=generator
+        ).tolist()
 
-    def timed(
-        self, operation: str, tokens: int, context: int, work: Callable[[], Tensor]
-    ) -> Tensor:
-        """Run one step; its seconds join the samples of its cell."""
-        _synchronise(self.pair)
-        began = time.perf_counter()
-        result = work()
-        _synchronise(self.pair)
-        key = (operation, self.batch, tokens, context)
-        self.samples.setdefault(key, []).append(time.perf_counter() - began)
-        return result
+    def _feeds(self, start: int, end: int) -> list[Feed]:
+        return [Feed(row, ids[start:end], start) for row, ids in enumerate(self.ids)]
+
+    def _keep(self, keys: Sequence[tuple[str, int, int]], marks: Marks) -> None:
+        """Each (operation, tokens, context) took the time between two marks."""
+        for (operation, tokens, context), seconds in zip(keys, marks.seconds(), strict=True):
+            key = (operation, self.batch, tokens, context)
+            self.samples.setdefault(key, []).append(seconds)
 
     def prefill(self, tokens: int) -> None:
-        """Both models read a prompt."""
-
-        def work() -> Tensor:
-            self.target.read(self.ids[:, :tokens], 0)
-            return self.draft.read(self.ids[:, :tokens], 0)
-
-        self.timed("prefill", tokens, 0, work)
-
-    def fill(self, context: int) -> None:
-        """Have `context` tokens in both caches."""
-        for reader in (self.target, self.draft):
-            if reader.held < context:
-                reader.read(self.ids[:, :context], 0)
+        """Both models read a prompt in each row."""
+        marks = Marks(self.pair.device)
+        marks.mark()
+        for feed in self._feeds(0, tokens):
+            self.steps.prefill(feed)
+        marks.mark()
+        self._keep([("prefill", tokens, 0)], marks)
 
     def round(self, drafted: int, lag: int, context: int) -> None:
         """One round as the engine runs it: first draft step, further ones, verify."""
-        feed, start = self.ids[:, context - lag : context], context - lag
-        tokens: list[Tensor] = []
-        for step in range(drafted):
-            operation, width = ("first", lag) if step == 0 else ("draft", 1)
-            read = partial(self._draft, feed, start)
-            tokens.append(self.timed(operation, width, context, read))
-            start, feed = start + feed.shape[1], tokens[-1][:, None]
-        newest = self.ids[:, context - 1 : context]
-        verify = partial(self._verify, newest, tokens, context - 1)
-        self.timed("verify", drafted + 1, context, verify)
-
-    def _draft(self, feed: Tensor, start: int) -> Tensor:
-        return self.draft.read(feed, start)[:, -1, : self.pair.vocab_size].argmax(-1)
-
-    def _verify(self, newest: Tensor, tokens: list[Tensor], start: int) -> Tensor:
-        feed = torch.cat([newest, torch.stack(tokens, dim=1)], dim=1) if tokens else newest
-        choices = self.target.read(feed, start)[:, :, : self.pair.vocab_size].argmax(-1)
-        for row in torch.cat([feed[:, 1:], choices], dim=1).tolist():
-            accept_greedy(row[: len(tokens)], row[len(tokens) :])
-        return choices
+        steps, rows, marks = self.steps, range(self.batch), Marks(self.pair.device)
+        lacking = self._feeds(context - lag, context)
+        newest = self._feeds(context - 1, context)
+        none: list[list[float]] = [[] for _ in rows]
+        keys = []
+        marks.mark()
+        if drafted:
+            steps.draft_first(lacking, Law(), False, none)
+            marks.mark()
+            keys.append(("first", lag, context))
+        for _ in range(drafted - 1):
+            steps.draft_next(rows)
+            marks.mark()
+            keys.append(("draft", 1, context))
+        steps.verify(newest, Law(), none)
+        marks.mark()
+        self._keep([*keys, ("verify", drafted + 1, context)], marks)
 
     def block(self, drafted: int, lags: Sequence[int], context: int) -> None:
         """Rounds of one kind in a row, the first ones untimed."""
-        self.fill(context)
-        kept, self.samples = self.samples, {}
-        began, k = time.perf_counter(), 0
-        while k < _WARM_ROUNDS or time.perf_counter() - began < _WARM_S:
-            self.round(drafted, lags[k % len(lags)], context)
-            k += 1
-        self.samples = kept
-        for k in range(_TIMED_ROUNDS):
-            self.round(drafted, lags[k % len(lags)], context)
-
-
-def _synchronise(pair: Pair) -> None:
-    if pair.device.startswith("cuda"):
-        torch.cuda.synchronize()
+        with device_faults(
+            f"at batch {self.batch}, context {context}, {drafted} drafted tokens",
+            "a smaller --batch or --context, half precision, or a smaller pair",
+        ):
+            if not self.steps.holds(context):
+                for feed in self._feeds(0, context):
+                    self.steps.prefill(feed)
+            kept, self.samples = self.samples, {}
+            began, k = time.perf_counter(), 0
+            while k < _WARM_ROUNDS or time.perf_counter() - began < _WARM_S:
+                self.round(drafted, lags[k % len(lags)], context)
+                k += 1
+            self.samples = kept
+            for k in range(_TIMED_ROUNDS):
+                self.round(drafted, lags[k % len(lags)], context)
 
 
 def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
@@ -143,7 +161,11 @@ def _sample(
     """
     samples: dict[Key, list[float]] = {}
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
-    benches = [Bench(pair, batch, longest, samples) for batch in batches]
+    benches = []
+    for batch in batches:
+        doing = f"making caches of {longest} tokens at batch {batch}"
+        with device_faults(doing, "a smaller --batch or --context"):
+            benches.append(Bench(pair, batch, longest, samples))
     blocks: list[Callable[[], None]] = []
     for bench in benches:
         for context in contexts:

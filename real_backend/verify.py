@@ -1,7 +1,6 @@
 """The accept rule: which drafted tokens the target keeps, and which token it adds.
 
-Letters: d drafted tokens, V vocabulary. target_probs [d+1, V] and draft_probs [d, V] are the
-distributions the tokens are judged by and were drawn from. Source: Leviathan et al., arXiv
+Letters: A rows, D the most tokens a row drafted, V vocabulary. Source: Leviathan et al., arXiv
 2211.17192, Algorithm 1; Chen et al., arXiv 2302.01318.
 """
 
@@ -46,12 +45,20 @@ def signals(probs: Tensor) -> Tensor:
     return torch.stack([probs.amax(-1), torch.special.entr(probs).sum(-1)], dim=-1)
 
 
-def accept_greedy(drafted: list[int], choices: list[int]) -> tuple[int, int]:
-    """Accepted count and the target's next token; choices [d+1]: its arg-max behind each token."""
-    accepted = 0
-    while accepted < len(drafted) and drafted[accepted] == choices[accepted]:
-        accepted += 1
-    return accepted, choices[accepted]
+def accept_greedy(drafted: Tensor, counts: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
+    """Accepted counts [A] and the target's next tokens [A].
+
+    drafted [A, D], of which row a counts the first counts[a]; choices [A, D + 1]: the target's
+    arg-max behind the newest token and behind each drafted one.
+    """
+    accepted = _leading(drafted == choices[:, :-1], counts)
+    return accepted, choices.gather(1, accepted[:, None])[:, 0]
+
+
+def _leading(good: Tensor, counts: Tensor) -> Tensor:
+    """[A] how many of the first counts [A] entries of good [A, D] are true before one is not."""
+    step = torch.arange(good.shape[1], device=good.device)
+    return (good & (step < counts[:, None])).long().cumprod(-1).sum(-1)
 
 
 def accept_probability(target_row: Tensor, draft_row: Tensor, token: int) -> float:
@@ -60,21 +67,37 @@ def accept_probability(target_row: Tensor, draft_row: Tensor, token: int) -> flo
 
 
 def residual(target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """The law [V] of the token that replaces a rejected one: positive part of p - q, unscaled."""
+    """The laws [..., V] of the token that replaces a rejected one: positive part of p - q, not
+    scaled.
+    """
     rest = (target_row - draft_row).clamp_(min=0.0)
     # Equal laws reject only by rounding; then any token of the target's law will do.
-    return rest if float(rest.sum()) > 0.0 else target_row
+    return torch.where(rest.sum(-1, keepdim=True) > 0.0, rest, target_row)
 
 
 def accept_sampled(
-    drafted: list[int], target_probs: Tensor, draft_probs: Tensor, uniforms: list[float]
-) -> tuple[int, int]:
-    """Accepted count and the target's next token, such that the output has the target's law.
+    drafted: Tensor,
+    counts: Tensor,
+    target_probs: Tensor,
+    draft_probs: Tensor,
+    decisions: Tensor,
+    final: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Accepted counts [A] and the target's next tokens [A], such that the output has the target's
+    law; nothing is read back from the device.
 
-    uniforms: d + 1 numbers in [0, 1): one decision per drafted token, one draw at the end.
+    drafted [A, D], of which row a counts the first counts[a]; target_probs [A, D + 1, V] and
+    draft_probs [A, D, V]: the laws they are judged by and were drawn from. decisions [A, D] and
+    final [A]: numbers in [0, 1), float64, one per drafted token and one for the token added.
     """
-    for k, token in enumerate(drafted):
-        if uniforms[k] >= accept_probability(target_probs[k], draft_probs[k], token):
-            rest = residual(target_probs[k], draft_probs[k])
-            return k, int(draw(rest, uniforms[-1]))
-    return len(drafted), int(draw(target_probs[len(drafted)], uniforms[-1]))
+    ours = target_probs[:, :-1].gather(-1, drafted[..., None])[..., 0].double()
+    theirs = draft_probs.gather(-1, drafted[..., None])[..., 0].double()
+    accepted = _leading(decisions < (ours / theirs).clamp(max=1.0), counts)
+    at = accepted[:, None, None].expand(-1, 1, target_probs.shape[-1])
+    law = target_probs.gather(1, at)[:, 0]
+    # Behind the last drafted token nothing was proposed: the residual of a law and zero is the law.
+    proposed = torch.cat([draft_probs, torch.zeros_like(draft_probs[:, :1])], dim=1)
+    if draft_probs.shape[1] == 0:
+        proposed = torch.zeros_like(target_probs)
+    proposed = proposed.gather(1, at)[:, 0].masked_fill((accepted == counts)[:, None], 0.0)
+    return accepted, draw(residual(law, proposed), final)

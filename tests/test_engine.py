@@ -15,6 +15,7 @@ from policies.shelf import SHELF
 from real_backend.capture import capture
 from real_backend.coupled import Settings
 from real_backend.engine import Engine
+from real_backend.graphs import GraphSteps
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.verify import distribution
@@ -85,6 +86,126 @@ def test_general_path_decodes_the_same(
     assert general.target.lean is None and general.describe()["engine"] == "general"
     run = Engine(general, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=40)
     assert run.tokens == replies(trace)
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
+@pytest.mark.parametrize("batch", [2, 3, 8])
+@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence"])
+def test_a_ragged_batch_decodes_what_single_rows_do(
+    pair_folder: Path,
+    costs: StepCosts,
+    recorded: tuple[Trace, list[Any]],
+    name: str,
+    batch: int,
+    lean: bool,
+) -> None:
+    trace, requests = recorded
+    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
+    engine, policy = Engine(pair, costs, max_gamma=8), SHELF[name]()
+    run = engine.decode(policy, requests, max_new_tokens=40, batch=batch)
+    assert run.tokens == replies(trace)
+    assert run.log.batch_size.max() == batch and set(run.log.slot.tolist()) == set(range(batch))
+    single = engine.decode(policy, requests, max_new_tokens=40).log
+    for column in ("gamma", "drafted", "accepted", "emitted"):  # request by request, in order
+        order = np.argsort(run.log.request, kind="stable")
+        assert np.array_equal(getattr(run.log, column)[order], getattr(single, column)), column
+    if name == "hf-confidence":  # rows drafted different numbers of tokens in one round
+        both = run.log.drafted[run.log.batch_size == batch].reshape(-1, batch)
+        assert (both.min(1) != both.max(1)).any()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "goodput"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_steps_of_fixed_shape_decode_the_same(
+    pair: Any,
+    costs: StepCosts,
+    recorded: tuple[Trace, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    batch: int,
+    temperature: float,
+) -> None:
+    """What CUDA graphs replay, run eagerly: padded widths, spare rows, device-side chains."""
+    _, requests = recorded
+    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
+    eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
+    monkeypatch.setattr("real_backend.engine.graphs_possible", lambda _: True)
+    monkeypatch.setattr("real_backend.graphs.SHORTEST_SPAN", 32)  # several spans in play
+    engine = Engine(pair, costs, max_gamma=8)
+    fixed = engine.decode(SHELF[name](), requests, **settings)
+    assert isinstance(engine.steps(batch, 1), GraphSteps)
+    assert fixed.tokens == eager.tokens
+    for column in ("request", "gamma", "drafted", "accepted", "emitted"):
+        assert np.array_equal(getattr(fixed.log, column), getattr(eager.log, column)), column
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_sampled_rows_do_not_depend_on_their_neighbours(
+    pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], batch: int
+) -> None:
+    _, requests = recorded
+    settings = {"temperature": 0.8, "top_p": 0.95, "seed": 5, "max_new_tokens": 30}
+    engine = Engine(pair, costs, max_gamma=8)
+    together = engine.decode(SHELF["gammatune+"](), requests, batch=batch, **settings)
+    alone = [
+        engine.decode(SHELF["gammatune+"](), [request], **settings).tokens[0]
+        for request in requests
+    ]
+    assert together.tokens == alone
+    assert len({tuple(tokens) for tokens in alone}) > 3
+
+
+@pytest.mark.parametrize("name", SHELF)
+def test_forced_acceptance_is_the_replay_on_any_models(
+    pair_folder: Path, costs: StepCosts, name: str
+) -> None:
+    """A made-up trace, recorded with nobody's models, decides; the forwards are real."""
+    from real_backend.prompts import Request
+    from simulator.replay import replay_interpreted
+    from traces import synthetic
+
+    trace = synthetic.bursty(
+        0.9, 0.4, np.random.default_rng(3), requests=5, reply_tokens=37, signals=True, depth=8
+    )
+    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
+    generator = np.random.default_rng(0)
+    requests = [
+        Request(request_id, "", generator.integers(64, size=int(n)).tolist())
+        for request_id, n in zip(trace.request_id, trace.prompt_tokens, strict=True)
+    ]
+    run = Engine(pair, costs, max_gamma=trace.meta.depth).decode(
+        SHELF[name](),
+        requests,
+        max_new_tokens=trace.meta.max_new_tokens,
+        clock="model",
+        acceptance=trace,
+    )
+    log = replay_interpreted(SHELF[name](), trace, costs)
+    for column in ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted"):
+        assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
+    assert [len(reply) for reply in run.tokens] == trace.reply_tokens.tolist()
+    assert run.log.meta["acceptance"] == f"trace of {trace.meta.pair}"
+
+
+def test_a_listener_sees_every_token_and_may_end_a_reply(
+    pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]]
+) -> None:
+    trace, requests = recorded
+    heard: dict[int, list[int]] = {0: [], 1: []}
+
+    def emit(index: int, tokens: list[int]) -> bool:
+        heard[index] += tokens
+        return index == 0 and len(heard[0]) >= 5
+
+    engine, policy = Engine(pair, costs, max_gamma=8), SHELF["ucb"]()
+    state = policy.new_state(1)
+    run = engine.decode(policy, requests[:2], max_new_tokens=40, emit=emit, state=state)
+    assert list(heard.values()) == run.tokens
+    assert 5 <= len(run.tokens[0]) < len(replies(trace)[0])
+    assert run.tokens[0] == replies(trace)[0][: len(run.tokens[0])]
+    fresh = policy.new_state(1)
+    assert any(not np.array_equal(a, b) for a, b in zip(state, fresh, strict=True))
 
 
 def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts) -> None:

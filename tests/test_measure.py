@@ -36,9 +36,9 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
 def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lean, forward = pair.target.lean, pair.target.lean.forward
 
-    def slow(*args: Any) -> torch.Tensor:
+    def slow(*args: Any, **keywords: Any) -> torch.Tensor:
         time.sleep(0.02)
-        return forward(*args)
+        return forward(*args, **keywords)
 
     monkeypatch.setattr(lean, "forward", slow)
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)

@@ -10,11 +10,15 @@ from scipy import stats
 from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
 
 
-def test_greedy_keeps_the_common_prefix() -> None:
-    assert accept_greedy([4, 5, 6], [4, 5, 9, 7]) == (2, 9)
-    assert accept_greedy([4, 5, 6], [4, 5, 6, 7]) == (3, 7)
-    assert accept_greedy([4], [3, 8]) == (0, 3)
-    assert accept_greedy([], [3]) == (0, 3)
+def test_greedy_keeps_the_common_prefix_of_every_row() -> None:
+    drafted = torch.tensor([[4, 5, 6], [4, 5, 6], [4, 9, 9], [3, 8, 7]])
+    choices = torch.tensor([[4, 5, 9, 7], [4, 5, 6, 7], [4, 8, 9, 9], [3, 8, 7, 5]])
+    counts = torch.tensor([3, 3, 1, 0])  # what stands behind a row's own tokens is padding
+    accepted, extra = accept_greedy(drafted, counts, choices)
+    assert accepted.tolist() == [2, 3, 1, 0]
+    assert extra.tolist() == [9, 7, 8, 3]
+    accepted, extra = accept_greedy(drafted[:, :0], torch.zeros(4), choices[:, :1])
+    assert accepted.tolist() == [0, 0, 0, 0] and extra.tolist() == [4, 4, 4, 3]
 
 
 def test_nucleus_by_hand() -> None:
@@ -39,6 +43,58 @@ def test_draw_inverts_the_cumulative_sum_and_never_takes_an_impossible_token() -
     assert rows.tolist() == [1, 3]
 
 
+def sampled_by_hand(
+    drafted: list[int], target: torch.Tensor, draft: torch.Tensor, uniforms: list[float]
+) -> tuple[int, int]:
+    """Leviathan's Algorithm 1 for one row, token by token."""
+    for k, token in enumerate(drafted):
+        if uniforms[k] >= min(1.0, float(target[k, token]) / float(draft[k, token])):
+            rest = (target[k] - draft[k]).clamp(min=0.0)
+            return k, int(draw(rest, uniforms[-1]))
+    return len(drafted), int(draw(target[len(drafted)], uniforms[-1]))
+
+
+def one_row(
+    drafted: list[int], target: torch.Tensor, draft: torch.Tensor, uniforms: list[float]
+) -> tuple[int, int]:
+    accepted, extra = accept_sampled(
+        torch.tensor([drafted], dtype=torch.long),
+        torch.tensor([len(drafted)]),
+        target[None],
+        draft[None],
+        torch.tensor([uniforms[:-1]], dtype=torch.float64),
+        torch.tensor(uniforms[-1:], dtype=torch.float64),
+    )
+    return int(accepted), int(extra)
+
+
+def test_rows_are_judged_as_if_alone() -> None:
+    """Rows of different lengths in one padded call, against the rule token by token."""
+    generator = np.random.default_rng(8)
+    depth, vocabulary, rows = 4, 7, 400
+    target = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), (rows, depth + 1))).float()
+    draft = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), (rows, depth))).float()
+    counts = generator.integers(0, depth + 1, size=rows)
+    drafted = draw(draft, torch.from_numpy(generator.random((rows, depth))))
+    decisions, final = generator.random((rows, depth)), generator.random(rows)
+    accepted, extra = accept_sampled(
+        drafted,
+        torch.from_numpy(counts),
+        target,
+        draft,
+        torch.from_numpy(decisions),
+        torch.from_numpy(final),
+    )
+    expected = [
+        sampled_by_hand(
+            drafted[r, :n].tolist(), target[r], draft[r], [*decisions[r, :n].tolist(), final[r]]
+        )
+        for r, n in enumerate(counts.tolist())
+    ]
+    assert list(zip(accepted.tolist(), extra.tolist(), strict=True)) == expected
+    assert len({n for n, _ in expected}) == depth + 1
+
+
 def test_output_has_the_targets_law() -> None:
     """First emitted token and, given acceptance, the second: chi-square against the target."""
     generator = np.random.default_rng(3)
@@ -49,7 +105,7 @@ def test_output_has_the_targets_law() -> None:
     for _ in range(rounds):
         drafted = [int(draw(draft[k], generator.random())) for k in range(2)]
         uniforms = generator.random(3).tolist()
-        accepted, extra = accept_sampled(drafted, target, draft, uniforms)
+        accepted, extra = one_row(drafted, target, draft, uniforms)
         emitted = [*drafted[:accepted], extra]
         first[emitted[0]] += 1
         if len(emitted) > 1:

@@ -1,0 +1,309 @@
+"""The steps of a round as CUDA graphs: one launch for a draft step, one for a verify.
+
+A graph repeats the same kernels on the same memory, so every shape is fixed: all rows of the batch
+take part in every step, widths are padded to a few sizes and attention covers one of a few spans of
+the cache. Rows without a part read a spare place at the cache's end. Drafted tokens, positions and
+the step's number stay on the device, so a chain of draft steps needs nothing from the host; the
+host sends one small array before the first step and one before the verify, and reads one back.
+Without CUDA the same fixed-shape functions run eagerly, which is how they are tested.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from real_backend.llama import Layout, additive
+from real_backend.models import Pair
+from real_backend.steps import Feed, Law, Uniforms, Verdict
+from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
+from traces.errors import InputError
+
+DEPTH = 64  # the most tokens a round may draft
+LACKING = (1, 2, 4, 8, 16, 32, 65)  # padded widths of a first draft step
+VERIFIED = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25, 33, 65)  # ... and of a verify
+SHORTEST_SPAN = 256  # tokens of cache that attention covers; doubled up to the capacity
+
+
+class Chosen(NamedTuple):
+    """What a set of graphs was made for: how tokens are chosen, and whether signals are read."""
+
+    law: Law
+    looks: bool
+
+
+def graphs_possible(pair: Pair) -> bool:
+    """True where `GraphSteps` can replay: both models lean, on a CUDA device."""
+    lean = pair.target.lean is not None and pair.draft.lean is not None
+    return lean and pair.device.startswith("cuda")
+
+
+def at_least(sizes: Sequence[int], needed: int) -> int:
+    """The smallest of the sizes that holds `needed`."""
+    return sizes[bisect.bisect_left(sizes, needed)]
+
+
+def spans(capacity: int) -> tuple[int, ...]:
+    """The spans that attention may cover in a cache of this capacity."""
+    found = [SHORTEST_SPAN]
+    while found[-1] < capacity:
+        found.append(2 * found[-1])
+    return tuple(min(span, capacity) for span in found)
+
+
+class GraphSteps:
+    """See real_backend.steps.Steps; both models must be lean."""
+
+    def __init__(self, pair: Pair, batch: int, capacity: int) -> None:
+        assert pair.target.lean is not None and pair.draft.lean is not None
+        self.pair, self.batch = pair, batch
+        self.capacity = -(-capacity // 64) * 64
+        self.target, self.draft = pair.target.lean, pair.draft.lean
+        self.caches = [model.new_cache(self.capacity, batch) for model in (self.target, self.draft)]
+        # Graphs know addresses only: keep what they read alive if a larger cache replaces it.
+        self._tables = [(model._cos, model._sin) for model in (self.target, self.draft)]
+        self._graphs: dict[Any, Callable[[], object]] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle() if self._cuda else None
+        device = pair.device
+        self._first = _Inbox((batch, LACKING[-1] + 2), torch.long, device)  # ids, start, width
+        self._newest = _Inbox((batch, 3), torch.long, device)  # id, start, drafted tokens
+        self._drawn = _Inbox((batch, DEPTH), torch.float64, device)  # for drafting
+        self._judged = _Inbox((batch, DEPTH + 1), torch.float64, device)  # decisions; final at 0
+        self._next = torch.zeros(batch, dtype=torch.long, device=device)  # places of next tokens
+        self._step = torch.zeros(1, dtype=torch.long, device=device)
+        self._tokens = torch.zeros(batch, DEPTH, dtype=torch.long, device=device)
+        self._seen = torch.zeros(batch, 2, device=device)
+        self._verdict = torch.zeros(batch, DEPTH + 2, dtype=torch.long, device=device)
+        self._probs = torch.empty(batch, 0, 0, device=device)  # [B, DEPTH, V] once sampled
+        self._begin(Chosen(Law(), False), [])
+
+    @property
+    def _cuda(self) -> bool:
+        return self.pair.device.startswith("cuda")
+
+    def _begin(self, chosen: Chosen, feeds: Sequence[Feed]) -> None:
+        self._chosen = chosen
+        self._end = max((feed.start + len(feed.ids) for feed in feeds), default=0)
+        self._counts = {feed.row: 0 for feed in feeds}
+
+    def holds(self, context: int) -> bool:
+        """Always: what a preallocated cache holds does not change what a read costs."""
+        return True
+
+    def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
+        """Make the graphs of a run ahead of its clock, for contexts of `shortest` tokens and more.
+
+        Raises InputError for longer drafts than a round can hold.
+        """
+        if max_gamma > DEPTH:
+            raise InputError(f"the engine drafts at most {DEPTH} tokens a round, not {max_gamma}")
+        chosen = Chosen(law, looks)
+        self._sampled(law)
+        for span in spans(self.capacity):
+            if span < shortest and span < self.capacity:
+                continue
+            widths = VERIFIED[: bisect.bisect_left(VERIFIED, max_gamma + 1) + 1]
+            for width in widths:
+                self._graph("verify", width, span, chosen)
+            if max_gamma:
+                for width in LACKING[:4]:
+                    self._graph("first", width, span, chosen)
+                self._graph("next", 1, span, chosen)
+
+    def prefill(self, feed: Feed) -> None:
+        """See Steps."""
+        tokens = torch.tensor([feed.ids], device=self.pair.device)
+        for model, cache in zip((self.target, self.draft), self.caches, strict=True):
+            model.forward(tokens, cache[:, :, feed.row : feed.row + 1], feed.start, last=1)
+
+    def draft_first(
+        self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
+    ) -> list[list[float]] | None:
+        """See Steps."""
+        self._begin(Chosen(law, looks), feeds)
+        width = at_least(LACKING, max(len(feed.ids) for feed in feeds))
+        lines: list[list[int]] = [[0] * LACKING[-1] + [self.capacity - 1, 1]] * self.batch
+        for feed in feeds:
+            padding = [0] * (LACKING[-1] - len(feed.ids))
+            lines[feed.row] = [*feed.ids, *padding, feed.start, len(feed.ids)]
+        self._first.put(lines)
+        if law.temperature > 0.0:
+            self._sampled(law)
+            numbers = [[0.0] * DEPTH] * self.batch
+            for feed, line in zip(feeds, uniforms, strict=True):
+                numbers[feed.row] = line + [0.0] * (DEPTH - len(line))
+            self._drawn.put(numbers)
+        return self._drafted("first", width, [feed.row for feed in feeds])
+
+    def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
+        """See Steps."""
+        return self._drafted("next", 1, rows)
+
+    def _drafted(self, kind: str, width: int, rows: Sequence[int]) -> list[list[float]] | None:
+        span = at_least(spans(self.capacity), min(self._end, self.capacity))
+        self._graph(kind, width, span, self._chosen)()
+        self._end += 1
+        for row in rows:
+            self._counts[row] += 1
+        if not self._chosen.looks:
+            return None
+        seen = self._seen.tolist()
+        return [seen[row] for row in rows]
+
+    def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
+        """See Steps."""
+        counts = [self._counts.get(feed.row, 0) for feed in newest]
+        width = at_least(VERIFIED, max(counts) + 1)
+        lines = [[0, self.capacity - 1, 0]] * self.batch
+        for feed, count in zip(newest, counts, strict=True):
+            lines[feed.row] = [feed.ids[-1], feed.start, count]
+        self._newest.put(lines)
+        if law.temperature > 0.0:
+            self._sampled(law)
+            numbers = [[0.0] * (DEPTH + 1)] * self.batch
+            for feed, line in zip(newest, uniforms, strict=True):
+                numbers[feed.row] = [line[-1], *line[:-1]] + [0.0] * (DEPTH + 1 - len(line))
+            self._judged.put(numbers)
+        end = min(max(feed.start for feed in newest) + width, self.capacity)
+        span = at_least(spans(self.capacity), end)
+        self._graph("verify", width, span, Chosen(law, False))()
+        back = self._verdict[:, : max(counts) + 2].tolist()  # the round's one read-back
+        self._begin(Chosen(law, False), [])
+        return [
+            Verdict(back[f.row][2 : 2 + n], back[f.row][0], back[f.row][1])
+            for f, n in zip(newest, counts, strict=True)
+        ]
+
+    # The three functions of fixed shape.
+
+    def _draft_first(self, width: int, span: int, chosen: Chosen) -> None:
+        inbox = self._first.tensor
+        start, widths = inbox[:, -2], inbox[:, -1]
+        last = torch.arange(self.batch, device=inbox.device) * width + widths - 1
+        layout = self._layout(start, width, span, last)
+        tokens = inbox[:, :width].reshape(-1)
+        logits = self.draft.forward_ragged(tokens, self.caches[1], layout, last=True)
+        self._next.copy_(start + widths)
+        self._step.zero_()
+        self._choose(logits, chosen)
+
+    def _draft_next(self, width: int, span: int, chosen: Chosen) -> None:
+        before = (self._step - 1).expand(self.batch, 1)
+        tokens = self._tokens.gather(1, before)[:, 0]
+        last = torch.arange(self.batch, device=tokens.device)
+        layout = self._layout(self._next, 1, span, last)
+        logits = self.draft.forward_ragged(tokens, self.caches[1], layout, last=True)
+        self._next.add_(1)
+        self._choose(logits, chosen)
+
+    def _choose(self, logits: Tensor, chosen: Chosen) -> None:
+        """The next token of each row into its place, with its law and signals where needed."""
+        logits = logits[:, : self.pair.vocab_size]
+        step = self._step.expand(self.batch, 1)
+        if chosen.law.temperature == 0.0:
+            token = logits.argmax(-1)
+            probs = torch.softmax(logits.float(), -1) if chosen.looks else logits
+        else:
+            probs = distribution(logits, *chosen.law)
+            token = draw(probs, self._drawn.tensor.gather(1, step)[:, 0])
+            self._probs.index_copy_(1, self._step, probs[:, None])
+        self._tokens.scatter_(1, step, token[:, None])
+        if chosen.looks:
+            self._seen.copy_(signals(probs))
+        self._step.add_(1)
+
+    def _verify(self, width: int, span: int, chosen: Chosen) -> None:
+        newest, start, counts = self._newest.tensor.unbind(1)
+        drafted = self._tokens[:, : width - 1]
+        tokens = torch.cat([newest[:, None], drafted], dim=1).reshape(-1)
+        layout = self._layout(start, width, span, counts)
+        logits = self.target.forward_ragged(tokens, self.caches[0], layout)
+        logits = logits[:, : self.pair.vocab_size].view(self.batch, width, -1)
+        if chosen.law.temperature == 0.0:
+            accepted, extra = accept_greedy(drafted, counts, logits.argmax(-1))
+        else:
+            laws, numbers = distribution(logits, *chosen.law), self._judged.tensor
+            proposed = self._probs[:, : width - 1]
+            accepted, extra = accept_sampled(
+                drafted, counts, laws, proposed, numbers[:, 1:width], numbers[:, 0]
+            )
+        self._verdict[:, 0], self._verdict[:, 1] = accepted, extra
+        self._verdict[:, 2 : width + 1] = drafted
+
+    def _layout(self, start: Tensor, width: int, span: int, last: Tensor) -> Layout:
+        """All rows from start [B] on, `width` tokens each."""
+        device = start.device
+        positions = start[:, None] + torch.arange(width, device=device)
+        positions = positions.clamp(max=self.capacity - 1)  # padding behind the cache's end
+        seen = torch.arange(span, device=device) <= positions[:, :, None]
+        return Layout(
+            row=torch.arange(self.batch, device=device).repeat_interleave(width),
+            position=positions.reshape(-1),
+            rows=slice(None),
+            padded=None,
+            mask=additive(seen[:, None], self.caches[0].dtype),
+            last=last,
+        )
+
+    def _sampled(self, law: Law) -> None:
+        """Room for the laws of drafted tokens, before a graph that writes them is made."""
+        if law.temperature > 0.0 and self._probs.shape[1] == 0:
+            shape = (self.batch, DEPTH, self.pair.vocab_size)
+            self._probs = torch.ones(shape, device=self.pair.device)
+
+    def _graph(self, kind: str, width: int, span: int, chosen: Chosen) -> Callable[[], object]:
+        """The replay of one of the three functions, recorded when it is first needed."""
+        key = (kind, width, span, chosen)
+        if key not in self._graphs:
+            work = {
+                "first": self._draft_first,
+                "next": self._draft_next,
+                "verify": self._verify,
+            }[kind]
+
+            def run() -> None:
+                work(width, span, chosen)
+
+            self._graphs[key] = self._record(run) if self._cuda else run
+        return self._graphs[key]
+
+    def _record(self, work: Callable[[], None]) -> Callable[[], object]:
+        """A CUDA graph of `work`, in the pool that all graphs share."""
+        kept = self._next.clone(), self._step.clone()
+        main: Any = torch.cuda.current_stream()
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(main)
+        with torch.cuda.stream(side):  # twice outside the graph: libraries set themselves up
+            for _ in range(2):
+                self._next.copy_(kept[0])
+                self._step.copy_(kept[1])
+                work()
+        main.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        self._next.copy_(kept[0])
+        self._step.copy_(kept[1])
+        return graph.replay
+
+
+class _Inbox:
+    """A tensor on the device that the host fills without waiting for the device.
+
+    The host's copy is pinned, and is written again only after the round's read-back, when the
+    transfer is long over.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: str) -> None:
+        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        pinned = device.startswith("cuda")
+        self._host = torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+
+    def put(self, lines: Sequence[Sequence[float]]) -> None:
+        """Send rows of numbers, [B, ...] as the inbox is shaped."""
+        self._host.copy_(torch.tensor(lines, dtype=self._host.dtype))
+        self.tensor.copy_(self._host, non_blocking=True)

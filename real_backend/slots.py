@@ -1,0 +1,178 @@
+"""One request in flight: its tokens, what its caches hold, and what its policy is told.
+
+A slot is host bookkeeping only; `steps.py` does the work on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
+from policies.randomness import Rng, round_key
+from real_backend.prompts import Request
+from real_backend.steps import Feed, Verdict
+from traces.costs import Prices, bucket_of, lag_after
+from traces.errors import InputError
+from traces.schema import Trace
+
+
+class Limits(NamedTuple):
+    """What bounds a reply: its own tokens, the context (0: none), drafted tokens, end tokens."""
+
+    max_new_tokens: int
+    max_context: int
+    max_gamma: int
+    eos_ids: frozenset[int]
+
+
+class Forced(NamedTuple):
+    """A trace's acceptance in the place of the models' own: request `row` of `trace`.
+
+    The forwards are real; what they say is not looked at. Tokens are the trace's, folded into the
+    pair's vocabulary.
+    """
+
+    trace: Trace
+    row: int
+    vocab_size: int
+
+    @property
+    def reply_tokens(self) -> int:
+        """Length of the recorded reply."""
+        return int(self.trace.offsets[self.row + 1] - self.trace.offsets[self.row])
+
+    def verdict(self, emitted: int, drafted: list[int]) -> Verdict:
+        """What the trace says of a round that starts behind `emitted` tokens of the reply."""
+        at = int(self.trace.offsets[self.row]) + emitted
+        accepted = min(len(drafted), int(self.trace.accept_len[at]))
+        tokens = self.trace.token_ids
+        end = int(self.trace.offsets[self.row + 1])
+        recorded = [] if tokens is None else tokens[at : min(at + accepted + 1, end)].tolist()
+        recorded = [token % self.vocab_size for token in recorded]
+        recorded += [0] * (accepted + 1 - len(recorded))  # behind the end, or never recorded
+        return Verdict(recorded[:-1] + drafted[accepted:], accepted, recorded[-1])
+
+    def signals(self, emitted: int, drafted: int) -> tuple[float, float]:
+        """top1_prob and entropy that the trace recorded for the newest drafted token."""
+        at = int(self.trace.offsets[self.row]) + emitted
+        if self.trace.top1_prob is None or self.trace.entropy is None:
+            raise InputError("the trace has no draft signals, which this policy looks at")
+        return (
+            float(self.trace.top1_prob[at, drafted - 1]),
+            float(self.trace.entropy[at, drafted - 1]),
+        )
+
+
+class Slot:
+    """One row of the running batch.
+
+    index: the request's number in the run; row: its place in the batch and in the policy's state.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        row: int,
+        seed: int,
+        limits: Limits,
+        forced: Forced | None,
+    ) -> None:
+        self.request, self.index, self.row = request, index, row
+        self.limits, self.forced, self.seed = limits, forced, seed
+        self.ids: list[int] = list(request.prompt_ids)
+        self.prompt_tokens = len(self.ids)
+        self.rounds = self.gamma = self.drafted = self.bucket = 0
+        self.lag = 1  # tokens that the draft's cache lacks
+        self.finished = False
+        # From seed and request_id alone, so that requests may run in any order and grouping;
+        # another stream than a capture's, so that no replay shares its draws with a real run.
+        identity = hashlib.sha256(f"engine {request.request_id}".encode()).digest()[:8]
+        self.random = np.random.default_rng([seed, *identity])
+        self.view: View
+        if limits.max_context and self.prompt_tokens + 1 >= limits.max_context:
+            raise InputError(
+                f"request {request.request_id}: the prompt has {self.prompt_tokens} tokens, the "
+                f"pair's context holds {limits.max_context}"
+            )
+
+    @property
+    def emitted(self) -> int:
+        """Tokens of the reply so far."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def reply(self) -> list[int]:
+        """The tokens decoded so far."""
+        return self.ids[self.prompt_tokens :]
+
+    def prompt(self) -> Feed:
+        """The prompt but its last token, for both caches."""
+        return Feed(self.row, self.ids[:-1], 0)
+
+    def plan(self, policy: Policy, state: State, prices: Prices, batch_size: int) -> None:
+        """Ask the policy for this round's cap."""
+        context, limits = len(self.ids), self.limits
+        room = limits.max_new_tokens - self.emitted - 1
+        if limits.max_context:
+            room = min(room, limits.max_context - context - 1)
+        room = max(0, min(limits.max_gamma, room))
+        self.bucket = bucket_of(prices, context)
+        step_s = float(prices.draft_s[self.bucket, 1]) + prices.signal_s
+        self.view = View(context, batch_size, 0, room, step_s, prices.verify_s[self.bucket])
+        rng = Rng(round_key(self.seed, self.index, self.rounds))
+        self.gamma = clamp_gamma(policy.gamma(state, self.row, self.view, rng), room)
+        self.drafted = 0
+
+    def lacking(self) -> Feed:
+        """What the draft reads first: all that its cache lacks."""
+        start = len(self.ids) - self.lag
+        return Feed(self.row, self.ids[start:], start)
+
+    def newest(self) -> Feed:
+        """What the target reads before the drafted tokens."""
+        return Feed(self.row, self.ids[-1:], len(self.ids) - 1)
+
+    def goes_on(self, policy: Policy, state: State, seen: list[float] | None) -> bool:
+        """One more token is drafted; whether to draft another one. seen: its signals, if read."""
+        self.drafted += 1
+        if seen is not None:
+            if self.forced is not None:
+                seen = list(self.forced.signals(self.emitted, self.drafted))
+            if not policy.proceed(state, self.row, Draft(self.drafted, *seen)):
+                return False
+        return self.drafted < self.gamma
+
+    def uniforms(self, count: int, greedy: bool) -> list[float]:
+        """The next numbers of this request's stream, none if greedy."""
+        return [] if greedy else self.random.random(count).tolist()
+
+    def take(self, verdict: Verdict) -> tuple[int, int]:
+        """Add the round's tokens to the reply; accepted and emitted counts."""
+        if self.forced is not None:
+            verdict = self.forced.verdict(self.emitted, verdict.drafted)
+        fresh = [*verdict.drafted[: verdict.accepted], verdict.extra]
+        if self.forced is not None:
+            fresh = fresh[: self.forced.reply_tokens - self.emitted]
+        else:
+            for k, token in enumerate(fresh):
+                if token in self.limits.eos_ids:  # the reply ends inside the block
+                    fresh, self.finished = fresh[: k + 1], True
+                    break
+        self.ids += fresh
+        limits = self.limits
+        full = self.emitted >= limits.max_new_tokens
+        if self.forced is not None:
+            full = self.emitted >= self.forced.reply_tokens
+        elif limits.max_context:
+            full = full or len(self.ids) >= limits.max_context
+        self.finished = self.finished or full
+        return min(verdict.accepted, len(fresh)), len(fresh)
+
+    def close(self, outcome: Outcome) -> None:
+        """The round is over."""
+        self.lag = lag_after(self.lag, outcome.drafted, outcome.accepted)
+        self.rounds += 1
