@@ -16,6 +16,7 @@ from experiments.files import (
     dumps,
     file_name,
     mismatches,
+    random_weights_note,
     refuse_existing,
     versions,
     warn,
@@ -75,7 +76,8 @@ def compare_files(
     texts, entries, done = [], [], []
     for path, trace in zip(trace_paths, traces, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
-        texts.append(text_of(comparison, path.name))
+        note = random_weights_note(timing.meta, trace.meta.pair)
+        texts.append("\n\n".join(filter(None, [note, text_of(comparison, path.name)])))
         entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
         entries.append(entry | {"timing": timing_path.name, "logs": f"simulated/{path.stem}"})
         done.append((path.stem, comparison))
@@ -192,6 +194,11 @@ def validate_files(
 
 def check_pair(trace: Trace, pair: Any) -> None:
     """Refuse a pair that cannot have produced the trace; warn if it ran somewhere else."""
+    if pair.tokenizer is None:
+        raise InputError(
+            f"pair {pair.name!r} has random weights and cannot repeat the trace's replies; take "
+            "acceptance from the trace with --acceptance trace"
+        )
     if trace.meta.tokenizer_sha256 != pair.tokenizer_sha256:
         raise InputError(
             f"the trace was recorded with another tokenizer than that of pair {pair.name!r}; give "

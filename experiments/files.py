@@ -8,6 +8,7 @@ import math
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,11 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
     """What a trace and a timing disagree about, one line each; empty if they belong together.
 
     A replay over a foreign timing is legal (what would this pair do on that machine?), so these
-    are warnings.
+    are warnings. A timing of random weights belongs to no trace: one line says what is whose.
     """
+    note = random_weights_note(timing.meta, trace.meta.pair)
+    if note:
+        return [note]
     found = []
     for field in ("pair", "tokenizer_sha256", "device", "dtype"):
         named = "device_name" if field == "device" else field  # a trace names the device itself
@@ -128,6 +132,17 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
                 "below are not those of the recording's own machine and pair"
             )
     return found
+
+
+def random_weights_note(timing_meta: Mapping[str, Any], pair: str) -> str:
+    """Whose seconds and whose acceptance a result combines, if the seconds are a shape's; or ""."""
+    if timing_meta.get("weights") != "random":
+        return ""
+    return (
+        f"timing: random weights in the shape of {timing_meta['target']} and "
+        f"{timing_meta['draft']}, {timing_meta['dtype']} on {timing_meta['device_name']}; "
+        f"acceptance comes from the trace of pair {pair!r}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.compare import ROLES
 from experiments.figure_style import Json, Picture
 from experiments.figures import by_role
+from experiments.files import random_weights_note
 from experiments.tables import number, percent, with_interval
 from traces.schema import EXACTNESS
 
@@ -54,6 +55,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
             f"tokens. Trace: {part['exactness']} ({EXACTNESS[part['exactness']]}); "
             f"{censored} positions are censored."
         ),
+        "whose": random_weights_note(part["timing_meta"], part["trace_meta"]["pair"]),
         "header": HEADER,
         "groups": groups,
         "recommended": part["recommended"],

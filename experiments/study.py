@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from experiments.commands import compare_files, validate_files
 from experiments.files import read_result, warn, write_result
 from experiments.report import write_report
+from real_backend.options import refuse_shape
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, write_atomically
@@ -55,6 +56,7 @@ QUICK = Effort(5, 64, (1,), 30, 12, 2)
 
 def run(args: argparse.Namespace) -> int:
     """`gammalab study`: 0 also if a prediction missed its bound, which is then said on stderr."""
+    refuse_shape(args.pair, "study")
     out: Path = args.out
     effort = QUICK if args.quick else FULL
     settings = _settings(args, out)

@@ -20,7 +20,12 @@ from tqdm import tqdm
 
 from real_backend.coupled import Decoded, Settings, decode_coupled, draw_uniforms
 from real_backend.models import Pair, pair_from_args, resolve_pair, versions
-from real_backend.options import add_capture_arguments, add_pair_arguments, run_module
+from real_backend.options import (
+    add_capture_arguments,
+    add_pair_arguments,
+    refuse_shape,
+    run_module,
+)
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,
     Question,
@@ -224,6 +229,7 @@ def capture(
 
 def run(args: argparse.Namespace) -> Trace:
     """The capture command; see real_backend.options."""
+    refuse_shape(args.pair, "capture")
     settings = Settings(
         args.max_new_tokens, args.temperature, args.top_p, args.depth, args.seed, args.batch
     )

@@ -16,8 +16,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from real_backend import shapes
+from real_backend.faults import device_faults
 from real_backend.kvcache import GeneralReader, LeanReader, Reader
 from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
+from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 
 EMBEDDED = Path(__file__).parent / "pair"
@@ -27,17 +30,22 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclasses.dataclass(frozen=True)
 class PairSpec:
-    """Where a pair lies: a name for reports, and a folder or hub name for each model."""
+    """Where a pair lies: a name for reports, and a folder or hub name for each model.
+
+    random: no weights are read; target and draft are shapes, see real_backend.shapes.
+    """
 
     name: str
     target: str
     draft: str
+    random: bool = False
 
 
 def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> PairSpec:
-    """The pair meant on the command line: --pair embedded | FOLDER, or --target with --draft.
+    """The pair meant on the command line: --pair, or --target with --draft.
 
-    Raises InputError if the folder has no target/ and draft/, or one of two names is missing.
+    pair: "embedded", a folder, or "shape:TARGET+DRAFT". Raises InputError if the folder has no
+    target/ and draft/, one of two names is missing, or a shape is unknown.
     """
     if target or draft:
         if not (target and draft):
@@ -45,6 +53,10 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
         return PairSpec(f"{Path(target).name}+{Path(draft).name}", target, draft)
     if pair is None or pair == "embedded":
         return PairSpec("embedded", str(EMBEDDED / "target"), str(EMBEDDED / "draft"))
+    if pair.startswith(SHAPE_PREFIX):
+        target, draft = shapes.split_pair(pair)
+        name = f"{SHAPE_PREFIX}{Path(target).name}+{Path(draft).name}"
+        return PairSpec(name, target, draft, random=True)
     folder = Path(pair)
     for part in ("target", "draft"):
         if not (folder / part / "config.json").is_file():
@@ -84,7 +96,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A target and a draft that share a tokenizer.
+    """A target and a draft that share a tokenizer; random weights have none.
 
     vocab_size: tokens both models know (their embeddings may be padded differently). eos_ids: any
     of them ends a reply. max_context: prompt and reply tokens that both can hold.
@@ -110,6 +122,7 @@ class Pair:
             "target": Path(self.spec.target).name,
             "draft": Path(self.spec.draft).name,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "weights": "random" if self.spec.random else "loaded",
             "weights_sha256": self.weights_sha256,
             "device": self.device,
             "device_name": device_name(self.device),
@@ -241,29 +254,54 @@ def load_pair(
     threads: int = 0,
     lean: bool = True,
 ) -> Pair:
-    """Load both models and check them against each other.
+    """Load both models and check them against each other; shapes are built, see shapes.py.
 
-    dtype "auto": float32 on a CPU, what the checkpoint says elsewhere. threads 0: one thread for
-    models under 50 M parameters on a CPU (more only add waiting), torch's default otherwise. lean
-    False keeps every model on the general transformers path.
+    dtype "auto": float32 on a CPU, elsewhere what the checkpoint says, bfloat16 for shapes. threads
+    0: one thread for models under 50 M parameters on a CPU (more only add waiting), torch's default
+    otherwise. lean False keeps every model on the general transformers path.
 
-    Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers.
+    Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers,
+    too little memory.
     """
     device = choose_device(device)
+    remedy = "a smaller pair, --dtype bfloat16 or another --device"
+    with device_faults(f"loading {spec.name} on {device}", remedy):
+        if spec.random:
+            tokenizer = None
+            auto = torch.float32 if device == "cpu" else torch.bfloat16
+            parts = (spec.target, spec.draft)
+            target, draft = shapes.build_pair(spec.name, parts, device, _DTYPES.get(dtype, auto))
+        else:
+            tokenizer = _shared_tokenizer(spec)
+            target = _load_model(spec.target, device, dtype)
+            draft = _load_model(spec.draft, device, dtype)
+        if device == "cpu":
+            small = target.num_parameters() < _SMALL_PARAMETERS
+            torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
+        return pair_of(target, draft, spec, tokenizer, lean=lean)
+
+
+def _shared_tokenizer(spec: PairSpec) -> Any:
+    """The target's tokenizer; raises InputError if the draft has another one."""
     tokenizer = _load_tokenizer(spec.target)
-    ours, theirs = vocabulary_hash(tokenizer), vocabulary_hash(_load_tokenizer(spec.draft))
-    if ours != theirs:
+    if vocabulary_hash(tokenizer) != vocabulary_hash(_load_tokenizer(spec.draft)):
         raise InputError(
             f"{spec.target} and {spec.draft} have different tokenizers; a draft must propose the "
             "target's own tokens - choose a pair of one family"
         )
-    target = _load_model(spec.target, device, dtype)
-    draft = _load_model(spec.draft, device, dtype)
+    return tokenizer
+
+
+def pair_of(
+    target: Any, draft: Any, spec: PairSpec, tokenizer: Any = None, *, lean: bool = True
+) -> Pair:
+    """Two loaded transformers models as a Pair; they must share a vocabulary.
+
+    lean True fuses weights of Llama layouts in place: the modules go on working, on shared memory.
+    Raises InputError for a layout that cannot roll back.
+    """
     for where, model in ((spec.target, target), (spec.draft, draft)):
         _check_layout(where, model)
-    if device == "cpu":
-        small = target.num_parameters() < _SMALL_PARAMETERS
-        torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
     models = Model(target, lean), Model(draft, lean)
     limits = [m.max_context for m in models if m.max_context]
     return Pair(
@@ -271,12 +309,12 @@ def load_pair(
         target=models[0],
         draft=models[1],
         tokenizer=tokenizer,
-        tokenizer_sha256=ours,
+        tokenizer_sha256=vocabulary_hash(tokenizer) if tokenizer is not None else "",
         weights_sha256=weights_hash(target, draft),
         vocab_size=min(m.vocab_size for m in models),
         eos_ids=_eos_ids(target.generation_config, target.config, tokenizer),
         max_context=min(limits) if limits else 0,
-        device=device,
+        device=str(target.device),
         dtype=str(target.dtype).removeprefix("torch."),
         spec=spec,
     )

@@ -10,12 +10,16 @@ from typing import Any
 
 from traces.errors import InputError
 
+SHAPE_PREFIX = "shape:"
+
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Which models, and where they run."""
     group = parser.add_argument_group("the pair")
     group.add_argument(
-        "--pair", default=None, help="'embedded' (default) or a folder with target/ and draft/"
+        "--pair",
+        help="'embedded' (default), a folder with target/ and draft/, or shape:TARGET+DRAFT, "
+        "random weights of real sizes, by name (shape:llama-3.1-8b+llama-3.2-1b) or by config.json",
     )
     group.add_argument("--target", help="target model: folder or Hugging Face name")
     group.add_argument("--draft", help="draft model: folder or Hugging Face name")
@@ -24,11 +28,21 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto: float32 on a CPU, the checkpoint's own elsewhere",
+        help="auto: float32 on a CPU, elsewhere the checkpoint's own (shapes: bfloat16)",
     )
     group.add_argument(
         "--threads", type=int, default=0, help="CPU threads (0: 1 for small models, else torch's)"
     )
+
+
+def refuse_shape(pair: str | None, command: str) -> None:
+    """Raise InputError if `pair` is one of random weights, whose acceptance means nothing."""
+    if pair is not None and pair.startswith(SHAPE_PREFIX):
+        raise InputError(
+            f"--pair {pair}: random weights have no acceptance worth recording, so {command} takes "
+            "no shape; `measure` times it, `validate --acceptance trace` confirms it on the trace "
+            "of a real pair"
+        )
 
 
 def add_capture_arguments(parser: argparse.ArgumentParser) -> None:

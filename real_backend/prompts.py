@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from traces.errors import InputError
 from traces.schema import Trace
@@ -111,7 +111,7 @@ def encode_chat(pair: Pair, turns: tuple[str, ...], replies: list[str], where: s
     text, a blank line between them. Raises InputError if nothing is left for a reply in the
     context.
     """
-    tokenizer = pair.tokenizer
+    tokenizer = _tokenizer(pair)
     if getattr(tokenizer, "chat_template", None):
         messages = []
         for index, turn in enumerate(turns):
@@ -135,7 +135,16 @@ def encode_chat(pair: Pair, turns: tuple[str, ...], replies: list[str], where: s
 
 def decode_reply(pair: Pair, token_ids: list[int]) -> str:
     """The text of a reply, special tokens left out."""
-    return str(pair.tokenizer.decode(token_ids, skip_special_tokens=True))
+    return str(_tokenizer(pair).decode(token_ids, skip_special_tokens=True))
+
+
+def _tokenizer(pair: Pair) -> Any:
+    if pair.tokenizer is None:
+        raise InputError(
+            f"pair {pair.name} has random weights and no tokenizer: it can neither read nor write "
+            "text; use a pair with weights"
+        )
+    return pair.tokenizer
 
 
 def request_for(pair: Pair, question: Question, turn: int, replies: list[str]) -> Request:

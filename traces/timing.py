@@ -86,9 +86,10 @@ class StepCosts:
 class Timing:
     """What `gammalab measure` found on one machine for one pair.
 
-    meta: pair, target, draft, device, device_name, dtype, engine, threads, versions. signal_s:
-    seconds that a drafted token costs more if its top-1 probability and entropy are read;
-    control_s: the engine's own fixed seconds per round with a trivial controller.
+    meta: pair, target, draft, weights ("loaded" or "random"), device, device_name, dtype, engine,
+    threads, versions and fingerprints. signal_s: seconds that a drafted token costs more if its
+    top-1 probability and entropy are read; control_s: the engine's own fixed seconds per round with
+    a trivial controller.
     """
 
     meta: dict[str, Any]
