@@ -88,6 +88,7 @@ def build_parser() -> Parser:
     _add_validate(
         add("validate", "run controllers on the real engine beside the replay", _validate)
     )
+    _add_export(add("export", "a policy as the settings of a serving engine", _export))
     report = add("report", "write the HTML page and figures of a finished study again", _report)
     report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
     policies = add("policies", "list the controllers, or show one in full", _policies)
@@ -175,6 +176,17 @@ def _add_validate(validate: Parser) -> None:
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
+def _add_export(export: Parser) -> None:
+    export.add_argument("policy", help="e.g. gammatune or fixed:gamma=4")
+    export.add_argument("--to", required=True, help="vllm, sglang, trtllm, llama.cpp or hf")
+    export.add_argument("--trace", type=Path, required=True, help="a recording of the pair")
+    export.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
+    export.add_argument("--out", type=Path, help="write there instead of to stdout")
+    export.add_argument("--seed", type=int, default=0, help="of the split into halves")
+    export.add_argument("--json", action="store_true", help="as JSON")
+    export.add_argument("--force", action="store_true", help="overwrite")
+
+
 def _add_trace(trace: Parser) -> None:
     trace.set_defaults(parser=trace)
     actions = trace.add_subparsers(metavar="ACTION", parser_class=Parser)
@@ -219,7 +231,11 @@ def _measure(args: argparse.Namespace) -> int:
     from real_backend.measure import run
 
     timing = run(args)
-    print(f"{args.out}: {len(timing.cells)} cells on {timing.meta.get('device_name', 'unknown')}")
+    label = ", random weights" if timing.meta.get("weights") == "random" else ""
+    print(
+        f"{args.out}: {len(timing.cells)} cells of {timing.meta['pair']}{label}, on "
+        f"{timing.meta['device_name']}"
+    )
     return 0
 
 
@@ -233,6 +249,12 @@ def _validate(args: argparse.Namespace) -> int:
     from experiments.commands import run_validate
 
     return run_validate(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from experiments.export import run
+
+    return run(args)
 
 
 def _report(args: argparse.Namespace) -> int:
