@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from traces.roundlog import RoundLog
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,25 +91,6 @@ def _reason(ours: tuple[int, ...], theirs: tuple[int, ...] | None) -> str:
     if ours[1] != theirs[1]:
         return "gamma" if ours[0] != theirs[0] else "stop"
     return "acceptance" if ours[2] != theirs[2] else "end"
-
-
-def join_logs(logs: Sequence[RoundLog]) -> RoundLog:
-    """One log of runs one after another, their requests numbered on."""
-    columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in ROUND_DTYPES}
-    requests, clock = 0, 0.0
-    for log in logs:
-        for name, parts in columns.items():
-            column = getattr(log, name)
-            if name == "request":
-                column = (column + requests).astype(column.dtype)
-            elif name == "start_s":
-                column = column + clock
-            parts.append(column)
-        requests += len(log.prefill_s)
-        clock += float(log.elapsed_s.sum() + log.prefill_s.sum())
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    prefill = np.concatenate([log.prefill_s for log in logs])
-    return RoundLog(**joined, prefill_s=prefill, meta=logs[0].meta)
 
 
 @dataclasses.dataclass(frozen=True)

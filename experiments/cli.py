@@ -159,7 +159,7 @@ def _add_compare(compare: Parser) -> None:
 
 
 def _add_validate(validate: Parser) -> None:
-    from real_backend.options import add_pair_arguments
+    from real_backend.options import add_acceptance_argument, add_pair_arguments
 
     add_pair_arguments(validate)
     group = validate.add_argument_group("the confirmation")
@@ -168,6 +168,14 @@ def _add_validate(validate: Parser) -> None:
     group.add_argument("--prompts", type=Path, help="the trace's prompt file (embedded: its own)")
     group.add_argument("--policies", help="default: never, the tuned fixed gamma, and eight more")
     group.add_argument("--out", type=Path, help="folder for validate.json and measured rounds")
+    add_acceptance_argument(group)
+    group.add_argument(
+        "--measured",
+        type=Path,
+        metavar="DIR",
+        help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.engine` "
+        "on another machine) instead of running",
+    )
     group.add_argument("--repeats", type=count, default=3)
     group.add_argument("--limit", type=int, default=0, help="about N requests, all tasks alike")
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)

@@ -14,7 +14,6 @@ from experiments.files import (
     command_line,
     describe_inputs,
     dumps,
-    file_name,
     mismatches,
     random_weights_note,
     refuse_existing,
@@ -22,18 +21,23 @@ from experiments.files import (
     warn,
     write_result,
 )
-from experiments.validate import DEFAULT_POLICIES, Validation, validate, work_units
+from experiments.validate import DEFAULT_POLICIES, Validation, judge, validate
 from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
-from policies.shelf import label, parse_policies, parse_policy
+from policies.shelf import file_name, label, parse_policies, parse_policy
+from real_backend.passes import exact_path, read_measured, timed_path, write_rounds
 from simulator.hindsight import best_fixed
 from traces.errors import InputError
-from traces.roundlog import write_roundlog
 from traces.schema import Trace
-from traces.split import split_rows, spread_rows
-from traces.store import read_trace
+from traces.split import split_rows
+from traces.store import content_hash, read_trace
 from traces.timing import StepCosts, Timing, read_timing
+
+MACHINE = (  # of a round log's meta: what ran, and where
+    *("pair", "target", "draft", "weights", "acceptance", "batch"),
+    *("device", "device_name", "dtype", "engine", "threads", "versions"),
+)
 
 
 @contextlib.contextmanager
@@ -147,78 +151,77 @@ def validate_files(
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Run the validation that `args` describe; text, content of validate.json, findings.
 
-    args: pair options, trace, timing, prompts, policies, seed, max_error. With `out`, also writes
-    out/validate.json, out/measured/ (one log per policy and repeat) and out/predicted/.
+    args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
+    With `out`, also writes out/validate.json, the rounds that ran (see real_backend.passes) and
+    out/predicted/.
     """
-    from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
-
     if out is not None:
         refuse_existing(out / "validate.json", force)
-    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
-        raise InputError("--prompts is needed: the prompt file that the trace was captured from")
     (trace,), timing = read_inputs([args.trace], args.timing)
-    questions = read_questions(args.prompts or EMBEDDED_PROMPTS)
     costs = step_costs(timing, trace)
-    policies = validation_policies(trace, costs, args.policies, args.seed)
-    from real_backend.engine import Engine  # torch: only once the files are known to be good
-    from real_backend.models import pair_from_args
-
-    pair = pair_from_args(args)
-    check_pair(trace, pair)
-    rows = spread_rows(trace, limit, args.seed)
-    requests = requests_of_trace(questions, trace, pair)
-    with progress(work_units(len(policies), len(rows), repeats), "validate") as step:
-        outcome = validate(
-            Engine(pair, costs, max_gamma=trace.meta.depth),
-            trace.select(rows),
-            [requests[row] for row in rows],
-            costs,
-            policies,
-            repeats=repeats,
-            seed=args.seed,
-            step=step,
-        )
+    if args.measured is None:
+        outcome = _run_here(args, trace, costs, repeats, limit)
+    else:
+        outcome = judge_folder(args.measured, trace, costs, args.policies)
+    about = next(iter(outcome.measured.timed.values()))[0].meta
     result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
     result |= {
         "timing": args.timing.name,
         "command": command_line(),
-        "machine": pair.describe(),
-        "versions": versions() | pair.describe().get("versions", {}),
+        "machine": {name: about[name] for name in MACHINE if name in about},
+        "versions": versions() | about.get("versions", {}),
         "max_error_allowed": args.max_error / 100,
         "findings": findings(outcome, args.max_error),
     }
     if out is not None:
         _write_validation(outcome, result, out, force)
-    return validation_text(outcome), result, result["findings"]
+    note = random_weights_note(timing.meta, trace.meta.pair)
+    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
+    return text, result, result["findings"]
 
 
-def check_pair(trace: Trace, pair: Any) -> None:
-    """Refuse a pair that cannot have produced the trace; warn if it ran somewhere else."""
-    if pair.tokenizer is None:
-        raise InputError(
-            f"pair {pair.name!r} has random weights and cannot repeat the trace's replies; take "
-            "acceptance from the trace with --acceptance trace"
-        )
-    if trace.meta.tokenizer_sha256 != pair.tokenizer_sha256:
-        raise InputError(
-            f"the trace was recorded with another tokenizer than that of pair {pair.name!r}; give "
-            "the pair it was captured from"
-        )
-    about = pair.describe()
-    for field in ("pair", "device", "dtype"):
-        ours = getattr(trace.meta, field)
-        theirs = about["device_name" if field == "device" else field]
-        if ours != theirs:
-            warn(f"the trace has {field} {ours!r}, the engine runs {theirs!r}; replies may differ")
+def _run_here(
+    args: argparse.Namespace, trace: Trace, costs: StepCosts, repeats: int, limit: int
+) -> Validation:
+    """Load the pair and run the policies on it."""
+    policies = validation_policies(trace, costs, args.policies, args.seed)
+    from real_backend.engine import passes_from_args  # torch: only once the files are good
+
+    passes = passes_from_args(args, trace, costs, limit=limit)
+    with progress(passes.units(len(policies), repeats), "validate") as step:
+        return validate(passes, costs, policies, repeats=repeats, step=step)
+
+
+def judge_folder(folder: Path, trace: Trace, costs: StepCosts, specs: str | None) -> Validation:
+    """Set round logs that lie in a folder, made here or elsewhere, beside their replay.
+
+    Raises InputError if the folder's runs are not of this trace, or lack a policy of `specs`.
+    """
+    measured = read_measured(folder)
+    about = next(iter(measured.timed.values()))[0].meta
+    rows = {name: row for row, name in enumerate(trace.request_id)}
+    missing = [name for name in about["requests"] if name not in rows]
+    ran = trace if missing else trace.select([rows[name] for name in about["requests"]])
+    if missing or content_hash(ran) != about["trace_sha256"]:
+        raise InputError(f"{folder}: its rounds ran the requests of another trace; give that one")
+    names = list(measured.timed) if specs is None else [label(p) for p in parse_policies(specs)]
+    if absent := [name for name in names if name not in measured.timed]:
+        raise InputError(f"{folder} has no rounds of {', '.join(absent)}")
+    policies = [parse_policy(name) for name in names]
+    return judge(measured, ran, costs, policies, seed=about["seed"], chunk=about["chunk"])
 
 
 def _write_validation(outcome: Validation, result: dict[str, Any], out: Path, force: bool) -> None:
-    for name, logs in outcome.measured.items():
-        for repeat, log in enumerate(logs, start=1):
-            path = out / "measured" / f"{file_name(name)}-{repeat}.parquet"
-            write_roundlog(log, path, overwrite=True)
-    for name, log in outcome.predicted.items():
-        write_roundlog(log, out / "predicted" / f"{file_name(name)}.parquet", overwrite=True)
+    measured, predicted = outcome.measured, outcome.predicted
+    write_rounds((exact_path(out, name), log) for name, log in measured.exact.items())
+    write_rounds(
+        (timed_path(out, name, repeat), log)
+        for name, logs in measured.timed.items()
+        for repeat, log in enumerate(logs)
+    )
+    write_rounds(
+        (out / "predicted" / f"{file_name(n)}.parquet", log) for n, log in predicted.items()
+    )
     write_result("validate", result, out / "validate.json", overwrite=force)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import ROLES, Comparison, Row
-from experiments.files import file_name, jsonable
+from experiments.files import jsonable
 from experiments.tables import number, percent, table, with_interval
+from policies.shelf import file_name
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
 

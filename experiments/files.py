@@ -69,11 +69,6 @@ def read_result(kind: str, path: Path) -> dict[str, Any]:
     return raw
 
 
-def file_name(policy: str) -> str:
-    """A policy's label as part of a file name: fixed:gamma=3 -> fixed-gamma-3."""
-    return "".join(c if c.isalnum() or c in "+-." else "-" for c in policy)
-
-
 def command_line() -> str:
     """The command as it was typed, without the path of the program."""
     return shlex.join(["gammalab", *sys.argv[1:]])

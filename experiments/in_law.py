@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from experiments.commands import check_pair, progress, read_inputs
+from experiments.commands import progress, read_inputs
 from experiments.compare import step_costs
 from policies.shelf import label, parse_policies
 from real_backend.options import add_pair_arguments
@@ -124,21 +124,20 @@ def run(args: argparse.Namespace) -> list[LawCheck]:
     """Decode every trace's prompts once more with fresh draws, per policy, and compare."""
     from real_backend.engine import Engine
     from real_backend.models import pair_from_args
-    from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
+    from real_backend.prompts import questions_of, requests_of_trace
 
     policies = parse_policies(args.policies)
     traces, timing = read_inputs(args.trace, args.timing)
     for path, trace in zip(args.trace, traces, strict=True):
         if trace.meta.exactness != "in-law":
             raise InputError(f"{path} is {trace.meta.exactness}, not sampled; give sampled traces")
-    questions = read_questions(args.prompts or EMBEDDED_PROMPTS)
+    questions = questions_of(args)
     pair = pair_from_args(args)
     checks = []
     with progress(len(policies) * sum(t.requests for t in traces), "in law") as step:
         for policy in policies:
             real, replayed = [], []
             for trace in traces:
-                check_pair(trace, pair)
                 costs, meta = step_costs(timing, trace), trace.meta
                 run_ = Engine(pair, costs, max_gamma=meta.depth).decode(
                     policy,

@@ -195,6 +195,7 @@ def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
     options = argparse.Namespace(**vars(args))
     options.trace = args.trace or out / "trace.parquet"
     options.timing, options.policies = out / "timing.json", None
+    options.acceptance, options.measured = "own", None
     text, *_ = validate_files(
         options,
         repeats=effort.validate_repeats,

@@ -1,17 +1,15 @@
-"""The confirmation: chosen policies on the real engine, measured beside predicted.
+"""The confirmation: policies on the real engine, measured beside predicted.
 
-Every policy decodes the same requests. Requests run in chunks that mix the tasks; all policies take
-a chunk before the next one starts, in an order that rotates from chunk to chunk and repeat to
-repeat, so that a machine that slows down slows all policies alike. A policy starts every chunk with
-fresh state, in the engine and in the replay. A first pass hands policies the cost model's seconds
-instead of the clock's: in it every round of a greedy run should be the replay's.
+The real runs are made by `real_backend.passes`, now and here or earlier and elsewhere; the
+prediction is the replay of the same requests, chunk by chunk with fresh state as they ran. In the
+exact pass policies are told the cost model's seconds instead of the clock's: in it every round of
+a greedy run should be the replay's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,26 +20,22 @@ from experiments.agreement import (
     Residual,
     agree,
     fit_residual,
-    join_logs,
     residual_cells,
 )
 from experiments.statistics import divide, kendall_tau
 from policies.base import Policy, uses_signals
 from policies.shelf import label
+from real_backend.passes import Measured, Passes, Step, chunks_of
 from simulator.metrics import per_request
 from simulator.replay import replay
 from traces.costs import price_log
-from traces.roundlog import RoundLog
+from traces.errors import InputError
+from traces.roundlog import RoundLog, join_logs
 from traces.schema import Trace
 from traces.timing import StepCosts
 
-if TYPE_CHECKING:
-    from real_backend.prompts import Request
-
 FloatArray = npt.NDArray[np.float64]
-Step = Callable[[], object]
 
-CHUNK_REQUESTS = 12
 DEFAULT_POLICIES = (
     "gammatune",
     "gammatune+",
@@ -54,23 +48,6 @@ DEFAULT_POLICIES = (
 )
 
 
-class Backend(Protocol):
-    """What validation needs of real_backend.engine.Engine."""
-
-    def decode(
-        self,
-        policy: Policy,
-        requests: Sequence[Request],
-        *,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        max_new_tokens: int,
-        clock: str,
-    ) -> Any:
-        """Decode in order with fresh policy state; the result has `tokens` and `log`."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Check:
     """One policy, measured beside predicted; tokens/s without prefill.
@@ -78,11 +55,13 @@ class Check:
     measured_tokens_per_s: from the median over repeats of every request's seconds; repeats_low,
     repeats_high: slowest and fastest repeat. error: predicted / measured - 1, positive if the
     simulator promised too much; request_error: median over requests of its absolute value.
-    exact: the pass with the cost model's clock against the replay, None for sampled traces.
+    exact: the pass with the cost model's clock against the replay, None if there was none or the
+    run was sampled.
     clock_rounds: rounds of the timed passes that differ from the replay (all repeats).
     replies_equal: replies whose tokens are the trace's. reads_clock: decisions follow elapsed_s.
     Seconds (per request the median over repeats), measured - predicted = costs_s + decisions_s: the
     rounds that ran cost more than the model says, and other rounds ran than were replayed.
+    joules_per_token (prompts included) and peak_memory_bytes: None where the device reports none.
     """
 
     policy: str
@@ -101,6 +80,8 @@ class Check:
     predicted_s: float
     costs_s: float
     decisions_s: float
+    joules_per_token: float | None
+    peak_memory_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +92,8 @@ class Validation:
     measured / predicted seconds, one number for "the machine is slower today"; median_error_scaled,
     max_error_scaled: what remains once predictions are divided by it. tau: Kendall's tau of the two
     rankings. cells, residual: where the cost model is off, per round. prefill_*: seconds of all
-    prompts, not part of the speeds. measured: one log per policy and repeat; predicted: per policy.
+    prompts, not part of the speeds. acceptance: "own", or whose trace stood in for it, the forwards
+    being real. measured: see Measured; predicted: one log per policy.
     """
 
     checks: tuple[Check, ...]
@@ -128,141 +110,74 @@ class Validation:
     requests: int
     repeats: int
     seed: int
+    acceptance: str
     exactness: str
-    measured: dict[str, list[RoundLog]]
+    measured: Measured
     predicted: dict[str, RoundLog]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bench:
-    """The requests in chunks, and how to run one."""
-
-    backend: Backend
-    trace: Trace
-    requests: Sequence[Request]
-    costs: StepCosts
-    seed: int
-    chunks: tuple[range, ...]
-
-    def decode(self, policy: Policy, chunk: range, clock: str, repeat: int = 0) -> Any:
-        """One chunk; sampled repeats draw anew, greedy ones repeat the same decisions."""
-        meta = self.trace.meta
-        return self.backend.decode(
-            policy,
-            [self.requests[row] for row in chunk],
-            temperature=meta.temperature,
-            top_p=meta.top_p,
-            seed=self.seed + (repeat if meta.temperature > 0 else 0),
-            max_new_tokens=meta.max_new_tokens,
-            clock=clock,
-        )
-
-    def predict(self, policy: Policy) -> RoundLog:
-        """The replay, chunk by chunk as the engine runs."""
-        parts = [self.trace.select(list(chunk)) for chunk in self.chunks]
-        return join_logs([replay(policy, part, self.costs, seed=self.seed) for part in parts])
-
-    def equal_replies(self, replies: Sequence[Sequence[int]]) -> int | None:
-        """How many replies are the trace's own, token by token."""
-        if self.trace.token_ids is None:
-            return None
-        expected = np.split(self.trace.token_ids, self.trace.offsets[1:-1])
-        pairs = zip(replies, expected, strict=True)
-        return sum(int(list(reply) == tokens.tolist()) for reply, tokens in pairs)
-
-
-def work_units(policies: int, requests: int, repeats: int, chunk: int = CHUNK_REQUESTS) -> int:
-    """How often `validate` calls step: one exactness pass and the repeats, chunk by chunk."""
-    return policies * (repeats + 1) * -(-requests // chunk)
-
-
 def validate(
-    backend: Backend,
-    trace: Trace,
-    requests: Sequence[Request],
+    passes: Passes,
     costs: StepCosts,
     policies: Sequence[Policy],
     *,
     repeats: int = 3,
-    seed: int = 0,
-    chunk: int = CHUNK_REQUESTS,
     step: Step = lambda: None,
 ) -> Validation:
-    """Run the policies on the backend and set them beside their replay; see the module docstring.
+    """Run the policies and set them beside their replay; see the module docstring.
 
-    requests: one per row of the trace. The backend must allow the trace's depth as max_gamma.
+    The backend must allow the trace's depth as max_gamma. step: called passes.units times.
     """
-    starts = range(0, trace.requests, chunk)
-    chunks = tuple(range(start, min(start + chunk, trace.requests)) for start in starts)
-    bench = _Bench(backend, trace, requests, costs, seed, chunks)
-    names = [label(policy) for policy in policies]
-    predicted = {label(policy): bench.predict(policy) for policy in policies}
-    exact: dict[str, Agreement | None] = {}
-    equal: dict[str, int | None] = {}
-    for policy, name in zip(policies, names, strict=True):  # also warms the machine up
-        exact[name], equal[name] = _exactness_pass(bench, policy, predicted[name], step)
-    measured = _timed_passes(bench, policies, repeats, step)
-    reads = {label(policy): uses_signals(policy) for policy in policies}
-    priced = {
-        name: [price_log(log, costs, reads[name]) for log in logs]
-        for name, logs in measured.items()
-    }
+    exact = {label(policy): passes.exact(policy, step) for policy in policies}  # also a warm-up
+    timed = [passes.timed(policies, repeat, repeats, step) for repeat in range(repeats)]
+    measured = Measured(exact, {name: [logs[name] for logs in timed] for name in exact})
+    return judge(measured, passes.trace, costs, policies, seed=passes.seed, chunk=passes.chunk)
+
+
+def judge(
+    measured: Measured,
+    trace: Trace,
+    costs: StepCosts,
+    policies: Sequence[Policy],
+    *,
+    seed: int,
+    chunk: int,
+) -> Validation:
+    """Set what ran beside its replay; `trace` holds the rows that ran, in their order."""
+    parts = [trace.select(list(rows)) for rows in chunks_of(trace.requests, chunk)]
+    predicted, priced, reads = {}, {}, {}
+    for policy in policies:
+        name = label(policy)
+        predicted[name] = join_logs([replay(policy, part, costs, seed=seed) for part in parts])
+        reads[name] = uses_signals(policy)
+        priced[name] = [price_log(log, costs, reads[name]) for log in measured.timed[name]]
+    acceptance = _acceptance(measured)
+    repeatable = trace.meta.temperature == 0.0 or acceptance != "own"
     checks = [
-        _check(name, predicted[name], measured[name], priced[name], exact[name], equal[name])
-        for name in names
+        _check(name, predicted[name], measured, priced[name], repeatable) for name in predicted
     ]
     cells = residual_cells(
-        [log for name in names for log in measured[name]],
-        [seconds for name in names for seconds in priced[name]],
-        [reads[name] for name in names for _ in measured[name]],
+        [log for name in predicted for log in measured.timed[name]],
+        [seconds for name in predicted for seconds in priced[name]],
+        [reads[name] for name in predicted for _ in measured.timed[name]],
     )
-    return _together(bench, checks, cells, measured, predicted, repeats)
+    return _together(trace, checks, cells, measured, predicted, seed, acceptance)
 
 
-def _exactness_pass(
-    bench: _Bench, policy: Policy, predicted: RoundLog, step: Step
-) -> tuple[Agreement | None, int | None]:
-    logs, replies = [], []
-    for chunk in bench.chunks:
-        run = bench.decode(policy, chunk, "model")
-        logs.append(run.log)
-        replies += run.tokens
-        step()
-    if bench.trace.meta.temperature > 0:
-        return None, None
-    return agree(join_logs(logs), predicted), bench.equal_replies(replies)
-
-
-def rotated(count: int, repeat: int, chunk: int, repeats: int) -> list[int]:
-    """The order in which `count` policies take a chunk: a rotation by chunk and by repeat."""
-    shift = (chunk + repeat * -(-count // repeats)) % count
-    return [(k + shift) % count for k in range(count)]
-
-
-def _timed_passes(
-    bench: _Bench, policies: Sequence[Policy], repeats: int, step: Step
-) -> dict[str, list[RoundLog]]:
-    measured: dict[str, list[RoundLog]] = {label(policy): [] for policy in policies}
-    for repeat in range(repeats):
-        parts: dict[str, list[RoundLog]] = {name: [] for name in measured}
-        for number, chunk in enumerate(bench.chunks):
-            for index in rotated(len(policies), repeat, number, repeats):
-                run = bench.decode(policies[index], chunk, "wall", repeat)
-                parts[label(policies[index])].append(run.log)
-                step()
-        for name, logs in parts.items():
-            measured[name].append(join_logs(logs))
-    return measured
+def _acceptance(measured: Measured) -> str:
+    """Whose acceptance the runs had: "own" or "trace of PAIR"; raises InputError if both."""
+    logs = [*measured.exact.values(), *(log for some in measured.timed.values() for log in some)]
+    found = {log.meta.get("acceptance", "own") for log in logs}
+    if len(found) > 1:
+        raise InputError("some of the runs took their acceptance from a trace and some did not")
+    return str(found.pop())
 
 
 def _check(
-    name: str,
-    predicted: RoundLog,
-    measured: list[RoundLog],
-    priced: list[FloatArray],
-    exact: Agreement | None,
-    equal: int | None,
+    name: str, predicted: RoundLog, runs: Measured, priced: list[FloatArray], repeatable: bool
 ) -> Check:
+    measured = runs.timed[name]
+    exact = agree(runs.exact[name], predicted) if repeatable and name in runs.exact else None
     ours, theirs = per_request(predicted), [per_request(log) for log in measured]
     seconds = np.median([sums.decode_s for sums in theirs], axis=0)
     tokens = np.median([sums.tokens for sums in theirs], axis=0)
@@ -271,6 +186,8 @@ def _check(
     measured_speed = float(tokens.sum() / seconds.sum())
     by_request = divide(ours.tokens_per_s, divide(tokens, seconds)) - 1.0
     differing = [agree(log, predicted).differing for log in measured] if exact else [0]
+    energy = [log.meta["energy_j"] / int(log.emitted.sum()) for log in measured if _metered(log)]
+    peaks = [log.meta["peak_memory_bytes"] for log in measured if "peak_memory_bytes" in log.meta]
     modelled = [
         np.bincount(log.request, weights=cost, minlength=len(seconds))
         for log, cost in zip(measured, priced, strict=True)
@@ -289,28 +206,35 @@ def _check(
         exact=exact,
         timed_rounds=sum(len(log) for log in measured),
         clock_rounds=sum(differing),
-        replies_equal=equal,
+        replies_equal=runs.exact[name].meta.get("replies_equal") if exact else None,
         reads_clock=exact is not None and exact.differing == 0 and sum(differing) > 0,
         measured_s=measured_s,
         predicted_s=predicted_s,
         costs_s=measured_s - priced_s,
         decisions_s=priced_s - predicted_s,
+        joules_per_token=float(np.median(energy)) if energy else None,
+        peak_memory_bytes=max(peaks, default=None),
     )
 
 
+def _metered(log: RoundLog) -> bool:
+    return log.meta.get("energy_j") is not None
+
+
 def _together(
-    bench: _Bench,
+    trace: Trace,
     checks: Sequence[Check],
     cells: Sequence[Cell],
-    measured: dict[str, list[RoundLog]],
+    measured: Measured,
     predicted: dict[str, RoundLog],
-    repeats: int,
+    seed: int,
+    acceptance: str,
 ) -> Validation:
     ours = np.asarray([check.predicted_tokens_per_s for check in checks])
     theirs = np.asarray([check.measured_tokens_per_s for check in checks])
     factor = float(np.median(ours / theirs))
     errors, scaled = np.abs(ours / theirs - 1.0), np.abs(ours / factor / theirs - 1.0)
-    prefills = [float(log.prefill_s.sum()) for logs in measured.values() for log in logs]
+    prefills = [float(log.prefill_s.sum()) for logs in measured.timed.values() for log in logs]
     expected = [float(log.prefill_s.sum()) for log in predicted.values()]
     return Validation(
         checks=tuple(checks),
@@ -324,10 +248,11 @@ def _together(
         residual=fit_residual(cells),
         prefill_predicted_s=float(np.median(expected)),
         prefill_measured_s=float(np.median(prefills)),
-        requests=bench.trace.requests,
-        repeats=repeats,
-        seed=bench.seed,
-        exactness=bench.trace.meta.exactness,
+        requests=trace.requests,
+        repeats=max(len(logs) for logs in measured.timed.values()),
+        seed=seed,
+        acceptance=acceptance,
+        exactness=trace.meta.exactness,
         measured=measured,
         predicted=predicted,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.agreement import REASONS, Cell
-from experiments.files import file_name, jsonable
+from experiments.files import jsonable
 from experiments.tables import number, percent, table
 from experiments.validate import Check, Validation
+from real_backend.passes import timed_path
 
 
 def _signed(value: float) -> str:
@@ -56,7 +58,7 @@ def _milliseconds(seconds: float) -> str:
 
 def rounds_table(outcome: Validation) -> str:
     """How many rounds were the replay's, with the cost model's clock and with the wall's."""
-    rows = [_rounds_row(check, outcome.requests) for check in outcome.checks]
+    rows = [_rounds_row(check, outcome) for check in outcome.checks]
     header = ("policy", "rounds", "differ", "replies=trace", "timed rounds", "differ", "why")
     table_ = table(header, [("", rows)])
     return table_ + (
@@ -65,7 +67,7 @@ def rounds_table(outcome: Validation) -> str:
     )
 
 
-def _rounds_row(check: Check, requests: int) -> list[str]:
+def _rounds_row(check: Check, outcome: Validation) -> list[str]:
     if check.exact is None:
         return [
             check.policy,
@@ -74,9 +76,9 @@ def _rounds_row(check: Check, requests: int) -> list[str]:
             "-",
             str(check.timed_rounds),
             "-",
-            "sampled: only laws agree",
+            why(check, outcome),
         ]
-    equal = "-" if check.replies_equal is None else f"{check.replies_equal}/{requests}"
+    equal = "-" if check.replies_equal is None else f"{check.replies_equal}/{outcome.requests}"
     return [
         check.policy,
         str(check.exact.rounds),
@@ -84,14 +86,14 @@ def _rounds_row(check: Check, requests: int) -> list[str]:
         equal,
         str(check.timed_rounds),
         str(check.clock_rounds),
-        why(check),
+        why(check, outcome),
     ]
 
 
-def why(check: Check) -> str:
+def why(check: Check, outcome: Validation) -> str:
     """The reason of whatever differs, in a few words."""
     if check.exact is None:
-        return "sampled"
+        return "no exact pass" if outcome.exactness == "exact" else "sampled: only laws agree"
     if check.exact.differing:
         first = {k: n for k, n in check.exact.first.items() if n}
         return "first: " + ", ".join(f"{n} {k}" for k, n in first.items())
@@ -155,9 +157,30 @@ def validation_text(outcome: Validation) -> str:
         f"{outcome.requests} replies, {outcome.repeats} repeats in rotated order, "
         f"trace {outcome.exactness}, seed {outcome.seed}"
     )
+    if outcome.acceptance != "own":
+        basis += (
+            f"\nforced acceptance: real forwards, but what they accept is the {outcome.acceptance}"
+        )
     rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
-    parts = [basis, speed_table(outcome), rounds, error_table(outcome), summary_lines(outcome)]
-    return "\n\n".join(parts)
+    parts = [basis, speed_table(outcome), energy_table(outcome), rounds, error_table(outcome)]
+    return "\n\n".join([*filter(None, parts), summary_lines(outcome)])
+
+
+def energy_table(outcome: Validation) -> str:
+    """Joules per token and peak memory of each policy; empty where the device reports neither."""
+    checks = sorted(outcome.checks, key=lambda check: -check.measured_tokens_per_s)
+    if all(c.joules_per_token is None and c.peak_memory_bytes is None for c in checks):
+        return ""
+    rows = [
+        [
+            check.policy,
+            "-" if check.joules_per_token is None else number(check.joules_per_token, 3),
+            "-" if check.peak_memory_bytes is None else number(check.peak_memory_bytes / 2**20, 0),
+        ]
+        for check in checks
+    ]
+    note = "joules of the whole board, prompts included; MiB that torch held at most"
+    return table(("policy", "J/token", "peak MiB"), [("", rows)]) + "\n\n" + note
 
 
 def findings(outcome: Validation, max_error_percent: float) -> list[str]:
@@ -181,9 +204,10 @@ def validation_dict(outcome: Validation) -> dict[str, Any]:
     for check, shown in zip(outcome.checks, raw["checks"], strict=True):
         if check.exact is not None:
             shown["exact"]["differing"] = check.exact.differing
-    raw["reasons"] = {check.policy: why(check) for check in outcome.checks}
+    raw["reasons"] = {check.policy: why(check, outcome) for check in outcome.checks}
+    folder = Path()
     raw["log_files"] = {
-        name: [f"measured/{file_name(name)}-{k + 1}.parquet" for k in range(len(logs))]
-        for name, logs in outcome.measured.items()
+        name: [timed_path(folder, name, k).as_posix() for k in range(len(logs))]
+        for name, logs in outcome.measured.timed.items()
     }
     return raw

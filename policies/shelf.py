@@ -110,3 +110,8 @@ def label(policy: Policy) -> str:
         if value != defaults[field] or field == "gamma_tokens"
     ]
     return policy.name + (":" + ",".join(shown) if shown else "")
+
+
+def file_name(policy: str) -> str:
+    """A policy's label as part of a file name: fixed:gamma=3 -> fixed-gamma-3."""
+    return "".join(c if c.isalnum() or c in "+-." else "-" for c in policy)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.shelf import label, parse_policies
@@ -25,12 +26,20 @@ from real_backend.energy import Meter
 from real_backend.graphs import GraphSteps, graphs_possible
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
-from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
+from real_backend.passes import Passes, exact_path, timed_path, write_rounds
+from real_backend.prompts import (
+    Request,
+    forced_requests,
+    questions_of,
+    requests_of_trace,
+)
 from real_backend.slots import Forced, Limits, Slot
 from real_backend.steps import EagerSteps, Law, Steps
 from traces.costs import Table, prices_of, round_seconds, tabulate
-from traces.roundlog import ROUND_DTYPES, RoundLog, write_roundlog
+from traces.errors import InputError
+from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog
 from traces.schema import Trace
+from traces.split import spread_rows
 from traces.store import read_trace
 from traces.timing import StepCosts, read_timing
 
@@ -262,33 +271,58 @@ class _Loop:
         return RoundLog(**arrays, prefill_s=np.asarray(self.prefill_s), meta=meta)
 
 
-def run(args: argparse.Namespace) -> dict[str, Run]:
-    """Decode a trace's requests again under each policy and save what happened, one file each."""
+def passes_from_args(
+    args: argparse.Namespace, trace: Trace, costs: StepCosts, *, limit: int = 0, batch: int = 1
+) -> Passes:
+    """Load the pair that `args` name and make its engine ready for about `limit` of the requests.
+
+    args: pair options, prompts, acceptance, seed. Raises InputError if the pair is not the trace's,
+    unless acceptance is "trace".
+    """
+    forced = args.acceptance == "trace"
+    questions = None if forced else questions_of(args)
+    pair = pair_from_args(args)
+    if questions is None:
+        requests = forced_requests(trace, pair)
+    else:
+        requests = requests_of_trace(questions, trace, pair)
+    rows = spread_rows(trace, limit, args.seed)
+    engine = Engine(pair, costs, max_gamma=trace.meta.depth)
+    chosen = [requests[row] for row in rows]
+    return Passes(engine, trace.select(rows), chosen, args.seed, batch, forced)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Decode a trace's requests again under each policy; every pass is saved as soon as it ends.
+
+    With --resume, passes whose files are there are kept.
+    """
     policies = parse_policies(args.policies)
     trace, timing = read_trace(args.trace), read_timing(args.timing)
-    questions = read_questions(args.prompts or EMBEDDED_PROMPTS)
-    pair = pair_from_args(args)
-    requests = requests_of_trace(questions, trace, pair)
+    names, repeats = [label(policy) for policy in policies], range(args.repeats)
+    files = [exact_path(args.out, name) for name in names]
+    files += [timed_path(args.out, name, repeat) for name in names for repeat in repeats]
+    if not args.resume and not args.force:
+        for file in files:
+            if file.exists():
+                raise InputError(f"{file} exists; choose another --out, --resume or --force")
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
     costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
-    engine = Engine(pair, costs, max_gamma=trace.meta.depth)
-    runs: dict[str, Run] = {}
-    for policy in policies:
-        name = label(policy)
-        runs[name] = engine.decode(
-            policy,
-            requests,
-            temperature=trace.meta.temperature,
-            top_p=trace.meta.top_p,
-            seed=args.seed,
-            max_new_tokens=trace.meta.max_new_tokens,
-        )
-        log = runs[name].log
-        file = args.out / f"{name.replace(':', '-').replace(',', '-')}.measured.parquet"
-        write_roundlog(log, file, overwrite=args.force)
-        speed = log.emitted.sum() / log.elapsed_s.sum()
-        print(f"{name:32} {len(log):7} rounds {speed:9.1f} tokens/s  {file}")
-    return runs
+    passes = passes_from_args(args, trace, costs, limit=args.limit, batch=args.batch)
+    total = passes.units(len(policies), args.repeats)
+    with tqdm(total=total, desc="engine", disable=None, leave=False) as bar:
+        for policy, name in zip(policies, names, strict=True):
+            if args.batch == 1 and not (args.resume and exact_path(args.out, name).exists()):
+                write_rounds([(exact_path(args.out, name), passes.exact(policy, bar.update))])
+        for repeat in repeats:
+            paths = {name: timed_path(args.out, name, repeat) for name in names}
+            if not (args.resume and all(path.exists() for path in paths.values())):
+                timed = passes.timed(policies, repeat, args.repeats, bar.update)
+                write_rounds((paths[name], log) for name, log in timed.items())
+    for name in names:
+        logs = [read_roundlog(timed_path(args.out, name, repeat)) for repeat in repeats]
+        speeds = [float(log.emitted.sum() / log.elapsed_s.sum()) for log in logs]
+        print(f"{name:32} {np.median(speeds):9.1f} tokens/s, {logs[0].meta['device_name']}")
 
 
 if __name__ == "__main__":

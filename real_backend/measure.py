@@ -185,13 +185,15 @@ def _sample(
     return samples
 
 
-def _round_overheads(pair: Pair, timing: Timing, prompt_tokens: int) -> tuple[float, float]:
+def _round_overheads(
+    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int
+) -> tuple[float, float]:
     """(signal_s, control_s) from real rounds of controllers that do nothing but draft a fixed
     number.
 
-    control_s: median seconds of a round beyond its steps. signal_s: what a drafted token costs more
-    if the controller looks at its signals. A random prompt does: what is drafted or accepted does
-    not change what a step costs.
+    tokens: of each of 27 replies. control_s: median seconds of a round beyond its steps. signal_s:
+    what a drafted token costs more if the controller looks at its signals. A random prompt does:
+    what is drafted or accepted does not change what a step costs.
     """
     costs = tabulate(Table(timing), max_context=prompt_tokens + 256)
     engine = Engine(pair, costs, max_gamma=8)
@@ -201,12 +203,12 @@ def _round_overheads(pair: Pair, timing: Timing, prompt_tokens: int) -> tuple[fl
     residual: list[float] = []
     added = {gamma: [0.0, 0.0] for gamma in (1, 2, 4, 8)}
     for gamma in (0, *added) * 3:
-        plain = engine.decode(Fixed(gamma), request, max_new_tokens=64).log
+        plain = engine.decode(Fixed(gamma), request, max_new_tokens=tokens).log
         beyond = plain.elapsed_s - price_log(plain, costs, signals=False)
         residual += beyond.tolist()
         if gamma:
             looking = HFConfidence(gamma_max=gamma, threshold=0.0)
-            log = engine.decode(looking, request, max_new_tokens=64).log
+            log = engine.decode(looking, request, max_new_tokens=tokens).log
             with_signals = log.elapsed_s - price_log(log, costs, signals=False)
             added[gamma][0] += float(np.median(with_signals) - np.median(beyond))
             added[gamma][1] += gamma
@@ -238,7 +240,7 @@ def measure(
     steps = Timing(pair.describe(), cells, 0.0, 0.0)
     signal_s = control_s = 0.0
     if 1 in batches:
-        signal_s, control_s = _round_overheads(pair, steps, min(contexts))
+        signal_s, control_s = _round_overheads(pair, steps, min(contexts), min(64, max(8, repeats)))
     return Timing(pair.describe(), cells, signal_s, control_s)
 
 

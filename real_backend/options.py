@@ -90,6 +90,17 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
+def add_acceptance_argument(group: Any) -> None:
+    """Whose acceptance decides."""
+    group.add_argument(
+        "--acceptance",
+        choices=["own", "trace"],
+        default="own",
+        help="trace: the forwards are real, but what they accept is what the trace recorded, for "
+        "pairs that cannot have made it (shape:...)",
+    )
+
+
 def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     """What the real engine decodes, and under which policies."""
     group = parser.add_argument_group("the run")
@@ -101,10 +112,13 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--policies", required=True, help="for example never,fixed:gamma=4,gammatune"
     )
-    group.add_argument(
-        "--out", type=Path, required=True, help="folder for one round log per policy"
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder for the round logs")
+    add_acceptance_argument(group)
+    group.add_argument("--batch", type=int, default=1, help="requests decoded at once")
+    group.add_argument("--repeats", type=int, default=1, help="timed passes of every policy")
+    group.add_argument("--limit", type=int, default=0, help="about N requests, all tasks alike")
     group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--resume", action="store_true", help="keep the passes that are there")
     group.add_argument("--force", action="store_true", help="overwrite")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from traces.errors import InputError
 from traces.schema import Trace
@@ -155,13 +159,35 @@ def request_for(pair: Pair, question: Question, turn: int, replies: list[str]) -
     return Request(name, question.task, ids)
 
 
+def _check_recorded(trace: Trace, pair: Pair) -> None:
+    """Refuse a pair that cannot have produced the trace; warn if it ran somewhere else."""
+    if pair.tokenizer is None:
+        raise InputError(
+            f"pair {pair.name!r} has random weights and cannot repeat the trace's replies; take "
+            "acceptance from the trace with --acceptance trace"
+        )
+    if trace.meta.tokenizer_sha256 != pair.tokenizer_sha256:
+        raise InputError(
+            f"the trace was recorded with another tokenizer than that of pair {pair.name!r}; give "
+            "the pair it was captured from"
+        )
+    about = pair.describe()
+    for field in ("pair", "device", "dtype"):
+        ours = getattr(trace.meta, field)
+        theirs = about["device_name" if field == "device" else field]
+        if ours != theirs:
+            line = f"the trace has {field} {ours!r}, the engine runs {theirs!r}; replies may differ"
+            print(f"warning: {line}", file=sys.stderr)
+
+
 def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> list[Request]:
     """The requests a trace recorded, one per row and in its order, for decoding them again.
 
-    Earlier turns are answered with the replies in the trace. Raises InputError if a row's question
-    is not in the file, an earlier turn is not in the trace, or a prompt has another length than
-    recorded.
+    Earlier turns are answered with the replies in the trace. Raises InputError if the pair has
+    another tokenizer, a row's question is not in the file, an earlier turn is not in the trace, or
+    a prompt has another length than recorded.
     """
+    _check_recorded(trace, pair)
     if trace.token_ids is None:
         raise InputError("the trace holds no token ids, so its dialogues cannot be rebuilt")
     by_name = {q.request_id(t): (q, t) for q in questions for t in range(len(q.turns))}
@@ -186,3 +212,30 @@ def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> li
             )
         requests.append(request)
     return requests
+
+
+def questions_of(args: argparse.Namespace) -> list[Question]:
+    """The questions behind a trace: --prompts, or the embedded pair's own."""
+    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
+        raise InputError("--prompts is needed: the prompt file that the trace was captured from")
+    return read_questions(args.prompts or EMBEDDED_PROMPTS)
+
+
+def forced_requests(trace: Trace, pair: Pair) -> list[Request]:
+    """Random prompts of the recorded lengths, for runs whose acceptance is the trace's.
+
+    Raises InputError if they do not fit into the pair's context.
+    """
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + trace.meta.depth + 1
+    if pair.max_context and longest > pair.max_context:
+        raise InputError(
+            f"the trace's longest dialogue needs {longest} tokens, the context of pair "
+            f"{pair.name!r} holds {pair.max_context}"
+        )
+    random = np.random.default_rng(0)
+    return [
+        Request(name, task, random.integers(pair.vocab_size, size=int(tokens)).tolist())
+        for name, task, tokens in zip(
+            trace.request_id, trace.category, trace.prompt_tokens, strict=True
+        )
+    ]

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments.agreement import agree, fit_residual, join_logs, residual_cells
+from experiments.agreement import agree, fit_residual, residual_cells
 from experiments.compare import step_costs
-from experiments.validate import rotated, validate, work_units
+from experiments.validate import validate
 from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy
 from policies.shelf import label, parse_policies
+from real_backend.passes import Passes, rotated
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import price_log
-from traces.roundlog import RoundLog
+from traces.roundlog import RoundLog, join_logs
 from traces.schema import Trace
 from traces.timing import StepCosts
 
@@ -51,6 +52,8 @@ class FakeEngine:
         seed: int,
         max_new_tokens: int,
         clock: str,
+        batch: int,
+        acceptance: Trace | None,
     ) -> Run:
         rows = list(requests)
         part = self.trace.select(rows)
@@ -72,15 +75,13 @@ def setup(slower: dict[str, float]) -> tuple[Trace, StepCosts, FakeEngine]:
 
 def run(slower: dict[str, float], engine: FakeEngine | None = None) -> Any:
     trace, costs, fresh = setup(slower)
-    return validate(
-        engine or fresh,
-        trace,
-        list(range(trace.requests)),  # type: ignore[arg-type]
-        costs,
-        parse_policies(POLICIES),
-        repeats=2,
-        chunk=7,
-    )
+    passes = passes_of(engine or fresh, trace, chunk=7)
+    return validate(passes, costs, parse_policies(POLICIES), repeats=2)
+
+
+def passes_of(engine: FakeEngine, trace: Trace, chunk: int = 12) -> Passes:
+    rows: list[Any] = list(range(trace.requests))
+    return Passes(engine, trace, rows, chunk=chunk)
 
 
 def test_an_engine_as_predicted_has_no_error() -> None:
@@ -136,17 +137,9 @@ def test_chunks_are_interleaved_and_the_order_rotates() -> None:
     trace, costs, engine = setup({})
     steps: list[int] = []
     policies = parse_policies(POLICIES)
-    validate(
-        engine,
-        trace,
-        list(range(trace.requests)),  # type: ignore[arg-type]
-        costs,
-        policies,
-        repeats=2,
-        chunk=12,
-        step=lambda: steps.append(1),
-    )
-    assert len(steps) == work_units(4, 24, 2, 12) == len(engine.calls) == 24
+    passes = passes_of(engine, trace)
+    validate(passes, costs, policies, repeats=2, step=lambda: steps.append(1))
+    assert len(steps) == passes.units(4, 2) == len(engine.calls) == 24
     timed = [(name, row) for name, clock, row in engine.calls if clock == "wall"]
     assert [row for _, row in timed] == ([0] * 4 + [12] * 4) * 2
     firsts = [timed[k][0] for k in range(0, 16, 4)]
@@ -159,14 +152,8 @@ def test_sampled_traces_are_compared_by_speed_alone() -> None:
     trace, costs, _ = setup({})
     meta = dataclasses.replace(trace.meta, temperature=1.0, exactness="in-law")
     trace = dataclasses.replace(trace, meta=meta)
-    found = validate(
-        FakeEngine(trace, costs, {"never": 2.0}),
-        trace,
-        list(range(trace.requests)),  # type: ignore[arg-type]
-        costs,
-        parse_policies(POLICIES),
-        repeats=1,
-    )
+    passes = passes_of(FakeEngine(trace, costs, {"never": 2.0}), trace)
+    found = validate(passes, costs, parse_policies(POLICIES), repeats=1)
     assert [check.exact for check in found.checks] == [None] * 4
     assert [check.replies_equal for check in found.checks] == [None] * 4
     assert found.max_error == pytest.approx(1.0)

@@ -5,6 +5,8 @@ analysis.
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,34 @@ class RoundLog:
         return all(getattr(self, n).tobytes() == getattr(other, n).tobytes() for n in names)
 
 
+def join_logs(logs: Sequence[RoundLog]) -> RoundLog:
+    """One log of runs one after another, their requests numbered on; joules add up."""
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in ROUND_DTYPES}
+    requests, clock = 0, 0.0
+    for log in logs:
+        for name, parts in columns.items():
+            column = getattr(log, name)
+            if name == "request":
+                column = (column + requests).astype(column.dtype)
+            elif name == "start_s":
+                column = column + clock
+            parts.append(column)
+        requests += len(log.prefill_s)
+        clock += float(log.elapsed_s.sum() + log.prefill_s.sum())
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    prefill = np.concatenate([log.prefill_s for log in logs])
+    meta = dict(logs[0].meta)
+    for field, together in (("energy_j", sum), ("peak_memory_bytes", max)):
+        values = [log.meta[field] for log in logs if field in log.meta]
+        if len(values) == len(logs):
+            meta[field] = together(values)
+        else:
+            meta.pop(field, None)
+    return RoundLog(**joined, prefill_s=prefill, meta=meta)
+
+
 def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> None:
     """One Parquet file, atomically; prefill_s and meta travel in the schema metadata."""
-    import json
-
     table = pa.table({name: getattr(log, name) for name in ROUND_DTYPES})
     header = {
         b"gammalab": json.dumps(
