@@ -57,9 +57,12 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; use fewer prompts, a smaller --batch or --depth, or another device"
-    return None
+    if "torch" in sys.modules:  # else no device was in use, and importing it takes seconds
+        from real_backend.faults import DEVICE_REMEDY, fault_of
+
+        told = fault_of(error, "on the way", DEVICE_REMEDY)
+        return str(told) if told else None
+    return "out of memory; use fewer prompts" if isinstance(error, MemoryError) else None
 
 
 def build_parser() -> Parser:

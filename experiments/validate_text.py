@@ -158,8 +158,10 @@ def validation_text(outcome: Validation) -> str:
         f"trace {outcome.exactness}, seed {outcome.seed}"
     )
     if outcome.acceptance != "own":
+        about = next(iter(outcome.measured.timed.values()))[0].meta
         basis += (
-            f"\nforced acceptance: real forwards, but what they accept is the {outcome.acceptance}"
+            f"\nforced acceptance: real forwards of {about['pair']} ({about['weights']} weights), "
+            f"but what they\naccept is the {outcome.acceptance}"
         )
     rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
     parts = [basis, speed_table(outcome), energy_table(outcome), rounds, error_table(outcome)]

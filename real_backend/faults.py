@@ -9,6 +9,8 @@ import torch
 
 from traces.errors import InputError
 
+DEVICE_REMEDY = "fewer or shorter prompts, a smaller --batch, half precision, or another device"
+
 
 class DeviceLost(InputError):
     """The device failed under us; nothing more can run on it in this process."""
@@ -21,25 +23,33 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)
 
 
+def fault_of(error: BaseException, doing: str, remedy: str) -> InputError | None:
+    """What to tell the user of a fault of the device; None if it is something else.
+
+    A DeviceLost means that the device itself failed (driver reset, unplugged, a failed kernel),
+    after which the process must be started again.
+    """
+    if out_of_memory(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return InputError(f"out of memory {doing}; try {remedy}")
+    lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    if not lost and not (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+        return None
+    reason = str(error).strip().splitlines()[0]
+    return DeviceLost(
+        f"the device failed {doing} ({reason}); what was finished is saved - check the device and "
+        "run the same command again"
+    )
+
+
 @contextlib.contextmanager
 def device_faults(doing: str, remedy: str) -> Iterator[None]:
-    """Translate faults of the device while `doing` something into InputError, naming the remedy.
-
-    Raises DeviceLost if the device itself failed (driver reset, unplugged, a failed kernel), after
-    which the process must be started again.
-    """
+    """Translate faults of the device while `doing` something into InputError; see fault_of."""
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            raise InputError(f"out of memory {doing}; try {remedy}") from None
-        lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
-        if not lost and "CUDA error" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        told = fault_of(error, doing, remedy)
+        if told is None:
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise DeviceLost(
-            f"the device failed {doing} ({reason}); what was finished is saved - check the device "
-            "and run the same command again"
-        ) from None
+        raise told from None

@@ -11,6 +11,13 @@ from typing import Any
 from traces.errors import InputError
 
 SHAPE_PREFIX = "shape:"
+SESSION_SHAPES = (
+    "llama-3.1-8b+llama-3.2-1b",
+    "vicuna-7b+68m",
+    "qwen2.5-7b+0.5b",
+    "vicuna-13b+160m",
+    "llama-3.1-70b+llama-3.2-1b",
+)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,19 +129,65 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
+def add_session_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a GPU session does in which time."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--minutes", type=float, default=20.0, help="stop after so many minutes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--shapes",
+        default=",".join(SESSION_SHAPES),
+        metavar="TARGET+DRAFT,...",
+        help="pairs of real sizes to time, random weights; '' for none (default: %(default)s)",
+    )
+    parser.add_argument("--small", action="store_true", help="a little of everything, for a CPU")
+
+
+def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to decode, and in which ways."""
+    group = parser.add_argument_group("the check")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        help="JSON lines with question_id, category, turns (embedded: its own); first turns only",
+    )
+    group.add_argument("--limit", type=int, default=0, help="only the first N questions")
+    group.add_argument("--max-new-tokens", type=int, default=128, help="longest reply, tokens")
+    group.add_argument(
+        "--policies", default="never,fixed:gamma=3,gammatune", help="default: %(default)s"
+    )
+    group.add_argument("--batch", type=integers, default=[1, 8], help="batch sizes, default 1,8")
+    group.add_argument("--out", type=Path, help="all that was found, a JSON file")
+    group.add_argument("--force", action="store_true", help="overwrite")
+
+
 def run_module(
     name: str,
     about: str | None,
     adders: list[Callable[[argparse.ArgumentParser], None]],
     run: Callable[[argparse.Namespace], Any],
 ) -> int:
-    """`python -m real_backend.NAME`: parse, run, turn bad input into one line and exit code 2."""
+    """`python -m real_backend.NAME`: parse, run, turn bad input into one line and exit code 2.
+
+    An integer that `run` returns is the exit code. Device faults without a remedy of their own get
+    one here.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m real_backend.{name}", description=about)
     for add in adders:
         add(parser)
+    args = parser.parse_args()
+    from real_backend.faults import DEVICE_REMEDY, device_faults
+
     try:
-        run(parser.parse_args())
+        with device_faults(f"in {name}", DEVICE_REMEDY):
+            code = run(args)
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    return 0
+    except OSError as error:
+        print(f"{name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what was finished is saved", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0

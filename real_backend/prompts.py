@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 from traces.schema import Trace
 
@@ -161,11 +162,6 @@ def request_for(pair: Pair, question: Question, turn: int, replies: list[str]) -
 
 def _check_recorded(trace: Trace, pair: Pair) -> None:
     """Refuse a pair that cannot have produced the trace; warn if it ran somewhere else."""
-    if pair.tokenizer is None:
-        raise InputError(
-            f"pair {pair.name!r} has random weights and cannot repeat the trace's replies; take "
-            "acceptance from the trace with --acceptance trace"
-        )
     if trace.meta.tokenizer_sha256 != pair.tokenizer_sha256:
         raise InputError(
             f"the trace was recorded with another tokenizer than that of pair {pair.name!r}; give "
@@ -216,6 +212,11 @@ def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> li
 
 def questions_of(args: argparse.Namespace) -> list[Question]:
     """The questions behind a trace: --prompts, or the embedded pair's own."""
+    if (args.pair or "").startswith(SHAPE_PREFIX):
+        raise InputError(
+            f"--pair {args.pair} has random weights and cannot repeat the trace's replies; take "
+            "acceptance from the trace with --acceptance trace"
+        )
     if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
         raise InputError("--prompts is needed: the prompt file that the trace was captured from")
     return read_questions(args.prompts or EMBEDDED_PROMPTS)

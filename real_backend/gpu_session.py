@@ -1,0 +1,341 @@
+"""All that a GPU can tell, as one script: `python -m real_backend.gpu_session --out DIR`.
+
+Captures, measures and decodes with the embedded pair and with pairs of real sizes, most valuable
+first. Every stage is a process of its own, running a command that also works by hand: one that
+fails, hangs or loses the device leaves the others alone. Results are saved as soon as they exist;
+the same command goes on where the time ran out. Last comes the table of prediction errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from policies.base import uses_signals
+from policies.shelf import file_name, label, parse_policies, parse_policy
+from real_backend.options import add_session_arguments, run_module
+from real_backend.passes import exact_path, read_measured, timed_path
+from traces.costs import Table, price_log, tabulate
+from traces.errors import InputError
+from traces.store import read_trace, write_atomically
+from traces.timing import read_timing
+
+ROOT = Path(__file__).parent.parent
+SHELF = (
+    "never,fixed:gamma=2,fixed:gamma=4,fixed:gamma=8,gammatune,gammatune+,hf-heuristic,"
+    "hf-confidence,hf-roc,tail-pruning,ucb,goodput"
+)
+
+
+class Effort(NamedTuple):
+    """How much of everything; the small one is for a CPU and for trying the script."""
+
+    questions: int  # 0: all
+    replies: int
+    repeats: int
+    timed: int
+    max_new_tokens: int
+    batches: str
+    contexts: str
+    policies: str
+
+
+FULL = Effort(0, 48, 3, 50, 128, "1,2,4,8", "96,380", SHELF)
+SMALL = Effort(12, 6, 1, 10, 32, "1,2", "96,200", "never,fixed:gamma=3,gammatune,hf-confidence")
+
+
+class Stage(NamedTuple):
+    """One command: `python -m MODULE ARGUMENTS`, done once all `results` are there.
+
+    worth_s: seconds below which there is no point in starting it.
+    """
+
+    name: str
+    module: str
+    arguments: list[str]
+    results: list[Path]
+    worth_s: float
+
+    @property
+    def done(self) -> bool:
+        """True if its results are there."""
+        return all(path.exists() for path in self.results)
+
+
+class Confirmed(NamedTuple):
+    """A folder of decoded rounds, and the trace and timing that predict them."""
+
+    title: str
+    folder: Path
+    trace: Path
+    timing: Path
+
+
+class Plan(NamedTuple):
+    """The stages in order of value, and what the last table is made of."""
+
+    stages: list[Stage]
+    confirmed: list[Confirmed]
+
+
+class _Planner:
+    """Collects stages; every method adds one and names its result."""
+
+    def __init__(self, out: Path, device: str, effort: Effort) -> None:
+        self.out, self.device, self.effort = out, device, effort
+        self.plan = Plan([], [])
+
+    def _add(
+        self, name: str, module: str, arguments: Sequence[object], results: list[Path], worth_s: int
+    ) -> None:
+        words = [str(argument) for argument in arguments] + ["--device", self.device]
+        self.plan.stages.append(Stage(name, f"real_backend.{module}", words, results, worth_s))
+
+    def capture(self, dtype: str, temperature: float = 0.0) -> Path:
+        """A trace of the embedded pair."""
+        kind = "sampled" if temperature else "greedy"
+        trace = self.out / f"embedded-{dtype}-{kind}.parquet"
+        arguments = ["--dtype", dtype, "--out", trace, "--limit", self.effort.questions]
+        arguments += ["--max-new-tokens", self.effort.max_new_tokens, "--temperature", temperature]
+        self._add(f"capture {dtype} {kind}", "capture", [*arguments, "--resume"], [trace], 20)
+        return trace
+
+    def measure(self, pair: str, dtype: str) -> Path:
+        """A timing."""
+        timing = self.out / f"timing-{file_name(pair.removeprefix('shape:'))}-{dtype}.json"
+        arguments = ["--pair", pair, "--dtype", dtype, "--out", timing]
+        arguments += ["--batch", self.effort.batches, "--context", self.effort.contexts]
+        arguments += ["--repeats", self.effort.timed]
+        self._add(f"measure {pair} {dtype}", "measure", arguments, [timing], 40)
+        return timing
+
+    def decode(self, pair: str, dtype: str, trace: Path, timing: Path, batch: int = 1) -> None:
+        """Rounds of the shelf on the real engine."""
+        forced = pair.startswith("shape:")
+        name = file_name(pair.removeprefix("shape:")) + f"-{dtype}"
+        folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")
+        arguments = ["--pair", pair, "--dtype", dtype, "--trace", trace, "--timing", timing]
+        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder, "--resume"]
+        arguments += ["--repeats", self.effort.repeats, "--limit", self.effort.replies]
+        arguments += ["--policies", self.effort.policies, "--batch", batch]
+        names = [label(policy) for policy in parse_policies(self.effort.policies)]
+        results = [timed_path(folder, n, k) for n in names for k in range(self.effort.repeats)]
+        title = f"decode {pair} {dtype}" + (f" batch {batch}" if batch > 1 else "")
+        if batch == 1:
+            results += [exact_path(folder, n) for n in names]
+            self.plan.confirmed.append(Confirmed(title, folder, trace, timing))
+        self._add(title, "engine", arguments, results, 30)
+
+    def lossless(self, dtype: str) -> None:
+        """Speculative output beside plain output, differences explained."""
+        report = self.out / f"lossless-{dtype}.json"
+        arguments = ["--dtype", dtype, "--out", report, "--limit", self.effort.questions]
+        arguments += ["--max-new-tokens", self.effort.max_new_tokens]
+        self._add(f"lossless {dtype}", "lossless", arguments, [report], 30)
+
+
+def plan_of(out: Path, device: str, shapes: Sequence[str], dtype: str, effort: Effort) -> Plan:
+    """The whole session; dtype: number format of the shapes."""
+    planner = _Planner(out, device, effort)
+    greedy = planner.capture("float32")
+    planner.decode("embedded", "float32", greedy, planner.measure("embedded", "float32"))
+    for number, shape in enumerate(shapes):
+        pair = f"shape:{shape}"
+        planner.decode(pair, dtype, greedy, planner.measure(pair, dtype))
+        if number == 0:  # what the embedded pair can still tell comes before further sizes
+            planner.lossless("float32")
+            _half_precision(planner, device)
+            planner.capture("float32", temperature=1.0)
+            timing = out / "timing-embedded-float32.json"
+            planner.decode("embedded", "float32", greedy, timing, batch=8)
+    return planner.plan
+
+
+def _half_precision(planner: _Planner, device: str) -> None:
+    if device == "cpu":  # emulated there, and slow
+        return
+    for dtype in ("bfloat16", "float16"):
+        trace = planner.capture(dtype)
+        planner.lossless(dtype)
+        if dtype == "bfloat16":
+            planner.decode("embedded", dtype, trace, planner.measure("embedded", dtype))
+
+
+class Session:
+    """Runs stages within a budget and keeps out/session.json, what became of each."""
+
+    def __init__(self, out: Path, minutes: float) -> None:
+        self.out, self.budget_s = out, 60 * minutes
+        self.began = time.monotonic()
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.budget_s - (time.monotonic() - self.began)
+
+    def run(self, stages: Sequence[Stage], device: str) -> None:
+        """All stages that are not done and still worth starting; stops if the device is gone."""
+        for number, stage in enumerate(stages, start=1):
+            print(f"[{number}/{len(stages)}] {stage.name}: ", end="", flush=True)
+            began, gone = time.monotonic(), False
+            if stage.done:
+                status, reason = "kept", ""
+            elif self.left_s < stage.worth_s:
+                status, reason = "skipped", f"{max(0.0, self.left_s):.0f} s of the budget are left"
+            else:
+                status, reason = self._one(stage)
+                gone = status == "failed" and not _answers(device)
+            seconds = time.monotonic() - began
+            print(f"{status}, {seconds:.0f} s" + (f": {reason}" if reason else ""), flush=True)
+            self._record(stage, status, seconds, reason)
+            if gone:
+                raise InputError(
+                    f"{device} does not answer any more; what was finished is saved in {self.out}: "
+                    "check the device and run the same command again"
+                )
+
+    def _one(self, stage: Stage) -> tuple[str, str]:
+        """Run it; a hanging stage may take half of the time that is left, but a minute at least."""
+        log = self.out / "logs" / f"{file_name(stage.name)}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        limit_s = min(self.left_s, max(60.0, 0.5 * self.left_s))
+        command = [sys.executable, "-m", stage.module, *stage.arguments]
+        path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}  # not installed
+        with log.open("w") as file:
+            print("$", shlex.join(["python", *command[1:]]), file=file, flush=True)
+            child = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+            try:
+                child.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                return "cut off", f"after {limit_s:.0f} s; the same command goes on"
+            finally:
+                _end(child)
+        if stage.done:  # with exit code 1 for a finding, which is a result
+            return "done", ""
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return "failed", lines[-1][:300]
+
+    def _record(self, stage: Stage, status: str, seconds: float, reason: str) -> None:
+        command = shlex.join(["python", "-m", stage.module, *stage.arguments])
+        fields = {"stage": stage.name, "status": status, "seconds": round(seconds, 1)}
+        self.records.append(fields | {"reason": reason, "command": command})
+        text = json.dumps({"kind": "gpu-session", "version": 1, "stages": self.records}, indent=1)
+        path = self.out / "session.json"
+        write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Make sure that nothing of a stage goes on."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _answers(device: str) -> bool:
+    """True if a fresh process can use the device."""
+    probe = f"import torch; torch.ones(1, device={device!r}).sum().item()"
+    try:
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def prediction_table(confirmed: Confirmed) -> str:
+    """Measured beside predicted tokens/s of every policy, fastest first.
+
+    Predicted is what the timing charges for the very rounds that ran: the replay's prediction where
+    decisions are the replay's, which `gammalab validate --measured` checks.
+    """
+    trace, timing = read_trace(confirmed.trace), read_timing(confirmed.timing)
+    longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
+    steps = dataclasses.replace(timing, control_s=0.0, signal_s=0.0)
+    costs, bare = (
+        tabulate(Table(each), max_context=longest, width=trace.meta.depth + 2)
+        for each in (timing, steps)
+    )
+    rows = []
+    for name, logs in read_measured(confirmed.folder).timed.items():
+        looks = uses_signals(parse_policy(name))
+        tokens = sum(int(log.emitted.sum()) for log in logs)
+        seconds = sum(float(log.elapsed_s.sum()) for log in logs)
+        priced = sum(float(price_log(log, costs, looks).sum()) for log in logs)
+        forwards = sum(float(price_log(log, bare, looks).sum()) for log in logs)
+        joules = sum(log.meta.get("energy_j", math.nan) for log in logs)
+        energy = "-" if math.isnan(joules) else f"{joules / tokens:.3f}"
+        peak = max((log.meta.get("peak_memory_bytes", 0) for log in logs), default=0)
+        rows.append((name, tokens / priced, tokens / seconds, forwards / seconds, energy, peak))
+    rows.sort(key=lambda row: -row[2])
+    about = logs[0].meta
+    weights = "random weights" if about["weights"] == "random" else "loaded weights"
+    lines = [
+        f"{confirmed.title}: {about['device_name']}, {weights}, acceptance {about['acceptance']}",
+        f"{'policy':20}{'predicted':>11}{'measured':>11}{'error':>8}{'forwards':>10}"
+        f"{'J/token':>9}{'peak MiB':>10}",
+    ]
+    for name, ours, theirs, share, energy, peak in rows:
+        lines.append(
+            f"{name:20}{ours:11.1f}{theirs:11.1f}{100 * (ours / theirs - 1):+7.1f}%"
+            f"{100 * share:9.0f}%{energy:>9}{peak / 2**20 if peak else 0:10.0f}"
+        )
+    errors = np.abs([ours / theirs - 1 for _, ours, theirs, *_ in rows])
+    ranks = [(a[1] - b[1]) * (a[2] - b[2]) > 0 for k, a in enumerate(rows) for b in rows[:k]]
+    winner = max(rows, key=lambda row: row[1])[0]
+    lines.append(
+        f"error: median {100 * np.median(errors):.1f} %, largest {100 * errors.max():.1f} %; "
+        f"{sum(ranks)} of {len(ranks)} pairs of policies are in the predicted order; "
+        f"predicted winner {winner}, measured winner {rows[0][0]}"
+    )
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> None:
+    """The session; see real_backend.options."""
+    import torch
+
+    if args.minutes <= 0:
+        raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
+    device = args.device
+    if device == "auto":  # named once, so that no stage silently runs elsewhere later
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not _answers(device):
+        raise InputError(f"--device {device} cannot be used; try --device cpu --small")
+    args.out.mkdir(parents=True, exist_ok=True)
+    shapes = [shape for shape in args.shapes.split(",") if shape]
+    if any("+" not in shape for shape in shapes):
+        raise InputError(f"--shapes {args.shapes}: give TARGET+DRAFT, separated by commas")
+    effort = SMALL if args.small else FULL
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    plan = plan_of(args.out.resolve(), device, shapes, dtype, effort)
+    # A terminated session must not leave its stage behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    Session(args.out, args.minutes).run(plan.stages, device)
+    finished = {stage.name for stage in plan.stages if stage.done}
+    tables = [prediction_table(c) for c in plan.confirmed if c.title in finished]
+    text = "\n\n".join(tables) or "no run was finished in the time there was"
+    path = args.out / "predictions.txt"
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_module("gpu_session", __doc__, [add_session_arguments], run))

@@ -1,0 +1,213 @@
+"""Runs as files: the engine's command, forced acceptance, logs judged where none were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.compare import step_costs
+from experiments.validate import judge
+from experiments.validate_text import validation_text
+from policies.fixed import Fixed
+from policies.shelf import label
+from real_backend import engine
+from real_backend.capture import capture
+from real_backend.coupled import Settings
+from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
+from real_backend.passes import (
+    Measured,
+    chunks_of,
+    exact_path,
+    read_measured,
+    timed_path,
+    write_rounds,
+)
+from real_backend.prompts import read_questions
+from simulator.replay import replay
+from tests.results import lively_trace, make_timing
+from tests.specimens import write_prompts
+from traces.errors import InputError
+from traces.roundlog import join_logs, read_roundlog
+
+Files = tuple[Path, Path, Path, Path]
+POLICIES = ["--policies", "never,gammatune,hf-confidence"]
+
+
+@pytest.fixture(scope="module")
+def files(pair: Any, pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The tiny pair's folder, its prompts, a trace of them and a timing."""
+    folder = tmp_path_factory.mktemp("passes")
+    prompts = write_prompts(folder / "prompts.jsonl")
+    settings = Settings(24, 0.0, 1.0, 16, 0, 1)
+    capture(pair, read_questions(prompts), folder / "trace.parquet", settings)
+    make_timing().write(folder / "timing.json")
+    return pair_folder, prompts, folder / "trace.parquet", folder / "timing.json"
+
+
+def decode(monkeypatch: pytest.MonkeyPatch, files: Files, out: Path, *more: object) -> int:
+    """`python -m real_backend.engine` on the tiny pair."""
+    pair, prompts, trace, timing = files
+    options = ["--pair", pair, "--prompts", prompts, "--trace", trace, "--timing", timing]
+    options += ["--device", "cpu", "--out", out, *POLICIES, *more]
+    monkeypatch.setattr("sys.argv", ["engine", *map(str, options)])
+    return run_module("engine", "", [add_pair_arguments, add_decode_arguments], engine.run)
+
+
+def test_logs_of_elsewhere_are_judged_here(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert decode(monkeypatch, files, tmp_path / "run", "--repeats", 2, "--limit", 4) == 0
+    argv = ["validate", "--trace", files[2], "--timing", files[3], "--max-error", "1e9"]
+    argv += ["--measured", tmp_path / "run", "--out", tmp_path / "judged"]
+    assert cli.main([str(word) for word in argv]) == 0
+    text = capsys.readouterr().out
+    assert "no exact pass" not in text
+    found = json.loads((tmp_path / "judged/validate.json").read_text())
+    assert {check["policy"] for check in found["checks"]} == {"never", "gammatune", "hf-confidence"}
+    for check in found["checks"]:
+        assert check["exact"]["differing"] == 0 and check["exact"]["rounds"] > 0
+        assert check["replies_equal"] == found["requests"]
+    assert found["repeats"] == 2 and found["machine"]["pair"] == files[0].name
+    # What was judged can be judged again, with the same result.
+    argv[argv.index(tmp_path / "run")] = tmp_path / "judged"
+    assert cli.main([str(word) for word in [*argv[:-1], tmp_path / "again"]]) == 0
+    again = json.loads((tmp_path / "again/validate.json").read_text())
+    assert again["checks"] == found["checks"]
+
+
+def test_a_resumed_run_keeps_what_is_there(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decode(monkeypatch, files, tmp_path, "--repeats", 2) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    assert len(before) == 3 * 3
+    gone = [exact_path(tmp_path, "never"), timed_path(tmp_path, "gammatune", 1)]
+    for path in gone:
+        path.unlink()
+    assert decode(monkeypatch, files, tmp_path, "--repeats", 2) == 2  # neither resume nor force
+    assert decode(monkeypatch, files, tmp_path, "--repeats", 2, "--resume") == 0
+    made_again = {path for path, content in before.items() if path.read_bytes() != content}
+    second = {timed_path(tmp_path, name, 1) for name in ("never", "gammatune", "hf-confidence")}
+    assert made_again <= second | {exact_path(tmp_path, "never")} and len(made_again) >= 3
+    both = [read_roundlog(timed_path(tmp_path, "gammatune", k)) for k in (0, 1)]
+    assert both[0].emitted.tolist() == both[1].emitted.tolist()
+
+
+def test_batches_have_no_exact_pass(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decode(monkeypatch, files, tmp_path, "--batch", 3) == 0
+    found = read_measured(tmp_path)
+    assert not found.exact and found.timed["never"][0].batch_size.max() == 3
+
+
+def test_logs_of_two_runs_or_of_another_trace_are_refused(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(InputError, match="holds no round logs"):
+        read_measured(tmp_path)
+    assert decode(monkeypatch, files, tmp_path / "a", "--limit", 2) == 0
+    assert decode(monkeypatch, files, tmp_path / "b") == 0
+    mixed = timed_path(tmp_path / "a", "never", 0)
+    kept = mixed.read_bytes()
+    mixed.write_bytes(timed_path(tmp_path / "b", "never", 0).read_bytes())
+    with pytest.raises(InputError, match="differ in trace_sha256; they are of two runs"):
+        read_measured(tmp_path / "a")
+    mixed.write_bytes(kept)
+    timed_path(tmp_path / "a", "never", 1).write_bytes(kept)
+    with pytest.raises(InputError, match="lack a repeat"):
+        read_measured(tmp_path / "a")
+    other = Path(__file__).parents[1] / "traces/data/embedded-greedy.parquet"
+    argv = ["validate", "--trace", other, "--timing", files[3], "--measured", tmp_path / "b"]
+    assert cli.main([str(word) for word in argv]) == 2
+    assert "requests of another trace" in capsys.readouterr().err
+
+
+def test_forced_acceptance_says_so_everywhere(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pair of random weights that never made the trace takes exactly the replay's rounds."""
+    pair, _, trace, timing = files
+    for part in ("target", "draft"):
+        (tmp_path / part).mkdir()
+        config = json.loads((pair / part / "config.json").read_text())
+        (tmp_path / part / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    shape = f"shape:{tmp_path}/target/config.json+{tmp_path}/draft/config.json"
+    argv = ["validate", "--pair", shape, "--trace", str(trace), "--timing", str(timing)]
+    argv += [*POLICIES, "--device", "cpu", "--repeats", "1", "--max-error", "1e9"]
+    assert cli.main(argv) == 2
+    assert "--acceptance trace" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert cli.main([*argv, "--acceptance", "trace", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    told = " ".join(text.split())
+    assert "(random weights), but what they accept is the trace of" in told
+    found = json.loads((out / "validate.json").read_text())
+    assert [check["exact"]["differing"] for check in found["checks"]] == [0, 0, 0]
+    assert [check["replies_equal"] for check in found["checks"]] == [None, None, None]
+    assert found["machine"]["weights"] == "random"
+    assert found["machine"]["acceptance"] == found["acceptance"] == f"trace of {pair.name}"
+
+
+def test_forced_dialogues_must_fit(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((files[0] / "target/config.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    argv = ["validate", "--pair", f"shape:{tmp_path}/c.json+{tmp_path}/c.json", "--device", "cpu"]
+    argv += ["--trace", str(files[2]), "--timing", str(files[3]), "--acceptance", "trace"]
+    assert cli.main(argv) == 2
+    assert "longest dialogue needs" in capsys.readouterr().err
+
+
+def test_joules_add_up_and_peaks_do_not() -> None:
+    one = replay(Fixed(2), lively_trace(), step_costs(make_timing(), lively_trace()))
+    metas = (
+        {"energy_j": 3.0, "peak_memory_bytes": 500},
+        {"energy_j": 4.0, "peak_memory_bytes": 700},
+    )
+    logs = [dataclasses.replace(one, meta=meta) for meta in metas]
+    assert join_logs(logs).meta == {"energy_j": 7.0, "peak_memory_bytes": 700}
+    assert join_logs([logs[0], dataclasses.replace(one, meta={})]).meta == {}
+
+
+def test_energy_is_shown_where_it_is_known() -> None:
+    """1.5 J a token in the first repeat, 2.5 J in the second: 2 J is the median."""
+    trace = lively_trace()
+    costs = step_costs(make_timing(), trace)
+    log = replay(Fixed(2), trace, costs)
+    tokens, name = int(log.emitted.sum()), label(Fixed(2))
+    timed = [
+        dataclasses.replace(log, meta={"energy_j": joules * tokens, "peak_memory_bytes": 5 << 20})
+        for joules in (1.5, 2.5)
+    ]
+    found = judge(Measured({}, {name: timed}), trace, costs, [Fixed(2)], seed=0, chunk=100)
+    assert found.checks[0].joules_per_token == pytest.approx(2.0)
+    text = validation_text(found)
+    assert "J/token" in text and "no exact pass" in text
+    assert "2.000" in text and "5" in text.split("peak MiB")[1].split()
+    bare = judge(Measured({}, {name: [log]}), trace, costs, [Fixed(2)], seed=0, chunk=100)
+    assert bare.checks[0].joules_per_token is None and "J/token" not in validation_text(bare)
+
+
+def test_chunks_cover_every_request_once() -> None:
+    assert [list(rows) for rows in chunks_of(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert np.concatenate([list(rows) for rows in chunks_of(175)]).tolist() == list(range(175))
+
+
+def test_rounds_are_written_where_they_are_looked_for(tmp_path: Path) -> None:
+    assert timed_path(tmp_path, "fixed:gamma=3", 0).name == "fixed-gamma-3-1.parquet"
+    write_rounds([])
+    assert not list(tmp_path.iterdir())
