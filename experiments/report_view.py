@@ -8,7 +8,7 @@ from typing import Any
 from experiments.compare import ROLES
 from experiments.figure_style import Json, Picture
 from experiments.figures import by_role
-from experiments.files import random_weights_note
+from experiments.files import forced_note, random_weights_note
 from experiments.tables import number, percent, with_interval
 from traces.schema import EXACTNESS
 
@@ -105,6 +105,7 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
             f"{points(validation['median_error'])}, largest {points(validation['max_error'])}; "
             f"the rankings agree with Kendall's tau {number(validation['tau'])}."
         ),
+        "forced": forced_note(validation["machine"]),
         "pictures": [embedded(picture) for picture in pictures],
         "header": (
             "controller",
@@ -115,6 +116,7 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
             "rounds unlike the replay",
             "with the wall clock",
             "replies as recorded",
+            "joules per token",
             "why",
         ),
         "rows": [_check_row(check, validation) for check in checks],
@@ -158,6 +160,7 @@ def _check_row(check: Json, validation: Json) -> list[str]:
         f"{exact['differing']} of {exact['rounds']}" if exact else "-",
         f"{check['clock_rounds']} of {check['timed_rounds']}" if exact else "-",
         "-" if equal is None else f"{equal} of {validation['requests']}",
+        number(check["joules_per_token"], 3),
         validation["reasons"][check["policy"]],
     ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.agreement import REASONS, Cell
-from experiments.files import jsonable
+from experiments.files import forced_note, jsonable
 from experiments.tables import number, percent, table
 from experiments.validate import Check, Validation
 from real_backend.passes import timed_path
@@ -157,12 +158,8 @@ def validation_text(outcome: Validation) -> str:
         f"{outcome.requests} replies, {outcome.repeats} repeats in rotated order, "
         f"trace {outcome.exactness}, seed {outcome.seed}"
     )
-    if outcome.acceptance != "own":
-        about = next(iter(outcome.measured.timed.values()))[0].meta
-        basis += (
-            f"\nforced acceptance: real forwards of {about['pair']} ({about['weights']} weights), "
-            f"but what they\naccept is the {outcome.acceptance}"
-        )
+    note = forced_note(next(iter(outcome.measured.timed.values()))[0].meta)
+    basis = "\n".join(filter(None, [basis, textwrap.fill(note, 98)]))
     rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
     parts = [basis, speed_table(outcome), energy_table(outcome), rounds, error_table(outcome)]
     return "\n\n".join([*filter(None, parts), summary_lines(outcome)])
