@@ -100,6 +100,10 @@ class Engine:
             self._steps = kept = steps_for(self.pair, batch, capacity)
         return kept
 
+    def use(self, steps: Steps) -> None:
+        """Run on these steps as long as they are large enough."""
+        self._steps = steps
+
     @torch.inference_mode()
     def decode(
         self,

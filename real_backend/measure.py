@@ -28,7 +28,7 @@ from real_backend.faults import device_faults
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.prompts import Request
-from real_backend.steps import Feed, Law
+from real_backend.steps import Feed, Law, Steps
 from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.timing import Cell, Timing
@@ -185,35 +185,63 @@ def _sample(
     return samples
 
 
+class _Stopwatch:
+    """Steps that note the seconds spent in them, round by round (a verify ends a round)."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self.rounds: list[float] = []
+        self._spent = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._steps, name)
+        if name not in ("draft_first", "draft_next", "verify"):
+            return found
+
+        def timed(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = found(*args)
+            self._spent += time.perf_counter() - began
+            if name == "verify":
+                self.rounds.append(self._spent)
+                self._spent = 0.0
+            return result
+
+        return timed
+
+
 def _round_overheads(
     pair: Pair, timing: Timing, prompt_tokens: int, tokens: int
 ) -> tuple[float, float]:
     """(signal_s, control_s) from real rounds of controllers that do nothing but draft a fixed
     number.
 
-    tokens: of each of 27 replies. control_s: median seconds of a round beyond its steps. signal_s:
-    what a drafted token costs more if the controller looks at its signals. A random prompt does:
-    what is drafted or accepted does not change what a step costs.
+    tokens: of each of 27 replies. control_s: median seconds of a round outside of its steps, so
+    that a machine that drifts between two runs leaves no trace in it. signal_s: what a drafted
+    token costs more if the controller looks at its signals. A random prompt does: what is drafted
+    or accepted does not change what a step costs.
     """
     costs = tabulate(Table(timing), max_context=prompt_tokens + 256)
     engine = Engine(pair, costs, max_gamma=8)
     generator = np.random.default_rng(0)
     prompt = generator.integers(pair.vocab_size, size=prompt_tokens).tolist()
     request = [Request("control.1", "", prompt)]
-    residual: list[float] = []
+    watch = _Stopwatch(engine.steps(1, prompt_tokens + tokens + 9))
+    engine.use(watch)
+    outside: list[float] = []
     added = {gamma: [0.0, 0.0] for gamma in (1, 2, 4, 8)}
     for gamma in (0, *added) * 3:
+        watch.rounds.clear()
         plain = engine.decode(Fixed(gamma), request, max_new_tokens=tokens).log
-        beyond = plain.elapsed_s - price_log(plain, costs, signals=False)
-        residual += beyond.tolist()
+        outside += (plain.elapsed_s - np.asarray(watch.rounds)).tolist()
         if gamma:
             looking = HFConfidence(gamma_max=gamma, threshold=0.0)
             log = engine.decode(looking, request, max_new_tokens=tokens).log
-            with_signals = log.elapsed_s - price_log(log, costs, signals=False)
-            added[gamma][0] += float(np.median(with_signals) - np.median(beyond))
+            beyond = [run.elapsed_s - price_log(run, costs, signals=False) for run in (log, plain)]
+            added[gamma][0] += float(np.median(beyond[0]) - np.median(beyond[1]))
             added[gamma][1] += gamma
     signal_s = sum(a for a, _ in added.values()) / sum(n for _, n in added.values())
-    return max(0.0, signal_s), max(0.0, float(np.median(residual)))
+    return max(0.0, signal_s), float(np.median(outside))
 
 
 @torch.inference_mode()
