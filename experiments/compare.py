@@ -126,10 +126,8 @@ def step_costs(timing: Timing, trace: Trace) -> StepCosts:
 
 
 def censored_positions(trace: Trace) -> int:
-    """Positions whose accept_len is only a lower bound: fully accepted up to the recorded depth."""
-    if trace.meta.exactness != "censored":
-        return 0
-    return int((trace.accept_len >= trace.meta.depth).sum())
+    """Positions whose accept_len is only a lower bound."""
+    return 0 if trace.censored is None else int(trace.censored.sum())
 
 
 def default_policies(trace: Trace) -> tuple[list[Policy], list[str]]:

@@ -20,6 +20,7 @@ def make_trace(
     signals: bool = False,
     exactness: str = "exact",
     depth: int = 4,
+    censored: Sequence[Sequence[bool]] | None = None,
 ) -> Trace:
     """One reply per row of accept_len, prompts of 8 tokens, token ids counting up."""
     lengths = [len(row) for row in accept_len]
@@ -32,7 +33,7 @@ def make_trace(
         tokenizer_sha256="aa",
         device="a CPU",
         dtype="float32",
-        exactness=exactness,
+        exactness=exactness if censored is None else "censored",
         depth=depth,
         max_new_tokens=max(lengths),
     )
@@ -42,6 +43,7 @@ def make_trace(
         prompt_tokens=np.full(len(lengths), 8, dtype=np.int32),
         request_id=tuple(request_id),
         category=tuple(category),
+        censored=None if censored is None else np.concatenate(list(map(np.asarray, censored))),
         accept_len=np.concatenate([np.asarray(row, dtype=np.int16) for row in accept_len]),
         token_ids=np.arange(positions, dtype=np.int32),
         top1_prob=np.full(shape, 0.9, dtype=np.float32) if signals else None,

@@ -189,10 +189,10 @@ def test_default_shelf_leaves_out_what_needs_signals() -> None:
 
 
 def test_censored_positions_are_counted() -> None:
-    rows = [[4, 3, 2, 1], [0, 1, 0, 1]]
+    rows, censored = [[2, 1, 0, 1], [0, 1, 0, 1]], [[True, True, True, False], [False] * 4]
     names = (["1.1", "2.1"], ["t", "t"])
     assert censored_positions(make_trace(rows, *names)) == 0
-    assert censored_positions(make_trace(rows, *names, exactness="censored")) == 1
+    assert censored_positions(make_trace(rows, *names, censored=censored)) == 3
 
 
 def test_text_fits_a_terminal_and_names_everything() -> None:

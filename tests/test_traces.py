@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.results import make_trace as by_hand
 from traces.costs import Table, bucket_of, lag_after, price_log, prices_of, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
@@ -241,3 +242,29 @@ def test_log_priced_by_hand() -> None:
     expected = [1.0 + 1.0 + 8.0, 6.0, 2.0 + 7.0, 1.0 + 7.0]
     assert price_log(log, costs, signals=False).tolist() == expected
     assert price_log(log, costs, signals=True).tolist() == [10.5, 6.0, 9.25, 8.25]
+
+
+def test_censored_positions_travel_and_exact_files_stay_as_they_were(tmp_path: Path) -> None:
+    names = (["1.1", "2.1"], ["t", "t"])
+    rows, censored = [[2, 1, 0, 1], [0, 1, 0, 1]], [[True, True, True, False], [False] * 4]
+    trace = by_hand(rows, *names, censored=censored)
+    meta = dataclasses.replace(trace.meta, source={"format": "x", "rounds": 3})
+    trace = dataclasses.replace(trace, meta=meta)
+    write_trace(trace, tmp_path / "t.parquet")
+    back = read_trace(tmp_path / "t.parquet")
+    assert back.censored is not None and back.censored.tolist() == [True] * 3 + [False] * 5
+    assert back.meta.source == {"format": "x", "rounds": 3}
+    picked = back.select([1])
+    assert picked.censored is not None and not picked.censored.any()
+    assert content_hash(trace) != content_hash(
+        dataclasses.replace(trace, censored=np.zeros(8, dtype=np.bool_))
+    )
+    assert "source" not in by_hand(rows, *names).meta.to_dict()
+
+
+def test_censoring_is_said_once_and_only_where_it_can_be() -> None:
+    names = (["1.1"], ["t"])
+    with pytest.raises(TraceError, match="says which positions are censored"):
+        by_hand([[1, 0]], *names, exactness="censored")
+    with pytest.raises(TraceError, match="ends its reply is not censored"):
+        by_hand([[2, 1]], *names, censored=[[True, False]])

@@ -21,6 +21,7 @@ EXACTNESS = {
     "exact": "greedy: output independent of gamma, a replay equals the real run round by round",
     "in-law": "sampled on one coupled path: accepted lengths have the law of a real run",
     "censored": "recorded with a bounded draft: fully accepted rounds give only a lower bound",
+    "imputed": "a censored trace whose unknown acceptances were filled in; its source says how",
     "synthetic": "drawn from a known acceptance law, no model behind it",
 }
 
@@ -38,6 +39,7 @@ class TraceMeta:
     room. max_context: context limit of the pair, tokens (0: none known).
     temperature 0 means greedy. seed drives every random draw of the capture. weights_sha256: a
     fingerprint of both models' weights, so that a retrained pair is not taken for the same.
+    source: of an imported trace: format, what was rebuilt, merged, mended, JSON-ready; else empty.
     """
 
     pair: str
@@ -56,6 +58,7 @@ class TraceMeta:
     prompts_sha256: str = ""
     weights_sha256: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.exactness not in EXACTNESS:
@@ -66,8 +69,9 @@ class TraceMeta:
             raise TraceError("meta.depth and meta.max_new_tokens must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields, in a fixed order."""
-        return dataclasses.asdict(self)
+        """JSON-ready fields, in a fixed order; an empty source is left out."""
+        raw = dataclasses.asdict(self)
+        return raw if self.source else {k: v for k, v in raw.items() if k != "source"}
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> TraceMeta:
@@ -91,7 +95,8 @@ class Trace:
     token_ids [N] int32 or None; top1_prob, entropy [N, G] float32 or None: what the draft sees at
     each depth of its own continuation from here (entropy in nats); accept_prob [N, G] float32 or
     None: min(1, p/q) of the proposed token, NaN behind the first rejection - a label known only
-    after verification, never a feature.
+    after verification, never a feature. censored [N] bool or None: true where accept_len is only a
+    lower bound, because what follows the known acceptances was never proposed to the target.
     """
 
     meta: TraceMeta
@@ -104,6 +109,7 @@ class Trace:
     top1_prob: npt.NDArray[np.float32] | None = None
     entropy: npt.NDArray[np.float32] | None = None
     accept_prob: npt.NDArray[np.float32] | None = None
+    censored: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         check_arrays(self)
@@ -148,6 +154,7 @@ class Trace:
             top1_prob=pick(self.top1_prob),
             entropy=pick(self.entropy),
             accept_prob=pick(self.accept_prob),
+            censored=pick(self.censored),
         )
 
 
@@ -179,6 +186,15 @@ def check_arrays(trace: Trace) -> None:
     )
     if trace.token_ids is not None:
         _require(trace.token_ids.shape == (positions,), f"token_ids must have {positions} entries")
+    censored = trace.censored
+    _require(
+        (censored is not None) == (trace.meta.exactness == "censored"),
+        "a censored trace, and no other, says which positions are censored",
+    )
+    if censored is not None:
+        _require(censored.shape == (positions,), f"censored must have {positions} entries")
+        at_end = trace.accept_len == remaining
+        _require(not bool((censored & at_end).any()), "a run that ends its reply is not censored")
     depth = trace.meta.depth
     for name in ("top1_prob", "entropy", "accept_prob"):
         array = getattr(trace, name)

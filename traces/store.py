@@ -96,6 +96,8 @@ def content_hash(trace: Trace) -> str:
     arrays = (trace.offsets, trace.prompt_tokens, trace.accept_len, trace.token_ids)
     for array in (*arrays, *(getattr(trace, name) for name in _SIGNALS)):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    if trace.censored is not None:
+        digest.update(trace.censored.tobytes())
     return digest.hexdigest()
 
 
@@ -120,7 +122,11 @@ def _to_table(trace: Trace) -> pa.Table:
             columns.append(pa.nulls(trace.requests, type=pa.list_(pa.float32())))
         else:
             columns.append(_lists(array.ravel(), trace.offsets * trace.meta.depth, pa.float32()))
-    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+    table = pa.Table.from_arrays(columns, schema=_SCHEMA)
+    if trace.censored is not None:
+        column = _lists(trace.censored, trace.offsets, pa.bool_())
+        table = table.append_column("censored", column)
+    return table
 
 
 def write_trace(trace: Trace, path: Path, *, overwrite: bool = False) -> None:
@@ -191,6 +197,11 @@ def read_trace(path: Path) -> Trace:
             top1_prob=signal("top1_prob"),
             entropy=signal("entropy"),
             accept_prob=signal("accept_prob"),
+            censored=(
+                _flat(table, "censored", np.bool_, path)
+                if "censored" in table.column_names
+                else None
+            ),
         )
     except (TraceError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: {error}") from None
@@ -223,7 +234,7 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         prompt_tokens=join("prompt_tokens"),
         request_id=sum((t.request_id for t in traces), ()),
         category=sum((t.category for t in traces), ()),
-        **{name: join(name) for name in ("accept_len", "token_ids", *_SIGNALS)},
+        **{name: join(name) for name in ("accept_len", "token_ids", *_SIGNALS, "censored")},
     )
 
 
