@@ -3,34 +3,44 @@
     python -m pytest -m benchmarks -s tests/benchmarks/test_engine_speed.py
 
 Same pair, same prompts, same schedules (constant gamma 5; the heuristic from 5), greedy, float32,
-one thread. The floor of a run is its model forwards alone: the same reads, replayed without the
-loop around them. Rates are tokens per second of decoding and reading the prompt; the order of the
-contenders rotates from prompt to prompt.
+one thread, up to 128 new tokens. The floor of a run is its model forwards alone: what the two
+models were asked to read during one decode, asked again without the loop around it. Every contender
+runs REPEATS times per prompt and counts with its median; each of the five stands at every place of
+the order, and behind every other one, equally often. Seconds are those of whole replies, the
+prompt's reading included, for all five, and of the processor: one thread that waits for nothing
+needs as many by the clock on the wall of an idle machine. How much longer the wall says it took
+shows how busy the machine was.
 """
 
 from __future__ import annotations
 
+import contextlib
+import platform
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
+import transformers
 
 from policies.base import Policy
 from policies.shelf import parse_policy
 from real_backend.engine import Engine
-from real_backend.kvcache import Reader
 from real_backend.models import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
+from real_backend.steps import EagerSteps, Rows
+from simulator.costs import Affine
 from traces.costs import tabulate
-from traces.timing import StepCosts
 
-PER_TASK, NEW_TOKENS = 3, 128
+PER_TASK, NEW_TOKENS, REPEATS = 3, 128, 5
 SCHEDULES = {"constant": "fixed:gamma=5", "heuristic": "hf-heuristic:gamma0=5"}
-Read = tuple[Reader, torch.Tensor, int]
+CONTENDERS = ("lean floor", "lean", "general floor", "general", "transformers")
+COSTS = tabulate(Affine(), max_context=1024)  # neither schedule looks at them
 
 pytestmark = [
     pytest.mark.benchmarks,
@@ -38,65 +48,84 @@ pytestmark = [
 ]
 
 
-class Free:
-    """Costs nobody looks at: neither schedule reads the clock."""
+class Read(NamedTuple):
+    """One call of Rows.read."""
 
-    def prefill_s(self, tokens: float, batch: int) -> float:
-        return 0.0
+    rows: Rows
+    feeds: list[tuple[int, int, int]]
+    tokens: torch.Tensor
+    last: bool
 
-    def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
-        return 1e-3
-
-    def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
-        return 1e-2
-
-    def signal_s(self) -> float:
-        return 0.0
-
-    def control_s(self) -> float:
-        return 0.0
+    def again(self) -> torch.Tensor:
+        return self.rows.read(self.feeds, self.tokens, self.last)
 
 
-class Recorder:
-    """A reader that remembers what it was asked to read."""
-
-    def __init__(self, reader: Reader, reads: list[Read]) -> None:
-        self.reader, self.reads = reader, reads
-        self.capacity = reader.capacity
-
-    @property
-    def held(self) -> int:
-        return self.reader.held
-
-    def read(self, tokens: torch.Tensor, start: int, *rest: Any) -> torch.Tensor:
-        self.reads.append((self.reader, tokens.clone(), start))
-        return self.reader.read(tokens, start, *rest)
+def header() -> str:
+    return (
+        f"\nembedded pair, float32, {platform.machine()} CPU, {torch.get_num_threads()} thread(s), "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
 
 
-def requests_by_task(pair: Pair) -> list[Request]:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def waiting_shown() -> Iterator[None]:
+    """Prints how much longer it took than the processor worked."""
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    print(f"seconds are the processor's; by the clock it took {wall / processor - 1:.1%} longer")
+
+
+@contextlib.contextmanager
+def recording(engine: Engine, batch: int, capacity: int) -> Iterator[list[Read]]:
+    """What both models of the engine read in the meantime."""
+    steps, reads = engine.steps(batch, capacity), list[Read]()
+    assert isinstance(steps, EagerSteps)
+
+    def noting(rows: Rows) -> Callable[..., torch.Tensor]:
+        read = rows.read
+
+        def note(
+            feeds: Sequence[tuple[int, int, int]], tokens: torch.Tensor, last: bool
+        ) -> torch.Tensor:
+            reads.append(Read(rows, list(feeds), tokens.clone(), last))
+            return read(feeds, tokens, last)
+
+        return note
+
+    with (
+        mock.patch.object(steps.target, "read", noting(steps.target)),
+        mock.patch.object(steps.draft, "read", noting(steps.draft)),
+    ):
+        yield reads
+
+
+def requests_by_task(pair: Pair, per_task: int) -> list[Request]:
     chosen: dict[str, list[Request]] = defaultdict(list)
     for question in read_questions(EMBEDDED_PROMPTS):
-        if len(chosen[question.task]) < PER_TASK:
+        if len(chosen[question.task]) < per_task:
             chosen[question.task].append(request_for(pair, question, 0, []))
     return [request for requests in chosen.values() for request in requests]
 
 
-def floor_seconds(
-    pair: Pair, costs: StepCosts, policy: Policy, request: Request
-) -> tuple[float, int]:
-    """Seconds of the forwards of one run alone, and its rounds."""
-    engine, reads = Engine(pair, costs), list[Read]()
-    readers = engine.readers(len(request.prompt_ids) + NEW_TOKENS + 20)
-    engine._readers = (Recorder(readers[0], reads), Recorder(readers[1], reads))
-    rounds = len(engine.decode(policy, [request], max_new_tokens=NEW_TOKENS).log)
-    with torch.inference_mode():
-        began = time.perf_counter()
-        for reader, tokens, start in reads:
-            reader.read(tokens, start)
-        return time.perf_counter() - began, rounds
+def capacity_for(requests: Sequence[Request], engine: Engine) -> int:
+    """Tokens of cache that serve every one of the requests."""
+    return max(len(r.prompt_ids) for r in requests) + NEW_TOKENS + engine.max_gamma + 1
 
 
-def assisted(pair: Pair, request: Request, schedule: str) -> list[int]:
+def ours(engine: Engine, policy: Policy, request: Request) -> list[int]:
+    return engine.decode(policy, [request], max_new_tokens=NEW_TOKENS).tokens[0]
+
+
+def assisted(pair: Pair, schedule: str, request: Request) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
     config = pair.draft.module.generation_config
     config.num_assistant_tokens = 5
@@ -112,70 +141,88 @@ def assisted(pair: Pair, request: Request, schedule: str) -> list[int]:
     return list(output[0, ids.shape[1] :].tolist())
 
 
+@torch.inference_mode()
+def replay(reads: Sequence[Read]) -> None:
+    for read in reads:
+        read.again()
+
+
+def in_turn(turn: int) -> list[str]:
+    """The contenders in one of their 20 orders; all 20 together are balanced."""
+    n = len(CONTENDERS)
+    shift, stride = turn % n, 1 + turn // n % (n - 1)
+    return [CONTENDERS[(shift + k * stride) % n] for k in range(n)]
+
+
 def test_engine_against_transformers() -> None:
     spec = resolve_pair(None, None, None)
-    lean, general = load_pair(spec), load_pair(spec, lean=False)
-    costs = tabulate(Free(), max_context=1024)
-    engines = {"lean": Engine(lean, costs), "general": Engine(general, costs)}
-    pairs = {"lean": lean, "general": general}
-    seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    tokens: dict[str, int] = defaultdict(int)
-    rounds: dict[tuple[str, str], int] = defaultdict(int)
-    requests = requests_by_task(lean)
-
-    def ours(path: str, text: str, request: Request) -> list[int]:
-        run = engines[path].decode(parse_policy(text), [request], max_new_tokens=NEW_TOKENS)
-        return run.tokens[0]
-
-    for turn, request in enumerate([requests[0], *requests]):  # the first one warms up
+    pairs = {
+        "lean": load_pair(spec, device="cpu"),
+        "general": load_pair(spec, device="cpu", lean=False),
+    }
+    engines = {path: Engine(pair, COSTS) for path, pair in pairs.items()}
+    requests = requests_by_task(pairs["lean"], PER_TASK)
+    capacity = capacity_for(requests, engines["lean"])
+    tasks = [request.category for request in requests]
+    turn = 0
+    with one_thread(), waiting_shown():
+        print(header())
         for schedule, text in SCHEDULES.items():
-            contenders: list[tuple[str, Callable[[], list[int]]]] = [
-                ("lean", partial(ours, "lean", text, request)),
-                ("general", partial(ours, "general", text, request)),
-                ("transformers", partial(assisted, general, request, schedule)),
-            ]
-            shift = turn % len(contenders)
-            replies = {}
-            for name, work in contenders[shift:] + contenders[:shift]:
-                began = time.perf_counter()
-                replies[name] = work()
-                elapsed = time.perf_counter() - began
-                if turn:
-                    seconds[name, schedule, request.category].append(elapsed)
-            assert replies["lean"] == replies["general"] == replies["transformers"]
-            if turn:
-                tokens[request.category] += len(replies["lean"]) if schedule == "constant" else 0
-                for path in ("lean", "general"):
-                    bare, count = floor_seconds(pairs[path], costs, parse_policy(text), request)
-                    seconds[f"{path} floor", schedule, request.category].append(bare)
-                    rounds[schedule, path] += count
-    report(seconds, tokens, rounds)
+            policy = parse_policy(text)
+            medians: list[dict[str, float]] = []
+            tokens: list[int] = []
+            rounds: list[int] = []
+            for request in [requests[0], *requests]:  # the first one warms up
+                work: dict[str, Callable[[], Any]] = {
+                    "transformers": partial(assisted, pairs["general"], schedule, request)
+                }
+                for path, engine in engines.items():
+                    with recording(engine, 1, capacity) as reads:
+                        ours(engine, policy, request)
+                    work[path] = partial(ours, engine, policy, request)
+                    work[f"{path} floor"] = partial(replay, reads)
+                rounds.append(sum(not read.last for read in reads))  # on either path
+                seconds: dict[str, list[float]] = defaultdict(list)
+                replies: dict[str, Any] = {}
+                for _ in range(REPEATS):
+                    for name in in_turn(turn):
+                        began = time.process_time()
+                        replies[name] = work[name]()
+                        seconds[name].append(time.process_time() - began)
+                    turn += 1
+                assert replies["lean"] == replies["general"] == replies["transformers"]
+                medians.append({name: statistics.median(seconds[name]) for name in CONTENDERS})
+                tokens.append(len(replies["lean"]))
+            print(f"\n{schedule} schedule ({text}), tokens/s")
+            report(tasks, medians[1:], tokens[1:], sum(rounds[1:]))
 
 
 def report(
-    seconds: dict[tuple[str, str, str], list[float]],
-    tokens: dict[str, int],
-    rounds: dict[tuple[str, str], int],
+    tasks: list[str], medians: list[dict[str, float]], tokens: list[int], rounds: int
 ) -> None:
-    names = ("lean floor", "lean", "general floor", "general", "transformers")
-    for schedule, text in SCHEDULES.items():
-        print(f"\n{schedule} schedule ({text}), tokens/s")
-        print(f"{'task':16}" + "".join(f"{name:>15}" for name in names) + f"{'lean/transf.':>14}")
-        total = {name: 0.0 for name in names}
-        for task, count in tokens.items():
-            spent = {name: sum(seconds[name, schedule, task]) for name in names}
-            for name in names:
-                total[name] += spent[name]
-            rates = "".join(f"{count / spent[name]:15.0f}" for name in names)
-            print(f"{task:16}{rates}{spent['transformers'] / spent['lean']:14.2f}")
-        everything = sum(tokens.values())
-        rates = "".join(f"{everything / total[name]:15.0f}" for name in names)
-        print(f"{'all':16}{rates}{total['transformers'] / total['lean']:14.2f}")
-        count = rounds[schedule, "lean"]
-        for name, floor in (
-            ("lean", "lean floor"),
-            ("general", "general floor"),
-            ("transformers", "general floor"),
-        ):
-            extra = (total[name] - total[floor]) / count
-            print(f"  {name}: {extra * 1e6:.0f} us per round beyond the bare forwards")
+    """tasks, medians, tokens: one entry per prompt."""
+    columns = "".join(f"{name:>15}" for name in CONTENDERS)
+    print(f"{'task':16}{columns}{'lean/transf.':>14}{'lean above its floor':>22}")
+    for task in [*dict.fromkeys(tasks), "all"]:
+        chosen = [k for k, of in enumerate(tasks) if task in (of, "all")]
+        spent = {name: sum(medians[k][name] for k in chosen) for name in CONTENDERS}
+        count = sum(tokens[k] for k in chosen)
+        rates = "".join(f"{count / spent[name]:15.0f}" for name in CONTENDERS)
+        times = spent["transformers"] / spent["lean"]
+        above = spent["lean"] / spent["lean floor"] - 1
+        print(f"{task:16}{rates}{times:14.2f}{above:21.1%}")
+    each = [prompt["lean"] / prompt["lean floor"] - 1 for prompt in medians]
+    print(
+        f"  lean above its floor, prompt by prompt: median {statistics.median(each):.1%}, "
+        f"{min(each):.1%} to {max(each):.1%}"
+    )
+    for name, floor in (
+        ("lean", "lean floor"),
+        ("general", "general floor"),
+        ("transformers", "general floor"),
+    ):
+        extra = (spent[name] - spent[floor]) / rounds
+        print(
+            f"  {name}: {extra * 1e6:.0f} us per round beyond the {floor}, "
+            f"{spent[name] / spent[floor] - 1:.1%}"
+        )
