@@ -23,6 +23,7 @@ from tqdm import tqdm
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.shelf import label, parse_policies
 from real_backend.energy import Meter
+from real_backend.faults import device_faults
 from real_backend.graphs import GraphSteps, graphs_possible
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
@@ -42,6 +43,8 @@ from traces.schema import Trace
 from traces.split import spread_rows
 from traces.store import read_trace
 from traces.timing import StepCosts, read_timing
+
+SMALLER = "a smaller --batch, shorter prompts or replies, half precision, or a smaller pair"
 
 
 class Run(NamedTuple):
@@ -73,7 +76,8 @@ Emit = Callable[[int, list[int]], bool]
 def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
     """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
     kind = GraphSteps if graphs_possible(pair) else EagerSteps
-    return kind(pair, batch, capacity)
+    with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
+        return kind(pair, batch, capacity)
 
 
 class Engine:
@@ -143,7 +147,8 @@ class Engine:
         shortest = min((len(r.prompt_ids) for r in requests), default=1)
         steps.prepare(sampling.law, uses_signals(policy), self.max_gamma, shortest)
         loop = _Loop(self, steps, policy, sampling, acceptance, clock, state)
-        with Meter(self.pair.device) as meter:
+        doing = f"decoding at batch {batch}, in {steps.capacity} tokens of cache"
+        with device_faults(doing, SMALLER), Meter(self.pair.device) as meter:
             loop.run(requests, progress, emit)
         meta = {
             "policy": label(policy),

@@ -20,7 +20,8 @@ def out_of_memory(error: BaseException) -> bool:
     """True for the ways in which torch says that memory is short."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "not enough memory" in said or "can't allocate memory" in said
 
 
 def fault_of(error: BaseException, doing: str, remedy: str) -> InputError | None:

@@ -54,7 +54,7 @@ class Effort(NamedTuple):
 
 
 FULL = Effort(0, 48, 3, 50, 128, "1,2,4,8", "96,380", SHELF)
-SMALL = Effort(12, 6, 1, 10, 32, "1,2", "96,200", "never,fixed:gamma=3,gammatune,hf-confidence")
+SMALL = Effort(12, 6, 1, 20, 32, "1,2", "96,200", "never,fixed:gamma=3,gammatune,hf-confidence")
 
 
 class Stage(NamedTuple):

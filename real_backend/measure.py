@@ -161,11 +161,7 @@ def _sample(
     """
     samples: dict[Key, list[float]] = {}
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
-    benches = []
-    for batch in batches:
-        doing = f"making caches of {longest} tokens at batch {batch}"
-        with device_faults(doing, "a smaller --batch or --context"):
-            benches.append(Bench(pair, batch, longest, samples))
+    benches = [Bench(pair, batch, longest, samples) for batch in batches]
     blocks: list[Callable[[], None]] = []
     for bench in benches:
         for context in contexts:
