@@ -68,9 +68,12 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
 
 
 class Model:
-    """One causal language model, its lean forward if the layout allows, and its limits."""
+    """One causal language model, its lean forward if the layout allows, and its limits.
 
-    def __init__(self, module: Any, lean: bool) -> None:
+    own: see LeanLlama.
+    """
+
+    def __init__(self, module: Any, lean: bool, own: bool) -> None:
         self.module = module
         config = module.config
         self.vocab_size = int(config.vocab_size)
@@ -83,7 +86,7 @@ class Model:
             and type(module).__name__ in (LEAN_ARCHITECTURES)
         ):
             try:
-                self.lean = LeanLlama(module)
+                self.lean = LeanLlama(module, own)
             except ValueError:  # a Llama with biases: the general path takes it
                 self.lean = None
 
@@ -278,7 +281,7 @@ def load_pair(
         if device == "cpu":
             small = target.num_parameters() < _SMALL_PARAMETERS
             torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
-        return pair_of(target, draft, spec, tokenizer, lean=lean)
+        return pair_of(target, draft, spec, tokenizer, lean=lean, own=True)
 
 
 def _shared_tokenizer(spec: PairSpec) -> Any:
@@ -293,16 +296,23 @@ def _shared_tokenizer(spec: PairSpec) -> Any:
 
 
 def pair_of(
-    target: Any, draft: Any, spec: PairSpec, tokenizer: Any = None, *, lean: bool = True
+    target: Any,
+    draft: Any,
+    spec: PairSpec,
+    tokenizer: Any = None,
+    *,
+    lean: bool = True,
+    own: bool = False,
 ) -> Pair:
     """Two loaded transformers models as a Pair; they must share a vocabulary.
 
     lean True fuses weights of Llama layouts in place: the modules go on working, on shared memory.
+    own: nobody else will train or save them, see LeanLlama.
     Raises InputError for a layout that cannot roll back.
     """
     for where, model in ((spec.target, target), (spec.draft, draft)):
         _check_layout(where, model)
-    models = Model(target, lean), Model(draft, lean)
+    models = Model(target, lean, own), Model(draft, lean, own)
     limits = [m.max_context for m in models if m.max_context]
     return Pair(
         name=spec.name,

@@ -19,7 +19,7 @@ from torch import Tensor
 from real_backend.kvcache import GeneralReader, Reader
 from real_backend.llama import Layout, LeanLlama, additive
 from real_backend.models import Model, Pair
-from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
+from real_backend.verify import accept_sampled, distribution, draw, signals
 
 
 class Law(NamedTuple):
@@ -184,6 +184,7 @@ class EagerSteps:
         self._steps: list[list[int]] = []  # which rows drafted at each step
         self._tokens: list[Tensor] = []  # what they drafted, [A] per step
         self._probs: list[Tensor] = []  # and its law, [A, V] per step, if sampled
+        self._fed: Tensor | None = None  # what the draft read first
 
     def holds(self, context: int) -> bool:
         """See Steps."""
@@ -206,7 +207,8 @@ class EagerSteps:
         self._begin(rows, law, looks, uniforms)
         spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
         self._next = {row: start + width for row, start, width in spans}
-        return self._draft(rows, spans, self._tensor([token for f in feeds for token in f.ids]))
+        self._fed = self._tensor([token for f in feeds for token in f.ids])
+        return self._draft(rows, spans, self._fed)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """See Steps."""
@@ -241,7 +243,52 @@ class EagerSteps:
         rows, drafted = [feed.row for feed in newest], self._drafted_by()
         counts = [len(drafted.get(row, [])) for row in rows]
         spans = [(f.row, f.start, n + 1) for f, n in zip(newest, counts, strict=True)]
-        feed = torch.cat([self._tensor([f.ids[-1] for f in newest]), *self._tokens])
+        if len(rows) == 1 and self._fed is not None:  # the draft was fed its newest token last
+            feed = torch.cat([self._fed[-1:], *self._tokens])
+        else:
+            feed = torch.cat([self._tensor([f.ids[-1] for f in newest]), *self._tokens])
+        if law.temperature == 0.0:
+            found = self._verify_greedy(rows, drafted, spans, feed)
+        else:
+            found = self._verify_sampled(rows, drafted, spans, feed, law, uniforms)
+        self._begin([], law, False, [])
+        return found
+
+    def _verify_greedy(
+        self,
+        rows: list[int],
+        drafted: dict[int, list[int]],
+        spans: list[tuple[int, int, int]],
+        feed: Tensor,
+    ) -> list[Verdict]:
+        """Tokens and the target's choices go back in one piece; comparing them needs no device."""
+        if len(rows) > 1:
+            order: list[int] = []
+            for index, row in enumerate(rows):
+                order += [index, *(len(rows) + at for at in drafted.get(row, []))]
+            feed = feed[self._tensor(order)]
+        choices = self.target.read(spans, feed, last=False)[:, : self.vocab].argmax(-1)
+        read, chosen = torch.stack([feed, choices]).tolist()
+        found, at = [], 0
+        for _, _, width in spans:
+            own, ours = read[at + 1 : at + width], chosen[at : at + width]
+            differ = (k for k, token in enumerate(own) if token != ours[k])
+            accepted = next(differ, width - 1)
+            found.append(Verdict(own, accepted, ours[accepted]))
+            at += width
+        return found
+
+    def _verify_sampled(
+        self,
+        rows: list[int],
+        drafted: dict[int, list[int]],
+        spans: list[tuple[int, int, int]],
+        feed: Tensor,
+        law: Law,
+        uniforms: Uniforms,
+    ) -> list[Verdict]:
+        """Laws stay on the device, which decides; tokens and decisions come back."""
+        counts = [width - 1 for _, _, width in spans]
         if len(rows) == 1:  # already in order
             grid, at = feed[None, 1:], feed
             logits = self.target.read(spans, feed, last=False)[None, :, : self.vocab]
@@ -251,15 +298,10 @@ class EagerSteps:
             grid = feed[at]
             logits = self.target.read(spans, feed[self._tensor(order)], last=False)
             logits = logits[behind, : self.vocab]
-        limits = self._tensor(counts)
-        if law.temperature == 0.0:
-            accepted, extra = accept_greedy(grid, limits, logits.argmax(-1))
-        else:
-            proposed = self._proposed(len(rows), at, logits)
-            laws = distribution(logits, *law)
-            numbers = self._numbers(uniforms, grid.shape[1])
-            accepted, extra = accept_sampled(grid, limits, laws, proposed, *numbers)
-        self._begin([], law, False, [])
+        proposed = self._proposed(len(rows), at, logits)
+        laws = distribution(logits, *law)
+        numbers = self._numbers(uniforms, grid.shape[1])
+        accepted, extra = accept_sampled(grid, self._tensor(counts), laws, proposed, *numbers)
         back = torch.cat([accepted[:, None], extra[:, None], grid], dim=1).tolist()
         return [
             Verdict(line[2 : 2 + count], line[0], line[1])
