@@ -97,7 +97,10 @@ def build_parser() -> Parser:
     policies = add("policies", "list the controllers, or show one in full", _policies)
     policies.add_argument("name", nargs="?", help="one controller")
     policies.add_argument("--json", action="store_true", help="as JSON")
-    _add_trace(add("trace", "inspect, check or split a trace", _show_help))
+    _add_published(
+        add("study-published", "our numbers beside a published table, from your copy", _published)
+    )
+    _add_trace(add("trace", "inspect, check, split or import a trace", _show_help))
     return parser
 
 
@@ -198,6 +201,18 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--force", action="store_true", help="overwrite")
 
 
+def _add_published(published: Parser) -> None:
+    published.add_argument("name", help="spec-bench, specforge, microbenchmarks or iid (a control)")
+    published.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="your copy of the published data"
+    )
+    published.add_argument("--vanilla", type=Path, help="spec-bench: the run without a draft")
+    published.add_argument("--timing", type=Path, help="iid: JSON of `gammalab measure`")
+    published.add_argument("--out", type=Path, help="write the results there as JSON, too")
+    published.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    published.add_argument("--force", action="store_true", help="overwrite")
+
+
 def _add_trace(trace: Parser) -> None:
     trace.set_defaults(parser=trace)
     actions = trace.add_subparsers(metavar="ACTION", parser_class=Parser)
@@ -216,13 +231,39 @@ def _add_trace(trace: Parser) -> None:
     split.add_argument("--seed", type=int, default=0)
     split.add_argument("--force", action="store_true", help="overwrite")
     split.set_defaults(command=_trace_split)
-    for action in (info, check, split):
+    imported = actions.add_parser("import", help="another program's recording into a trace")
+    _add_import(imported)
+    for action in (info, check, split, imported):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+
+
+def _add_import(imported: Parser) -> None:
+    imported.add_argument(
+        "input", type=Path, nargs="+", help="spec-bench: further runs of the same questions as well"
+    )
+    imported.add_argument(
+        "--format", required=True, help="spec-bench, acc-len, jsonl, vllm, sglang or llama.cpp"
+    )
+    imported.add_argument("--out", type=Path, required=True, help="the trace, Parquet")
+    imported.add_argument(
+        "--schedule",
+        default="",
+        help="spec-bench: how gamma was set, heuristic:5 or fixed:5; one per file with commas",
+    )
+    imported.add_argument("--key", default="", help="acc-len: the object to read, a dotted path")
+    imported.add_argument("--vanilla", type=Path, help="spec-bench: the run without a draft")
+    imported.add_argument("--timing-out", type=Path, help="spec-bench: fit a timing to wall times")
+    imported.add_argument("--depth", type=count, default=0, help="deepest draft of a replay")
+    imported.add_argument("--temperature", type=float, default=0.0, help="of the recorded run")
+    imported.add_argument("--max-new-tokens", type=count, default=0, help="its reply limit")
+    imported.add_argument("--strict", action="store_true", help="mend and leave out nothing")
+    imported.add_argument("--force", action="store_true", help="overwrite")
+    imported.set_defaults(command=_trace_import)
 
 
 def _show_help(args: argparse.Namespace) -> NoReturn:
     parser: Parser = args.parser
-    parser.error("an action is missing: info, check or split")
+    parser.error("an action is missing: info, check, split or import")
 
 
 def _study(args: argparse.Namespace) -> int:
@@ -268,6 +309,12 @@ def _export(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _published(args: argparse.Namespace) -> int:
+    from experiments.published import run
+
+    return run(args)
+
+
 def _report(args: argparse.Namespace) -> int:
     from experiments.report import run
 
@@ -296,3 +343,9 @@ def _trace_split(args: argparse.Namespace) -> int:
     from experiments.show import split_trace
 
     return split_trace(args)
+
+
+def _trace_import(args: argparse.Namespace) -> int:
+    from experiments.importing import run
+
+    return run(args)

@@ -15,16 +15,12 @@ import numpy as np
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.split import task_of
 
 if TYPE_CHECKING:
     from real_backend.models import Pair
 
 EMBEDDED_PROMPTS = Path(__file__).parent / "pair" / "prompts.jsonl"
-CONVERSATION = frozenset(
-    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-)
-
-
 _LONGEST_LINE = 1 << 24  # characters; a file without line ends must not fill the memory
 
 
@@ -46,8 +42,8 @@ class Question:
 
     @property
     def task(self) -> str:
-        """MT-bench's eight categories are the task "conversation"; the others name themselves."""
-        return "conversation" if self.category in CONVERSATION else self.category
+        """The category's group; see traces.split.task_of."""
+        return task_of(self.category)
 
     def request_id(self, turn: int) -> str:
         """Identity of one turn, 0-based here and 1-based in the name."""

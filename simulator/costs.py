@@ -53,6 +53,57 @@ class Affine:
         return self.control
 
 
+def roofline_s(tokens: float, memory_s: float, token_s: float, fixed_s: float = 0.0) -> float:
+    """Seconds of one forward over `tokens`: what it reads takes memory_s whatever their number,
+    each token takes token_s of arithmetic, the slower of both hides the other; fixed_s is launched
+    before. Williams, Waterman and Patterson, Roofline, CACM 52(4), 2009.
+    """
+    return fixed_s + max(memory_s, token_s * tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Costs from the size of both models and two rates of the device, where nothing was measured.
+
+    *_bytes: weights read by a forward; *_flops: operations per token, about twice the weights;
+    *_context_bytes: keys and values of one context token. bytes_per_s, flops_per_s: of the device;
+    what is reached is less than the data sheet's. fixed, signal, control: seconds, as in Affine.
+    Operations of attention itself are left out: few beside those of the weights.
+    """
+
+    target_bytes: float
+    target_flops: float
+    draft_bytes: float
+    draft_flops: float
+    bytes_per_s: float
+    flops_per_s: float
+    target_context_bytes: float = 0.0
+    draft_context_bytes: float = 0.0
+    fixed: float = 0.0
+    signal: float = 0.0
+    control: float = 0.0
+
+    def prefill_s(self, tokens: float, batch: int) -> float:
+        return self.verify_s(tokens, batch, 0) + self.draft_step_s(batch, 0, tokens)
+
+    def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
+        read = self.draft_bytes + self.draft_context_bytes * context_tokens * batch
+        return self._forward_s(tokens * batch, read, self.draft_flops)
+
+    def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
+        read = self.target_bytes + self.target_context_bytes * context_tokens * batch
+        return self._forward_s(tokens * batch, read, self.target_flops)
+
+    def _forward_s(self, tokens: float, read: float, flops: float) -> float:
+        return roofline_s(tokens, read / self.bytes_per_s, flops / self.flops_per_s, self.fixed)
+
+    def signal_s(self) -> float:
+        return self.signal
+
+    def control_s(self) -> float:
+        return self.control
+
+
 def expected_emitted(alpha: float, gamma: int) -> float:
     """Tokens per round when every draft is accepted with chance alpha, independently.
 

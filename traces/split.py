@@ -7,6 +7,15 @@ import numpy as np
 from traces.errors import InputError
 from traces.schema import Trace
 
+_MT_BENCH = frozenset(
+    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+)
+
+
+def task_of(category: str) -> str:
+    """Spec-Bench's task of a category: MT-bench's eight are "conversation", others their own."""
+    return "conversation" if category in _MT_BENCH else category
+
 
 def named_generator(seed: int, name: str) -> np.random.Generator:
     """The random stream called `name` of the run with this seed; other names are independent."""

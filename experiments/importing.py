@@ -1,0 +1,123 @@
+"""`gammalab trace import`: other programs' recordings into a Trace, their seconds into a Timing."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.files import refuse_existing
+from traces.errors import InputError
+from traces.importers import FORMATS, spec_bench
+from traces.importers.common import Options
+from traces.importers.marginals import MarginalsOnly
+from traces.importers.spec_bench_timing import fit_timing
+from traces.schema import Trace
+from traces.store import write_trace
+from traces.timing import Timing
+
+_DEEPEST = 4096  # tokens; a table of costs has a column for each
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read everything, then write; a file that holds counts only is shown and refused."""
+    options = _options(args)
+    for path in (args.out, args.timing_out):
+        if path is not None:
+            refuse_existing(path, args.force)
+    try:
+        trace = FORMATS[args.format](args.input[0], options)
+    except MarginalsOnly as refused:
+        print(refused.marginals.table())
+        raise
+    timing = fit_timing(args.input[0], options) if args.timing_out else None
+    write_trace(trace, args.out, overwrite=args.force)
+    print(describe(trace, args.out))
+    if timing is not None:
+        timing.write(args.timing_out, overwrite=args.force)
+        print(describe_fit(timing, args.timing_out))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """The importer's options; raises InputError for what does not go together."""
+    if args.format not in FORMATS:
+        raise InputError(f"--format {args.format} is unknown; known: {', '.join(FORMATS)}")
+    if args.timing_out is not None and args.format != spec_bench.NAME:
+        raise InputError(f"--timing-out needs --format {spec_bench.NAME}: only it has wall times")
+    if args.vanilla is not None and args.timing_out is None:
+        raise InputError("--vanilla is for the timing; say where it goes with --timing-out")
+    if args.depth > _DEEPEST:
+        raise InputError(f"--depth is {args.depth}; at most {_DEEPEST}")
+    if not 0 <= args.temperature < math.inf:
+        raise InputError(f"--temperature is {args.temperature}; it must be 0 or more")
+    ours = [path.resolve() for path in (args.out, args.timing_out) if path is not None]
+    given = [p.resolve() for p in (*args.input, *([args.vanilla] if args.vanilla else []))]
+    if len({*ours, *given}) < len(ours) + len(set(given)):
+        raise InputError("an output file is named twice, or is also an input")
+    if len(set(given)) < len(given):
+        raise InputError("an input file is named twice")
+    return Options(
+        schedule=args.schedule,
+        key=args.key,
+        merge=tuple(args.input[1:]),
+        vanilla=args.vanilla,
+        depth=args.depth,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        strict=args.strict,
+    )
+
+
+def describe(trace: Trace, path: Path) -> str:
+    """What was read, with every count that the importer kept."""
+    unknown = 0 if trace.censored is None else int(np.count_nonzero(trace.censored))
+    share = unknown / trace.positions
+    lines = [
+        f"{path}: {trace.requests} requests, {trace.positions} positions, {trace.meta.exactness}; "
+        f"{unknown} positions censored ({share:.1%})"
+    ]
+    source: dict[str, Any] = trace.meta.source
+    if source.get("rounds") and "full" in source:
+        full = source["full"] / source["rounds"]
+        lines.append(f"  {full:.1%} of the rounds accepted all they drafted")
+    for name, value in source.items():
+        if name not in ("format", "files", "censored_share"):
+            for entry in value if isinstance(value, list) else [value]:
+                lines.append(f"  {name.replace('_', ' '):<18}{_plain(entry)}")
+    if "schedule" in source and not source["schedule"]:
+        lines.append("  no --schedule: every token that the target put itself counts as unknown")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "nothing"
+    return str(value) if value != "" else "none"
+
+
+def describe_fit(timing: Timing, path: Path) -> str:
+    """The fitted seconds, how well they fit, and the speed-ups where a vanilla file was given."""
+    fit = timing.meta["fitted"]
+
+    def errors(part: dict[str, Any]) -> str:
+        median, largest = part["median_error_per_question"], part["max_error_per_question"]
+        return f"R2 {part['r2']:.3f}, error per question {median:.1%} median, {largest:.1%} largest"
+
+    lines = [
+        f"{path}: {1e3 * fit['round_s']:.2f} ms per round + {1e3 * fit['drafted_token_s']:.2f} ms "
+        f"per drafted token + {1e3 * fit['start_s']:.1f} ms per reply; {errors(fit)}"
+    ]
+    if "vanilla" in fit:
+        plain, speed = fit["vanilla"], fit["speedup"]
+        lines.append(f"  vanilla {1e3 * plain['token_s']:.2f} ms per token; {errors(plain)}")
+        for name in ("measured", "predicted"):
+            pair = speed[name]
+            lines.append(
+                f"  speed-up {name:<10}{pair['token_weighted']:.2f} token-weighted, "
+                f"{pair['mean_of_questions']:.2f} mean of {speed['questions']} questions"
+            )
+    return "\n".join(lines)
