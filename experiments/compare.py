@@ -8,12 +8,14 @@ Speeds are decode speeds: seconds of the rounds, prefill left out, since no cont
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from experiments.censored import Censoring, complete, left_open, select
 from experiments.statistics import (
     RESAMPLES,
     Estimate,
@@ -83,6 +85,8 @@ class Comparison:
     """Rows, and what they rest on. logs: simulated rounds by row name.
 
     recommended: the row with the fewest seconds on the training half, ceilings left out.
+    censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
+    imputations. None for every other trace.
     fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
     """
 
@@ -101,6 +105,7 @@ class Comparison:
     seed: int
     resamples: int
     logs: dict[str, RoundLog]
+    censoring: Censoring | None = None
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -163,7 +168,9 @@ def compare(
     """
     costs = step_costs(timing, trace)
     train_rows, test_rows = split_rows(trace, seed=seed)
-    train, test = trace.select(train_rows), trace.select(test_rows)
+    completed = None if trace.censored is None else complete(trace, seed=seed)
+    played = trace if completed is None else completed.first_draw
+    train, test = played.select(train_rows), played.select(test_rows)
     tuned_gamma, tuned_on_train = best_fixed(train, costs)
     curve = fixed_logs(test, costs, seed)
     hindsight_gamma = fastest(curve)
@@ -187,6 +194,17 @@ def compare(
     logs |= ceilings
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
 
+    censoring = None
+    if completed is not None:
+        chosen = dict(zip(map(label, policies), policies, strict=True))
+        chosen |= {tuned_name: Fixed(tuned_gamma), "never": Never()}
+        schedules = {
+            name: functools.partial(replay, policy, costs=costs, seed=seed)
+            for name, policy in (chosen | {"best fixed": Fixed(hindsight_gamma)}).items()
+        }
+        schedules["clairvoyant"] = functools.partial(clairvoyant, costs=costs)
+        held_out = select(completed, test_rows, trace)
+        censoring = left_open(held_out, schedules, reference=tuned_name, resamples=resamples)
     held = _held(test, logs["never"], logs[tuned_name], logs["clairvoyant"], seed, resamples)
     rows = [_row(name, roles[name], log, held) for name, log in logs.items()]
     order = list(ROLES)
@@ -208,6 +226,7 @@ def compare(
         seed=seed,
         resamples=resamples,
         logs=logs,
+        censoring=censoring,
     )
 
 

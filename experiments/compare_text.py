@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.censored_text import open_table, open_task_table
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
 from experiments.tables import number, percent, table, with_interval
@@ -32,6 +34,11 @@ speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap
 vs tuned   tokens/s over the best fixed gamma of the training half; tie: the interval covers 1
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
 gamma      mean cap in force; draft: tokens drafted per round; acc. rate: accepted / drafted"""
+
+
+STAND_IN = (
+    "halves tuned and logs written on one imputation of them; the tables give what all of them say"
+)
 
 
 def _cells(row: Row) -> list[str]:
@@ -96,6 +103,7 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
         f"{tokens} tokens; tuned on {len(comparison.train_rows)} other replies",
         f"censored positions: {comparison.censored_positions}"
         + ("; accepted lengths there are lower bounds" if comparison.censored_positions else ""),
+        *([STAND_IN] if comparison.censoring else []),
         f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples; intervals are not "
         "corrected for the number of rows",
         f"no controller may draft more than {len(comparison.fixed_curve) - 1} tokens, the depth of "
@@ -111,9 +119,9 @@ def percent_change(ratio: float) -> str:
 
 def answer(comparison: Comparison) -> str:
     """One sentence: which controller the training half recommends, and what it is worth."""
-    row = comparison.row(comparison.recommended)
+    row = _said(comparison, comparison.recommended)
     fixed = next(r for r in comparison.rows if r.role == "tuned")
-    ceiling = comparison.row("clairvoyant")
+    ceiling = _said(comparison, "clairvoyant")
     if row.role == "never":
         head = "Do not draft: no controller was faster than plain decoding on the training half"
     elif row.role == "tuned":
@@ -132,12 +140,28 @@ def answer(comparison: Comparison) -> str:
     return f"{head}; a controller that knew the future would be {left * 100:.0f} % faster still."
 
 
+def _said(comparison: Comparison, name: str) -> Row:
+    """The row, of a censored trace with the medians and intervals over its imputations."""
+    row = comparison.row(name)
+    if comparison.censoring is None:
+        return row
+    known = comparison.censoring.row(name)
+    return dataclasses.replace(
+        row,
+        speedup=known.speedup_others,
+        vs_fixed=known.vs_fixed_others,
+        verdict=known.verdict if row.role != "tuned" else row.verdict,
+        tokens_per_s=known.tokens_per_s.value,
+    )
+
+
 def text_of(comparison: Comparison, trace_name: str) -> str:
     """Everything `gammalab compare` prints for one trace."""
+    found = comparison.censoring
     parts = [
         basis_lines(comparison, trace_name),
-        policy_table(comparison),
-        task_table(comparison),
+        policy_table(comparison) if found is None else open_table(found),
+        task_table(comparison) if found is None else open_task_table(found),
         textwrap.fill(answer(comparison), 98),
     ]
     return "\n\n".join(parts)

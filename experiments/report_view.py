@@ -39,11 +39,16 @@ def interval(estimate: Json, digits: int = 2) -> str:
 
 def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
     """What the template shows of one comparison."""
+    known = {row["name"]: row for row in (part.get("censoring") or {"rows": []})["rows"]}
     groups = []
     for role, title in ROLES.items():
         if role == "hindsight":
             title += f" (gamma = {part['hindsight_gamma']})"
-        rows = [_row(row) for row in part["rows"] if row["role"] == role]
+        rows = [
+            _open_row(row, known[row["name"]]) if known else _row(row)
+            for row in part["rows"]
+            if row["role"] == role
+        ]
         if rows:
             groups.append({"title": title, "rows": rows})
     tokens = by_role(part, "never")["rounds"]  # plain decoding: one token a round
@@ -53,7 +58,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "basis": (
             f"{part['questions']} held-out questions, {len(part['test_rows'])} replies, {tokens} "
             f"tokens. Trace: {part['exactness']} ({EXACTNESS[part['exactness']]}); "
-            f"{censored} positions are censored."
+            f"{censored} positions are censored." + (OPEN if known else "")
         ),
         "whose": random_weights_note(part["timing_meta"], part["trace_meta"]["pair"]),
         "header": HEADER,
@@ -63,11 +68,34 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "depth": part["trace_meta"]["depth"],
         "tasks": [task.replace("_", " ") for task in part["tasks"]],
         "task_rows": [
-            [row["name"], *(number(row["tasks"][task]["value"]) for task in part["tasks"])]
+            [row["name"], *(_task(row, known, task) for task in part["tasks"])]
             for row in part["rows"]
         ],
         "pictures": [embedded(picture) for picture in pictures],
     }
+
+
+OPEN = (
+    " Speed-up, ratio to the tuned fixed gamma, tokens per round and tokens/s are medians and 95 % "
+    "intervals over imputations of what was never proposed to the target; the two ratios allow for "
+    "other questions as well. All other numbers and the figures are of one imputation."
+)
+
+
+def _open_row(row: Json, known: Json) -> list[str]:
+    """A row of a censored trace: intervals where points would stand."""
+    cells = _row(row | {"speedup": known["speedup_others"], "vs_fixed": known["vs_fixed_others"]})
+    cells[2] = "-"
+    cells[4] = cells[4] and known["verdict"]
+    cells[6] = interval(known["tokens_per_round"])
+    cells[-1] = interval(known["tokens_per_s"], 1)
+    return cells
+
+
+def _task(row: Json, known: Json, task: str) -> str:
+    if known:
+        return interval(known[row["name"]]["tasks"][task])
+    return number(row["tasks"][task]["value"])
 
 
 def _row(row: Json) -> list[str]:

@@ -1,0 +1,62 @@
+"""Intervals for a censored trace at costs typed by hand: what would other lengths have given?
+
+`python -m experiments.censored_run --trace T.parquet --round-ms 22.3 --draft-ms 1.92`
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.censored import DRAWS, complete, left_open
+from experiments.censored_check import costs_for
+from experiments.censored_text import open_table, open_task_table, rate_table, survival_table
+from experiments.files import dumps
+from policies.shelf import label, parse_policies
+from simulator.replay import replay
+from traces.errors import InputError
+from traces.store import read_trace
+
+POLICIES = "gammatune,hf-heuristic:gamma0=5,goodput,ucb," + ",".join(
+    f"fixed:gamma={gamma}" for gamma in range(9)
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables of one trace."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.censored_run", description=__doc__)
+    parser.add_argument("--trace", type=Path, required=True, help="a censored trace")
+    parser.add_argument("--round-ms", type=float, required=True, help="a round without a draft")
+    parser.add_argument("--draft-ms", type=float, required=True, help="every drafted token")
+    parser.add_argument("--plain-ms", type=float, help="plain decoding, per token; else gamma 0")
+    parser.add_argument("--policies", default=POLICIES)
+    parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(arguments)
+    trace = read_trace(args.trace)
+    if trace.censored is None:
+        raise InputError(f"{args.trace} is not censored: `gammalab compare` says all there is")
+    costs = costs_for(trace, args.round_ms / 1e3, args.draft_ms / 1e3)
+    policies = parse_policies(f"{args.policies},{args.reference},never")
+    schedules = {
+        label(policy): functools.partial(replay, policy, costs=costs, seed=args.seed)
+        for policy in policies
+    }
+    completed = complete(trace, draws=args.draws, seed=args.seed)
+    found = left_open(
+        completed,
+        schedules,
+        reference=args.reference,
+        plain_s_per_token=None if args.plain_ms is None else args.plain_ms / 1e3,
+    )
+    parts = [open_table(found), open_task_table(found)]
+    parts += [rate_table(trace), survival_table(trace, completed)]
+    print(dumps(found) if args.json else "\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
