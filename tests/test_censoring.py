@@ -251,7 +251,7 @@ def enumerated(flags: Sequence[int], model: regimes.Regimes) -> tuple[float, np.
 def some_regimes() -> regimes.Regimes:
     generator = np.random.default_rng(0)
     states = 2 * regimes.HALF
-    step = generator.dirichlet(np.ones(states), (1, 1, states))
+    step = generator.dirichlet(np.full(states, 0.2), (1, 1, states))
     return regimes.Regimes(generator.dirichlet(np.ones(states), (1, 1)), step)
 
 
