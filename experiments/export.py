@@ -33,7 +33,7 @@ from policies.heuristic import HFHeuristic
 from policies.shelf import label, parse_policy
 from simulator.hindsight import best_fixed
 from simulator.replay import replay
-from traces.schema import Trace
+from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
 from traces.store import write_atomically
 from traces.timing import Timing
@@ -237,6 +237,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         refuse_existing(args.out, args.force)
     (trace,), timing = read_inputs([args.trace], args.timing)
+    refuse_censored(trace, "export")
     result = export(policy, engine, trace, timing, args.seed)
     form = export_json if args.json else export_text
     text = form(result, trace, args.trace.name, timing, args.timing.name)

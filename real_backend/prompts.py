@@ -14,7 +14,7 @@ import numpy as np
 
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
-from traces.schema import Trace
+from traces.schema import Trace, refuse_censored
 from traces.split import task_of
 
 if TYPE_CHECKING:
@@ -221,8 +221,9 @@ def questions_of(args: argparse.Namespace) -> list[Question]:
 def forced_requests(trace: Trace, pair: Pair) -> list[Request]:
     """Random prompts of the recorded lengths, for runs whose acceptance is the trace's.
 
-    Raises InputError if they do not fit into the pair's context.
+    Raises InputError if they do not fit into the pair's context, or acceptance is censored.
     """
+    refuse_censored(trace, "forced acceptance")
     longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + trace.meta.depth + 1
     if pair.max_context and longest > pair.max_context:
         raise InputError(

@@ -19,7 +19,7 @@ from tests.results import make_trace as by_hand
 from traces.costs import Table, bucket_of, lag_after, price_log, prices_of, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
-from traces.schema import Trace, TraceError, TraceMeta
+from traces.schema import Trace, TraceError, TraceMeta, refuse_censored
 from traces.store import TraceWriter, content_hash, read_trace, write_atomically, write_trace
 from traces.timing import Cell, StepCosts, Timing, read_timing
 
@@ -268,3 +268,11 @@ def test_censoring_is_said_once_and_only_where_it_can_be() -> None:
         by_hand([[1, 0]], *names, exactness="censored")
     with pytest.raises(TraceError, match="ends its reply is not censored"):
         by_hand([[2, 1]], *names, censored=[[True, False]])
+
+
+def test_what_needs_every_acceptance_refuses_a_censored_trace() -> None:
+    names = (["1.1"], ["t"])
+    seen = by_hand([[1, 0, 1]], *names, censored=[[True, True, False]])
+    with pytest.raises(InputError, match="export needs a trace .* 2 of 3 positions are censored"):
+        refuse_censored(seen, "export")
+    refuse_censored(by_hand([[1, 0, 1]], *names), "export")

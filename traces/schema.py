@@ -205,3 +205,12 @@ def check_arrays(trace: Trace) -> None:
         if array is not None:
             good = bool(((array >= low) & (array <= high)).all())
             _require(good, f"{name} has a value outside {low:g}..{high:g} or NaN")
+
+
+def refuse_censored(trace: Trace, what: str) -> None:
+    """Raise InputError if acceptance is only bounded somewhere, which `what` would take for exact."""
+    if trace.censored is not None and bool(trace.censored.any()):
+        raise InputError(
+            f"{what} needs a trace that knows every acceptance; {int(trace.censored.sum())} of "
+            f"{trace.positions} positions are censored - `gammalab compare` gives intervals instead"
+        )
