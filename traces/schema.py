@@ -208,7 +208,7 @@ def check_arrays(trace: Trace) -> None:
 
 
 def refuse_censored(trace: Trace, what: str) -> None:
-    """Raise InputError if acceptance is only bounded somewhere, which `what` would take for exact."""
+    """Raise InputError if acceptance is only bounded somewhere and `what` must know it."""
     if trace.censored is not None and bool(trace.censored.any()):
         raise InputError(
             f"{what} needs a trace that knows every acceptance; {int(trace.censored.sum())} of "
