@@ -272,8 +272,7 @@ class EagerSteps:
         found, at = [], 0
         for _, _, width in spans:
             own, ours = read[at + 1 : at + width], chosen[at : at + width]
-            differ = (k for k, token in enumerate(own) if token != ours[k])
-            accepted = next(differ, width - 1)
+            accepted = accepted_of(own, ours)
             found.append(Verdict(own, accepted, ours[accepted]))
             at += width
         return found
@@ -333,6 +332,16 @@ class EagerSteps:
 
     def _tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def accepted_of(drafted: list[int], choices: list[int]) -> int:
+    """How many drafted tokens the target would have chosen itself, up to the first it would not.
+
+    choices: the target's arg-max behind the newest token and behind each drafted one; the host's
+    form of `verify.accept_greedy`.
+    """
+    differ = (k for k, token in enumerate(drafted) if token != choices[k])
+    return next(differ, len(drafted))
 
 
 def _places(

@@ -168,9 +168,8 @@ def test_the_general_path_is_checked_alike(pair_folder: Path) -> None:
     assert not any(row.differences for row in report.rows)
 
 
-def accepts_one_too_many(drafted: Tensor, counts: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
-    accepted = torch.minimum(1 + (drafted == choices[:, :-1]).cumprod(-1).sum(-1), counts)
-    return accepted, choices.gather(1, accepted[:, None])[:, 0]
+def accepts_one_too_many(drafted: list[int], choices: list[int]) -> int:
+    return min(1 + ACCEPTED_OF(drafted, choices), len(drafted))
 
 
 def sees_the_future(self: LeanLlama, mask: Tensor) -> Tensor:
@@ -193,8 +192,9 @@ def skips_a_place(
 
 
 FOLD_MASK, FORWARD = LeanLlama._fold_mask, LeanLlama.forward
+ACCEPTED_OF = steps.accepted_of
 BREAKS: dict[str, tuple[object, str, Callable[..., Any], set[int]]] = {
-    "accept": (steps, "accept_greedy", accepts_one_too_many, {1, 3}),
+    "accept": (steps, "accepted_of", accepts_one_too_many, {1, 3}),
     "mask": (LeanLlama, "_fold_mask", sees_the_future, {1, 3}),
     "positions": (LeanLlama, "forward", skips_a_place, {1}),
 }
@@ -248,7 +248,7 @@ def test_what_is_printed_and_written(command: Any, tmp_path: Path) -> None:
 def test_a_finding_is_exit_code_1(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "accept_greedy", accepts_one_too_many)
+    monkeypatch.setattr(steps, "accepted_of", accepts_one_too_many)
     out = tmp_path / "a.json"
     argv = ("--limit", 4, "--max-new-tokens", 24, "--policies", "fixed:gamma=3", "--batch", 1)
     code, text, _ = command(*argv, "--out", out)
