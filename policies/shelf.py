@@ -1,18 +1,30 @@
-"""The shelf: every policy by name, and the notation `name:field=value,field=value`."""
+"""The shelf: every policy by name, the notation `name:field=value,field=value`, policy files."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from policies.bandits import UCB
 from policies.base import Policy, field_values
-from policies.confidence import HFConfidence, HFRocConfidence, TailPruning
+from policies.confidence import HFConfidence, TailPruning
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
 from policies.goodput import CensoredGoodput
 from policies.heuristic import HFHeuristic
+from policies.marginal import Marginal, Payback
+from policies.roc import HFRocConfidence
 from traces.errors import InputError
+from traces.store import write_atomically
+
+POLICY_FILE_VERSION = 1
+LONGEST_TITLE = 40
 
 SHELF: dict[str, type[Policy]] = {
     cls.name: cls
@@ -27,6 +39,8 @@ SHELF: dict[str, type[Policy]] = {
         TailPruning,
         UCB,
         CensoredGoodput,
+        Marginal,
+        Payback,
     )
 }
 
@@ -50,42 +64,98 @@ def short_field(field: str) -> str:
     return field.removesuffix("_tokens")
 
 
-def _parse_value(text: str, like: int | float | bool, where: str) -> int | float | bool:
+def _typed(value: Any, like: int | float | bool, where: str) -> int | float | bool:
+    """A field's value, as text or as JSON has it, in the type of its default."""
+    kind = type(like)
     try:
-        if isinstance(like, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return int(text) if isinstance(like, int) else float(text)
-    except (KeyError, ValueError):
-        raise InputError(f"{where} must be {type(like).__name__}, not {text!r}") from None
+        if isinstance(value, str):
+            words = {"false": False, "0": False, "true": True, "1": True}
+            value = words[value.lower()] if kind is bool else kind(value)
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if fits and math.isfinite(value):
+            return kind(value)
+    except (KeyError, ValueError, OverflowError):
+        pass
+    raise InputError(f"{where} must be {kind.__name__}, not {value!r}")
 
 
-def parse_policy(spec: str) -> Policy:
-    """A policy from `name` or `name:field=value,...`; raises InputError naming what is wrong."""
-    name, _, settings = spec.strip().partition(":")
+def make_policy(name: str, values: dict[str, Any]) -> Policy:
+    """The policy of that name with these fields, written short or in full; the others are defaults.
+
+    Raises InputError naming the field that is unknown, of another type or out of range.
+    """
     cls = find_policy(name)
     defaults = field_values(cls())
     fields = {short_field(f): f for f in defaults} | {f: f for f in defaults}
     chosen: dict[str, int | float | bool] = {}
-    for setting in filter(None, settings.split(",")):
-        key, equals, text = setting.partition("=")
-        if not equals or key not in fields:
+    for key, value in values.items():
+        if key not in fields:
             known = ", ".join(short_field(f) for f in defaults) or "it has none"
             raise InputError(
                 f"policy {name!r} has no field {key!r}; {_suggest(key, list(fields))}"
                 f"fields: {known}"
             )
-        field = fields[key]
-        chosen[field] = _parse_value(text, defaults[field], f"{name}:{key}")
+        chosen[fields[key]] = _typed(value, defaults[fields[key]], f"{name}:{key}")
     policy = cls(**chosen)
     try:
         policy.new_state(1)
     except (ValueError, OverflowError, MemoryError):
-        raise InputError(f"policy {spec!r}: its fields are out of range") from None
+        raise InputError(f"policy {label(policy)!r}: its fields are out of range") from None
     return policy
 
 
+def parse_policy(spec: str) -> Policy:
+    """A policy from `name` or `name:field=value,...`; raises InputError naming what is wrong."""
+    name, _, settings = spec.strip().partition(":")
+    values: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        key, _, text = setting.partition("=")
+        values[key] = text
+    return make_policy(name, values)
+
+
+def read_policies(path: Path) -> list[Policy]:
+    """The policies of a policy file, in its order; raises InputError naming file and field."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such policy file; `gammalab sweep` writes them")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    if not isinstance(raw, dict) or raw.get("kind") != "policies":
+        raise InputError(f"{path} is JSON, but not a policy file (kind is not 'policies')")
+    if raw.get("version") != POLICY_FILE_VERSION:
+        raise InputError(f"{path} has policy file version {raw.get('version')!r}; make it again")
+    entries = raw.get("policies")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: field 'policies' must be a list with at least one policy")
+    found = []
+    for number, entry in enumerate(entries):
+        shaped = isinstance(entry, dict) and isinstance(entry.get("fields", {}), dict)
+        if not shaped or not isinstance(entry.get("policy"), str):
+            raise InputError(
+                f'{path}: policies[{number}] must be {{"policy": NAME, "fields": {{}}}}'
+            )
+        try:
+            found.append(make_policy(entry["policy"], entry.get("fields", {})))
+        except InputError as error:
+            raise InputError(f"{path}: policies[{number}]: {error}") from None
+    return found
+
+
+def write_policies(
+    policies: Sequence[Policy], path: Path, meta: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """A policy file: every field of every policy, and in `meta` what they were tuned on."""
+    entries = [{"policy": p.name, "fields": field_values(p)} for p in policies]
+    raw = {"kind": "policies", "version": POLICY_FILE_VERSION, "meta": meta, "policies": entries}
+    text = json.dumps(raw, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
+
+
 def parse_policies(text: str) -> list[Policy]:
-    """Several specs, separated by commas; a comma inside a spec's settings stays with it.
+    """Several specs or policy files (NAME.json), separated by commas; a comma inside a spec's
+    settings stays with it.
 
     `fixed:gamma=3,gammatune:eta=0.3,delta=2` is two policies: a piece without a colon that holds an
     equals sign continues the one before it.
@@ -98,7 +168,10 @@ def parse_policies(text: str) -> list[Policy]:
             specs.append(piece)
     if not specs:
         raise InputError("no policy given; `gammalab policies` lists them")
-    return [parse_policy(spec) for spec in specs]
+    found: list[Policy] = []
+    for spec in specs:
+        found += read_policies(Path(spec)) if spec.endswith(".json") else [parse_policy(spec)]
+    return found
 
 
 def label(policy: Policy) -> str:
@@ -112,6 +185,14 @@ def label(policy: Policy) -> str:
     return policy.name + (":" + ",".join(shown) if shown else "")
 
 
+def title(policy: str) -> str:
+    """A policy's label short enough for a table: a long one is cut and ends in its fingerprint."""
+    if len(policy) <= LONGEST_TITLE:
+        return policy
+    digest = hashlib.sha256(policy.encode()).hexdigest()[:6]
+    return f"{policy[: LONGEST_TITLE - 8].rstrip(',.=')}..{digest}"
+
+
 def file_name(policy: str) -> str:
     """A policy's label as part of a file name: fixed:gamma=3 -> fixed-gamma-3."""
-    return "".join(c if c.isalnum() or c in "+-." else "-" for c in policy)
+    return "".join(c if c.isalnum() or c in "+-." else "-" for c in title(policy))

@@ -1,0 +1,242 @@
+"""Ours: draft one more token while it pays, and draft at all where drafting has paid.
+
+No threshold is tuned. What a token is worth, what it costs and how likely it is to survive are all
+measured while serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.randomness import Rng
+
+LAST = 5  # how the last draft ended: all accepted, some, none once, twice, three times or more
+SKIPPED = 4  # rounds without a draft since then: 0, 1, 2, 3 or more
+
+
+class MarginalState(NamedTuple):
+    """M = gamma_max, C = LAST * SKIPPED contexts.
+
+    Per request, of the round at hand: survival [slots], chance that all drafted tokens stand;
+    price [slots, M + 2], seconds of a round that drafts k tokens; signal [slots, M, 2], logit of
+    the top-1 probability and entropy. context [slots]; quiet [slots], rounds skipped in a row.
+    Shared: weight [2, 3] of the two logistic models, squares [2, 3] of their gradients summed;
+    clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count.
+    """
+
+    survival: FloatArray
+    price: FloatArray
+    signal: FloatArray
+    context: IntArray
+    quiet: IntArray
+    weight: FloatArray
+    squares: FloatArray
+    clock: FloatArray
+    paid: FloatArray
+    visits: FloatArray
+
+
+def logit(probability: float) -> float:
+    """log(p / (1 - p)), p kept inside 1e-4 .. 1 - 1e-4."""
+    inside = min(max(probability, 1e-4), 1.0 - 1e-4)
+    return math.log(inside / (1.0 - inside))
+
+
+def chance(state: MarginalState, model: int, x: float, entropy: float) -> float:
+    """The logistic model number `model` at these signals, 0..1."""
+    z = float(state.weight[model, 0]) + float(state.weight[model, 1]) * x
+    z += float(state.weight[model, 2]) * entropy
+    return 1.0 / (1.0 + math.exp(-min(max(z, -30.0), 30.0)))
+
+
+def correct(
+    state: MarginalState, model: int, slot: int, token: int, passed: float, rate: float
+) -> None:
+    """One AdaGrad step (Duchi et al. 2011) of a model after token number `token` was judged."""
+    x, entropy = float(state.signal[slot, token, 0]), float(state.signal[slot, token, 1])
+    error = chance(state, model, x, entropy) - passed
+    for k in range(3):
+        slope = error if k == 0 else error * x if k == 1 else error * entropy
+        squares = float(state.squares[model, k]) + slope * slope
+        state.squares[model, k] = squares
+        state.weight[model, k] -= rate * slope / math.sqrt(squares)
+
+
+def seconds_per_token(state: MarginalState) -> float:
+    """What one token has cost so far: what an accepted one is worth."""
+    return float(state.clock[1]) / float(state.clock[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Marginal(Policy):
+    """Draft one more token while its expected worth exceeds its price.
+
+    After k drafted tokens, S = a_1 ... a_k is the chance that all of them stand, a_i a logistic
+    model of (logit of top-1, entropy) of token i. A further token stands with chance S n, n a
+    second such model of the *next* token. With w the seconds a token has cost so far (the running
+    average: optimal stopping at the average rate, a renewal-reward argument), go on if for some j
+
+        w (S n + S n^2 + ... + S n^j)  >  price of k + j drafted tokens - price of k,
+
+    looking `look` tokens ahead because measured prices rise in steps. Both models learn online,
+    from judged tokens only: those accepted and the first rejected.
+    """
+
+    gamma_max: int = 16
+    look: int = 8
+    rate: float = 0.1
+    memory: float = 0.999
+    own_base: float = 0.5
+    own_logit: float = 1.0
+    own_entropy: float = 0.0
+    next_base: float = 2.3
+    next_logit: float = -0.1
+    next_entropy: float = -0.5
+
+    name = "marginal"
+    rule = "draft on while survival x worth of a token exceeds what it adds to the round's seconds"
+    source = "ours; the stopping problem of SpecDec++, arXiv 2405.19715, with measured prices"
+    tags = {
+        "gamma_max": "ours: the depth of a recording",
+        "look": "ours",
+        "rate": "ours, chosen on the training half of the embedded traces",
+        "memory": "ours",
+        "own_base": "ours: between the fits to two traces; learned on from there",
+        "own_logit": "ours: as own_base",
+        "own_entropy": "ours: as own_base",
+        "next_base": "ours: as own_base",
+        "next_logit": "ours: as own_base",
+        "next_entropy": "ours: as own_base",
+    }
+
+    def new_state(self, slots: int) -> State:
+        own = (self.own_base, self.own_logit, self.own_entropy)
+        following = (self.next_base, self.next_logit, self.next_entropy)
+        return MarginalState(
+            survival=np.ones(slots),
+            price=np.zeros((slots, self.gamma_max + 2)),
+            signal=np.zeros((slots, self.gamma_max, 2)),
+            context=np.zeros(slots, dtype=np.int64),
+            quiet=np.zeros(slots, dtype=np.int64),
+            weight=np.array([own, following], dtype=np.float64),
+            squares=np.ones((2, 3)),
+            clock=np.zeros(2),
+            paid=np.zeros(LAST * SKIPPED),
+            visits=np.zeros(LAST * SKIPPED),
+        )
+
+    def admit(self, state: MarginalState, slot: int) -> None:
+        state.context[slot] = 0
+        state.quiet[slot] = 0
+
+    def gamma(self, state: MarginalState, slot: int, view: View, rng: Rng) -> int:
+        open_round(state, slot, view, self.gamma_max)
+        return self.gamma_max
+
+    def proceed(self, state: MarginalState, slot: int, draft: Draft) -> bool:
+        k, x = draft.drafted, logit(draft.top1_prob)
+        state.signal[slot, k - 1, 0] = x
+        state.signal[slot, k - 1, 1] = draft.entropy
+        before = 1.0 if k == 1 else float(state.survival[slot])
+        survival = before * chance(state, 0, x, draft.entropy)
+        state.survival[slot] = survival
+        following = chance(state, 1, x, draft.entropy)
+        worth, gain = seconds_per_token(state), 0.0
+        for j in range(1, min(self.look, self.gamma_max - k) + 1):
+            price = float(state.price[slot, k + j])
+            if price == 0.0:  # there is no room for so many
+                return False
+            survival *= following
+            gain += survival * worth
+            if gain > price - float(state.price[slot, k]):
+                return True
+        return False
+
+    def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
+        close_round(state, slot, outcome, self.memory, self.rate)
+
+
+def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> None:
+    """Note what a round that drafts 0, 1, ... tokens costs now; 0 where there is no room for it."""
+    for k in range(gamma_max + 1):
+        price = k * view.draft_step_s + float(view.verify_s[k + 1]) if k <= view.room else 0.0
+        state.price[slot, k] = price
+    if float(state.clock[0]) == 0.0:  # before the first round: what plain decoding costs
+        state.clock[0] = 1.0
+        state.clock[1] = float(view.verify_s[1])
+
+
+def close_round(
+    state: MarginalState, slot: int, outcome: Outcome, memory: float, rate: float
+) -> None:
+    """Tokens and seconds of the round, and what it taught about judged tokens."""
+    state.clock[0] = memory * float(state.clock[0]) + outcome.emitted
+    state.clock[1] = memory * float(state.clock[1]) + outcome.elapsed_s
+    ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
+    judged = outcome.accepted if ended else min(outcome.accepted + 1, outcome.drafted)
+    for k in range(judged):
+        passed = 1.0 if k < outcome.accepted else 0.0
+        correct(state, 0, slot, k, passed, rate)
+        if k > 0:
+            correct(state, 1, slot, k - 1, passed, rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Payback(Marginal):
+    """`marginal`, and no draft at all where drafting has not paid.
+
+    Acceptance comes in bursts, and the first drafted token is the dear one: a target step of two
+    tokens can cost much more than one of one. So for every *context* (how the last draft ended, and
+    how many rounds were skipped since) the mean gain of a draft is kept: accepted tokens times
+    their worth, less the seconds beyond a plain round. Where it is below zero by more than
+    `doubt` / sqrt(visits) plain rounds, the round is plain; after `probe_every` plain rounds in a
+    row one is drafted to look again. Worth here is half way between the average seconds of a token
+    and those of a plain round: that is what a hard stretch of text would cost without drafts.
+    """
+
+    doubt: float = 1.0
+    probe_every: int = 16
+
+    name = "payback"
+    rule = "marginal, and gamma = 0 in contexts where drafts have cost more than they saved"
+    tags = {**Marginal.tags, "doubt": "ours", "probe_every": "ours"}
+
+    def gamma(self, state: MarginalState, slot: int, view: View, rng: Rng) -> int:
+        open_round(state, slot, view, self.gamma_max)
+        at = int(state.context[slot])
+        doubt = self.doubt / math.sqrt(float(state.visits[at]) + 0.1)
+        if float(state.paid[at]) + doubt < 0.0 and int(state.quiet[slot]) < self.probe_every:
+            return 0
+        return self.gamma_max
+
+    def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
+        close_round(state, slot, outcome, self.memory, self.rate)
+        at = int(state.context[slot])
+        state.context[slot] = context_after(at, outcome)
+        if outcome.drafted == 0:
+            state.quiet[slot] += 1
+            return
+        state.quiet[slot] = 0
+        plain = float(view.verify_s[1])
+        worth = (seconds_per_token(state) + plain) / 2.0
+        gain = (outcome.accepted * worth - (outcome.elapsed_s - plain)) / plain
+        visits = self.memory * float(state.visits[at]) + 1.0
+        state.visits[at] = visits
+        state.paid[at] += (gain - float(state.paid[at])) / (visits + 2.0)  # two rounds of gain 0
+
+
+def context_after(context: int, outcome: Outcome) -> int:
+    """The context that a round leads to; see Payback."""
+    last, skipped = context // SKIPPED, context % SKIPPED
+    if outcome.drafted == 0:
+        return last * SKIPPED + min(skipped + 1, SKIPPED - 1)
+    if outcome.accepted == outcome.drafted:
+        return 0
+    if outcome.accepted > 0:
+        return SKIPPED
+    return min(max(last, 1) + 1, LAST - 1) * SKIPPED
