@@ -26,10 +26,11 @@ from experiments.export_replay import (
 )
 from experiments.files import refuse_existing
 from policies.base import Policy, uses_signals
-from policies.confidence import HFConfidence, HFRocConfidence
+from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTunePlus
 from policies.heuristic import HFHeuristic
+from policies.roc import HFRocConfidence
 from policies.shelf import label, parse_policy
 from simulator.hindsight import best_fixed
 from simulator.replay import replay

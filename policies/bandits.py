@@ -1,4 +1,4 @@
-"""Lengths as arms of a bandit that is paid in tokens and charged in seconds."""
+"""Lengths as arms of a bandit: the UCB family."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.base import FloatArray, Outcome, Policy, State, View
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.randomness import Rng
+
+FORGOTTEN = 1e-12  # an arm with fewer (discounted) plays is as good as never played
 
 
 class ArmState(NamedTuple):
@@ -18,6 +20,32 @@ class ArmState(NamedTuple):
     plays: FloatArray
     tokens: FloatArray
     seconds: FloatArray
+
+
+def arms_in_room(gamma_min: int, gamma_max: int, room: int) -> int:
+    """How many of the arms gamma_min..gamma_max may be played."""
+    return max(0, min(gamma_max, room) - gamma_min + 1)
+
+
+def highest_bound(
+    plays: FloatArray, tokens: FloatArray, seconds: FloatArray, arms: int, exploration: float
+) -> int:
+    """The first arm never played, else the one with the highest bound on its tokens per second."""
+    total, best_rate = 0.0, 0.0
+    for k in range(arms):
+        count = float(plays[k])
+        if count < FORGOTTEN:
+            return k
+        total += count
+        best_rate = max(best_rate, float(tokens[k]) / float(seconds[k]))
+    log_total = math.log(max(total, 1.0))
+    best, best_index = 0, -1.0
+    for k in range(arms):
+        rate = float(tokens[k]) / float(seconds[k]) / best_rate
+        index = rate + exploration * math.sqrt(log_total / float(plays[k]))
+        if index > best_index:
+            best, best_index = k, index
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,26 +76,12 @@ class UCB(Policy):
         return ArmState(np.zeros(arms), np.zeros(arms), np.zeros(arms))
 
     def gamma(self, state: ArmState, slot: int, view: View, rng: Rng) -> int:
-        arms = min(self.gamma_max, view.room) - self.gamma_min + 1
-        if arms <= 0:
+        arms = arms_in_room(self.gamma_min, self.gamma_max, view.room)
+        if arms == 0:
             return 0
-        if arms == 1:
-            return self.gamma_min
-        total, best_rate = 0.0, 0.0
-        for k in range(arms):
-            plays = float(state.plays[k])
-            if plays == 0.0:
-                return self.gamma_min + k
-            total += plays
-            best_rate = max(best_rate, float(state.tokens[k]) / float(state.seconds[k]))
-        log_total = math.log(total)
-        best, best_index = 0, -1.0
-        for k in range(arms):
-            rate = float(state.tokens[k]) / float(state.seconds[k]) / best_rate
-            index = rate + self.exploration * math.sqrt(log_total / float(state.plays[k]))
-            if index > best_index:
-                best, best_index = k, index
-        return self.gamma_min + best
+        return self.gamma_min + highest_bound(
+            state.plays, state.tokens, state.seconds, arms, self.exploration
+        )
 
     def learn(self, state: ArmState, slot: int, view: View, outcome: Outcome) -> None:
         k = outcome.gamma - self.gamma_min
@@ -76,3 +90,289 @@ class UCB(Policy):
         state.plays[k] += 1.0
         state.tokens[k] += outcome.emitted
         state.seconds[k] += outcome.elapsed_s
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscountedUCB(UCB):
+    """Discounted UCB: `ucb` that forgets, so that it can follow an arm that changes.
+
+    Every credited round multiplies all plays, tokens and seconds by `discount`; t is the discounted
+    number of plays. As in `ucb` the value is a ratio of sums with best = 1; the paper's is a mean
+    of rewards in [0, B], its bonus 2 B sqrt(xi ln t / plays), xi > 1/2.
+    """
+
+    exploration: float = 0.1
+    discount: float = 0.995
+
+    name = "d-ucb"
+    rule = "ucb whose plays, tokens and seconds are all discounted every round"
+    source = "Garivier and Moulines, arXiv 0805.3415 (D-UCB)"
+    tags = {
+        **UCB.tags,
+        "exploration": "ours: a bonus that never dies out; the paper's 2 sqrt(xi) is above 1.414",
+        "discount": "ours: the paper derives it from the number of changes, which nobody knows",
+    }
+
+    def learn(self, state: ArmState, slot: int, view: View, outcome: Outcome) -> None:
+        played = outcome.gamma - self.gamma_min
+        if played < 0 or played >= state.plays.shape[0]:
+            return
+        for k in range(state.plays.shape[0]):
+            state.plays[k] *= self.discount
+            state.tokens[k] *= self.discount
+            state.seconds[k] *= self.discount
+        state.plays[played] += 1.0
+        state.tokens[played] += outcome.emitted
+        state.seconds[played] += outcome.elapsed_s
+
+
+class WindowState(NamedTuple):
+    """ArmState over the last W = window credited rounds, and those rounds themselves, a ring.
+
+    Shared: plays, tokens, seconds [arms]; ring_arm [W] (-1: empty), ring_tokens, ring_seconds [W];
+    rounds [1] credited so far.
+    """
+
+    plays: FloatArray
+    tokens: FloatArray
+    seconds: FloatArray
+    ring_arm: IntArray
+    ring_tokens: FloatArray
+    ring_seconds: FloatArray
+    rounds: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidingUCB(UCB):
+    """Sliding-window UCB: `ucb` that only knows the last `window` rounds.
+
+    t is the number of rounds in the window. An arm that has left the window is played at once. As
+    in `ucb` the value is a ratio of sums with best = 1; the paper's is a mean of rewards in [0, B],
+    its bonus B sqrt(xi ln t / plays), xi > 1/2.
+    """
+
+    exploration: float = 0.1
+    window: int = 400
+
+    name = "sw-ucb"
+    rule = "ucb over the last `window` rounds"
+    source = "Garivier and Moulines, arXiv 0805.3415 (SW-UCB)"
+    tags = {
+        **UCB.tags,
+        "exploration": "ours: a bonus that never dies out; the paper's sqrt(xi) is above 0.707",
+        "window": "ours: the paper derives it from the number of changes, which nobody knows",
+    }
+
+    def new_state(self, slots: int) -> State:
+        if self.window < 1:
+            raise ValueError("the window holds at least one round")
+        arms = self.gamma_max - self.gamma_min + 1
+        return WindowState(
+            np.zeros(arms),
+            np.zeros(arms),
+            np.zeros(arms),
+            np.full(self.window, -1, dtype=np.int64),
+            np.zeros(self.window),
+            np.zeros(self.window),
+            np.zeros(1, dtype=np.int64),
+        )
+
+    def learn(self, state: State, slot: int, view: View, outcome: Outcome) -> None:
+        played = outcome.gamma - self.gamma_min
+        if played < 0 or played >= state.plays.shape[0]:
+            return
+        at = int(state.rounds[0]) % self.window
+        oldest = int(state.ring_arm[at])
+        if oldest >= 0:
+            state.plays[oldest] -= 1.0
+            state.tokens[oldest] -= float(state.ring_tokens[at])
+            state.seconds[oldest] -= float(state.ring_seconds[at])
+        state.ring_arm[at] = played
+        state.ring_tokens[at] = outcome.emitted
+        state.ring_seconds[at] = outcome.elapsed_s
+        state.plays[played] += 1.0
+        state.tokens[played] += outcome.emitted
+        state.seconds[played] += outcome.elapsed_s
+        state.rounds[0] += 1
+
+
+class RateState(NamedTuple):
+    """Shared: plays [arms]; rates [arms], summed tokens per second of the arm's rounds; top_rate
+    [1], the highest of any round.
+    """
+
+    plays: FloatArray
+    rates: FloatArray
+    top_rate: FloatArray
+
+
+def tokens_per_s(outcome: Outcome) -> float:
+    """The rate of one round; 0 if the clock has not moved."""
+    return outcome.emitted / outcome.elapsed_s if outcome.elapsed_s > 0.0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class UCB1(Policy):
+    """The textbook rule: mean of rewards in [0, 1] + sqrt(2 ln t / plays).
+
+    Reward of a round: its tokens per second, divided by the highest seen so far. That mean of
+    ratios is not the tokens per second of the arm: a short round counts as much as a long one, so
+    that erratic arms look better than they are. `ucb` takes the ratio of sums instead.
+    With gaps of a few percent between lengths and rewards in [0, 1], sqrt(2) explores nearly
+    evenly for ten thousands of rounds: do not expect it to settle within a workload.
+    """
+
+    gamma_min: int = 1
+    gamma_max: int = 8
+
+    name = "ucb1"
+    rule = "gamma = argmax of mean tokens/s of the arm's rounds (top = 1) + sqrt(2 ln t / plays)"
+    source = "Auer, Cesa-Bianchi and Fischer, Machine Learning 47, 2002 (UCB1)"
+    tags = {"gamma_min": "ours", "gamma_max": "ours"}
+
+    def new_state(self, slots: int) -> State:
+        arms = self.gamma_max - self.gamma_min + 1
+        return RateState(np.zeros(arms), np.zeros(arms), np.full(1, 1e-12))
+
+    def gamma(self, state: RateState, slot: int, view: View, rng: Rng) -> int:
+        arms = arms_in_room(self.gamma_min, self.gamma_max, view.room)
+        if arms == 0:
+            return 0
+        total = 0.0
+        for k in range(arms):
+            plays = float(state.plays[k])
+            if plays == 0.0:
+                return self.gamma_min + k
+            total += plays
+        best, best_index = 0, -1.0
+        for k in range(arms):
+            plays = float(state.plays[k])
+            mean = float(state.rates[k]) / plays / float(state.top_rate[0])
+            index = mean + math.sqrt(2.0 * math.log(total) / plays)
+            if index > best_index:
+                best, best_index = k, index
+        return self.gamma_min + best
+
+    def learn(self, state: RateState, slot: int, view: View, outcome: Outcome) -> None:
+        k = outcome.gamma - self.gamma_min
+        if k < 0 or k >= state.plays.shape[0]:
+            return
+        rate = tokens_per_s(outcome)
+        state.plays[k] += 1.0
+        state.rates[k] += rate
+        state.top_rate[0] = max(float(state.top_rate[0]), rate)
+
+
+class SpecState(NamedTuple):
+    """Per request, arm k = gamma k + 1: plays [slots, arms]; reward [slots, arms], mean so far;
+    rounds [slots].
+    """
+
+    plays: FloatArray
+    reward: FloatArray
+    rounds: IntArray
+
+
+def fresh_arms(slots: int, arms: int) -> SpecState:
+    """Arms nobody has played."""
+    plays, reward = np.zeros((slots, arms)), np.zeros((slots, arms))
+    return SpecState(plays, reward, np.zeros(slots, dtype=np.int64))
+
+
+def forget_arms(state: SpecState, slot: int) -> None:
+    """A new request starts with fresh arms."""
+    for k in range(state.plays.shape[1]):
+        state.plays[slot, k] = 0.0
+        state.reward[slot, k] = 0.0
+    state.rounds[slot] = 0
+
+
+def credit_arm(state: SpecState, slot: int, gamma: int, reward: float) -> None:
+    """Count the round, and fold its reward into the mean of the arm in force."""
+    state.rounds[slot] += 1
+    k = gamma - 1
+    if k < 0 or k >= state.plays.shape[1]:
+        return
+    plays = float(state.plays[slot, k])
+    state.reward[slot, k] = (float(state.reward[slot, k]) * plays + reward) / (plays + 1.0)
+    state.plays[slot, k] = plays + 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class UCBSpec(Policy):
+    """UCBSpec as published: UCB on the mean accepted length, each arm with its own count.
+
+    Its regret is the number of rounds to the end of the reply, so the bandit lives as long as the
+    request, and the reward is tokens per round, not per second. Where arms are draft models of
+    like cost that is sound; where they are lengths, a longer one never accepts less, so the rule
+    moves to gamma_max whatever it costs.
+    """
+
+    gamma_max: int = 4
+    exploration: float = 6.0
+
+    name = "ucbspec"
+    rule = "gamma = argmax of mean accepted tokens of the arm + sqrt(exploration ln t / plays)"
+    source = "BanditSpec, arXiv 2505.15141 (UCBSpec)"
+    tags = {
+        "gamma_max": "primary",
+        "exploration": "unconfirmed: the released code's weight; the paper's radius was not read",
+    }
+
+    def new_state(self, slots: int) -> State:
+        return fresh_arms(slots, self.gamma_max)
+
+    def admit(self, state: SpecState, slot: int) -> None:
+        forget_arms(state, slot)
+
+    def gamma(self, state: SpecState, slot: int, view: View, rng: Rng) -> int:
+        log_t = math.log(int(state.rounds[slot]) + 1.0)
+        best, best_index = 0, -1.0
+        for k in range(min(self.gamma_max, view.room)):
+            plays = float(state.plays[slot, k])
+            if plays == 0.0:
+                return k + 1
+            index = float(state.reward[slot, k]) + math.sqrt(self.exploration * log_t / plays)
+            if index > best_index:
+                best, best_index = k + 1, index
+        return best
+
+    def learn(self, state: SpecState, slot: int, view: View, outcome: Outcome) -> None:
+        credit_arm(state, slot, outcome.gamma, float(outcome.accepted))
+
+
+@dataclasses.dataclass(frozen=True)
+class UCBSpecReleased(Policy):
+    """UCBSpec as released: the bonus is divided by the total number of pulls.
+
+    sqrt(6 ln t / all pulls) is the same number for every arm, so it is left out here: the rule is
+    greedy on the mean of the rounds' tokens per second, after a warm-up that plays the arms in turn
+    for 2 gamma_max - 1 rounds. An arm that was unlucky in its one or two warm-up rounds is hardly
+    tried again in this reply. The source has one gamma for its whole batch.
+    """
+
+    gamma_max: int = 4
+
+    name = "ucbspec-released"
+    rule = "arms 1..gamma_max in turn for 2 gamma_max - 1 rounds, then the best mean tokens/s"
+    source = "github.com/sail-sg/BanditSpec, generate_utils.py (ucb_length_spec_generate)"
+    tags = {"gamma_max": "primary"}
+
+    def new_state(self, slots: int) -> State:
+        return fresh_arms(slots, self.gamma_max)
+
+    def admit(self, state: SpecState, slot: int) -> None:
+        forget_arms(state, slot)
+
+    def gamma(self, state: SpecState, slot: int, view: View, rng: Rng) -> int:
+        rounds = int(state.rounds[slot])
+        if rounds < 2 * self.gamma_max - 1:
+            return rounds % self.gamma_max + 1
+        best, best_reward = 0, -1.0
+        for k in range(min(self.gamma_max, view.room)):
+            if float(state.reward[slot, k]) > best_reward:
+                best, best_reward = k + 1, float(state.reward[slot, k])
+        return best
+
+    def learn(self, state: SpecState, slot: int, view: View, outcome: Outcome) -> None:
+        credit_arm(state, slot, outcome.gamma, tokens_per_s(outcome))

@@ -17,6 +17,10 @@ class HFConfidence(Policy):
 
     The doubtful token is still verified. Under sampling transformers reads the probability of the
     sampled token; the interface here hands over the top-1 probability.
+
+    Others publish the same rule with their own constants: llama.cpp's draft-p-min (0.9 in 2024, 0 =
+    off by mid-2026; it drops the doubtful token unverified) and Kangaroo, arXiv 2404.18911 (0.6 in
+    its README, 0.4 on its command line, at most 6 tokens, never a stop at the first one).
     """
 
     gamma_max: int = 20
@@ -34,113 +38,58 @@ class HFConfidence(Policy):
         return draft.top1_prob >= self.threshold
 
 
-class RocState(NamedTuple):
-    """Per request, H = history, M = gamma_max: threshold [slots]; pairs [slots] kept so far;
-    prob [slots, H] descending, matched [slots, H] their labels; drafted_prob [slots, M], this
-    round's.
+class BatchState(NamedTuple):
+    """Per request: drafted [slots], tokens of this round, 0 between rounds; top1_prob [slots], of
+    the newest one.
     """
 
-    threshold: FloatArray
-    pairs: IntArray
-    prob: FloatArray
-    matched: IntArray
-    drafted_prob: FloatArray
-
-
-def insert_descending(state: RocState, slot: int, prob: float, matched: int) -> None:
-    """Insert one (probability, matched) pair; a full history takes no more."""
-    count = int(state.pairs[slot])
-    if count == state.prob.shape[1]:
-        return
-    k = count
-    while k > 0 and float(state.prob[slot, k - 1]) < prob:
-        state.prob[slot, k] = state.prob[slot, k - 1]
-        state.matched[slot, k] = state.matched[slot, k - 1]
-        k -= 1
-    state.prob[slot, k] = prob
-    state.matched[slot, k] = matched
-    state.pairs[slot] = count + 1
-
-
-def best_threshold(state: RocState, slot: int, miss_weight: int) -> float:
-    """The kept probability that minimises FPR + miss_weight * FNR; -1 while a class is unseen.
-
-    Compared as integers (both rates times positives * negatives); ties go to the highest threshold.
-    """
-    count = int(state.pairs[slot])
-    positives = 0
-    for k in range(count):
-        positives += int(state.matched[slot, k])
-    negatives = count - positives
-    if count <= 5 or positives == 0 or negatives == 0:
-        return -1.0
-    best, best_cost = -1.0, (miss_weight + 1) * positives * negatives + 1
-    true_positives = 0
-    for k in range(count):
-        true_positives += int(state.matched[slot, k])
-        prob = float(state.prob[slot, k])
-        if k + 1 == count or float(state.prob[slot, k + 1]) < prob:
-            false_positives = k + 1 - true_positives
-            cost = false_positives * positives
-            cost += miss_weight * (positives - true_positives) * negatives
-            if cost < best_cost:
-                best, best_cost = prob, cost
-    return best
+    drafted: IntArray
+    top1_prob: FloatArray
 
 
 @dataclasses.dataclass(frozen=True)
-class HFRocConfidence(Policy):
-    """transformers' default: the confidence threshold follows the ROC curve of this reply so far.
+class BatchConfidence(Policy):
+    """vLLM's proposed draft_confidence_threshold: one confidence for the whole batch.
 
-    After each round the pairs (probability, matched) of the matched tokens and the first mismatch
-    join the history; later drafts are unjudged. With more than 5 pairs of both classes the
-    threshold becomes the ROC point that minimises FPR + 3 FNR. transformers keeps an unbounded
-    history (and needs scikit-learn); here a reply may hold `history` pairs.
+    There the batch stops as a whole when the mean top-1 probability of its rows falls below the
+    threshold. Here a hook sees one row at a time, in the order of the batch: the mean is over the
+    rows that have drafted this many tokens so far, and each row stops for itself, so the first rows
+    of a batch decide on less than the last ones, and a row that has stopped weighs no more. With
+    one row it is the constant threshold of hf-confidence.
     """
 
     gamma_max: int = 20
-    threshold0: float = 0.4
-    miss_weight: int = 3
-    history: int = 1024
+    threshold: float = 0.4
 
-    name = "hf-roc"
-    rule = "hf-confidence whose threshold minimises FPR + 3 FNR over the reply so far"
-    source = "huggingface/transformers, generation/candidate_generator.py"
+    name = "batch-confidence"
+    rule = "draft until the batch's mean top-1 probability is below the threshold"
+    source = "vllm-project/vllm, pull request 35301 (draft_confidence_threshold)"
     tags = {
-        "gamma_max": "primary",
-        "threshold0": "primary",
-        "miss_weight": "primary",
-        "history": "ours: transformers keeps all pairs of a generation",
+        "gamma_max": "primary (num_speculative_tokens of its example)",
+        "threshold": "ours: the pull request's default is 0, off; 0.4 is transformers' value",
     }
 
     def new_state(self, slots: int) -> State:
-        return RocState(
-            np.full(slots, self.threshold0),
-            np.zeros(slots, dtype=np.int64),
-            np.zeros((slots, self.history)),
-            np.zeros((slots, self.history), dtype=np.int64),
-            np.zeros((slots, self.gamma_max)),
-        )
+        return BatchState(np.zeros(slots, dtype=np.int64), np.zeros(slots))
 
-    def admit(self, state: RocState, slot: int) -> None:
-        state.threshold[slot] = self.threshold0
-        state.pairs[slot] = 0
+    def admit(self, state: BatchState, slot: int) -> None:
+        state.drafted[slot] = 0
 
-    def gamma(self, state: RocState, slot: int, view: View, rng: Rng) -> int:
+    def gamma(self, state: BatchState, slot: int, view: View, rng: Rng) -> int:
         return self.gamma_max
 
-    def proceed(self, state: RocState, slot: int, draft: Draft) -> bool:
-        state.drafted_prob[slot, draft.drafted - 1] = draft.top1_prob
-        return draft.top1_prob >= float(state.threshold[slot])
+    def proceed(self, state: BatchState, slot: int, draft: Draft) -> bool:
+        state.drafted[slot] = draft.drafted
+        state.top1_prob[slot] = draft.top1_prob
+        total, rows = 0.0, 0
+        for row in range(state.drafted.shape[0]):
+            if int(state.drafted[row]) == draft.drafted:
+                total += float(state.top1_prob[row])
+                rows += 1
+        return total / rows >= self.threshold
 
-    def learn(self, state: RocState, slot: int, view: View, outcome: Outcome) -> None:
-        for k in range(outcome.accepted):
-            insert_descending(state, slot, float(state.drafted_prob[slot, k]), 1)
-        if outcome.accepted < outcome.drafted:
-            insert_descending(state, slot, float(state.drafted_prob[slot, outcome.accepted]), 0)
-        threshold = best_threshold(state, slot, self.miss_weight)
-        if threshold >= 0.0:
-            state.threshold[slot] = threshold
+    def learn(self, state: BatchState, slot: int, view: View, outcome: Outcome) -> None:
+        state.drafted[slot] = 0
 
 
 class TailState(NamedTuple):

@@ -11,38 +11,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policies.bandits import UCB
+from policies.bandits import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
-from policies.confidence import HFConfidence, TailPruning
+from policies.begmab import BegMab
+from policies.classifiers import Disco, SpecDecPlusPlus
+from policies.confidence import BatchConfidence, HFConfidence, TailPruning
+from policies.contextual import LinThompson, LinUCB, Nightjar
+from policies.draft_verify import DraftVerify
+from policies.entropy import SVIP, AdaEDL
+from policies.exp3 import Exp3, Exp3Spec
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
 from policies.goodput import CensoredGoodput
+from policies.hedge import Hedge
 from policies.heuristic import HFHeuristic
 from policies.marginal import Marginal, Payback
+from policies.profile_guided import ProfileGuided
 from policies.roc import HFRocConfidence
+from policies.speckv import SpecKV
+from policies.tapout import TapOut
+from policies.thompson import ThompsonBeta, ThompsonGauss
 from traces.errors import InputError
 from traces.store import write_atomically
 
 POLICY_FILE_VERSION = 1
 LONGEST_TITLE = 40
 
-SHELF: dict[str, type[Policy]] = {
-    cls.name: cls
-    for cls in (
-        Never,
-        Fixed,
-        GammaTune,
-        GammaTunePlus,
-        HFHeuristic,
-        HFConfidence,
-        HFRocConfidence,
-        TailPruning,
-        UCB,
-        CensoredGoodput,
-        Marginal,
-        Payback,
-    )
-}
+FAMILIES: dict[str, tuple[type[Policy], ...]] = {
+    "lengths": (Never, Fixed),
+    "accepted counts": (GammaTune, HFHeuristic),
+    "the draft's confidence": (
+        GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
+        TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
+    ),
+    "bandits": (
+        UCB, UCB1, UCBSpec, UCBSpecReleased, DiscountedUCB, SlidingUCB, Exp3, Exp3Spec,
+        ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
+    ),
+    "ours": (CensoredGoodput, Hedge, Marginal, Payback),
+}  # fmt: skip
+SHELF: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() for cls in group}
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -28,9 +28,10 @@ from experiments.export_replay import (
     stand_in,
 )
 from experiments.export_text import export_text, lost
-from policies.confidence import HFConfidence, HFRocConfidence
+from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
 from policies.heuristic import HFHeuristic
+from policies.roc import HFRocConfidence
 from policies.shelf import SHELF, parse_policy
 from simulator.costs import Affine, expected_emitted
 from simulator.hindsight import best_fixed
