@@ -19,7 +19,8 @@ another hook through self: compiled, self is only the tuple of fields.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -138,6 +139,42 @@ def uses_signals(policy: Policy) -> bool:
     return type(policy).proceed is not Policy.proceed
 
 
+def reads_seconds(policy: Policy) -> bool:
+    """True if a hook, or a plain function that it may call, names a field of View or Outcome that
+    holds seconds: then decisions may hang on what steps cost.
+
+    Read off the bytecode: who takes such a field by its number (view[4]) goes unnoticed.
+    """
+    waiting: list[Any] = [getattr(type(policy), name) for name in HOOKS]
+    seen: set[types.FunctionType] = set()
+    while waiting:
+        function = waiting.pop()
+        function = getattr(function, "py_func", function)  # somebody's own njit
+        if not isinstance(function, types.FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        if any(not _SECONDS.isdisjoint(code.co_names) for code in codes_of(function.__code__)):
+            return True
+        waiting += [value for _, value in named_globals(function)]
+        waiting += [cell.cell_contents for cell in function.__closure__ or ()]
+    return False
+
+
+def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and those nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes_of(constant)
+
+
+def named_globals(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The globals that a function names, in a fixed order."""
+    names = {name for code in codes_of(function.__code__) for name in code.co_names}
+    present = function.__globals__
+    return [(name, present[name]) for name in sorted(names) if name in present]
+
+
 def clamp_gamma(gamma: int, room: int) -> int:
     """The cap in force: gamma inside 0..room. Every runtime uses this one."""
     return max(0, min(gamma, room))
@@ -150,3 +187,4 @@ def field_values(policy: Policy) -> dict[str, int | float | bool]:
 
 Hook = Callable[..., Any]
 HOOKS = ("admit", "gamma", "proceed", "learn")
+_SECONDS = frozenset({"draft_step_s", "verify_s", "elapsed_s"})

@@ -22,8 +22,9 @@ import pickle
 import platform
 import re
 import sys
+import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +32,14 @@ import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
-from policies.base import HOOKS, Policy
+from policies.base import Policy, codes_of, named_globals
 from simulator import rounds
+from simulator.rounds import Recorder
 from traces.errors import InputError
 
 # NumPy's division (no exception to raise) and no fastmath: decisions must not depend on either.
-OPTIONS = {"error_model": "numpy"}
+# nogil: several kernels may run at once, for none touches a Python object.
+OPTIONS = {"error_model": "numpy", "nogil": True}
 # Functions that only kernels call need no entry from Python or C: half the compile time.
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -45,13 +48,13 @@ INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 class Recipe:
     """What is to be compiled: a plain function, and values for some of the names it uses.
 
-    owner: module and name of what the kernel is made for. fields: those of the NamedTuple that
-    stands for `self`, if any.
+    owner: names of what the kernel is made for, its module first. fields: those of the NamedTuple
+    that stands for `self`, if any.
     """
 
     function: types.FunctionType
     names: dict[str, Any]
-    owner: tuple[str, str]
+    owner: tuple[str, ...]
     fields: tuple[str, ...] = ()
 
 
@@ -69,6 +72,7 @@ class Kernel:
 
 
 _kernels: dict[Any, Kernel] = {}
+_making = threading.Lock()
 _CACHE_ERRORS = (OSError, ImportError, EOFError, pickle.UnpicklingError)
 
 
@@ -78,15 +82,20 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "gammalab"
 
 
-def run_policy(policy: Policy, *arguments: Any) -> int:
-    """simulator.rounds.play with the policy's hooks compiled; `arguments` follow `self`.
+def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
+    """simulator.rounds.play with the policy's hooks and a recorder compiled; `arguments` follow
+    `self`. Other threads run meanwhile.
 
     Raises InputError if a hook does something that cannot be compiled.
     """
     cls = type(policy)
     values = [getattr(policy, field.name) for field in dataclasses.fields(cls)]
+
+    def call(kernel: Kernel) -> Any:
+        return kernel.call(kernel.fields(*values), *arguments)
+
     try:
-        return int(_guarded(_recipe_of(cls), cls, lambda k: k.call(k.fields(*values), *arguments)))
+        return int(_guarded(_recipe_of(cls, recorder), (cls, recorder), call))
     except numba.core.errors.NumbaError as error:
         raise InputError(
             f"policy {cls.__qualname__} cannot be compiled; policies/base.py says what a hook may "
@@ -101,20 +110,20 @@ def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
     return _guarded(recipe, plain, lambda kernel: kernel.call(*arguments))
 
 
-def policy_kernel(cls: type[Policy]) -> Kernel:
-    """The kernel of a policy class, from the cache folder where possible; made once per process.
+def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
+    """The kernel of a policy class and a recorder, from the cache folder where possible; made once
+    per process.
 
     Compilation itself happens (or is loaded) at its first call.
     """
-    return _kernel(_recipe_of(cls), cls)
+    return _kernel(_recipe_of(cls, recorder), (cls, recorder))
 
 
-def _recipe_of(cls: type[Policy]) -> Recipe:
-    names = {name: getattr(cls, name) for name in HOOKS}
-    names["SIGNALS"] = cls.proceed is not Policy.proceed
+def _recipe_of(cls: type[Policy], recorder: Recorder) -> Recipe:
     fields = tuple(field.name for field in dataclasses.fields(cls))
     play = cast(types.FunctionType, rounds.play)
-    return Recipe(play, names, (cls.__module__, cls.__qualname__), fields)
+    owner = (cls.__module__, cls.__qualname__, recorder.__name__)
+    return Recipe(play, rounds.bindings(cls, recorder), owner, fields)
 
 
 def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
@@ -129,28 +138,28 @@ def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
 
 
 def _kernel(recipe: Recipe, key: Any) -> Kernel:
-    if key not in _kernels:
-        try:
-            names = Namespace(recipe)
-            _kernels[key] = _cached(recipe, names) if names.in_files else _uncached(recipe)
-        except (OSError, RuntimeError):  # no home, or no folder that numba or we may write to
-            _kernels[key] = _uncached(recipe)
-    return _kernels[key]
+    with _making:
+        if key not in _kernels:
+            try:
+                names = Namespace(recipe)
+                _kernels[key] = _cached(recipe, names) if names.in_files else _uncached(recipe)
+            except (OSError, RuntimeError):  # no home, or no folder that numba or we may write to
+                _kernels[key] = _uncached(recipe)
+        return _kernels[key]
 
 
 def _uncached(recipe: Recipe) -> Kernel:
     """The kernel for this process only."""
     names = Namespace(recipe).names | {"__name__": recipe.function.__module__}
     function = types.FunctionType(recipe.function.__code__, names, recipe.function.__name__)
-    fields = collections.namedtuple("Fields", recipe.fields)  # type: ignore[misc]
+    fields = collections.namedtuple(_class_name(recipe), recipe.fields)  # type: ignore[misc]
     return Kernel(numba.njit(**OPTIONS)(function), fields, None)
 
 
 def _cached(recipe: Recipe, names: Namespace) -> Kernel:
     """The kernel from its generated module; OSError if the folder cannot be used."""
     folder = cache_folder()
-    owner = re.sub(r"\W+", "_", recipe.owner[1])
-    stem = f"gammalab_{owner}_{names.fingerprint()}"
+    stem = f"gammalab_{_class_name(recipe)}_{names.fingerprint()}"
     file = folder / f"{stem}.py"
     text = _module_text(recipe)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -166,19 +175,29 @@ def _cached(recipe: Recipe, names: Namespace) -> Kernel:
         raise OSError(f"{file} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     vars(module).update(names.names)
-    sys.modules[stem] = module  # numba's index stores the type of Fields by this name
+    sys.modules[stem] = module  # numba's index stores the class of `self` by this name
     spec.loader.exec_module(module)
-    return Kernel(getattr(module, recipe.function.__name__), module.Fields, file)
+    fields = getattr(module, _class_name(recipe))
+    return Kernel(getattr(module, recipe.function.__name__), fields, file)
+
+
+def _class_name(recipe: Recipe) -> str:
+    """Of the NamedTuple that stands for `self`: another one for every kernel. numba's fast look-up
+    of argument types knows such classes by their names and fields alone; where two agree, the
+    second kernel works, but looks its types up for 0.15 ms at every call.
+    """
+    return re.sub(r"\W+", "_", ".".join(recipe.owner))
 
 
 def _module_text(recipe: Recipe) -> str:
     """The generated module; OSError if the function's source is not at hand."""
+    name = _class_name(recipe)
     return (
         f'"""Generated by GammaLab for {".".join(recipe.owner)}; delete at will."""\n\n'
         "from __future__ import annotations\n\n"
         "from collections import namedtuple\n\n"
         "from numba import njit\n\n"
-        f'Fields = namedtuple("Fields", {recipe.fields!r})\n\n\n'
+        f"{name} = namedtuple({name!r}, {recipe.fields!r})\n\n\n"
         f"@njit(cache=True, **{OPTIONS!r})\n"
         f"{inspect.getsource(recipe.function)}"
     )
@@ -210,7 +229,7 @@ class Namespace:
         self._note(recipe.function)
         self.names = {
             name: self._convert(name, recipe.names.get(name, value))
-            for name, value in _named_globals(recipe.function)
+            for name, value in named_globals(recipe.function)
         }
 
     def _convert(self, name: str, value: Any) -> Any:
@@ -243,7 +262,7 @@ class Namespace:
                 function.__closure__,
             )
             self._built[function] = numba.njit(**OPTIONS, **INNER)(rebuilt)
-            for name, value in _named_globals(function):
+            for name, value in named_globals(function):
                 names[name] = self._convert(name, value)
         return self._built[function]
 
@@ -251,7 +270,7 @@ class Namespace:
         self._note_source(function, function.__module__)
         self.parts += [function.__qualname__, repr(function.__defaults__)]
         # The text alone would not do: it may have been edited after this process had read it.
-        for code in _codes(function.__code__):
+        for code in codes_of(function.__code__):
             self.parts += [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
             self.parts += sorted(repr(c) for c in code.co_consts if _is_plain(c))
 
@@ -286,18 +305,3 @@ class Namespace:
 def _is_plain(constant: Any) -> bool:
     """True for constants whose repr is the same in every process."""
     return not isinstance(constant, types.CodeType | frozenset)
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A code object and those nested in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
-
-
-def _named_globals(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The globals that a function names, in a fixed order."""
-    names = {name for code in _codes(function.__code__) for name in code.co_names}
-    present = function.__globals__
-    return [(name, present[name]) for name in sorted(names) if name in present]

@@ -1,8 +1,8 @@
-"""What a RoundLog says: tokens, seconds, speed-up, waste, and the distance to the best possible.
+"""What a RoundLog says: tokens, seconds, waste, and the distance to the best possible.
 
 Letters: K rounds, R requests (the length of prefill_s). Two bases, always named: *decode* seconds
-are the sum of elapsed_s over a request's rounds, *total* seconds add its prefill. Speed-ups, regret
-and headroom are about decode seconds: no controller can change the prefill. Two logs are compared
+are the sum of elapsed_s over a request's rounds, *total* seconds add its prefill. Regret and
+headroom are about decode seconds: no controller can change the prefill. Two logs are compared
 only if they cover the same requests and emitted the same tokens.
 """
 
@@ -170,28 +170,6 @@ def paired(log: RoundLog, baseline: RoundLog) -> tuple[PerRequest, PerRequest]:
             "the other; compare runs of the same replies"
         )
     return ours, theirs
-
-
-@dataclasses.dataclass(frozen=True)
-class Speedup:
-    """How much faster a log is than its baseline, decode seconds, in the two usual conventions.
-
-    token_weighted: baseline's total seconds over the log's, so long replies weigh more.
-    request_mean: mean over requests of the ratio of tokens/s, every reply weighs the same
-    (Spec-Bench, arXiv 2401.07851, divides the means of tokens/s instead; see experiments.compare).
-    """
-
-    token_weighted: float
-    request_mean: float
-
-
-def speedup(log: RoundLog, baseline: RoundLog) -> Speedup:
-    """Both conventions against `baseline`."""
-    ours, theirs = paired(log, baseline)
-    return Speedup(
-        token_weighted=_per(float(theirs.decode_s.sum()), float(ours.decode_s.sum())),
-        request_mean=float(np.mean(_ratio(theirs.decode_s, ours.decode_s))),
-    )
 
 
 def regret_s(log: RoundLog, clairvoyant: RoundLog) -> FloatArray:

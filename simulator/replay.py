@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from policies.base import HOOKS, Policy, State, uses_signals
+from policies.base import Policy, State, uses_signals
 from policies.shelf import label
 from simulator import rounds
 from simulator.kernels import run_policy
-from simulator.rounds import Limits, Tape
+from simulator.rounds import Limits, Recorder, Rows, Tape, write_row
 from traces.costs import prices_of, read_only
 from traces.errors import InputError
 from traces.roundlog import RoundLog
@@ -44,11 +45,14 @@ def replay_interpreted(
 ) -> RoundLog:
     """`replay` as plain Python: the slow reference, and the way to debug a policy."""
     limits = check_inputs(policy, trace, costs, max_gamma)
-    cls = type(policy)
-    hooks = {name: getattr(cls, name) for name in HOOKS}
-    names = vars(rounds) | hooks | {"SIGNALS": uses_signals(policy)}
-    play = types.FunctionType(rounds.play.__code__, names)
-    return run(policy, play, policy.new_state(1), trace, costs, limits, seed)
+    return run(policy, run_interpreted, policy.new_state(1), trace, costs, limits, seed)
+
+
+def run_interpreted(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
+    """`simulator.kernels.run_policy` as plain Python."""
+    names = vars(rounds) | rounds.bindings(type(policy), recorder)
+    play: Play = types.FunctionType(rounds.play.__code__, names)
+    return play(policy, *arguments)
 
 
 def check_inputs(
@@ -83,13 +87,13 @@ def run(
     limits: Limits,
     seed: int,
 ) -> RoundLog:
-    """Play the trace with an already bound loop and return its log."""
+    """Play the trace, compiled or not, and return its log."""
     signals = uses_signals(policy)
     counts = np.empty((trace.positions, 6), dtype=np.int32)
     seconds = np.empty((trace.positions, 2), dtype=np.float64)
     tape, prices = tape_of(trace, signals), prices_of(costs, signals)
-    # Only the low 32 bits of the seed enter the key; masked here, any Python integer will do.
-    rows = play(policy, state, tape, prices, limits, seed & 0xFFFFFFFF, counts, seconds)
+    sink = Rows(counts, seconds)
+    rows = play(policy, write_row, state, tape, prices, limits, low_bits(seed), sink)
     request, context, gamma, drafted, accepted, emitted = (
         np.ascontiguousarray(counts[:rows, k]) for k in range(6)
     )
@@ -115,6 +119,11 @@ def run(
             "pair": trace.meta.pair,
         },
     )
+
+
+def low_bits(seed: int) -> int:
+    """What of a seed enters the key of a round: so masked, any Python integer will do."""
+    return seed & 0xFFFFFFFF
 
 
 def tape_of(trace: Trace, signals: bool) -> Tape:

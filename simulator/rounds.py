@@ -1,23 +1,26 @@
 """One speculative round, and the loop that plays a trace: the only place where the rule is written.
 
 A round at position i of a reply of L tokens drafts d tokens, accepts n = min(d, accept_len[i]),
-emits min(n + 1, L - i) and costs what `traces.costs.round_seconds` says. Every function here is
-plain Python of plain arithmetic: the interpreted replay runs it as it is, `simulator.kernels`
-compiles the same code, so that there is no second copy and one order of floating-point operations.
+emits min(n + 1, L - i) and costs what `traces.costs.round_seconds` says. What is kept of a round is
+up to a *recorder*, record(sink, place, outcome): it writes to the arrays of its sink. Every
+function here is plain Python of plain arithmetic: the interpreted replay runs it as it is,
+`simulator.kernels` compiles the same code, so that there is no second copy and one order of
+floating-point operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from policies.base import Draft, Hook, Outcome, Policy, State, View, clamp_gamma
+from policies.base import HOOKS, Draft, FloatArray, Hook, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, round_key
-from traces.costs import Prices, bucket_of, lag_after, round_seconds
+from traces.costs import Prices, bucket_end, bucket_of, lag_after, round_seconds
 
-FloatArray = npt.NDArray[np.float64]
+Recorder = Callable[..., None]
 
 
 class Tape(NamedTuple):
@@ -53,28 +56,61 @@ def room_at(limits: Limits, prompt_tokens: int, position: int) -> int:
     return max(0, room)
 
 
-# The hooks of the policy in play: replaced by its own (see `bind_hooks`), compiled or not.
+class Place(NamedTuple):
+    """Where a round stands.
+
+    row: rounds before it, over all requests. start_s: seconds since the run began. context_tokens:
+    prompt and output fixed so far; bucket: their row of the price tables. lag: as in
+    traces.costs.round_seconds.
+    """
+
+    row: int
+    request: int
+    start_s: float
+    context_tokens: int
+    bucket: int
+    lag: int
+
+
+class Rows(NamedTuple):
+    """The sink of a log, with room for one round per position: counts [N, 6] int32 (request,
+    context, gamma, drafted, accepted, emitted), seconds [N, 2] (start, elapsed).
+    """
+
+    counts: npt.NDArray[np.int32]
+    seconds: FloatArray
+
+
+def write_row(sink: Rows, place: Place, outcome: Outcome) -> None:
+    """Recorder of a log: one row per round."""
+    counts, seconds, row = sink.counts, sink.seconds, place.row
+    counts[row, 0], counts[row, 1] = place.request, place.context_tokens
+    counts[row, 2], counts[row, 3] = outcome.gamma, outcome.drafted
+    counts[row, 4], counts[row, 5] = outcome.accepted, outcome.emitted
+    seconds[row, 0], seconds[row, 1] = place.start_s, outcome.elapsed_s
+
+
+# What `play` calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit
 gamma: Hook = Policy.gamma
 proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
+record: Recorder = write_row
 SIGNALS = False  # True if the policy overrides proceed: then signals are read, and charged
 
 
+def bindings(cls: type[Policy], recorder: Recorder) -> dict[str, Any]:
+    """The globals of `play` for a policy class and a recorder."""
+    hooks = {name: getattr(cls, name) for name in HOOKS}
+    return hooks | {"record": recorder, "SIGNALS": cls.proceed is not Policy.proceed}
+
+
 def play(
-    self: Any,
-    state: State,
-    tape: Tape,
-    prices: Prices,
-    limits: Limits,
-    seed: int,
-    counts: npt.NDArray[np.int32],
-    seconds: FloatArray,
+    self: Any, state: State, tape: Tape, prices: Prices, limits: Limits, seed: int, sink: Any
 ) -> int:
     """Play all requests one after another in slot 0; returns the number of rounds K.
 
-    self: the policy, or a tuple of its fields. Writes row k of counts [N, 6] (request, context,
-    gamma, drafted, accepted, emitted) and of seconds [N, 2] (start, elapsed); K <= N.
+    self: the policy, or a tuple of its fields. sink: what the recorder writes to.
     """
     row, clock = 0, 0.0
     for request in range(tape.prompt_tokens.shape[0]):
@@ -82,10 +118,13 @@ def play(
         prompt = int(tape.prompt_tokens[request])
         begin, end = int(tape.offsets[request]), int(tape.offsets[request + 1])
         clock += float(prices.prefill_s[bucket_of(prices, prompt)])
-        at, index, lag = begin, 0, 1
-        while at < end:
+        at, index, lag, bucket, edge = begin, 0, 1, 0, 0
+        while 0 <= at < end:  # at is never negative: said for the compiler, which then need not ask
             context = prompt + (at - begin)
-            bucket, room = bucket_of(prices, context), room_at(limits, prompt, at - begin)
+            if context >= edge:  # the next bucket, or the first
+                bucket = bucket_of(prices, context)
+                edge = bucket_end(prices, bucket)
+            room = room_at(limits, prompt, at - begin)
             step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
             view = View(context, 1, 0, room, step_s, prices.verify_s[bucket])
             rng = Rng(round_key(seed, request, index))
@@ -101,10 +140,9 @@ def play(
             accepted = min(drafted, int(tape.accept_len[at]))
             emitted = min(accepted + 1, end - at)
             elapsed = round_seconds(prices, bucket, drafted, lag)
-            learn(self, state, 0, view, Outcome(cap, drafted, accepted, emitted, elapsed))
-            counts[row, 0], counts[row, 1], counts[row, 2] = request, context, cap
-            counts[row, 3], counts[row, 4], counts[row, 5] = drafted, accepted, emitted
-            seconds[row, 0], seconds[row, 1] = clock, elapsed
+            outcome = Outcome(cap, drafted, accepted, emitted, elapsed)
+            learn(self, state, 0, view, outcome)
+            record(sink, Place(row, request, clock, context, bucket, lag), outcome)
             lag = lag_after(lag, drafted, accepted)
             clock, row, index, at = clock + elapsed, row + 1, index + 1, at + emitted
     return row

@@ -13,7 +13,7 @@ from policies.fixed import Fixed, Never
 from simulator.costs import Affine, expected_emitted, gammatune_seconds
 from simulator.replay import replay_interpreted
 from traces import synthetic
-from traces.costs import Table, prices_of, round_seconds, tabulate
+from traces.costs import Table, bucket_end, bucket_of, prices_of, round_seconds, tabulate
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Grid, Timing
 
@@ -170,3 +170,13 @@ def test_the_papers_time_is_what_a_replay_costs() -> None:
     assert log.elapsed_s.sum() == pytest.approx(paper, rel=1e-3)  # the last round is cut short
     plain = replay_interpreted(Never(), trace, costs)
     assert plain.elapsed_s.sum() == pytest.approx(gammatune_seconds(20000, 0, 0, 8.0, draft_s))
+
+
+@pytest.mark.parametrize(("bucket_tokens", "max_context"), [(32, 100), (7, 20), (1, 5), (32, 0)])
+def test_a_bucket_ends_where_the_next_one_begins(bucket_tokens: int, max_context: int) -> None:
+    costs = tabulate(Affine(), max_context=max_context, bucket_tokens=bucket_tokens)
+    prices, beyond = prices_of(costs, False), 10 * max_context + 100
+    buckets = [bucket_of(prices, context) for context in range(beyond)]
+    for context, bucket in enumerate(buckets):
+        others = [later for later in range(context, beyond) if buckets[later] != bucket]
+        assert min(others, default=beyond) == min(bucket_end(prices, bucket), beyond)

@@ -76,13 +76,6 @@ def test_summary_by_category() -> None:
         metrics.summarize_categories(LOG, ["math"])
 
 
-def test_both_conventions_of_speedup() -> None:
-    # Seconds 9 and 2 against 3 and 4: totals 11 / 7; ratios 3 and 1/2.
-    found = metrics.speedup(LOG, PLAIN)
-    assert found == metrics.Speedup(token_weighted=11 / 7, request_mean=1.75)
-    assert metrics.speedup(LOG, LOG) == metrics.Speedup(1.0, 1.0)
-
-
 def test_regret_and_headroom() -> None:
     assert metrics.regret_s(LOG, BEST).tolist() == [2.0, 2.0]
     assert metrics.headroom_captured(LOG, PLAIN, BEST) == (11 - 7) / (11 - 3)
@@ -93,7 +86,7 @@ def test_regret_and_headroom() -> None:
 
 def test_logs_of_other_replies_are_not_compared() -> None:
     with pytest.raises(InputError, match="2 and 1 requests"):
-        metrics.speedup(LOG, make_log([(0, 0, 0, 0, 5, 1.0)], [0.0]))
+        metrics.regret_s(LOG, make_log([(0, 0, 0, 0, 5, 1.0)], [0.0]))
     other = make_log([(0, 0, 0, 0, 5, 9.0), (1, 0, 0, 0, 2, 2.0)], [0.0, 0.0])
     with pytest.raises(InputError, match="request 1 has 1 tokens in one log and 2"):
         metrics.regret_s(LOG, other)

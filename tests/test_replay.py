@@ -20,6 +20,7 @@ from policies.randomness import Rng, uniform
 from simulator import kernels
 from simulator.costs import Affine, expected_emitted
 from simulator.replay import replay, replay_interpreted
+from simulator.rounds import write_row
 from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError
@@ -330,7 +331,7 @@ def test_without_a_writable_folder_kernels_are_compiled_anew(
     monkeypatch.setattr(kernels, "_kernels", {})
     trace = make_trace([[0, 1, 0]], [1])
     assert replay(Never(), trace, decimal_costs()).elapsed_s.tolist() == [100, 100, 100]
-    assert kernels.policy_kernel(Never).file is None
+    assert kernels.policy_kernel(Never, write_row).file is None
 
 
 POLICY = """
@@ -352,11 +353,12 @@ from simulator import kernels
 from simulator.costs import Affine
 from traces.costs import tabulate
 from simulator.replay import replay
+from simulator.rounds import write_row
 from traces import synthetic
 {imports}
 trace = synthetic.constant(0.5, np.random.default_rng(0), requests=1, reply_tokens=30)
 log = replay(Mine(), trace, tabulate(Affine()))
-kernel = kernels.policy_kernel(Mine)
+kernel = kernels.policy_kernel(Mine, write_row)
 print(log.gamma[0], sum(kernel.call.stats.cache_hits.values()), kernel.file is not None)
 """
 

@@ -21,6 +21,8 @@ from traces.timing import OPERATIONS, Grid, StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
 
+_ENDLESS = 1 << 62  # more context than anybody has
+
 
 class CostModel(Protocol):
     """What a machine and a pair charge, seconds."""
@@ -206,6 +208,13 @@ def bucket_of(prices: Prices, context_tokens: int) -> int:
     """The row of the price tables for this context; the last row is open."""
     last = int(prices.draft_s.shape[0]) - 1
     return min(context_tokens // prices.bucket_tokens, last)
+
+
+def bucket_end(prices: Prices, bucket: int) -> int:
+    """The first context behind that row, so that a loop need not divide in every round."""
+    if bucket == int(prices.draft_s.shape[0]) - 1:
+        return _ENDLESS
+    return (bucket + 1) * prices.bucket_tokens
 
 
 def round_seconds(prices: Prices, bucket: int, drafted: int, lag: int) -> float:

@@ -20,10 +20,11 @@ from policies.shelf import SHELF, parse_policy
 from simulator import kernels
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
+from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs import tabulate
 from traces.roundlog import RoundLog
-from traces.schema import Trace, TraceMeta
+from traces.schema import Trace
 from traces.timing import StepCosts
 
 VARIANTS = [
@@ -49,46 +50,6 @@ def bounds_checked() -> Iterator[None]:
     numba.config.BOUNDSCHECK = before
     kernels._kernels.clear()
     kernels._kernels.update(kept)
-
-
-def random_trace(generator: np.random.Generator, requests: int, depth: int) -> Trace:
-    """Any accept_len the schema allows, any signals, replies of 1 token and more."""
-    lengths = generator.integers(1, 30, requests)
-    lengths[0] = 1
-    remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
-    easy = generator.random()
-    accept_len = np.minimum(remaining, generator.geometric(1.0 - 0.95 * easy, remaining.size) - 1)
-    # Thresholds of the shelf are among the values, where float32 and float64 disagree most.
-    values = np.asarray([0.0, 0.2, 0.4, 0.5, 0.7, 0.75, 1.0])
-    noise = generator.random((remaining.size, depth))
-    chosen = generator.choice(values, noise.shape)
-    top1 = np.where(generator.random(noise.shape) < 0.3, chosen, noise)
-    longest = int(lengths.max()) + int(generator.integers(0, 5))
-    context = int(generator.integers(0, 2)) * (longest + int(generator.integers(1, 60)))
-    meta = TraceMeta(
-        "p", "t", "d", "", "none", "none", "synthetic",
-        depth=depth, max_new_tokens=longest, max_context=context,
-    )  # fmt: skip
-    return Trace(
-        meta=meta,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        prompt_tokens=generator.integers(0, 50, requests).astype(np.int32),
-        request_id=tuple(str(r) for r in range(requests)),
-        category=("c",) * requests,
-        accept_len=accept_len.astype(np.int16),
-        top1_prob=top1.astype(np.float32),
-        entropy=generator.exponential(1.0, noise.shape).astype(np.float32),
-    )
-
-
-def random_costs(generator: np.random.Generator, depth: int) -> StepCosts:
-    """Any costs, falling and rising, few buckets and many."""
-    buckets, width = int(generator.integers(1, 6)), depth + 2 + int(generator.integers(0, 3))
-    draft = generator.exponential(1e-3, (buckets, width))
-    verify = generator.exponential(1e-2, (buckets, width)) + 1e-6
-    draft[:, 0] = verify[:, 0] = 0.0
-    prefill = generator.exponential(1e-1, buckets)
-    return StepCosts(1, int(generator.integers(1, 40)), prefill, draft, verify, 1e-4)
 
 
 def same(policy: Policy, trace: Trace, costs: StepCosts, seed: int) -> RoundLog:
