@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.censored import Censoring, complete, left_open, select
+from experiments.censored import Censoring, Completed, complete, left_open, select
+from experiments.sensitivity import Sensitivity, sensitivity
 from experiments.statistics import (
     RESAMPLES,
     Estimate,
+    Family,
     bootstrap_weights,
     divide,
+    judge_together,
     ratio_of_sums,
     share_of_gap,
     verdict,
+    verdict_among,
 )
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
@@ -55,9 +59,13 @@ class Row:
 
     speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds).
     speedup_by_question: the convention of Spec-Bench, mean tokens/s of the questions over the
-    baseline's mean. vs_fixed: tokens/s over the tuned fixed gamma's. headroom: share of the seconds
-    between the tuned fixed gamma and the clairvoyant schedule that it saves; saving: the same,
-    counted from never drafting. regret_s: decode seconds above the clairvoyant schedule.
+    baseline's mean. vs_fixed: tokens/s over the tuned fixed gamma's, with the interval of this row
+    alone. adjusted_p: of vs_fixed among all controllers; a controller's verdict follows it, any
+    other row's its own interval. detectable_percent: the difference to the tuned fixed gamma that a
+    test of this controller alone would have found 8 times in 10, NaN without spread. Both are NaN
+    for what is not a controller. headroom: share of the seconds between the tuned fixed gamma and
+    the clairvoyant schedule that it saves; saving: the same, counted from never drafting. regret_s:
+    decode seconds above the clairvoyant schedule.
     """
 
     name: str
@@ -65,7 +73,9 @@ class Row:
     speedup: Estimate
     speedup_by_question: float
     vs_fixed: Estimate
+    adjusted_p: float
     verdict: str
+    detectable_percent: float
     headroom: Estimate
     saving: Estimate
     regret_s: float
@@ -88,9 +98,15 @@ class Comparison:
     censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
     imputations. None for every other trace.
     fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
+    detectable_percent: median over the controllers of the difference to the tuned fixed gamma that
+    would have been found 8 times in 10; detectable_among_percent: the same where their number is
+    corrected for. sensitivity: of the ranking to the costs.
     """
 
     rows: tuple[Row, ...]
+    detectable_percent: float
+    detectable_among_percent: float
+    sensitivity: Sensitivity
     recommended: str
     tuned_gamma: int
     hindsight_gamma: int
@@ -123,6 +139,16 @@ class _Held:
     question_index: npt.NDArray[np.intp]
     tasks: dict[str, npt.NDArray[np.intp]]
 
+    def judge(self, schedules: Sequence[PerRequest]) -> Family:
+        """These schedules against the tuned fixed gamma."""
+        _, first = np.unique(self.question_index, return_index=True)
+
+        def by_question(sums: PerRequest) -> FloatArray:
+            return np.bincount(self.question_index, weights=sums.decode_s).astype(np.float64)
+
+        ours = np.asarray([by_question(sums) for sums in schedules]).reshape(-1, len(first))
+        return judge_together(by_question(self.fixed), ours, self.weights[:, first])
+
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
     """The measured costs at batch 1, as wide and as long as the trace needs."""
@@ -154,64 +180,65 @@ def fastest(logs: Sequence[RoundLog]) -> int:
 
 def compare(
     trace: Trace,
-    timing: Timing,
+    costs: StepCosts,
     policies: Sequence[Policy],
     *,
+    control_s: float = 0.0,
     seed: int = 0,
     resamples: int = RESAMPLES,
     step: Step = lambda: None,
 ) -> Comparison:
     """Compare policies on the held-out half of a trace; see the module docstring.
 
-    step is called once per replayed policy, for a progress bar. Raises InputError if the trace
-    cannot be split or a policy cannot be replayed on it.
+    control_s: the part of costs.verify_s that is the engine's fixed seconds per round, 0 if not
+    known; only the sensitivity asks. step is called once per policy, never drafting and the tuned
+    fixed gamma included, for a progress bar.
+    Raises InputError if the trace cannot be split or a policy cannot be replayed on it.
     """
-    costs = step_costs(timing, trace)
     train_rows, test_rows = split_rows(trace, seed=seed)
     completed = None if trace.censored is None else complete(trace, seed=seed)
     played = trace if completed is None else completed.first_draw
     train, test = played.select(train_rows), played.select(test_rows)
-    tuned_gamma, tuned_on_train = best_fixed(train, costs)
+    tuned_gamma, _ = best_fixed(train, costs)
     curve = fixed_logs(test, costs, seed)
     hindsight_gamma = fastest(curve)
 
     tuned_name = label(Fixed(tuned_gamma))
-    logs = {"never": replay(Never(), test, costs, seed=seed), tuned_name: curve[tuned_gamma]}
+    entrants: dict[str, Policy] = {"never": Never(), tuned_name: Fixed(tuned_gamma)}
     roles = {"never": "never", tuned_name: "tuned"}
-    train_s = {
-        "never": float(replay(Never(), train, costs, seed=seed).elapsed_s.sum()),
-        tuned_name: float(tuned_on_train.elapsed_s.sum()),
-    }
     for policy in policies:
-        name = label(policy)
-        if name not in logs:
-            roles[name] = "policy"
-            logs[name] = replay(policy, test, costs, seed=seed)
-            train_s[name] = float(replay(policy, train, costs, seed=seed).elapsed_s.sum())
+        entrants.setdefault(label(policy), policy)
+    logs, train_s = {}, {}
+    for name, policy in entrants.items():
+        logs[name] = replay(policy, test, costs, seed=seed)
+        train_s[name] = float(replay(policy, train, costs, seed=seed).elapsed_s.sum())
+        roles.setdefault(name, "policy")
         step()
     recommended = min(train_s, key=lambda name: train_s[name])
-    ceilings = {"best fixed": curve[hindsight_gamma], "clairvoyant": clairvoyant(test, costs)}
-    logs |= ceilings
+    logs |= {"best fixed": curve[hindsight_gamma], "clairvoyant": clairvoyant(test, costs)}
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
 
     censoring = None
     if completed is not None:
-        chosen = dict(zip(map(label, policies), policies, strict=True))
-        chosen |= {tuned_name: Fixed(tuned_gamma), "never": Never()}
-        schedules = {
-            name: functools.partial(replay, policy, costs=costs, seed=seed)
-            for name, policy in (chosen | {"best fixed": Fixed(hindsight_gamma)}).items()
-        }
-        schedules["clairvoyant"] = functools.partial(clairvoyant, costs=costs)
+        chosen = entrants | {"best fixed": Fixed(hindsight_gamma)}
         held_out = select(completed, test_rows, trace)
-        censoring = left_open(held_out, schedules, reference=tuned_name, resamples=resamples)
+        censoring = _left_open(held_out, chosen, costs, tuned_name, seed, resamples)
     held = _held(test, logs["never"], logs[tuned_name], logs["clairvoyant"], seed, resamples)
-    rows = [_row(name, roles[name], log, held) for name, log in logs.items()]
-    order = list(ROLES)
-    rows.sort(key=lambda row: (order.index(row.role), -row.speedup.value))
+    rows, family = _rows(logs, roles, held)
     never_s = float(logs["never"].elapsed_s.sum())
     return Comparison(
-        rows=tuple(rows),
+        rows=rows,
+        detectable_percent=_median(family.detectable_percent()),
+        detectable_among_percent=_median(family.detectable_percent(family.critical)),
+        sensitivity=sensitivity(
+            entrants,
+            test,
+            costs,
+            {row.name: row.verdict for row in rows if row.name in entrants},
+            reference=tuned_name,
+            control_s=control_s,
+            seed=seed,
+        ),
         recommended=recommended,
         tuned_gamma=tuned_gamma,
         hindsight_gamma=hindsight_gamma,
@@ -228,6 +255,29 @@ def compare(
         logs=logs,
         censoring=censoring,
     )
+
+
+def _left_open(
+    completed: Completed,
+    chosen: Mapping[str, Policy],
+    costs: StepCosts,
+    reference: str,
+    seed: int,
+    resamples: int,
+) -> Censoring:
+    """What censoring leaves open about these policies and the clairvoyant schedule."""
+    schedules = {
+        name: functools.partial(replay, policy, costs=costs, seed=seed)
+        for name, policy in chosen.items()
+    }
+    schedules["clairvoyant"] = functools.partial(clairvoyant, costs=costs)
+    return left_open(completed, schedules, reference=reference, resamples=resamples)
+
+
+def _median(percents: FloatArray) -> float:
+    """Over the rows that have a spread; NaN without any."""
+    known = percents[~np.isnan(percents)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _held(
@@ -258,10 +308,35 @@ def by_question_speed(sums: PerRequest, question_index: npt.NDArray[np.intp]) ->
     return float(divide(tokens, np.bincount(question_index, weights=sums.decode_s)).mean())
 
 
-def _row(name: str, role: str, log: RoundLog, held: _Held) -> Row:
+def _rows(
+    logs: Mapping[str, RoundLog], roles: Mapping[str, str], held: _Held
+) -> tuple[tuple[Row, ...], Family]:
+    """The rows, by role and speed, and the controllers judged together."""
+    controllers = [name for name in logs if roles[name] == "policy"]
+    family = held.judge([per_request(logs[name]) for name in controllers])
+    columns = (family.adjusted_p.tolist(), family.detectable_percent().tolist())
+    judged = dict(zip(controllers, zip(*columns, strict=True), strict=True))
+    rows = [
+        _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan)))
+        for name, log in logs.items()
+    ]
+    order = list(ROLES)
+    rows.sort(key=lambda row: (order.index(row.role), -row.speedup.value))
+    return tuple(rows), family
+
+
+def _row(
+    name: str, role: str, log: RoundLog, held: _Held, adjusted_p: float, detectable_percent: float
+) -> Row:
     sums, facts = per_request(log), summarize(log)
     everything = np.arange(len(sums.tokens))
     vs_fixed = _faster(sums, held.fixed, held.weights, everything)
+    if role == "tuned":
+        said = "baseline"
+    elif role == "policy":
+        said = verdict_among(vs_fixed.value, adjusted_p)
+    else:
+        said = verdict(vs_fixed)
     seconds, best_s = sums.decode_s, held.best.decode_s
     by_question = by_question_speed(sums, held.question_index)
     return Row(
@@ -270,7 +345,9 @@ def _row(name: str, role: str, log: RoundLog, held: _Held) -> Row:
         speedup=_faster(sums, held.never, held.weights, everything),
         speedup_by_question=by_question / by_question_speed(held.never, held.question_index),
         vs_fixed=vs_fixed,
-        verdict="baseline" if role == "tuned" else verdict(vs_fixed),
+        adjusted_p=adjusted_p,
+        verdict=said,
+        detectable_percent=detectable_percent,
         headroom=share_of_gap(held.fixed.decode_s, seconds, best_s, held.weights),
         saving=share_of_gap(held.never.decode_s, seconds, best_s, held.weights),
         regret_s=float(seconds.sum() - best_s.sum()),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.censored_text import open_table, open_task_table
+from experiments.certainty_text import certainty
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
 from experiments.tables import number, percent, table, with_interval
@@ -31,7 +32,9 @@ HEADER = (
 
 NOTES = """\
 speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
-vs tuned   tokens/s over the best fixed gamma of the training half; tie: the interval covers 1
+vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
+verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
+           of any other row: tie if its interval covers 1, not corrected
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
 gamma      mean cap in force; draft: tokens drafted per round; acc. rate: accepted / drafted"""
 
@@ -104,12 +107,19 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
         f"censored positions: {comparison.censored_positions}"
         + ("; accepted lengths there are lower bounds" if comparison.censored_positions else ""),
         *([STAND_IN] if comparison.censoring else []),
-        f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples; intervals are not "
-        "corrected for the number of rows",
+        f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples; "
+        + _corrected(comparison),
         f"no controller may draft more than {len(comparison.fixed_curve) - 1} tokens, the depth of "
         "the recording; prefill left out",
     ]
     return "\n".join(lines)
+
+
+def _corrected(comparison: Comparison) -> str:
+    if comparison.censoring is not None:
+        return "intervals and verdicts are not corrected for the number of rows"
+    count = sum(row.role == "policy" for row in comparison.rows)
+    return f"verdicts are corrected for {count} controllers, intervals are not"
 
 
 def percent_change(ratio: float) -> str:
@@ -130,7 +140,7 @@ def answer(comparison: Comparison) -> str:
             f"{row.speedup.value:.2f} times as fast as plain decoding"
         )
     else:
-        tie = " - a tie, the interval covers 1" if row.verdict == "tie" else ""
+        tie = f" - a tie, {_why_tie(row)}" if row.verdict == "tie" else ""
         head = (
             f"Use {row.name}: {row.speedup.value:.2f} times as fast as plain decoding and "
             f"{percent_change(row.vs_fixed.value)} than the best fixed length {fixed.name} "
@@ -138,6 +148,11 @@ def answer(comparison: Comparison) -> str:
         )
     left = ceiling.tokens_per_s / row.tokens_per_s - 1
     return f"{head}; a controller that knew the future would be {left * 100:.0f} % faster still."
+
+
+def _why_tie(row: Row) -> str:
+    covers = row.vs_fixed.low <= 1.0 <= row.vs_fixed.high
+    return "the interval covers 1" if covers else "corrected for the number of controllers"
 
 
 def _said(comparison: Comparison, name: str) -> Row:
@@ -162,6 +177,9 @@ def text_of(comparison: Comparison, trace_name: str) -> str:
         basis_lines(comparison, trace_name),
         policy_table(comparison) if found is None else open_table(found),
         task_table(comparison) if found is None else open_task_table(found),
+        "\n".join(
+            textwrap.fill(line, 98, subsequent_indent="  ") for line in certainty(comparison)
+        ),
         textwrap.fill(answer(comparison), 98),
     ]
     return "\n\n".join(parts)
@@ -175,6 +193,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         if field != "logs"
     }
     raw["answer"] = answer(comparison)
+    raw["certainty"] = certainty(comparison)
+    raw["sensitivity"]["settled"] = comparison.sensitivity.settled
     raw["log_files"] = {name: f"{file_name(name)}.parquet" for name in comparison.logs}
     return raw
 

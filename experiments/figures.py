@@ -21,7 +21,7 @@ from experiments.figure_style import (
 
 VERDICT_STYLE = {
     "faster": (BLUE, "o", "faster than the tuned fixed length"),
-    "tie": (GREY, "s", "tie: the paired interval covers its speed"),
+    "tie": (GREY, "s", "tie: no reliable difference to it"),
     "slower": (ORANGE, "v", "slower"),
 }
 

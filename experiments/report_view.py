@@ -18,6 +18,7 @@ HEADER = (
     "by question",
     "against tuned fixed (95 %)",
     "verdict",
+    "p, corrected",
     "headroom",
     "tokens per round",
     "mean gamma",
@@ -65,6 +66,8 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "groups": groups,
         "recommended": part["recommended"],
         "resamples": part["resamples"],
+        "verdicts": UNCORRECTED if known else CORRECTED,
+        "certainty": part["certainty"],
         "depth": part["trace_meta"]["depth"],
         "tasks": [task.replace("_", " ") for task in part["tasks"]],
         "task_rows": [
@@ -74,6 +77,17 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "pictures": [embedded(picture) for picture in pictures],
     }
 
+
+CORRECTED = (
+    "The verdict on a controller is corrected for their number (single-step max-t over the same "
+    "resamples, p < 0.05; Westfall and Young, 1993), any other row's is a tie if its 95 % interval "
+    "covers 1. Intervals are not corrected."
+)
+
+UNCORRECTED = (
+    "A difference whose 95 % interval covers 1 is a tie; neither verdicts nor intervals are "
+    "corrected for the number of rows."
+)
 
 OPEN = (
     " Speed-up, ratio to the tuned fixed gamma, tokens per round and tokens/s are medians and 95 % "
@@ -85,9 +99,9 @@ OPEN = (
 def _open_row(row: Json, known: Json) -> list[str]:
     """A row of a censored trace: intervals where points would stand."""
     cells = _row(row | {"speedup": known["speedup_others"], "vs_fixed": known["vs_fixed_others"]})
-    cells[2] = "-"
+    cells[2] = cells[5] = "-"
     cells[4] = cells[4] and known["verdict"]
-    cells[6] = interval(known["tokens_per_round"])
+    cells[7] = interval(known["tokens_per_round"])
     cells[-1] = interval(known["tokens_per_s"], 1)
     return cells
 
@@ -106,6 +120,7 @@ def _row(row: Json) -> list[str]:
         number(row["speedup_by_question"]),
         "1" if fixed else interval(row["vs_fixed"], 3),
         "" if fixed else row["verdict"],
+        number(row["adjusted_p"], 4),
         percent(row["headroom"]["value"]),
         number(row["tokens_per_round"]),
         number(row["mean_gamma"], 1),

@@ -1,11 +1,13 @@
 """Paired statistics over requests: bootstrap intervals of ratios, verdicts, rank agreement.
 
-Letters: R requests, Q questions, B resamples. Requests are resampled by question, so that the turns
-of one dialogue move together; where every question has one turn that is a bootstrap over requests.
+Letters: R requests, Q questions, B resamples, K schedules. Requests are resampled by question, so
+that the turns of one dialogue move together; where every question has one turn that is a bootstrap
+over requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,10 @@ FloatArray = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+SIGNIFICANCE = 0.05
+POWER_Z = 0.84  # standard normal: 80 % lie below
+ALONE_Z = 1.96  # and 95 % between -1.96 and 1.96
+NO_SPREAD = 1e-9  # of a log ratio, standard error: rounding, not chance
 
 
 class Estimate(NamedTuple):
@@ -83,6 +89,94 @@ def verdict(ratio: Estimate) -> str:
     if not (np.isfinite(ratio.low) and np.isfinite(ratio.high)) or ratio.low <= 1.0 <= ratio.high:
         return "tie"
     return "faster" if ratio.low > 1.0 else "slower"
+
+
+def verdict_among(ratio: float, adjusted_p: float) -> str:
+    """ "faster" or "slower" if a speed ratio is significant among all that were tried, or "tie"."""
+    if not adjusted_p < SIGNIFICANCE:
+        return "tie"
+    return "faster" if ratio > 1.0 else "slower"
+
+
+class Family(NamedTuple):
+    """K speed ratios to one reference, judged together.
+
+    adjusted_p [K]: two-sided, for all K at once. critical: the |t| beyond which one of them is
+    significant, NaN without any. error [K]: bootstrap standard error of each log ratio, NaN if it
+    has no spread.
+    """
+
+    adjusted_p: FloatArray
+    critical: float
+    error: FloatArray
+
+    def detectable_percent(self, z: float = ALONE_Z) -> FloatArray:
+        """[K] the difference, in percent of the log ratio, that would have been found 8 times in
+        10 by a test that asks for |t| >= z: (z + 0.84) standard errors. The default is the test of
+        one row alone, `critical` the one behind adjusted_p.
+        """
+        return 100 * (z + POWER_Z) * self.error
+
+
+def max_t(observed: FloatArray, resampled: FloatArray) -> tuple[FloatArray, float]:
+    """Adjusted p-values [K] of the statistics |observed| [K], and the |t| beyond which one is
+    significant, infinite if B is too small for any.
+
+    resampled [B, K]: the same statistics as chance alone makes them, all K from one resample in a
+    row, so that what they have in common is kept. A p-value is the share of resamples whose largest
+    |t| reaches the observed one, which counts as one of them: the single-step max-t of Westfall and
+    Young, Resampling-Based Multiple Testing, 1993; the share as in Romano and Wolf, Efficient
+    computation of adjusted p-values, Statistics & Probability Letters 113, 2016.
+    """
+    largest = np.sort(np.abs(resampled).max(axis=1))[::-1]
+    reached = (largest[:, None] >= np.abs(observed)).sum(axis=0)
+    allowed = math.ceil(SIGNIFICANCE * (1 + len(largest))) - 2  # resamples that may reach it
+    critical = float(largest[allowed]) if allowed >= 0 else math.inf
+    return (1 + reached) / (1 + len(largest)), critical
+
+
+def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArray) -> Family:
+    """K schedules against the reference: seconds by question [K, Q] and [Q], weights [B, Q].
+
+    t is the log of the ratio of total seconds over its standard error over questions (delta
+    method), in a resample the distance from the log ratio found over the resample's own error:
+    Romano and Wolf, Stepwise Multiple Testing as Formalized Data Snooping, Econometrica 73(4),
+    2005. One error for all resamples would be simpler, but wrong in 11 % of worlds of 75 questions
+    and 40 schedules that do nothing, where 5 % are allowed. A schedule without spread (the
+    reference itself) is no part of the family: p = 1.
+    """
+    found, error = _log_ratios(reference, seconds, np.ones((1, len(reference))))
+    spread = np.flatnonzero(error[0] > NO_SPREAD)
+    adjusted_p, errors = np.ones(len(seconds)), np.full(len(seconds), np.nan)
+    if len(spread) == 0:
+        return Family(adjusted_p, float("nan"), errors)
+    drawn, drawn_error = _log_ratios(reference, seconds[spread], weights)
+    distance = drawn - found[0, spread]
+    # A resample of one question many times has no error of its own: it may be as far as it likes.
+    resampled = np.full(distance.shape, np.inf)
+    np.divide(distance, drawn_error, out=resampled, where=drawn_error > NO_SPREAD)
+    adjusted_p[spread], critical = max_t(found[0, spread] / error[0, spread], resampled)
+    errors[spread] = drawn.std(axis=0, ddof=1)
+    return Family(adjusted_p, critical, errors)
+
+
+def _log_ratios(
+    reference: FloatArray, seconds: FloatArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """[B, K] log(sum of reference / sum of seconds) under each weighting, and its standard error.
+
+    The error is the root of sum_q w_q (r_q / r - s_q / s)^2. It is taken around the unweighted
+    shares, since a difference of squares would leave rounding where there is no spread.
+    """
+    ours, theirs = seconds.T / seconds.sum(axis=1), reference[:, None] / reference.sum()
+    apart = theirs - ours
+    mine, base = weights @ ours, weights @ theirs
+    scale = 1.0 / base
+    tilt = scale - 1.0 / mine
+    squares = scale**2 * (weights @ apart**2) + 2 * scale * tilt * (weights @ (apart * ours))
+    squares += tilt**2 * (weights @ ours**2)
+    ratio = np.log(reference.sum() / seconds.sum(axis=1)) + np.log(base / mine)
+    return ratio, np.sqrt(np.maximum(squares, 0.0))
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiments import censored_check, censored_run
 from experiments.censored import complete, left_open, span
 from experiments.censored_check import Case, cases, costs_for, coverage, modelled
-from experiments.compare import compare
+from experiments.compare import compare, step_costs
 from experiments.compare_text import text_of, to_dict
 from experiments.report_view import comparison_view
 from policies.fixed import Fixed, Never
@@ -396,7 +396,9 @@ def test_compare_prints_intervals_on_a_censored_trace_and_points_on_an_exact_one
     timing = make_timing(verify_s=6.0)
     seen = recorded(exact, "fixed:gamma=2")
     policies = parse_policies("gammatune,ucb")
-    points, open_ = (compare(t, timing, policies, resamples=40) for t in (exact, seen))
+    points, open_ = (
+        compare(t, step_costs(timing, t), policies, resamples=40) for t in (exact, seen)
+    )
     assert points.censoring is None and "imputation" not in text_of(points, "t")
     assert to_dict(points)["censoring"] is None
     assert open_.exactness == "censored" and open_.censoring is not None
@@ -425,7 +427,9 @@ def test_the_truth_lies_in_what_compare_leaves_open() -> None:
     timing = make_timing(verify_s=6.0)
     policies = parse_policies("gammatune,fixed:gamma=4")
     seen = recorded(exact, "fixed:gamma=2")
-    open_, points = (compare(t, timing, policies, resamples=40) for t in (seen, exact))
+    open_, points = (
+        compare(t, step_costs(timing, t), policies, resamples=40) for t in (seen, exact)
+    )
     assert open_.censoring is not None
     for policy in ("gammatune", "fixed:gamma=4", "never"):
         found, truth = open_.censoring.row(policy).tokens_per_s, points.row(policy).tokens_per_s

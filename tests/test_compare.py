@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from experiments.commands import compare_files
-from experiments.compare import censored_positions, compare, default_policies
-from experiments.compare_text import answer, text_of
+from experiments.compare import (
+    by_question_speed,
+    censored_positions,
+    compare,
+    default_policies,
+    step_costs,
+)
+from experiments.compare_text import answer, text_of, to_dict
 from experiments.statistics import (
     Estimate,
     bootstrap_weights,
@@ -18,9 +24,11 @@ from experiments.statistics import (
     ratio_of_sums,
     share_of_gap,
     verdict,
+    verdict_among,
 )
 from policies.fixed import Fixed
 from policies.shelf import parse_policies
+from simulator.metrics import PerRequest
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
 from traces.errors import InputError
 from traces.roundlog import read_roundlog
@@ -40,7 +48,7 @@ def four_questions() -> Trace:
 
 def test_hand_computed_table() -> None:
     trace = four_questions()
-    found = compare(trace, make_timing(), [Fixed(1), Fixed(2)], resamples=50)
+    found = compare(trace, step_costs(make_timing(), trace), [Fixed(1), Fixed(2)], resamples=50)
     # A draft step is 1 s, a verify 10 s. never: 12 rounds, 120 s. The reply limit is 6 tokens, so
     # room is 5, 4, 3, 2, 1, 0 by position.
     # gamma 1: easy at 0, 2, 4 drafts 1 each: 3 rounds, 33 s. hard at 0, 2 accepts 1; then at 4
@@ -67,6 +75,15 @@ def test_hand_computed_table() -> None:
     assert one.regret_s == pytest.approx(66 - 48)
     assert found.recommended == "fixed:gamma=3"
     assert "no controller beat a fixed length" in answer(found)
+
+
+def test_speed_by_question_is_the_mean_over_questions() -> None:
+    """Turns of a question are taken together, then every question weighs the same (Spec-Bench)."""
+    tokens, decode_s = np.array([5, 1, 6]), np.array([3.0, 4.0, 2.0])
+    zeros, none = np.zeros(3, dtype=np.int64), np.zeros(3)
+    sums = PerRequest(zeros, tokens, zeros, zeros, zeros, decode_s, none, none)
+    assert by_question_speed(sums, np.array([0, 0, 1])) == pytest.approx((6 / 7 + 6 / 2) / 2)
+    assert by_question_speed(sums, np.arange(3)) == pytest.approx((5 / 3 + 1 / 4 + 3) / 3)
 
 
 def test_headroom_is_the_share_of_the_gap() -> None:
@@ -164,9 +181,10 @@ def test_spread_rows_mix_the_tasks() -> None:
 def test_compare_uses_only_the_training_half_to_choose() -> None:
     """The halves favour different lengths; the tuned one is the training half's."""
     trace = lively_trace(questions=16)
-    found = compare(trace, make_timing(verify_s=4.0), [], resamples=20)
+    costs = step_costs(make_timing(verify_s=4.0), trace)
+    found = compare(trace, costs, [], resamples=20)
     train = trace.select(list(found.train_rows))
-    easy = compare(trace, make_timing(verify_s=4.0), [Fixed(4)], resamples=20)
+    easy = compare(trace, costs, [Fixed(4)], resamples=20)
     assert set(found.train_rows).isdisjoint(found.test_rows)
     assert train.requests + len(found.test_rows) == trace.requests
     assert easy.row("never").speedup == found.row("never").speedup
@@ -176,11 +194,32 @@ def test_compare_uses_only_the_training_half_to_choose() -> None:
 def test_no_policy_beats_the_clairvoyant() -> None:
     trace = lively_trace()
     policies, skipped = default_policies(trace)
-    found = compare(trace, make_timing(), policies, resamples=20)
+    found = compare(trace, step_costs(make_timing(), trace), policies, resamples=20)
     best = found.row("clairvoyant").speedup.value
     assert not skipped and len(found.rows) >= 12
     assert all(row.speedup.value <= best + 1e-12 for row in found.rows)
     assert all(row.headroom.value <= 1 + 1e-12 for row in found.rows)
+
+
+def test_verdicts_on_controllers_are_corrected_and_the_others_are_not() -> None:
+    """fixed:gamma=9 drafts 4 tokens, the depth of the trace, so it is the tuned length again."""
+    trace = lively_trace()
+    policies = parse_policies("gammatune,fixed:gamma=9,fixed:gamma=1")
+    costs = step_costs(make_timing(draft_s=0.1), trace)
+    found = compare(trace, costs, policies, resamples=200)
+    assert found.tuned_gamma == 4
+    for row in found.rows:
+        if row.role == "policy":
+            assert row.verdict == verdict_among(row.vs_fixed.value, row.adjusted_p)
+        else:
+            assert np.isnan(row.adjusted_p) and np.isnan(row.detectable_percent)
+    same, other = found.row("fixed:gamma=9"), found.row("gammatune")
+    assert (same.adjusted_p, same.verdict) == (1.0, "tie") and np.isnan(same.detectable_percent)
+    known = [row.detectable_percent for row in found.rows if not np.isnan(row.detectable_percent)]
+    assert len(known) == 2 and other.detectable_percent in known
+    assert found.detectable_percent == pytest.approx(np.median(known))
+    assert found.detectable_among_percent > found.detectable_percent
+    json.dumps(to_dict(found), allow_nan=False)
 
 
 def test_default_shelf_leaves_out_what_needs_signals() -> None:
@@ -196,11 +235,24 @@ def test_censored_positions_are_counted() -> None:
 
 
 def test_text_fits_a_terminal_and_names_everything() -> None:
-    found = compare(lively_trace(), make_timing(), parse_policies("gammatune,ucb"), resamples=20)
+    trace = lively_trace()
+    costs = step_costs(make_timing(), trace)
+    found = compare(trace, costs, parse_policies("gammatune,ucb"), resamples=20)
     text = text_of(found, "t.parquet")
     assert max(map(len, text.splitlines())) <= 100
     for word in ("gammatune", "ucb", "clairvoyant", "best fixed", "exact", "censored", "easy"):
         assert word in text
+    for words in ("corrected for 2 controllers", "8 times in 10", "perturbed cost models"):
+        assert words in text
+
+
+def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
+    trace, timing = save_inputs(tmp_path)
+    make_timing(control_s=0.5).write(timing, overwrite=True)
+    _, result = compare_files([trace], timing, specs="gammatune")
+    found = result["comparisons"][0]["sensitivity"]
+    assert {case["term"] for case in found["cases"]} == {"draft steps", "verify", "control"}
+    assert found["settled"] is all(case["race"]["lead"] > -0.001 for case in found["cases"])
 
 
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:

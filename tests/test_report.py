@@ -86,6 +86,7 @@ def test_page_says_what_the_files_say(study: Path) -> None:
     (part,) = read_result("compare", study / "compare.json")["comparisons"]
     text = " ".join(" ".join(page.text).split())
     assert part["answer"] in text
+    assert len(part["certainty"]) == 3 and all(line[1:] in text for line in part["certainty"])
     for row in part["rows"]:
         assert row["name"] in text
     assert f"{part['rows'][0]['tokens_per_s']:.0f}" in text

@@ -1,0 +1,148 @@
+"""Many rows at once: adjusted p-values by hand, by a slow reference, and against the truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from experiments.statistics import (
+    SIGNIFICANCE,
+    bootstrap_weights,
+    judge_together,
+    max_t,
+    ratio_of_sums,
+    verdict,
+    verdict_among,
+)
+
+Array = npt.NDArray[np.float64]
+
+
+def world(rows: int, questions: int, seed: int, effect: float = 0.0) -> tuple[Array, Array]:
+    """Seconds of a reference [Q] and of schedules [K, Q] that are `effect` faster in truth.
+
+    Schedules share part of their noise, as controllers on the same replies do.
+    """
+    generator = np.random.default_rng(seed)
+    own, shared = 0.15, 0.1
+    noise = generator.normal(0, own, (rows, questions)) + generator.normal(0, shared, questions)
+    length = generator.lognormal(0, 0.6, questions)
+    seconds = length * np.exp(noise - (own**2 + shared**2) / 2) * math.exp(-effect)
+    return length, seconds
+
+
+def weights_of(questions: int, seed: int, resamples: int = 400) -> Array:
+    return bootstrap_weights([str(k) for k in range(questions)], seed=seed, resamples=resamples)
+
+
+def test_max_t_by_hand() -> None:
+    resampled = np.array([[0.1, 3.0, 0.0], [-1.0, 0.2, 0.3], [0.4, -0.6, 0.7], [0.0, 0.0, -2.5]])
+    # The largest of each resample: 3, 1, 0.7, 2.5; |t| = 2 is reached by two of them, 1 by three.
+    adjusted, critical = max_t(np.array([2.0, -1.0, 0.5]), resampled)
+    assert adjusted.tolist() == [3 / 5, 4 / 5, 5 / 5]
+    assert critical == math.inf  # of four resamples nothing is significant
+
+
+def test_critical_t_is_where_significance_begins() -> None:
+    resampled = np.arange(1.0, 60.0)[:, None]
+    # P of 59: (1 + reached) / 60 < 0.05 asks for fewer than two of them: t beyond the second.
+    _, critical = max_t(np.array([1.0]), resampled)
+    (at, beyond), _ = max_t(np.array([critical, critical + 0.5]), resampled)
+    assert critical == 58.0 and at == 3 / 60 and beyond == 2 / 60
+    assert verdict_among(1.2, at) == "tie" and verdict_among(1.2, beyond) == "faster"
+    assert verdict_among(0.8, beyond) == "slower" and verdict_among(0.8, math.nan) == "tie"
+
+
+def test_judging_by_hand() -> None:
+    """Two questions; a resample of one question alone has no error of its own and may be as far
+    away as it likes, so with so few questions nothing is significant.
+    """
+    weights = np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    found = judge_together(np.array([2.0, 2.0]), np.array([[1.0, 2.0]]), weights)
+    logs = np.array([math.log(2), 0.0, math.log(4 / 3)])
+    error = math.sqrt(((logs - logs.mean()) ** 2).sum() / 2)
+    assert found.error.tolist() == pytest.approx([error])
+    assert found.adjusted_p.tolist() == [3 / 4]
+    assert found.detectable_percent().tolist() == pytest.approx([100 * (1.96 + 0.84) * error])
+    assert found.detectable_percent(3.0).tolist() == pytest.approx([100 * 3.84 * error])
+
+
+def slow_p(reference: Array, seconds: Array, weights: Array) -> Array:
+    """judge_together with loops over questions that are really drawn."""
+
+    def statistic(k: int, drawn: list[int], around: float) -> float:
+        base, ours = sum(reference[q] for q in drawn), sum(seconds[k][q] for q in drawn)
+        square = sum((reference[q] / base - seconds[k][q] / ours) ** 2 for q in drawn)
+        return abs(math.log(base / ours) - around) / math.sqrt(square)
+
+    everything = list(range(len(reference)))
+    found = [math.log(reference.sum() / own.sum()) for own in seconds]
+    largest = []
+    for counts in weights:
+        drawn = [q for q in everything for _ in range(int(counts[q]))]
+        largest.append(max(statistic(k, drawn, log) for k, log in enumerate(found)))
+    return np.array(
+        [
+            (1 + sum(t >= statistic(k, everything, 0.0) for t in largest)) / (1 + len(largest))
+            for k in range(len(seconds))
+        ]
+    )
+
+
+def test_judging_equals_a_slow_reference() -> None:
+    reference, seconds = world(rows=6, questions=14, seed=4)
+    seconds[2] *= 0.9
+    weights = weights_of(14, seed=1, resamples=150)
+    found = judge_together(reference, seconds, weights)
+    assert found.adjusted_p == pytest.approx(slow_p(reference, seconds, weights))
+    assert len(set(found.adjusted_p.tolist())) >= 4
+
+
+def test_rows_without_spread_are_ties_and_leave_the_others_alone() -> None:
+    reference, seconds = world(rows=3, questions=30, seed=2, effect=0.15)
+    weights = weights_of(30, seed=0)
+    alone = judge_together(reference, seconds, weights)
+    padded = np.stack([reference, *seconds, reference * 1.05])
+    found = judge_together(reference, padded, weights)
+    assert found.adjusted_p[[0, 4]].tolist() == [1.0, 1.0]
+    assert found.adjusted_p[1:4].tolist() == alone.adjusted_p.tolist()
+    assert np.isnan(found.error[[0, 4]]).all() and found.critical == alone.critical
+    assert [verdict_among(1.05, p) for p in found.adjusted_p] == ["tie", *["faster"] * 3, "tie"]
+    for rows in (reference[None, :], np.empty((0, 30))):
+        nothing = judge_together(reference, rows, weights)
+        assert nothing.adjusted_p.tolist() == [1.0] * len(rows) and math.isnan(nothing.critical)
+
+
+def test_forty_rows_that_do_nothing() -> None:
+    """In most worlds one of them is "faster" or "slower" by its own interval; corrected, in about
+    5 % (two binomial deviations are left to 200 worlds).
+    """
+    worlds, questions = 200, 75
+    alone = together = 0
+    for seed in range(worlds):
+        reference, seconds = world(40, questions, seed)
+        weights = weights_of(questions, seed)
+        own = [verdict(ratio_of_sums(reference, row, weights)) for row in seconds]
+        alone += any(said != "tie" for said in own)
+        together += judge_together(reference, seconds, weights).adjusted_p.min() < SIGNIFICANCE
+    assert alone / worlds > 0.6
+    assert together / worlds < 0.05 + 2 * math.sqrt(0.05 * 0.95 / worlds)
+
+
+def test_the_detectable_difference_is_found_8_times_in_10() -> None:
+    """By the test of one row alone; the true difference is set to what it says it can find."""
+    worlds, questions = 300, 150
+    errors = []
+    for seed in range(20):
+        found = judge_together(*world(1, questions, seed), weights_of(questions, seed))
+        errors.append(found.detectable_percent()[0])
+    effect = float(np.median(errors)) / 100
+    hits = 0
+    for seed in range(100, 100 + worlds):
+        reference, seconds = world(1, questions, seed, effect)
+        found = judge_together(reference, seconds, weights_of(questions, seed))
+        hits += found.adjusted_p[0] < SIGNIFICANCE
+    assert 0.72 < hits / worlds < 0.88
