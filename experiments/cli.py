@@ -91,6 +91,9 @@ def build_parser() -> Parser:
     _add_validate(
         add("validate", "run controllers on the real engine beside the replay", _validate)
     )
+    _add_sweep(
+        add("sweep", "settings of controllers, tuned on one half, judged on the other", _sweep)
+    )
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
     report = add("report", "write the HTML page and figures of a finished study again", _report)
     report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
@@ -188,6 +191,29 @@ def _add_validate(validate: Parser) -> None:
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--json", action="store_true", help="results as JSON on stdout")
     group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def _add_sweep(sweep: Parser) -> None:
+    sweep.add_argument(
+        "suite", help="leaderboard, cost-ratio, seeds, ablation, paper or quick (a look)"
+    )
+    sweep.add_argument(
+        "--out", type=Path, required=True, help="folder; a stopped sweep goes on there"
+    )
+    sweep.add_argument(
+        "--trace", type=Path, action="append", help="instead of the suite's; may be given again"
+    )
+    sweep.add_argument("--timing", type=Path, help="JSON of `gammalab measure`, for --trace")
+    sweep.add_argument("--cost", help="measured, or ratios: c=4,c=8 (default: the suite's)")
+    sweep.add_argument("--policies", help="instead of the suite's; bare names are searched")
+    sweep.add_argument("--search", help="grid, random or optuna (default: the suite's)")
+    sweep.add_argument("--trials", type=count, help="settings per policy (default: the suite's)")
+    sweep.add_argument("--seed", type=int, help="of split and search (default: the suite's)")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=count, default=1, help="local processes (default 1)")
+    where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or 'local'")
+    sweep.add_argument("--json", action="store_true", help="the best settings as JSON on stdout")
+    sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
 
 
 def _add_export(export: Parser) -> None:
@@ -301,6 +327,12 @@ def _validate(args: argparse.Namespace) -> int:
     from experiments.commands import run_validate
 
     return run_validate(args)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from experiments.sweeping import run
+
+    return run(args)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -82,7 +82,7 @@ def compare_files(
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
         texts.append("\n\n".join(filter(None, [note, text_of(comparison, path.name)])))
-        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
+        entry = describe_inputs(trace, path.name, timing.meta) | to_dict(comparison)
         entries.append(entry | {"timing": timing_path.name, "logs": f"simulated/{path.stem}"})
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
@@ -165,7 +165,7 @@ def validate_files(
     else:
         outcome = judge_folder(args.measured, trace, costs, args.policies)
     about = next(iter(outcome.measured.timed.values()))[0].meta
-    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
+    result = describe_inputs(trace, args.trace.name, timing.meta) | validation_dict(outcome)
     result |= {
         "timing": args.timing.name,
         "command": command_line(),

@@ -114,6 +114,7 @@ class Comparison:
     train_rows: tuple[int, ...]
     test_rows: tuple[int, ...]
     test_categories: tuple[str, ...]
+    test_requests: tuple[str, ...]
     questions: int
     tasks: tuple[str, ...]
     exactness: str
@@ -246,6 +247,7 @@ def compare(
         train_rows=tuple(train_rows),
         test_rows=tuple(test_rows),
         test_categories=test.category,
+        test_requests=test.request_id,
         questions=len(set(held.question_index.tolist())),
         tasks=tuple(held.tasks),
         exactness=trace.meta.exactness,

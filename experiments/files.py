@@ -96,7 +96,9 @@ def _own_version() -> str:
         return "source tree"
 
 
-def describe_inputs(trace: Trace, trace_name: str, timing: Timing) -> dict[str, Any]:
+def describe_inputs(
+    trace: Trace, trace_name: str, timing_meta: Mapping[str, Any]
+) -> dict[str, Any]:
     """Where the numbers of a result come from."""
     return {
         "trace": trace_name,
@@ -104,7 +106,7 @@ def describe_inputs(trace: Trace, trace_name: str, timing: Timing) -> dict[str, 
         "trace_meta": trace.meta.to_dict(),
         "requests": trace.requests,
         "positions": trace.positions,
-        "timing_meta": timing.meta,
+        "timing_meta": dict(timing_meta),
     }
 
 

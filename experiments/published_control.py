@@ -152,7 +152,7 @@ def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             [coin_tokens_per_round(trace, per_request, g) for g in lengths]
         ),
     }
-    result = describe_inputs(trace, args.data[0].name, timing) | {
+    result = describe_inputs(trace, args.data[0].name, timing.meta) | {
         "timing": args.timing.name,
         "alpha": alphas,
         "hazard": hazards(trace, max(lengths)),

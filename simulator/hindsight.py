@@ -9,11 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import IntArray, Outcome, Policy, State, View
+from policies.confidence import HFConfidence, TailPruning
+from policies.entropy import SVIP
 from policies.fixed import Fixed
 from policies.randomness import Rng
+from policies.shelf import label
 from simulator.kernels import run_function, run_policy
 from simulator.replay import check_inputs, replay, run, tape_of
 from simulator.rounds import Limits, Tape, room_at
+from simulator.tally import tally_many
 from traces.costs import Prices, bucket_of, lag_after, prices_of, round_seconds
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -87,6 +91,56 @@ def best_fixed(
     logs = {g: replay(Fixed(g), trace, costs, max_gamma=max_gamma) for g in candidates}
     best = min(candidates, key=lambda g: float(logs[g].elapsed_s.sum()))
     return best, logs[best]
+
+
+class Ceiling(NamedTuple):
+    """What could have been had if the best setting had been known: a bound, not a controller.
+
+    decode_s: seconds of all requests. setting: which one it was, "" if it differs by request.
+    """
+
+    name: str
+    setting: str
+    decode_s: float
+
+
+THRESHOLDS = 24  # tried per signal, at quantiles of what the draft shows
+
+
+def ceilings(trace: Trace, costs: StepCosts) -> list[Ceiling]:
+    """Bounds from settings chosen on the very trace they are judged on: the best length of every
+    request, and for every signal the best threshold to stop at.
+
+    A rule that sees only the *position* in the draft can do no better than stop at one position,
+    so its ceiling is the best fixed length. Signals are left out where the trace has none.
+    """
+    depth = trace.meta.depth
+    lengths = [Fixed(gamma) for gamma in range(depth + 1)]
+    seconds = np.stack([sums.decode_s for sums in tally_many(lengths, trace, costs)])  # [G + 1, R]
+    best = int(seconds.sum(axis=1).argmin())
+    found = [
+        Ceiling("position in the draft", f"gamma={best}", float(seconds[best].sum())),
+        Ceiling("fixed length by request", "", float(seconds.min(axis=0).sum())),
+    ]
+    if trace.top1_prob is None or trace.entropy is None:
+        return found
+    levels = (np.arange(THRESHOLDS) + 0.5) / THRESHOLDS
+    products = np.cumprod(trace.top1_prob.astype(np.float64), axis=1)
+    rules: dict[str, list[Policy]] = {
+        "top-1 probability": [
+            HFConfidence(depth, float(x)) for x in np.quantile(trace.top1_prob, levels)
+        ],
+        "product of top-1": [TailPruning(float(x), depth) for x in np.quantile(products, levels)],
+        "entropy": [  # scale 1: the threshold is the root of the entropy
+            SVIP(depth, 1.0, float(np.sqrt(max(x, 0.0))))
+            for x in np.quantile(trace.entropy, levels)
+        ],
+    }
+    for name, policies in rules.items():
+        totals = [float(t.decode_s.sum()) for t in tally_many(policies, trace, costs)]
+        least = int(np.argmin(totals))
+        found.append(Ceiling(f"threshold on {name}", label(policies[least]), totals[least]))
+    return found
 
 
 def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:

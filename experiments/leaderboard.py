@@ -1,0 +1,151 @@
+"""From the rows of a sweep to answers: every policy tuned on one half, compared on the other."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.certainty_text import certainty
+from experiments.compare import Comparison, Row, compare
+from experiments.compare_text import to_dict, write_logs
+from experiments.files import command_line, describe_inputs, versions, write_result
+from experiments.statistics import bootstrap_weights, ratio_of_sums
+from experiments.suites import MEASURED
+from experiments.sweep import World, rows_of, tuned
+from experiments.tables import number, percent, table, with_interval
+from policies.shelf import FAMILIES, label, title, write_policies
+from simulator.hindsight import Ceiling, ceilings
+from simulator.metrics import per_request
+from traces.schema import Trace
+from traces.split import question_of
+
+HEADER = ("policy", "over plain\n95 %", "over tuned fixed\n95 %", "verdict", "head-\nroom")
+
+
+def compare_worlds(
+    worlds: Sequence[World],
+    rows: Sequence[dict[str, Any]],
+    traces: Mapping[str, Trace],
+    timing_meta: Mapping[str, Any],
+    folder: Path,
+    step: Callable[[], object],
+) -> str:
+    """Compare the tuned policies of every world; returns the tables. step: once per world.
+
+    Writes folder/tuned/WORLD.json (policy files), folder/compare.json and the simulated rounds, so
+    that `gammalab report` makes a page of them.
+    """
+    texts, entries = [], []
+    for world in worlds:
+        chosen = tuned(rows, world)
+        about: dict[str, Any] = {"trace": world.trace, "cost": world.cost, "seed": world.seed}
+        about["tuned_on"] = f"{world.train.requests} replies of the training half"
+        write_policies(chosen, folder / "tuned" / f"{world.name}.json", about, overwrite=True)
+        trace = traces[world.trace]
+        comparison = compare(trace, world.costs, chosen, seed=world.seed)
+        bounds = ceilings(world.test, world.costs)
+        tried = rows_of(rows, world)
+        text = world_text(world, len(tried), comparison, bounds)
+        texts.append("\n".join([text, *duel_lines(tried, comparison)]))
+        meta = timing_meta if world.cost == MEASURED else {"device_name": f"none: {world.cost}"}
+        entry = describe_inputs(trace, f"{world.name}.parquet", meta) | to_dict(comparison)
+        entries.append(entry | {"timing": world.cost, "logs": f"simulated/{world.name}"})
+        write_logs(comparison, folder / "simulated" / world.name)
+        step()
+    result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    write_result("compare", result, folder / "compare.json", overwrite=True)
+    return "\n\n\n".join(texts)
+
+
+def world_text(
+    world: World, settings: int, comparison: Comparison, bounds: Sequence[Ceiling]
+) -> str:
+    """The leaderboard of one world: controllers, baselines, bounds, and the settings chosen."""
+    by_role: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        by_role.setdefault(row.role, []).append(row)
+    groups = [
+        (heading, [_cells(row) for row in by_role.get(role, [])])
+        for role, heading in (
+            ("policy", ""),
+            ("never", "plain decoding"),
+            ("tuned", "the best fixed length of the training half"),
+            ("clairvoyant", "bound: knows what will be accepted"),
+        )
+    ]
+    never_s = float(comparison.logs["never"].elapsed_s.sum())
+    fixed_s = float(comparison.logs[by_role["tuned"][0].name].elapsed_s.sum())
+    best_s = float(comparison.logs["clairvoyant"].elapsed_s.sum())
+    known = [
+        [
+            bound.name,
+            number(never_s / bound.decode_s),
+            number(fixed_s / bound.decode_s, 3),
+            "",
+            percent((fixed_s - bound.decode_s) / (fixed_s - best_s)),
+        ]
+        for bound in bounds
+    ]
+    groups.append(("bounds: the setting chosen on the held-out half itself", known))
+    lines = [
+        f"{world.trace}, cost {world.cost}, seed {world.seed}: {settings} settings tried on "
+        f"{world.train.requests} replies, judged on {world.test.requests} others "
+        f"({comparison.exactness})",
+        table(HEADER, groups),
+        "",
+        *(
+            wrapped
+            for line in certainty(comparison)
+            for wrapped in textwrap.wrap(f"- {line}", 98, subsequent_indent="  ")
+        ),
+        f"- first on the training half: {title(comparison.recommended)}",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    fixed = row.role == "tuned"
+    return [
+        title(row.name),
+        with_interval(row.speedup),
+        "1.000" if fixed else with_interval(row.vs_fixed, 3),
+        "-" if fixed else row.verdict,
+        percent(row.headroom.value),
+    ]
+
+
+def duel_lines(tried: Sequence[dict[str, Any]], comparison: Comparison) -> list[str]:
+    """Our best controller against the best published one, both by the training half, all over and
+    by task: ratio of tokens/s on the held-out half with its 95 % interval.
+    """
+    first, second = _first(tried, ours=True), _first(tried, ours=False)
+    if first is None or second is None:
+        return []
+    ours, theirs = (per_request(comparison.logs[name]).decode_s for name in (first, second))
+    questions = [question_of(name) for name in comparison.test_requests]
+    weights = bootstrap_weights(questions, seed=comparison.seed, resamples=comparison.resamples)
+    category = np.asarray(comparison.test_categories)
+    parts = {"all": np.arange(len(category))}
+    parts |= {task: np.flatnonzero(category == task) for task in comparison.tasks}
+    ratios = (
+        f"{name} {with_interval(ratio_of_sums(theirs[keep], ours[keep], weights[:, keep]), 3)}"
+        for name, keep in parts.items()
+    )
+    head = f"- {title(first)} over {title(second)}: "
+    return textwrap.wrap(head + "; ".join(ratios), 98, subsequent_indent="  ")
+
+
+def _first(tried: Sequence[dict[str, Any]], *, ours: bool) -> str | None:
+    """The label that was fastest on the training half, of our controllers or of all others."""
+    names = {cls.name for cls in FAMILIES["ours"]}
+    rows = [row for row in tried if (row["policy"] in names) == ours]
+    return str(min(rows, key=lambda row: float(row["train_s"]))["label"]) if rows else None
+
+
+def best_settings(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The specs of the tuned policies by world, for a program."""
+    return {world.name: [label(policy) for policy in tuned(rows, world)] for world in worlds}

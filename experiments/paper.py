@@ -1,0 +1,69 @@
+"""The experiment of the GammaTune paper (arXiv 2504.00030): twelve initial lengths.
+
+Its figures, as secondary sources give them: GammaTune 1.15 +- 0.05, GammaTune+ 1.16 +- 0.03 over
+fixed lengths. Our reading: the speed of the controller begun at gamma0 over that of the fixed
+length gamma0, averaged over tasks and gamma0 (and pairs, of which there is one here); the
+spread is over gamma0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.suites import PAPER_GAMMAS, PAPER_RULES
+from experiments.sweep import World, rows_of
+from experiments.tables import number, table
+from policies.shelf import label, parse_policy
+
+FloatArray = npt.NDArray[np.float64]
+
+NOTES = """\
+ratio: speed begun at gamma0 over that of the fixed length gamma0, mean of the tasks' ratios.
+mean, spread: over the twelve initial lengths (spread: their standard deviation).
+of the best: mean ratio to the best of the twelve fixed lengths of each task, known in hindsight;
+the other ratios count it as a gain that gamma0 was a bad fixed length.
+No draft is longer than {depth} tokens, the depth of the recording."""
+PUBLISHED = {"gammatune": "1.15 +- 0.05", "gammatune+": "1.16 +- 0.03"}
+
+
+def seconds(rows: Sequence[dict[str, Any]], world: World) -> dict[str, FloatArray]:
+    """Held-out decode seconds [gamma0, task] of every rule, by policy name."""
+    found = {row["label"]: row for row in rows_of(rows, world)}
+    result: dict[str, FloatArray] = {}
+    for rule in PAPER_RULES:
+        policies = [parse_policy(f"{rule}={gamma}") for gamma in PAPER_GAMMAS]
+        by_task = [json.loads(found[label(policy)]["test_task_s"]) for policy in policies]
+        result[policies[0].name] = np.array([list(part.values()) for part in by_task])
+    return result
+
+
+def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:
+    """One table by initial length per world, and the averages beside the published ones."""
+    parts = []
+    for world in worlds:
+        spent = seconds(rows, world)
+        fixed = spent.pop("fixed")
+        ratios = {name: (fixed / s).mean(axis=1) for name, s in spent.items()}  # [gamma0]
+        best = {name: (fixed.min(axis=0) / s).mean() for name, s in spent.items()}
+        header = ("gamma0", "fixed tok/s", *(f"{name} / fixed" for name in ratios))
+        speed = world.test.positions / fixed.sum(axis=1)
+        cells = [
+            [str(gamma), number(speed[k], 0), *(number(r[k], 3) for r in ratios.values())]
+            for k, gamma in enumerate(PAPER_GAMMAS)
+        ]
+        foot = [
+            ["mean", "", *(number(r.mean(), 3) for r in ratios.values())],
+            ["spread", "", *(number(r.std(ddof=1), 3) for r in ratios.values())],
+            ["published", "", *(PUBLISHED.get(name, "-") for name in ratios)],
+            ["of the best", "", *(number(b, 3) for b in best.values())],
+        ]
+        parts.append(
+            f"{world.trace}, cost {world.cost}: {world.test.requests} held-out replies, "
+            f"{fixed.shape[1]} tasks\n" + table(header, [("", cells), ("", foot)])
+        )
+    return "\n\n".join([*parts, NOTES.format(depth=worlds[0].test.meta.depth)])

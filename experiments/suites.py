@@ -1,0 +1,201 @@
+"""Sweeps as data: which policies, which of their fields, at which costs, on which traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from policies.shelf import SHELF
+
+Points = tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
+
+DATA = Path(__file__).parents[1] / "traces" / "data"
+GREEDY, SAMPLED = DATA / "embedded-greedy.parquet", DATA / "embedded-sampled.parquet"
+TIMING = DATA / "timing-x86_64-cpu.json"
+MEASURED = "measured"
+
+CAPS = (4, 6, 8, 12, 16)
+TOP1 = (0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
+
+SPACES: dict[str, dict[str, Points]] = {
+    "fixed": {"gamma_tokens": tuple(range(1, 17))},
+    "gammatune": {
+        "gamma0": (2, 4, 8),
+        "eta": (0.1, 0.3, 0.6),
+        "delta": (1, 2, 4),
+        "gamma_max": (4, 6, 10, 16),
+    },
+    "gammatune+": {
+        "tau": (0.2, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "eta": (0.1, 0.3, 0.6),
+        "delta": (1, 2, 4),
+        "gamma_max": (6, 10, 16),
+    },
+    "hf-heuristic": {"gamma0": (1, 2, 3, 5, 8, 12, 20), "transient": (False, True)},
+    "hf-confidence": {"threshold": TOP1, "gamma_max": CAPS},
+    "batch-confidence": {"threshold": TOP1, "gamma_max": CAPS},
+    "hf-roc": {
+        "threshold0": (0.2, 0.4, 0.6, 0.8),
+        "miss_weight": (1, 2, 3, 5),
+        "gamma_max": CAPS,
+    },
+    "draft-verify": {
+        "threshold0": (0.2, 0.4, 0.6, 0.8),
+        "target": (0.6, 0.75, 0.9),
+        "epsilon": (0.01, 0.05),
+        "gamma_max": (6, 8, 16),
+    },
+    "svip": {"threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6), "gamma_max": CAPS},
+    "adaedl": {
+        "threshold0": (0.2, 0.4, 0.6, 0.8),
+        "scale": (0.1, 0.2, 0.5),
+        "gamma_max": (4, 7, 16),
+    },
+    "tail-pruning": {"theta": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": CAPS},
+    "profile-guided": {"gamma_max": (3, 4, 6, 8, 12, 16)},
+    "disco": {"tau": TOP1, "gamma_max": CAPS},
+    "specdec++": {
+        "threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        "gamma_min": (1, 2),
+        "gamma_max": (6, 10, 16),
+    },
+    "speckv": {"gamma0": (2, 4, 6, 8)},
+    "ucb": {
+        "gamma_min": (0, 1),
+        "gamma_max": (4, 6, 8, 12),
+        "exploration": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    },
+    "ucb1": {"gamma_min": (0, 1), "gamma_max": (3, 4, 6, 8, 12)},
+    "ucbspec": {"gamma_max": (2, 3, 4, 6, 8), "exploration": (1.0, 3.0, 6.0)},
+    "ucbspec-released": {"gamma_max": (2, 3, 4, 6, 8)},
+    "d-ucb": {
+        "gamma_min": (0, 1),
+        "gamma_max": (4, 6, 8),
+        "exploration": (0.02, 0.1, 0.3),
+        "discount": (0.98, 0.995, 0.999),
+    },
+    "sw-ucb": {
+        "gamma_min": (0, 1),
+        "gamma_max": (4, 6, 8),
+        "exploration": (0.02, 0.1, 0.3),
+        "window": (100, 400, 1600),
+    },
+    "exp3": {"gamma_min": (0, 1), "gamma_max": (4, 6, 8), "exploration": (0.02, 0.05, 0.1, 0.2)},
+    "exp3spec": {"gamma_max": (2, 4, 6, 8), "exploration": (0.05, 0.1, 0.2)},
+    "thompson-beta": {"gamma_max": (4, 6, 8, 12), "discount": (0.9, 0.97, 0.99, 0.999)},
+    "thompson-gauss": {"gamma_min": (0, 1), "gamma_max": (3, 4, 6, 8, 12)},
+    "beg-mab": {"gamma_max": (2, 3, 4, 6, 8), "epsilon": (0.02, 0.1), "window": (50, 300)},
+    "tapout": {
+        "gamma_max": (4, 8, 16),
+        "confidence": (0.4, 0.6, 0.8),
+        "blend": (0.2, 0.5, 0.8),
+    },
+    "linucb": {
+        "gamma_min": (0, 1),
+        "gamma_max": (4, 6, 8),
+        "exploration": (0.1, 0.5, 1.0),
+        "memory": (0.8, 0.9, 0.97),
+    },
+    "lin-thompson": {
+        "gamma_min": (0, 1),
+        "gamma_max": (4, 6, 8),
+        "exploration": (0.1, 0.5, 1.0),
+        "memory": (0.8, 0.9, 0.97),
+    },
+    "nightjar": {"gamma_max": (3, 4, 6, 8), "switch_steps": (0.0, 1.0, 4.0)},
+    "goodput": {
+        "discount": (0.8, 0.9, 0.97, 0.99),
+        "own_strength": (2.0, 6.0, 20.0),
+        "pool_strength": (4.0, 16.0),
+        "gamma_max": (6, 12),
+    },
+    "hedge": {
+        "gamma_max": (6, 12),
+        "rate": (0.1, 0.3, 1.0),
+        "share": (0.01, 0.05, 0.2),
+        "discount": (0.97, 0.99),
+    },
+    "marginal": {"rate": (0.05, 0.1, 0.2), "memory": (0.99, 0.999), "look": (1, 3, 8)},
+    "payback": {
+        "rate": (0.05, 0.1, 0.2),
+        "memory": (0.99, 0.999),
+        "doubt": (0.5, 1.0, 2.0),
+        "probe_every": (8, 16, 64),
+    },
+}
+"""The points of every searched field, from which grids, random draws and Optuna are made."""
+
+PAPER_GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
+PAPER_RULES = ("fixed:gamma", "gammatune:gamma0", "gammatune+:gamma0", "hf-heuristic:gamma0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What a sweep goes through.
+
+    policies: specs; a bare name is searched over its space, one with fields is taken as it is.
+    costs: "measured" (the timing), or "c=8": a target step costs 8 draft steps, whatever its width.
+    traces: the defaults, replaced by --trace. search, trials: how a bare name is searched, and how
+    many settings of it are tried.
+    """
+
+    about: str
+    policies: tuple[str, ...]
+    costs: tuple[str, ...] = (MEASURED,)
+    traces: tuple[Path, ...] = (GREEDY,)
+    search: str = "grid"
+    trials: int = 72
+    seeds: tuple[int, ...] = (0,)
+
+
+SUITES: dict[str, Suite] = {
+    "leaderboard": Suite(
+        "every controller, tuned, at the measured cost and at three cost ratios",
+        policies=tuple(SHELF),
+        costs=(MEASURED, "c=4", "c=8", "c=16"),
+        traces=(GREEDY, SAMPLED),
+    ),
+    "cost-ratio": Suite(
+        "which controller wins as the target grows dearer",
+        policies=tuple(SHELF),
+        costs=tuple(f"c={c}" for c in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)),
+        trials=24,
+    ),
+    "seeds": Suite(
+        "does the ranking hang on how the questions were split?",
+        policies=(
+            "hf-confidence",
+            "tail-pruning",
+            "disco",
+            "specdec++",
+            "goodput",
+            "marginal",
+            "payback",
+        ),
+        seeds=tuple(range(8)),
+    ),
+    "ablation": Suite(
+        "what each part of payback is worth",
+        policies=(
+            "payback:gamma_max=16",
+            "marginal:gamma_max=16",
+            "payback:look=1",
+            "payback:rate=0",
+            "marginal:look=1,rate=0",
+            "goodput:gamma_max=12",
+            "hedge:gamma_max=12",
+        ),
+        costs=(MEASURED, "c=4", "c=8", "c=16"),
+        traces=(GREEDY, SAMPLED),
+    ),
+    "paper": Suite(
+        "the experiment of arXiv 2504.00030: twelve initial lengths",
+        policies=tuple(f"{rule}={gamma}" for rule in PAPER_RULES for gamma in PAPER_GAMMAS),
+        costs=("c=4", "c=6", "c=8", "c=10", MEASURED),
+    ),
+    "quick": Suite(
+        "a look: five controllers, few settings",
+        policies=("fixed", "gammatune", "hf-confidence", "tail-pruning", "payback"),
+        trials=8,
+    ),
+}
