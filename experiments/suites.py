@@ -32,6 +32,47 @@ SPACES: dict[str, dict[str, Points]] = {
         "gamma_max": (6, 10, 16),
     },
     "hf-heuristic": {"gamma0": (1, 2, 3, 5, 8, 12, 20), "transient": (False, True)},
+    "streak": {
+        "gamma0": (1, 3, 8),
+        "streak": (1, 2, 3, 5, 11),
+        "bias": (0, 1),
+        "gamma_max": (4, 8, 16),
+    },
+    "rate-ema": {
+        "base": (4, 8, 16),
+        "decay": (0.7, 0.9, 0.95),
+        "high": (0.6, 0.7, 0.8),
+        "low": (0.3, 0.4, 0.5),
+        "floor": (1, 2, 4),
+    },
+    "censored-ema": {
+        "weight": (0.1, 0.25, 0.5),
+        "probe": (0.5, 1.0, 2.0),
+        "gamma_max": (4, 8, 16),
+    },
+    "rate-buckets": {
+        "length_high": (6, 10, 15),
+        "length_mid": (4, 6, 10),
+        "length_low": (2, 5),
+        "weight": (0.05, 0.1, 0.3),
+    },
+    "rate-servo": {
+        "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "window": (5, 10, 30),
+        "gamma_max": (4, 8, 16),
+    },
+    "sglang-tiers": {
+        "down": (-0.5, -0.25, 0.0),
+        "up": (0.0, 0.25),
+        "weight": (0.1, 0.2, 0.4),
+        "interval": (1, 5, 10),
+    },
+    "batch-table": {"gamma1": tuple(range(1, 17))},
+    "disable-gate": {
+        "gamma_tokens": (2, 3, 4, 6, 8),
+        "threshold": (0.1, 0.3, 0.5),
+        "window": (16, 64, 256),
+    },
     "hf-confidence": {"threshold": TOP1, "gamma_max": CAPS},
     "batch-confidence": {"threshold": TOP1, "gamma_max": CAPS},
     "hf-roc": {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from policies.averages import CensoredEma, RateBuckets, RateEma, RateServo
 from policies.bandits import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
 from policies.begmab import BegMab
@@ -24,13 +25,15 @@ from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
 from policies.goodput import CensoredGoodput
 from policies.hedge import Hedge
-from policies.heuristic import HFHeuristic
+from policies.heuristic import HFHeuristic, Streak
 from policies.marginal import Marginal, Payback
 from policies.profile_guided import ProfileGuided
 from policies.roc import HFRocConfidence
 from policies.speckv import SpecKV
+from policies.tables import BatchTable, DisableGate
 from policies.tapout import TapOut
 from policies.thompson import ThompsonBeta, ThompsonGauss
+from policies.tiers import SGLangTiers
 from traces.errors import InputError
 from traces.store import write_atomically
 
@@ -39,7 +42,10 @@ LONGEST_TITLE = 40
 
 FAMILIES: dict[str, tuple[type[Policy], ...]] = {
     "lengths": (Never, Fixed),
-    "accepted counts": (GammaTune, HFHeuristic),
+    "accepted counts": (
+        GammaTune, HFHeuristic, Streak, RateEma, CensoredEma, RateBuckets, RateServo, SGLangTiers,
+        BatchTable, DisableGate,
+    ),
     "the draft's confidence": (
         GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
         TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,

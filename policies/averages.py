@@ -1,0 +1,275 @@
+"""Follow a moving average of what was accepted: of the rate, or of the length."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.randomness import Rng
+
+
+class RateEmaState(NamedTuple):
+    """Per request: rate [slots], average of accepted / drafted; gamma [slots], the next cap."""
+
+    rate: FloatArray
+    gamma: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class RateEma(Policy):
+    """llama.cpp's proposed adaptive bounds of n-gram drafts: the acceptance rate moves them.
+
+    rate <- decay rate + (1 - decay) accepted / drafted; above `high` the upper bound n_max grows,
+    below `low` it shrinks, inside floor..2 base. There n_min moves the other way: it is the number
+    of tokens that an n-gram must find for its draft to be used. A draft model always finds as many
+    as it is asked for, so n_min has nothing to decide here, and the length drafted is n_max. The
+    bounds start anew with the n-gram cache; here with the request.
+    """
+
+    base: int = 16
+    decay: float = 0.9
+    high: float = 0.7
+    low: float = 0.4
+    floor: int = 4
+    step: int = 1
+    rate0: float = 0.5
+
+    name = "rate-ema"
+    rule = "gamma up while the average acceptance rate is above `high`, down while below `low`"
+    source = "ggml-org/llama.cpp, pull request 19744 (--spec-ngram-adaptive)"
+    tags = {
+        "base": "primary (llama.cpp's older draft-max)",
+        "decay": "primary",
+        "high": "primary",
+        "low": "primary",
+        "floor": "primary",
+        "step": "ours: by how much a bound moves is not stated",
+        "rate0": "ours: between `low` and `high`, so that nothing moves at first",
+    }
+
+    def new_state(self, slots: int) -> State:
+        return RateEmaState(np.full(slots, self.rate0), np.full(slots, self.base, dtype=np.int64))
+
+    def admit(self, state: RateEmaState, slot: int) -> None:
+        state.rate[slot] = self.rate0
+        state.gamma[slot] = self.base
+
+    def gamma(self, state: RateEmaState, slot: int, view: View, rng: Rng) -> int:
+        return int(state.gamma[slot])
+
+    def learn(self, state: RateEmaState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0:
+            return
+        seen = outcome.accepted / outcome.drafted
+        rate = self.decay * float(state.rate[slot]) + (1.0 - self.decay) * seen
+        state.rate[slot] = rate
+        gamma = int(state.gamma[slot])
+        if rate > self.high:
+            gamma += self.step
+        elif rate < self.low:
+            gamma -= self.step
+        state.gamma[slot] = max(self.floor, min(gamma, 2 * self.base))
+
+
+class LengthState(NamedTuple):
+    """Per request: ema [slots], average accepted length in tokens."""
+
+    ema: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class CensoredEma(Policy):
+    """Average the accepted length where it is known; where it is only a lower bound, probe upward.
+
+    accepted < drafted: ema <- (1 - weight) ema + weight accepted.
+    accepted = drafted: ema <- ema + probe.
+    gamma = clip(round(ema), gamma_min, gamma_max). The average itself is not bounded (no bound is
+    stated): after many full acceptances it takes several rejections to come back under gamma_max.
+    A round that ended the reply before any rejection changes nothing.
+    """
+
+    ema0: float = 2.0
+    weight: float = 0.25
+    probe: float = 1.0
+    gamma_min: int = 1
+    gamma_max: int = 16
+
+    name = "censored-ema"
+    rule = "gamma = round(EMA of accepted length), EMA + 1 after full acceptance"
+    source = "LaurentZuijdwijk's llama.cpp; Nathanw1014/llama.cpp, pull request 8"
+    tags = {
+        "ema0": "primary",
+        "weight": "primary",
+        "probe": "primary",
+        "gamma_min": "ours: the user's there",
+        "gamma_max": "ours: the user's there",
+    }
+
+    def new_state(self, slots: int) -> State:
+        return LengthState(np.full(slots, self.ema0))
+
+    def admit(self, state: LengthState, slot: int) -> None:
+        state.ema[slot] = self.ema0
+
+    def gamma(self, state: LengthState, slot: int, view: View, rng: Rng) -> int:
+        rounded = math.floor(float(state.ema[slot]) + 0.5)
+        return max(self.gamma_min, min(rounded, self.gamma_max))
+
+    def learn(self, state: LengthState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0:
+            return
+        ema = float(state.ema[slot])
+        if outcome.accepted == outcome.drafted:
+            state.ema[slot] = ema + self.probe
+        elif outcome.emitted > outcome.accepted:
+            state.ema[slot] = (1.0 - self.weight) * ema + self.weight * outcome.accepted
+
+
+class PooledRateState(NamedTuple):
+    """Shared: rate [1], average of accepted / drafted."""
+
+    rate: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class RateBuckets(Policy):
+    """Elastic Speculation: four levels of the acceptance rate, a captured draft length for each.
+
+    Its lengths are those of captured graphs, one per step of the whole batch, so the rate is
+    shared; here every row's round counts as one observation of it. A round whose reply ended inside
+    the accepted tokens is not judged. The confidence-based early exit of the same source saves
+    cache writes, not draft steps, and is left out.
+    """
+
+    length_high: int = 15
+    length_mid: int = 10
+    length_low: int = 5
+    length_very_low: int = 1
+    above_high: float = 0.7
+    above_mid: float = 0.5
+    above_low: float = 0.3
+    weight: float = 0.1
+    rate0: float = 0.6
+
+    name = "rate-buckets"
+    rule = "the length of the level (over 70, 50, 30 percent, or less) of the mean acceptance rate"
+    source = "vllm-project/vllm, pull request 28693 (Elastic Speculation)"
+    tags = {
+        "length_high": "primary",
+        "length_mid": "primary",
+        "length_low": "primary",
+        "length_very_low": "ours: not stated; the source captures three lengths for four levels",
+        "above_high": "primary",
+        "above_mid": "primary",
+        "above_low": "primary",
+        "weight": "ours: not stated",
+        "rate0": "ours: starts at the middle length",
+    }
+
+    def new_state(self, slots: int) -> State:
+        if self.length_very_low < 1:
+            raise ValueError("a level that drafts nothing could never be left")
+        return PooledRateState(np.full(1, self.rate0))
+
+    def gamma(self, state: PooledRateState, slot: int, view: View, rng: Rng) -> int:
+        rate = float(state.rate[0])
+        if rate > self.above_high:
+            return self.length_high
+        if rate > self.above_mid:
+            return self.length_mid
+        if rate > self.above_low:
+            return self.length_low
+        return self.length_very_low
+
+    def learn(self, state: PooledRateState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0 or outcome.emitted <= outcome.accepted:
+            return
+        seen = outcome.accepted / outcome.drafted
+        state.rate[0] = (1.0 - self.weight) * float(state.rate[0]) + self.weight * seen
+
+
+class ServoState(NamedTuple):
+    """Per request: rates [slots, window], a ring of accepted / drafted; seen [slots], rounds that
+    drafted; gamma [slots], the next cap.
+    """
+
+    rates: FloatArray
+    seen: IntArray
+    gamma: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class RateServo(Policy):
+    """vLLM's proposed eagle_dynamic: hold each request's acceptance rate near a threshold.
+
+    With at least `fewest` rounds seen: one token more if the mean of accepted / drafted over the
+    last `window` rounds is at or above threshold + margin, one less if it is at or below threshold
+    - margin. The pull request's text says no more than "increases or decreases"; numbers and step
+    are those of a public port that calls them verbatim. There the whole batch drafts as much as its
+    most hopeful row and the surplus is cut off; here each row drafts its own length.
+    """
+
+    gamma0: int = 8
+    threshold: float = 0.7
+    margin: float = 0.05
+    window: int = 10
+    fewest: int = 3
+    gamma_min: int = 1
+    gamma_max: int = 8
+
+    name = "rate-servo"
+    rule = "gamma + 1 while the mean acceptance rate is over a threshold, - 1 while it is under it"
+    source = (
+        "vllm-project/vllm, pull request 26504 (eagle_dynamic); constants: the port "
+        "SNDR_MTP_DYNAMIC_K_001 of Genesis"
+    )
+    tags = {
+        "gamma0": "secondary (starts at gamma_max)",
+        "threshold": "secondary",
+        "margin": "secondary",
+        "window": "secondary",
+        "fewest": "secondary",
+        "gamma_min": "secondary",
+        "gamma_max": "ours: the user's num_speculative_tokens there",
+    }
+
+    def new_state(self, slots: int) -> State:
+        if self.window < 1:
+            raise ValueError("the window holds at least one round")
+        return ServoState(
+            np.zeros((slots, self.window)),
+            np.zeros(slots, dtype=np.int64),
+            np.full(slots, self.gamma0, dtype=np.int64),
+        )
+
+    def admit(self, state: ServoState, slot: int) -> None:
+        for k in range(self.window):
+            state.rates[slot, k] = 0.0
+        state.seen[slot] = 0
+        state.gamma[slot] = self.gamma0
+
+    def gamma(self, state: ServoState, slot: int, view: View, rng: Rng) -> int:
+        return int(state.gamma[slot])
+
+    def learn(self, state: ServoState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0:
+            return
+        seen = int(state.seen[slot])
+        state.rates[slot, seen % self.window] = outcome.accepted / outcome.drafted
+        state.seen[slot] = seen + 1
+        if seen + 1 < self.fewest:
+            return
+        held = min(seen + 1, self.window)
+        total = 0.0
+        for k in range(held):
+            total += float(state.rates[slot, k])
+        gamma = int(state.gamma[slot])
+        if total / held >= self.threshold + self.margin:
+            gamma += 1
+        elif total / held <= self.threshold - self.margin:
+            gamma -= 1
+        state.gamma[slot] = max(self.gamma_min, min(gamma, self.gamma_max))

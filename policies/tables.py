@@ -1,0 +1,118 @@
+"""What operators write into a configuration: a length per batch size, and a switch-off."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.randomness import Rng
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTable(Policy):
+    """A length per range of batch sizes, nothing above the last one.
+
+    gamma1 up to a batch of bound1, gamma2 up to bound2, and so on; 0 above the largest bound. A row
+    with bound 0 is not there. TensorRT-LLM calls it draft_len_schedule, vLLM
+    num_speculative_tokens_per_batch_size (rows [low, high, length]); mlc-llm has such a table too.
+    With one slot it is a fixed length.
+    """
+
+    bound1: int = 4
+    gamma1: int = 4
+    bound2: int = 8
+    gamma2: int = 2
+    bound3: int = 32
+    gamma3: int = 1
+    bound4: int = 0
+    gamma4: int = 0
+
+    name = "batch-table"
+    rule = "the length of the first row whose bound the batch does not exceed; 0 above the last"
+    source = "NVIDIA/TensorRT-LLM, pull request 10860 (draft_len_schedule); vLLM; mlc-llm"
+    tags = {
+        "bound1": "primary (the example of the pull request)",
+        "gamma1": "primary (the example of the pull request)",
+        "bound2": "primary (the example of the pull request)",
+        "gamma2": "primary (the example of the pull request)",
+        "bound3": "primary (the example of the pull request)",
+        "gamma3": "primary (the example of the pull request)",
+        "bound4": "ours: a fourth row, not there by default",
+        "gamma4": "ours: a fourth row, not there by default",
+    }
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        if view.batch_size <= self.bound1:
+            return self.gamma1
+        if view.batch_size <= self.bound2:
+            return self.gamma2
+        if view.batch_size <= self.bound3:
+            return self.gamma3
+        if view.batch_size <= self.bound4:
+            return self.gamma4
+        return 0
+
+
+class GateState(NamedTuple):
+    """Shared. ring [window], the last acceptance rates; total [1], their sum; rounds [1] that
+    drafted; off [1], 1 once drafting has been given up.
+    """
+
+    ring: FloatArray
+    total: FloatArray
+    rounds: IntArray
+    off: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class DisableGate(Policy):
+    """TensorRT-LLM's speculation gate: a fixed length until it has not paid, then never again.
+
+    Once `window` rounds have drafted, and the mean of accepted / drafted over the last `window`
+    ones is below the threshold, drafting is off for good. One gate per engine, so one for all
+    requests, also those to come; there a sample is a decoding iteration of the whole batch (in
+    older versions the mean accepted length of a finished request), here one row's round. A round
+    whose reply ended inside the accepted tokens is no sample.
+    """
+
+    gamma_tokens: int = 4
+    window: int = 64
+    threshold: float = 0.3
+
+    name = "disable-gate"
+    rule = "gamma until the mean acceptance rate of `window` rounds is below the threshold, then 0"
+    source = "NVIDIA/TensorRT-LLM, _torch/speculative/speculation_gate.py"
+    tags = {
+        "gamma_tokens": "ours: the operator's there",
+        "window": "ours: the operator's there, off by default",
+        "threshold": "ours: the operator's there, off by default",
+    }
+
+    def new_state(self, slots: int) -> State:
+        if self.window < 1:
+            raise ValueError("the window holds at least one round")
+        return GateState(
+            np.zeros(self.window),
+            np.zeros(1),
+            np.zeros(1, dtype=np.int64),
+            np.zeros(1, dtype=np.int64),
+        )
+
+    def gamma(self, state: GateState, slot: int, view: View, rng: Rng) -> int:
+        return 0 if int(state.off[0]) == 1 else self.gamma_tokens
+
+    def learn(self, state: GateState, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted == 0 or outcome.emitted <= outcome.accepted:
+            return
+        rounds = int(state.rounds[0])
+        at = rounds % self.window
+        rate = outcome.accepted / outcome.drafted
+        total = float(state.total[0]) + rate - float(state.ring[at])
+        state.ring[at] = rate
+        state.total[0] = total
+        state.rounds[0] = rounds + 1
+        if rounds + 1 >= self.window and total / self.window < self.threshold:
+            state.off[0] = 1
