@@ -100,6 +100,27 @@ SPACES: dict[str, dict[str, Points]] = {
         "gamma_min": (1, 2),
         "gamma_max": (6, 10, 16),
     },
+    "vllm-dynamic": {"gamma_max": (3, 4, 6, 8, 12, 16), "probe_every": (8, 16, 64)},
+    "sglang-throughput": {
+        "gamma_min": (1, 2),
+        "gamma_step": (1, 2),
+        "gamma_max": (5, 7, 11),
+        "window": (10, 20, 60),
+        "hysteresis": (0.0, 0.1),
+    },
+    "smartspec": {"gamma_max": (4, 8, 16), "memory": (0.8, 0.95, 0.99), "probe_every": (8, 16, 64)},
+    "adaptive-k": {
+        "gamma_max": (5, 10, 16),
+        "eta": (0.1, 0.3),
+        "window": (5, 10, 30),
+        "hysteresis_tokens": (0, 1),
+    },
+    "cascade": {
+        "gamma0": (2, 3, 5),
+        "gamma_max": (4, 8, 16),
+        "trial_rounds": (2, 4, 8),
+        "set_rounds": (8, 16, 64),
+    },
     "speckv": {"gamma0": (2, 4, 6, 8)},
     "ucb": {
         "gamma_min": (0, 1),

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from policies.arbiter import arbiter
 from policies.averages import CensoredEma, RateBuckets, RateEma, RateServo
 from policies.bandits import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
 from policies.begmab import BegMab
+from policies.cascade import Cascade
 from policies.classifiers import Disco, SpecDecPlusPlus
 from policies.confidence import BatchConfidence, HFConfidence, TailPruning
 from policies.contextual import LinThompson, LinUCB, Nightjar
 from policies.draft_verify import DraftVerify
+from policies.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
 from policies.entropy import SVIP, AdaEDL
 from policies.exp3 import Exp3, Exp3Spec
 from policies.fixed import Fixed, Never
@@ -50,6 +53,9 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
         TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
     ),
+    "cost and goodput": (
+        VLLMDynamic, SGLangThroughput, SmartSpec, AdaptiveK, Cascade, arbiter(GammaTune),
+    ),
     "bandits": (
         UCB, UCB1, UCBSpec, UCBSpecReleased, DiscountedUCB, SlidingUCB, Exp3, Exp3Spec,
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
@@ -65,7 +71,9 @@ def _suggest(word: str, known: list[str]) -> str:
 
 
 def find_policy(name: str) -> type[Policy]:
-    """The class of that name; raises InputError with the nearest name."""
+    """The class of that name, or of `arbiter/NAME`; raises InputError with the nearest name."""
+    if name not in SHELF and name.startswith("arbiter/"):
+        return arbiter(find_policy(name.removeprefix("arbiter/")))
     if name not in SHELF:
         raise InputError(
             f"unknown policy {name!r}; {_suggest(name, list(SHELF))}known: {', '.join(SHELF)}"

@@ -1,0 +1,228 @@
+"""A safety wrapper around any policy: speculate only while that delivers more tokens per second."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import sys
+import types
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from policies import base
+from policies.base import Hook, Outcome, Policy, State, View, field_values
+from policies.randomness import Rng
+
+SPECULATE, SERIAL = 0, 1
+# arbiter_mode: the mode chosen, the mode of the window at hand (another one: a probe), its rounds
+# so far, tokens since the other mode was last measured, windows in a row that the other one won.
+CHOSEN, PLAYING, ROUNDS, TOKENS, WINS = 0, 1, 2, 3, 4
+# arbiter_window, sums of the window at hand. arbiter_speed, per mode: tokens per second (0.0: not
+# known), its mean deviation, and the context tokens it was measured at.
+EMITTED, SECONDS, CONTEXT = 0, 1, 2
+SPEED, DEVIATION, MEASURED_AT = 0, 1, 2
+
+# What the hooks below call by these names is replaced by the hooks of the policy inside.
+inner_admit: Hook = Policy.admit
+inner_gamma: Hook = Policy.gamma
+inner_learn: Hook = Policy.learn
+
+
+def admit(self: Any, state: State, slot: int) -> None:
+    state.arbiter_played[slot] = SPECULATE
+    inner_admit(self, state, slot)
+
+
+def gamma(self: Any, state: State, slot: int, view: View, rng: Rng) -> int:
+    playing = int(state.arbiter_mode[PLAYING])
+    state.arbiter_played[slot] = playing
+    if playing == SERIAL:
+        return 0
+    return inner_gamma(self, state, slot, view, rng)  # type: ignore[no-any-return]
+
+
+def learn(self: Any, state: State, slot: int, view: View, outcome: Outcome) -> None:
+    played = int(state.arbiter_played[slot])
+    if played == SPECULATE:
+        inner_learn(self, state, slot, view, outcome)
+    if played != int(state.arbiter_mode[PLAYING]):
+        return  # another row of the batch has closed the window that this round belonged to
+    if played == int(state.arbiter_mode[CHOSEN]):
+        state.arbiter_mode[TOKENS] += outcome.emitted
+    state.arbiter_window[EMITTED] += outcome.emitted
+    state.arbiter_window[SECONDS] += outcome.elapsed_s
+    state.arbiter_window[CONTEXT] += view.context_tokens
+    state.arbiter_mode[ROUNDS] += 1
+    if int(state.arbiter_mode[ROUNDS]) >= self.arbiter_window_rounds:
+        measure(self, state)
+        decide(self, state)
+        open_window(self, state)
+
+
+def measure(self: Any, state: State) -> None:
+    """Fold the window's tokens per second into the average of its mode; what was measured at less
+    than half of this context is stale.
+    """
+    playing = int(state.arbiter_mode[PLAYING])
+    seconds = float(state.arbiter_window[SECONDS])
+    if seconds <= 0.0:
+        return
+    rate = float(state.arbiter_window[EMITTED]) / seconds
+    context = float(state.arbiter_window[CONTEXT]) / int(state.arbiter_mode[ROUNDS])
+    for mode in range(2):
+        if context >= self.arbiter_growth * float(state.arbiter_speed[mode, MEASURED_AT]):
+            state.arbiter_speed[mode, SPEED] = 0.0
+            state.arbiter_speed[mode, DEVIATION] = 0.0
+    before = float(state.arbiter_speed[playing, SPEED])
+    if before == 0.0:
+        state.arbiter_speed[playing, SPEED] = rate
+    else:
+        eta, deviation = self.arbiter_eta, float(state.arbiter_speed[playing, DEVIATION])
+        state.arbiter_speed[playing, SPEED] = (1.0 - eta) * before + eta * rate
+        state.arbiter_speed[playing, DEVIATION] = (1.0 - eta) * deviation + eta * abs(rate - before)
+    state.arbiter_speed[playing, MEASURED_AT] = context
+
+
+def decide(self: Any, state: State) -> None:
+    """Change sides if the other mode has won often enough in a row."""
+    chosen = int(state.arbiter_mode[CHOSEN])
+    if int(state.arbiter_mode[PLAYING]) != chosen:
+        state.arbiter_mode[TOKENS] = 0  # the other mode has just been measured
+    mine = float(state.arbiter_speed[chosen, SPEED])
+    other = float(state.arbiter_speed[1 - chosen, SPEED])
+    spread = float(state.arbiter_speed[0, DEVIATION]) + float(state.arbiter_speed[1, DEVIATION])
+    margin = max(self.arbiter_margin * mine, self.arbiter_deviations * spread)
+    known = mine > 0.0 and other > 0.0
+    wins = int(state.arbiter_mode[WINS]) + 1 if known and other > mine + margin else 0
+    if wins >= self.arbiter_wins:
+        state.arbiter_mode[CHOSEN] = 1 - chosen
+        state.arbiter_mode[TOKENS] = 0
+        wins = 0
+    state.arbiter_mode[WINS] = wins
+
+
+def open_window(self: Any, state: State) -> None:
+    """A new window of the chosen mode, or of the other one where a probe is due."""
+    chosen = int(state.arbiter_mode[CHOSEN])
+    every = self.arbiter_draft_tokens if chosen == SPECULATE else self.arbiter_serial_tokens
+    known = float(state.arbiter_speed[1 - chosen, SPEED]) > 0.0
+    due = not known or int(state.arbiter_mode[TOKENS]) >= every
+    state.arbiter_mode[PLAYING] = 1 - chosen if due else chosen
+    state.arbiter_mode[ROUNDS] = 0
+    for k in range(3):
+        state.arbiter_window[k] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Arbitration(Policy):
+    """What `arbiter` adds to a policy: its hyper-parameters and its state.
+
+    Two modes: speculate (the policy inside decides) and serial (gamma = 0, and the policy inside
+    learns nothing). Each keeps an exponential average of delivered tokens per second over windows
+    of rounds. The other mode is taken when it was better by the margin (a share, or half the sum of
+    both mean deviations if that is more) in `arbiter_wins` windows in a row. A probe plays the
+    other mode for one window, every so many tokens. An average is stale, and forgotten, when the
+    context has doubled since it was measured.
+
+    As published but for this: a window counts rounds of all slots, its context is their mean; a
+    mode not known or stale is probed at once; a probe is one window, and counts among those won;
+    a round that began before its window was closed by another row counts for none.
+    """
+
+    arbiter_window_rounds: int = 16
+    arbiter_eta: float = 0.3
+    arbiter_margin: float = 0.05
+    arbiter_deviations: float = 0.5
+    arbiter_wins: int = 2
+    arbiter_serial_tokens: int = 256
+    arbiter_draft_tokens: int = 1024
+    arbiter_growth: float = 2.0
+
+    tags = {
+        "arbiter_window_rounds": "primary",
+        "arbiter_eta": "primary",
+        "arbiter_margin": "primary",
+        "arbiter_deviations": "primary",
+        "arbiter_wins": "primary",
+        "arbiter_serial_tokens": "primary",
+        "arbiter_draft_tokens": "primary",
+        "arbiter_growth": "primary",
+    }
+    inner: ClassVar[type[Policy]]
+    state_type: ClassVar[Any]  # the fields of the state inside, and those of OWN_STATE
+
+    def new_state(self, slots: int) -> State:
+        """Per request: arbiter_played [slots], mode of the round at hand. Shared: arbiter_mode [5],
+        arbiter_window [3], arbiter_speed [2, 3]; the columns are named in this module.
+        """
+        return self.state_type(
+            *super().new_state(slots),
+            np.zeros(slots, dtype=np.int64),
+            np.zeros(5, dtype=np.int64),
+            np.zeros(3),
+            np.zeros((2, 3)),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process may not have wrapped this policy yet."""
+        return remade, (self.inner, field_values(self))
+
+
+OWN_STATE = ("arbiter_played", "arbiter_mode", "arbiter_window", "arbiter_speed")
+
+
+_wrapped: dict[type[Policy], type[Policy]] = {}
+
+
+def arbiter(inner: type[Policy]) -> type[Policy]:
+    """The policy class "arbiter/NAME": `inner`, switched off while plain decoding delivers more;
+    always the same one for the same `inner`.
+
+    It has the fields and the state of `inner` under their own names, and those of Arbitration.
+    Raises ValueError if another policy of that name has been wrapped: both are kept in this module,
+    because numba's cache looks the state's class up by name.
+    """
+    if inner not in _wrapped:
+        _wrapped[inner] = _wrap(inner)
+    return _wrapped[inner]
+
+
+def _wrap(inner: type[Policy]) -> type[Policy]:
+    module = sys.modules[__name__]
+    name = "Arbiter_" + re.sub(r"\W", "_", inner.name)
+    if hasattr(module, name):
+        raise ValueError(f"another policy called {inner.name!r} is wrapped already")
+    fields = (*inner().new_state(1)._fields, *OWN_STATE)
+    state_type = collections.namedtuple(f"{name}_State", fields, module=__name__)  # type: ignore[misc]
+    namespace = {
+        "__module__": __name__,
+        "__doc__": f"{inner.__qualname__}, switched off while plain decoding delivers more.",
+        "name": f"arbiter/{inner.name}",
+        "rule": f"{inner.rule}; gamma = 0 while that delivers more tokens per second",
+        "source": f"{inner.source}; arbiter: Atlas, throughput gate of its MTP mode",
+        "tags": {**inner.tags, **Arbitration.tags},
+        "inner": inner,
+        "state_type": state_type,
+        **_hooks_around(inner),
+    }
+    cls: Any = dataclasses.dataclass(frozen=True)(type(name, (Arbitration, inner), namespace))
+    setattr(module, state_type.__name__, state_type)
+    setattr(module, name, cls)
+    return cast(type[Policy], cls)
+
+
+def remade(inner: type[Policy], values: dict[str, Any]) -> Policy:
+    """The wrapped policy with these fields."""
+    return arbiter(inner)(**values)
+
+
+def _hooks_around(inner: type[Policy]) -> dict[str, Hook]:
+    """The hooks of this module, calling those of `inner`; `proceed` is inherited."""
+    names = dict(globals())
+    names |= {f"inner_{hook}": getattr(inner, hook) for hook in base.HOOKS}
+    templates = [cast(types.FunctionType, hook) for hook in (admit, gamma, learn)]
+    return {
+        hook.__name__: types.FunctionType(hook.__code__, names, hook.__name__) for hook in templates
+    }

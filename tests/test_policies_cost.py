@@ -1,0 +1,436 @@
+"""Servers' goodput rules, Cascade and the arbiter: every update rule by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policies import arbiter as arbiter_module
+from policies.arbiter import (
+    CHOSEN,
+    PLAYING,
+    SERIAL,
+    SPECULATE,
+    TOKENS,
+    WINS,
+    Arbitration,
+    arbiter,
+)
+from policies.base import Outcome, Policy, View, field_values, reads_seconds, uses_signals
+from policies.cascade import Cascade
+from policies.confidence import TailPruning
+from policies.contract import check_policy
+from policies.dynamic import (
+    AdaptiveK,
+    SGLangThroughput,
+    SmartSpec,
+    VLLMDynamic,
+    extrapolated,
+    judged_tokens,
+)
+from policies.fixed import Fixed, Never
+from policies.gammatune import GammaTune
+from policies.randomness import Rng
+from simulator.costs import Affine
+from simulator.replay import replay, replay_interpreted
+from tests.specimens import random_costs, random_trace
+from traces import synthetic
+from traces.costs import tabulate
+
+RNG = Rng(1)
+POLICIES: list[Policy] = [
+    VLLMDynamic(),
+    VLLMDynamic(gamma_max=3, warmup_rounds=0, probe_every=2),
+    SGLangThroughput(),
+    SGLangThroughput(gamma_max=3, window=3, update_every=2, hysteresis=0.0),
+    SmartSpec(),
+    SmartSpec(gamma_max=3, memory=0.5, alpha0=0.1, probe_every=2),
+    AdaptiveK(),
+    AdaptiveK(gamma_max=3, window=2, cooldown_rounds=0, hysteresis_tokens=0, probe_every=2),
+    Cascade(),
+    Cascade(gamma_max=2, trial_rounds=1, trials=2, set_rounds=3, doublings=1),
+    arbiter(Fixed)(),
+    arbiter(GammaTune)(arbiter_window_rounds=3, arbiter_serial_tokens=8, arbiter_draft_tokens=8),
+    arbiter(TailPruning)(arbiter_window_rounds=2, arbiter_wins=1, arbiter_serial_tokens=4),
+]
+
+
+def view(room: int = 30, draft_s: float = 1.0, verify_s: float = 6.0, context: int = 100) -> View:
+    """Every target step takes verify_s."""
+    return View(context, 1, 0, room, draft_s, np.array([0.0] + [verify_s] * 40))
+
+
+def tell(policy: Policy, state: Any, accepted: int, seen: View, slot: int = 0) -> int:
+    """One round in which the target would accept so many tokens; the gamma played."""
+    gamma = min(policy.gamma(state, slot, seen, RNG), seen.room)
+    taken = min(gamma, accepted)
+    elapsed = gamma * seen.draft_step_s + float(seen.verify_s[gamma + 1])
+    policy.learn(state, slot, seen, Outcome(gamma, gamma, taken, taken + 1, elapsed))
+    return gamma
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_conforms(policy: Policy) -> None:
+    check_policy(policy)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_compiled_takes_the_same_decisions(policy: Policy) -> None:
+    generator = np.random.default_rng(7)
+    costs = tabulate(Affine(context_token=1e-6, signal=1e-4, control=2e-4, prefill_token=1e-4))
+    size = {"requests": 3, "reply_tokens": 150, "signals": True}
+    for trace in (
+        synthetic.constant(0.8, generator, **size),
+        synthetic.constant(0.1, generator, **size),
+        synthetic.bursty(0.95, 0.2, generator, **size),
+    ):
+        assert replay(policy, trace, costs).same_rounds(replay_interpreted(policy, trace, costs))
+    for depth in (1, 4, 24):
+        trace, costs = random_trace(generator, 3, depth), random_costs(generator, depth)
+        assert replay(policy, trace, costs).same_rounds(replay_interpreted(policy, trace, costs))
+
+
+def test_judged_tokens() -> None:
+    assert judged_tokens(Outcome(5, 5, 2, 3, 1.0)) == 3  # two accepted, one rejected
+    assert judged_tokens(Outcome(5, 5, 5, 6, 1.0)) == 5
+    assert judged_tokens(Outcome(5, 5, 2, 2, 1.0)) == 2  # the reply ended
+    assert judged_tokens(Outcome(0, 0, 0, 1, 1.0)) == 0
+
+
+# vllm-dynamic
+
+
+def test_vllm_warms_up_on_the_prior() -> None:
+    policy = VLLMDynamic(gamma_max=4, warmup_rounds=2, prior_rate=0.5)
+    state = policy.new_state(1)
+    # Seconds 6 + k. Goodput 1/6 = .1667, 1.5/7 = .2143, 1.75/8 = .2188, 1.875/9 = .2083.
+    assert [tell(policy, state, 9, view()), tell(policy, state, 0, view())] == [2, 2]
+    # Now counts: both positions were drafted twice and accepted once; positions 3 and 4 count as 0.
+    # 1/6, 1.5/7 = .2143, 2/8 = .25, 2/9, 2/10.
+    assert state.drafted.tolist() == [2, 2, 0, 0] and state.accepted.tolist() == [1, 1, 0, 0]
+    assert policy.gamma(state, 0, view(), RNG) == 2
+    assert policy.gamma(state, 0, view(room=1), RNG) == 1
+
+
+def test_vllm_ties_go_to_the_smallest() -> None:
+    policy = VLLMDynamic(gamma_max=2, warmup_rounds=0)
+    state = policy.new_state(1)
+    state.drafted[:] = 4
+    state.accepted[:] = [2, 1]
+    # Seconds 2 + k: 1/2 = 1.5/3, and 1.75/4 is less.
+    assert policy.gamma(state, 0, view(verify_s=2.0), RNG) == 0
+
+
+def test_vllm_probes_after_silence() -> None:
+    policy = VLLMDynamic(gamma_max=4, warmup_rounds=0, probe_every=3)
+    state = policy.new_state(1)
+    # Nothing drafted: every rate is 0. Three plain rounds, then one token; it is accepted, and
+    # (1 + 1) / 7 beats 1 / 6.
+    assert [tell(policy, state, 9, view()) for _ in range(5)] == [0, 0, 0, 1, 1]
+
+
+# sglang-throughput
+
+
+def test_extrapolation_by_hand() -> None:
+    assert extrapolated(0.8, 0.8, 1) == 0.8  # one rate known: it stays
+    # Three known, .8 .. .2: a factor (.25)^(1/2) = .5.
+    assert extrapolated(0.8, 0.2, 3) == pytest.approx(0.1)
+    assert extrapolated(0.8, 0.0, 3) == 0.0
+    assert extrapolated(0.0, 0.0, 3) == -1.0
+
+
+def test_sglang_windows_slide() -> None:
+    policy = SGLangThroughput(gamma0=3, window=2, update_every=99)
+    state = policy.new_state(1)
+    for accepted in (3, 1, 0):
+        assert tell(policy, state, accepted, view()) == 3
+    # The first round has left the window of two: p = 1/2, 0, 0.
+    assert state.hits.tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert state.seen.tolist() == [3, 3, 3, 0, 0, 0, 0]
+
+
+def test_sglang_goes_up_by_extrapolation_and_down_by_measurement() -> None:
+    policy = SGLangThroughput(gamma0=3, window=2, update_every=2, hysteresis=0.1)
+    state = policy.new_state(1)
+    # All accepted: p = 1, 1, 1, and on as 1. Seconds 6 + S: 2/7 = .286, 4/9 = .444, 6/11 = .545,
+    # 8/13 = .615: 7 steps.
+    assert [tell(policy, state, 9, view()) for _ in range(3)] == [3, 3, 7]
+    # From here on nothing is accepted. Reconsidered every second round: after one such round every
+    # window holds 1 and 0, p = 1/2 throughout: 1.5/7 = .214, 2.5/9 = .278, 3.5/11 = .318, 4.5/13 =
+    # .346, 7 stays. Two rounds later p = 0: 1/7 against 1/13.
+    assert [tell(policy, state, 0, view()) for _ in range(4)] == [7, 7, 7, 1]
+    assert state.seen.tolist() == [7, 0, 0, 0, 0, 0, 0]  # what lay above is cleared
+
+
+def test_sglang_needs_a_margin_and_full_windows() -> None:
+    policy = SGLangThroughput(gamma0=5, window=4, update_every=1, hysteresis=0.1)
+    state = policy.new_state(1)
+    assert [tell(policy, state, 9, view()) for _ in range(4)] == [5] * 4
+    # 6/11 = .545 for 5, 8/13 = .615 for 7: better by 12.8 %.
+    assert policy.gamma(state, 0, view(), RNG) == 7
+    wide = dataclasses.replace(policy, hysteresis=0.13)
+    state = wide.new_state(1)
+    assert [tell(wide, state, 9, view()) for _ in range(6)] == [5] * 6
+    # Where the present candidate does not fit, nothing is reconsidered.
+    state = policy.new_state(1)
+    for _ in range(4):
+        tell(policy, state, 0, view())
+    assert policy.gamma(state, 0, view(room=4), RNG) == 5
+    assert policy.gamma(state, 0, view(), RNG) == 1
+
+
+# smartspec
+
+
+def test_smartspec_by_hand() -> None:
+    policy = SmartSpec(gamma_max=5, memory=0.5, alpha0=0.5)
+    state = policy.new_state(1)
+    # Seconds 6 + k: 1/6 = .1667, 1.5/7 = .2143, 1.75/8 = .2188, 1.875/9 = .2083.
+    assert tell(policy, state, 1, view()) == 2
+    # One accepted, one rejected: alpha = .5 .5 + .5 1/2 = .5 again.
+    assert float(state.alpha[0]) == 0.5
+    # Both accepted: .75. 1.75/7 = .25, 2.3125/8 = .289, 2.734/9 = .3038, 3.0508/10 = .3051,
+    # 3.288/11 = .299.
+    assert tell(policy, state, 9, view()) == 2
+    assert float(state.alpha[0]) == 0.75
+    assert policy.gamma(state, 0, view(), RNG) == 4
+    # The published closed form gives the same tokens for 4: (1 - .75^5) / .25 = 3.0508.
+
+
+def test_smartspec_turns_off_and_probes() -> None:
+    policy = SmartSpec(memory=0.5, alpha0=0.1, probe_every=2)
+    state = policy.new_state(1)
+    # 1.1/7 < 1/6. The probe's token is accepted: alpha .55, 1.55/7 > 1/6.
+    assert [tell(policy, state, 9, view()) for _ in range(3)] == [0, 0, 1]
+    assert float(state.alpha[0]) == pytest.approx(0.55)
+    assert policy.gamma(state, 0, view(), RNG) > 0
+
+
+# adaptive-k
+
+
+def test_adaptive_k_by_hand() -> None:
+    policy = AdaptiveK(
+        gamma_max=4, eta=0.5, window=2, prior_rate=0.5, batch_penalty=0.0, cooldown_rounds=0
+    )
+    state = policy.new_state(1)
+    # c = 1/10. 1.5/1.1 = 1.364, 1.75/1.2 = 1.458, 1.875/1.3 = 1.442: K = 2.
+    cheap = view(draft_s=1.0, verify_s=10.0)
+    assert [tell(policy, state, 9, cheap), tell(policy, state, 1, cheap)] == [2, 2]
+    # First position 2 of 2, second 1 of 2: .5 .5 + .5 1 = .75 and .5 .5 + .5 .5 = .5.
+    assert state.ema.tolist() == [0.75, 0.5, 0.5, 0.5]
+    # 1.75/1.1 = 1.591, 2.125/1.2 = 1.771, 2.3125/1.3 = 1.779, 2.40625/1.4 = 1.719: 3 is best, but
+    # a change by 1 is ignored.
+    assert tell(policy, state, 0, cheap) == 2
+    assert dataclasses.replace(policy, hysteresis_tokens=0).gamma(state, 0, cheap, RNG) == 3
+
+
+def test_adaptive_k_is_off_below_one() -> None:
+    policy = AdaptiveK(gamma_max=4, prior_rate=0.25, batch_penalty=0.0, probe_every=2)
+    state = policy.new_state(1)
+    # c = 1/2: 1.25/1.5, less still behind. The probe comes after two plain rounds.
+    assert [tell(policy, state, 9, view(verify_s=2.0)) for _ in range(3)] == [0, 0, 1]
+    # The batch pays a penalty: with c = 1/6 and rate .25, 1.25/1.167 > 1, but 1.25/1.267 < 1.
+    assert policy.new_state(1).mode[0] == -1
+    held = AdaptiveK(gamma_max=4, prior_rate=0.25, batch_penalty=0.0)
+    assert held.gamma(held.new_state(1), 0, view(), RNG) == 1
+    busy = AdaptiveK(gamma_max=4, prior_rate=0.25, batch_penalty=0.1)
+    assert busy.gamma(busy.new_state(1), 0, view(), RNG) == 0
+
+
+def test_adaptive_k_cools_down() -> None:
+    policy = AdaptiveK(gamma_max=8, window=1, eta=1.0, prior_rate=0.9, cooldown_rounds=3)
+    state = policy.new_state(1)
+    first = policy.gamma(state, 0, view(), RNG)
+    state.ema[:] = 0.0
+    after = [policy.gamma(state, 0, view(), RNG) for _ in range(4)]
+    assert first > 1 and after == [first, first, first, 0]
+
+
+# cascade
+
+
+def test_cascade_climbs_sets_and_tests_again() -> None:
+    policy = Cascade(gamma0=2, gamma_max=8, trial_rounds=2, trials=3, set_rounds=3)
+    state = policy.new_state(1)
+    # Everything is accepted: utility (k + 1) / ((6 + k) / 6) is 3/(8/6) = 2.25, 4/(9/6) = 2.67,
+    # 5/(10/6) = 3: three trials, 4 is set, and the next test starts from 4.
+    assert [tell(policy, state, 9, view()) for _ in range(10)] == [2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
+
+
+def test_cascade_turns_round_and_keeps_the_best() -> None:
+    policy = Cascade(gamma0=3, trial_rounds=1, trials=9, set_rounds=2)
+    state = policy.new_state(1)
+    # Two are accepted. 3: 3/(9/6) = 2. 4: 3/(10/6) = 1.8, turn. 2: 3/(8/6) = 2.25, better.
+    # 1: 2/(7/6) = 1.71, stop. 2 is set for two rounds; the next test starts from it.
+    assert [tell(policy, state, 2, view()) for _ in range(7)] == [3, 4, 2, 1, 2, 2, 2]
+
+
+def test_cascade_backs_off() -> None:
+    policy = Cascade(gamma0=3, trial_rounds=2, set_rounds=2, doublings=1)
+    state = policy.new_state(2)
+    # Nothing is accepted: utility 1/1.5. Off for 2 rounds, then for 4, and never more than 4.
+    gammas = [tell(policy, state, 0, view(), slot=1) for _ in range(16)]
+    assert gammas == [3, 3, 0, 0, 3, 3, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0]
+    assert policy.gamma(state, 0, view(), RNG) == 3  # the other request is still in its first test
+    policy.admit(state, 1)
+    assert [tell(policy, state, 0, view(), slot=1) for _ in range(5)] == [3, 3, 0, 0, 3]
+
+
+def test_cascade_at_the_edges() -> None:
+    policy = Cascade(gamma0=9, gamma_max=2, trial_rounds=1, set_rounds=1)
+    state = policy.new_state(1)
+    # Starts at the largest, so it tries shorter; 2: 3/(8/6) = 2.25, 1: 2/(7/6) = 1.71.
+    assert [tell(policy, state, 9, view()) for _ in range(4)] == [2, 1, 2, 2]
+
+
+# arbiter
+
+
+def test_the_wrapper_is_the_policy_and_more() -> None:
+    cls = arbiter(GammaTune)
+    assert cls is arbiter(GammaTune) and issubclass(cls, GammaTune)
+    policy = cls(eta=0.5, arbiter_wins=3)
+    inside = list(field_values(GammaTune()))
+    assert list(field_values(policy))[: len(inside)] == inside
+    assert cls.name == "arbiter/gammatune" and cls.forgets(policy)
+    assert set(field_values(policy)) == set(cls.tags) & set(field_values(policy))
+    state = policy.new_state(2)
+    assert state._fields[:2] == ("gamma", "ema") and state.arbiter_played.shape == (2,)
+    assert pickle.loads(pickle.dumps(state))._fields == state._fields
+
+
+def test_the_wrapper_travels_to_a_process_that_has_not_made_it() -> None:
+    policy = arbiter(GammaTune)(eta=0.5, arbiter_wins=3)
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(policy),
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert shown.stdout.decode().strip() == repr(policy)
+
+
+def test_signals_are_read_only_if_the_policy_inside_reads_them() -> None:
+    assert not uses_signals(arbiter(Fixed)()) and uses_signals(arbiter(TailPruning)())
+    assert arbiter(TailPruning).proceed is TailPruning.proceed
+    assert reads_seconds(arbiter(Fixed)())
+
+
+def test_a_second_policy_of_the_same_name_is_refused() -> None:
+    arbiter(Fixed)
+
+    class Other(Never):
+        name = "fixed"
+
+    with pytest.raises(ValueError, match="fixed"):
+        arbiter(Other)
+    assert issubclass(arbiter_module.Arbiter_fixed, Arbitration)
+
+
+def test_arbiter_switches_by_hand() -> None:
+    policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=2)
+    state = policy.new_state(1)
+    # Nothing accepted: 2 tokens in 20 s, .1 token/s. Serial is not known: a probe at once,
+    # 2 tokens in 12 s. It wins that window and the next one of its own: serial is chosen.
+    assert [tell(policy, state, 0, view()) for _ in range(6)] == [4, 4, 0, 0, 4, 4]
+    assert state.arbiter_speed[:, 0] == pytest.approx([0.1, 1 / 6])
+    assert int(state.arbiter_mode[CHOSEN]) == SERIAL
+    # 256 serial tokens, then one window of drafts: it does not win, back to serial.
+    assert [tell(policy, state, 0, view()) for _ in range(260)] == [0] * 256 + [4, 4, 0, 0]
+    # From here on everything is accepted: 5 tokens in 10 s. 254 more serial tokens until a probe:
+    # the speed of drafting is then .7 .1 + .3 .5 = .22, its deviation .3 .4 = .12, half of it .06;
+    # .22 < 1/6 + .06 = .227, so it has not won; one more probe after 256 tokens: .7 .22 + .3 .5 =
+    # .304, deviation .7 .12 + .3 .28 = .168; .304 > .167 + .084, and again in the next window.
+    gammas = [tell(policy, state, 9, view()) for _ in range(254 + 2 + 256 + 2 + 2 + 2)]
+    assert gammas == [0] * 254 + [4, 4] + [0] * 256 + [4, 4] + [0, 0] + [4, 4]
+    assert state.arbiter_speed[SPECULATE, 0] == pytest.approx(0.7 * 0.304 + 0.3 * 0.5)
+    assert state.arbiter_speed[SPECULATE, 1] == pytest.approx(0.7 * 0.168 + 0.3 * 0.196)
+
+
+def test_arbiter_probes_while_it_speculates() -> None:
+    policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=2, arbiter_draft_tokens=25)
+    state = policy.new_state(1)
+    # 10 tokens a window. First window, probe; then 25 tokens take three windows (30), then a probe.
+    gammas = [tell(policy, state, 9, view()) for _ in range(12)]
+    assert gammas == [4, 4, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0]
+    assert int(state.arbiter_mode[TOKENS]) == 0 and int(state.arbiter_mode[WINS]) == 0
+
+
+def test_arbiter_forgets_when_the_context_doubles() -> None:
+    policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=1)
+    state = policy.new_state(1)
+    assert [tell(policy, state, 9, view(context=100)) for _ in range(3)] == [4, 0, 4]
+    assert tell(policy, state, 9, view(context=199)) == 4
+    assert int(state.arbiter_mode[PLAYING]) == SPECULATE
+    # At 200 the serial window of context 100 is stale: probe at once. The speculative one of 199
+    # is not.
+    assert tell(policy, state, 9, view(context=200)) == 4
+    assert tell(policy, state, 9, view(context=200)) == 0
+    assert float(state.arbiter_speed[SPECULATE, 0]) == pytest.approx(0.5)
+
+
+def test_serial_rounds_teach_the_policy_inside_nothing() -> None:
+    policy = arbiter(GammaTune)(arbiter_window_rounds=1)
+    state = policy.new_state(1)
+    assert tell(policy, state, 9, view()) == 3
+    assert int(state.gamma[0]) == 5
+    assert tell(policy, state, 9, view()) == 0
+    assert int(state.gamma[0]) == 5 and tell(policy, state, 9, view()) == 5
+
+
+def test_a_round_of_the_window_before_counts_for_none() -> None:
+    policy = arbiter(GammaTune)(arbiter_window_rounds=1)
+    state = policy.new_state(2)
+    seen = view()
+    for slot in range(2):
+        assert policy.gamma(state, slot, seen, RNG) == 3
+    for slot in range(2):  # the first closes the window of speculation, a serial probe is next
+        policy.learn(state, slot, seen, Outcome(3, 3, 3, 4, 9.0))
+    assert int(state.arbiter_mode[PLAYING]) == SERIAL and int(state.arbiter_mode[2]) == 0
+    assert state.gamma.tolist() == [5, 5]  # but the policy inside learns from both
+
+
+@pytest.mark.parametrize("tokens", [40, 500, 2000])
+def test_the_probe_tax_is_bounded(tokens: int) -> None:
+    """Acceptance 0 and a dear draft: what Fixed(8) costs above never drafting is the probes."""
+    # One long prompt, so that no context doubles.
+    trace = synthetic.constant(
+        0.0, np.random.default_rng(0), requests=1, reply_tokens=tokens, prompt_tokens=4000
+    )
+    draft_s, target_s = 5e-3, 10e-3
+    costs = tabulate(Affine(draft_fixed=draft_s, target_fixed=target_s))
+    policy = arbiter(Fixed)(gamma_tokens=8)
+    log, never = replay(policy, trace, costs), replay(Never(), trace, costs)
+    # Windows of 16: drafts, serial, drafts; from there on 256 serial rounds and 16 of drafts.
+    windows = 2 + max(0, math.ceil((tokens - 48) / 272))
+    assert int((log.gamma > 0).sum()) <= 16 * windows
+    tax_s = float(log.elapsed_s.sum() - never.elapsed_s.sum())
+    assert 0.0 < tax_s <= 16 * windows * 8 * draft_s + 1e-9
+    if tokens == 2000:  # 1952 rounds after the first 48: 7 whole cycles and 48 serial rounds
+        assert int((log.gamma > 0).sum()) == 16 * 9
+        assert tax_s == pytest.approx(16 * 9 * 8 * draft_s)
+        fixed = replay(Fixed(8), trace, costs)
+        assert float(fixed.elapsed_s.sum()) > 3.0 * float(log.elapsed_s.sum())
+
+
+def test_a_good_draft_is_kept() -> None:
+    trace = synthetic.constant(1.0, np.random.default_rng(0), requests=1, reply_tokens=3000)
+    costs = tabulate(Affine())
+    policy = arbiter(Fixed)(gamma_tokens=8)
+    log = replay(policy, trace, costs)
+    # Serial only in probes: the first, those of 1024 tokens, and those of a doubled context.
+    doublings = math.ceil(math.log2(3032 / 32))
+    assert int((log.gamma == 0).sum()) <= 16 * (1 + 3000 // 1024 + doublings) + 1
