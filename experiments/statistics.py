@@ -23,6 +23,7 @@ CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 POWER_Z = 0.84  # standard normal: 80 % lie below
 ALONE_Z = 1.96  # and 95 % between -1.96 and 1.96
+FEWEST = 5  # questions; a resample holds none of 5 with chance exp(-5)
 NO_SPREAD = 1e-9  # of a log ratio, standard error: rounding, not chance
 
 
@@ -142,8 +143,9 @@ def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArr
     method), in a resample the distance from the log ratio found over the resample's own error:
     Romano and Wolf, Stepwise Multiple Testing as Formalized Data Snooping, Econometrica 73(4),
     2005. One error for all resamples would be simpler, but wrong in 11 % of worlds of 75 questions
-    and 40 schedules that do nothing, where 5 % are allowed. A schedule without spread (the
-    reference itself) is no part of the family: p = 1.
+    and 40 schedules that do nothing, where 5 % are allowed. A schedule whose difference rests on
+    fewer than FEWEST questions (the reference itself: none) cannot be judged so, since many
+    resamples hold none of them; it is no part of the family: p = 1.
     """
     found, error = _log_ratios(reference, seconds, np.ones((1, len(reference))))
     spread = np.flatnonzero(error[0] > NO_SPREAD)
@@ -151,13 +153,27 @@ def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArr
     if len(spread) == 0:
         return Family(adjusted_p, float("nan"), errors)
     drawn, drawn_error = _log_ratios(reference, seconds[spread], weights)
-    distance = drawn - found[0, spread]
+    errors[spread] = drawn.std(axis=0, ddof=1)
+    family = _carrying(reference, seconds[spread]) >= FEWEST
+    if not family.any():
+        return Family(adjusted_p, float("nan"), errors)
+    distance = (drawn - found[0, spread])[:, family]
     # A resample of one question many times has no error of its own: it may be as far as it likes.
     resampled = np.full(distance.shape, np.inf)
-    np.divide(distance, drawn_error, out=resampled, where=drawn_error > NO_SPREAD)
-    adjusted_p[spread], critical = max_t(found[0, spread] / error[0, spread], resampled)
-    errors[spread] = drawn.std(axis=0, ddof=1)
+    np.divide(
+        distance, drawn_error[:, family], out=resampled, where=drawn_error[:, family] > NO_SPREAD
+    )
+    members = spread[family]
+    adjusted_p[members], critical = max_t(found[0, members] / error[0, members], resampled)
     return Family(adjusted_p, critical, errors)
+
+
+def _carrying(reference: FloatArray, seconds: FloatArray) -> FloatArray:
+    """[K] on how many questions a difference rests: (sum d^2)^2 / sum d^4 of the differences d in
+    share of the seconds, Q if all are alike, 1 if one question makes it.
+    """
+    squares = (reference / reference.sum() - seconds / seconds.sum(axis=1)[:, None]) ** 2
+    return divide(squares.sum(axis=1) ** 2, (squares**2).sum(axis=1))
 
 
 def _log_ratios(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from experiments import statistics
 from experiments.statistics import (
     SIGNIFICANCE,
     bootstrap_weights,
@@ -56,7 +57,8 @@ def test_critical_t_is_where_significance_begins() -> None:
     assert verdict_among(0.8, beyond) == "slower" and verdict_among(0.8, math.nan) == "tie"
 
 
-def test_judging_by_hand() -> None:
+def test_judging_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "FEWEST", 1)
     """Two questions; a resample of one question alone has no error of its own and may be as far
     away as it likes, so with so few questions nothing is significant.
     """
@@ -92,7 +94,8 @@ def slow_p(reference: Array, seconds: Array, weights: Array) -> Array:
     )
 
 
-def test_judging_equals_a_slow_reference() -> None:
+def test_judging_equals_a_slow_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "FEWEST", 1)
     reference, seconds = world(rows=6, questions=14, seed=4)
     seconds[2] *= 0.9
     weights = weights_of(14, seed=1, resamples=150)
@@ -114,6 +117,20 @@ def test_rows_without_spread_are_ties_and_leave_the_others_alone() -> None:
     for rows in (reference[None, :], np.empty((0, 30))):
         nothing = judge_together(reference, rows, weights)
         assert nothing.adjusted_p.tolist() == [1.0] * len(rows) and math.isnan(nothing.critical)
+
+
+def test_a_row_that_differs_in_one_question_leaves_the_others_alone() -> None:
+    """One resample in three holds no such question; it then knows nothing of that row's error."""
+    reference, seconds = world(3, 75, 4)
+    seconds[0] = 0.9 * reference * np.linspace(0.9, 1.1, 75)
+    sparse = reference.copy()
+    sparse[7] *= 1.02
+    weights = weights_of(75, 4)
+    alone = judge_together(reference, seconds, weights)
+    found = judge_together(reference, np.vstack([seconds, sparse]), weights)
+    assert alone.adjusted_p[0] < 0.01 and found.adjusted_p[3] == 1.0
+    assert found.adjusted_p[:3].tolist() == alone.adjusted_p.tolist()
+    assert found.critical == alone.critical
 
 
 def test_forty_rows_that_do_nothing() -> None:
