@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -139,9 +139,13 @@ def uses_signals(policy: Policy) -> bool:
     return type(policy).proceed is not Policy.proceed
 
 
-def reads_seconds(policy: Policy) -> bool:
-    """True if a hook, or a plain function that it may call, names a field of View or Outcome that
-    holds seconds: then decisions may hang on what steps cost.
+STEP_COSTS = frozenset({"draft_step_s", "verify_s"})  # fields of View
+SECONDS = STEP_COSTS | {"elapsed_s"}  # and of Outcome
+
+
+def reads_seconds(policy: Policy, fields: Set[str] = SECONDS) -> bool:
+    """True if a hook, or a plain function that it may call, names one of these fields of View or
+    Outcome: then decisions may hang on what steps cost.
 
     Read off the bytecode: who takes such a field by its number (view[4]) goes unnoticed.
     """
@@ -153,7 +157,7 @@ def reads_seconds(policy: Policy) -> bool:
         if not isinstance(function, types.FunctionType) or function in seen:
             continue
         seen.add(function)
-        if any(not _SECONDS.isdisjoint(code.co_names) for code in codes_of(function.__code__)):
+        if any(not fields.isdisjoint(code.co_names) for code in codes_of(function.__code__)):
             return True
         waiting += [value for _, value in named_globals(function)]
         waiting += [cell.cell_contents for cell in function.__closure__ or ()]
@@ -187,4 +191,3 @@ def field_values(policy: Policy) -> dict[str, int | float | bool]:
 
 Hook = Callable[..., Any]
 HOOKS = ("admit", "gamma", "proceed", "learn")
-_SECONDS = frozenset({"draft_step_s", "verify_s", "elapsed_s"})

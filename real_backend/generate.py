@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from policies.base import Policy, State
+from policies.base import STEP_COSTS, Policy, State, reads_seconds
 from policies.shelf import label, parse_policy
 from real_backend.engine import Engine
 from real_backend.generate_call import Call, Row, read_call, sequences_of
@@ -69,28 +69,12 @@ def speculate(
     chosen = parse_policy(policy) if isinstance(policy, str) else policy
     if isinstance(timing, str | Path):
         timing = read_timing(Path(timing))
-    if timing is None and reads_costs(chosen):
+    if timing is None and reads_seconds(chosen, STEP_COSTS):
         raise InputError(
             f"policy {chosen.name!r} chooses by measured step costs; record them with `gammalab "
             "measure --target NAME --draft NAME --out timing.json` and pass timing='timing.json'"
         )
     return Speculation(draft, chosen, timing, max_gamma, batch)
-
-
-def reads_costs(policy: Policy) -> bool:
-    """True if a hook that is shown the View, or a module function it calls, names a step cost."""
-    seen: set[Any] = set()
-    todo: list[Any] = [type(policy).gamma, type(policy).learn]
-    while todo:
-        function = todo.pop()
-        code = getattr(function, "__code__", None)
-        if code is None or code in seen:
-            continue
-        seen.add(code)
-        if {"draft_step_s", "verify_s"} & set(code.co_names):
-            return True
-        todo += [function.__globals__.get(name) for name in code.co_names]
-    return False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
