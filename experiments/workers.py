@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +56,7 @@ def _on_ray(
         import ray
     except ImportError:
         raise InputError("--ray needs Ray: pip install 'ray>=2.40'") from None
+    _ask(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -67,3 +69,14 @@ def _on_ray(
             yield from ray.get(ready)
     finally:
         ray.shutdown()
+
+
+def _ask(address: str) -> None:
+    """Raise InputError if nobody listens at HOST:PORT; Ray itself would wait for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"--ray {address}: nobody answers there ({error})") from None

@@ -115,6 +115,15 @@ def test_ray_gives_the_rows_of_one_process(worlds: list[World], tmp_path: Path) 
     assert run(worlds, tmp_path / "a") == run(worlds, tmp_path / "b", ray="local")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:x"])
+def test_a_ray_that_does_not_answer_is_named(
+    address: str, worlds: list[World], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=f"--ray {address}: nobody answers"):
+        run(worlds, tmp_path, ray=address)
+
+
 def test_an_interrupted_sweep_goes_on(
     worlds: list[World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
