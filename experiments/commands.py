@@ -126,9 +126,11 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def validation_policies(
-    trace: Trace, costs: StepCosts, specs: str | None, seed: int
+    trace: Trace, costs: StepCosts, specs: str | None, seed: int, winner: str | None = None
 ) -> list[Policy]:
-    """The policies to confirm: those asked for, or never, the tuned fixed gamma and the default."""
+    """The policies to confirm: those asked for, or never, the tuned fixed gamma, a selection of the
+    shelf, and the winner of a comparison if it is none of these.
+    """
     if specs:
         chosen = parse_policies(specs)
     else:
@@ -137,6 +139,8 @@ def validation_policies(
         shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
         chosen = [Never(), Fixed(tuned)] if tuned else [Never()]
         chosen += [p for p in shelf if trace.has_signals or not uses_signals(p)]
+        if winner is not None and winner not in map(label, chosen):
+            chosen.append(parse_policy(winner))
     if len({label(policy) for policy in chosen}) < len(chosen):
         raise InputError("--policies names the same policy twice")
     return chosen
@@ -149,8 +153,11 @@ def validate_files(
     limit: int,
     out: Path | None,
     force: bool = False,
+    winner: str | None = None,
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Run the validation that `args` describe; text, content of validate.json, findings.
+
+    winner: see validation_policies.
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
     With `out`, also writes out/validate.json, the rounds that ran (see real_backend.passes) and
@@ -161,7 +168,7 @@ def validate_files(
     (trace,), timing = read_inputs([args.trace], args.timing)
     costs = step_costs(timing, trace)
     if args.measured is None:
-        outcome = _run_here(args, trace, costs, repeats, limit)
+        outcome = _run_here(args, trace, costs, repeats, limit, winner)
     else:
         outcome = judge_folder(args.measured, trace, costs, args.policies)
     about = next(iter(outcome.measured.timed.values()))[0].meta
@@ -182,10 +189,15 @@ def validate_files(
 
 
 def _run_here(
-    args: argparse.Namespace, trace: Trace, costs: StepCosts, repeats: int, limit: int
+    args: argparse.Namespace,
+    trace: Trace,
+    costs: StepCosts,
+    repeats: int,
+    limit: int,
+    winner: str | None,
 ) -> Validation:
     """Load the pair and run the policies on it."""
-    policies = validation_policies(trace, costs, args.policies, args.seed)
+    policies = validation_policies(trace, costs, args.policies, args.seed, winner)
     from real_backend.engine import passes_from_args  # torch: only once the files are good
 
     passes = passes_from_args(args, trace, costs, limit=limit)

@@ -13,7 +13,7 @@ from experiments.certainty_text import certainty
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
 from experiments.tables import number, percent, table, with_interval
-from policies.shelf import file_name
+from policies.shelf import DEFAULT, file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
 
@@ -47,7 +47,7 @@ STAND_IN = (
 def _cells(row: Row) -> list[str]:
     fixed = row.role == "tuned"
     return [
-        row.name,
+        title(row.name),
         with_interval(row.speedup),
         "1.000" if fixed else with_interval(row.vs_fixed, 3),
         "-" if fixed else row.verdict,
@@ -65,10 +65,10 @@ def _groups(
 ) -> list[tuple[str, list[list[str]]]]:
     groups = []
     for role in roles:
-        title = ROLES[role]
+        heading = ROLES[role]
         if role == "hindsight":
-            title += f" (gamma = {comparison.hindsight_gamma})"
-        groups.append((title, [cells(row) for row in comparison.rows if row.role == role]))
+            heading += f" (gamma = {comparison.hindsight_gamma})"
+        groups.append((heading, [cells(row) for row in comparison.rows if row.role == role]))
     return groups
 
 
@@ -82,7 +82,12 @@ def task_table(comparison: Comparison) -> str:
 
     def cells(row: Row) -> list[str]:
         by_task = (number(row.tasks[task].value) for task in comparison.tasks)
-        return [row.name, *by_task, number(row.speedup.value), number(row.speedup_by_question)]
+        return [
+            title(row.name),
+            *by_task,
+            number(row.speedup.value),
+            number(row.speedup_by_question),
+        ]
 
     header = ("speed-up", *map(_two_lines, comparison.tasks), "all,\nby token", "all, by\nquestion")
     notes = (
@@ -147,7 +152,17 @@ def answer(comparison: Comparison) -> str:
             f"(ratio {with_interval(row.vs_fixed, 3)}{tie})"
         )
     left = ceiling.tokens_per_s / row.tokens_per_s - 1
+    head += _default_clause(comparison)
     return f"{head}; a controller that knew the future would be {left * 100:.0f} % faster still."
+
+
+def _default_clause(comparison: Comparison) -> str:
+    """What the shelf's default is worth, where it was compared and another one is recommended."""
+    names = [row.name for row in comparison.rows if row.role == "policy"]
+    if DEFAULT not in names or comparison.recommended == DEFAULT:
+        return ""
+    row = _said(comparison, DEFAULT)
+    return f" (the default, {DEFAULT}: {row.speedup.value:.2f} times)"
 
 
 def _why_tie(row: Row) -> str:

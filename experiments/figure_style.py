@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-PALE_ORANGE, GREY, INK, PALE = "#F0B895", "#767676", "#222222", "#E8E8E8"
+PALE_BLUE, PALE_ORANGE = "#9CCBE8", "#F0B895"
+GREY, INK, PALE = "#767676", "#222222", "#E8E8E8"
 
 Json = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Figures of runs: gamma along one reply, and predicted against measured speed."""
+"""Figures of runs: where the seconds go, gamma along a reply, predicted against measured speed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,26 @@ from experiments.figure_style import (
     INK,
     ORANGE,
     PALE,
+    PALE_BLUE,
     PALE_ORANGE,
     Json,
     Picture,
     canvas,
     finish,
+    named_rows,
     use_style,
 )
 from traces.roundlog import RoundLog
 
 BAR: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}
+EDGE: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.8}
+LEDGER = {
+    "no draft": (GREY, "white"),
+    "a draft accepted to its end": (BLUE, "white"),
+    "a draft accepted in part": (PALE_BLUE, INK),
+    "a draft wholly rejected": (ORANGE, "white"),
+}
+"""Kinds of round, with the colours of bar and number."""
 
 
 def lively_request(log: RoundLog) -> int:
@@ -145,3 +155,60 @@ def prediction_figure(validation: Json) -> Picture:
         "the simulator promised too much. Labels give the error of the prediction."
     )
     return finish(figure, "prediction", title, caption)
+
+
+def ledger_figure(logs: dict[str, RoundLog], featured: str) -> Picture:
+    """Where the seconds go: rounds by what became of their draft, one bar per schedule.
+
+    logs: the tuned fixed length first, the clairvoyant schedule last, all on the same replies.
+    Widths are milliseconds per emitted token.
+    """
+    spent = {name: np.asarray(_ledger(log)) for name, log in logs.items()}
+    names = list(spent)[::-1]
+    figure, axes = canvas(10.0, 2.2 + 0.62 * len(names))
+    left = np.zeros(len(names))
+    for k, (label, (color, ink)) in enumerate(LEDGER.items()):
+        widths = np.asarray([spent[name][k] for name in names])
+        axes.barh(
+            range(len(names)), widths, left=left, color=color, height=0.6, label=label, **EDGE
+        )
+        for y, (start, width) in enumerate(zip(left, widths, strict=True)):
+            if width > 0.07 * sum(spent[names[-1]]):
+                axes.text(start + width / 2, y, f"{width:.2f}", ha="center", va="center", color=ink)
+        left += widths
+    for y, total in enumerate(left):
+        axes.text(total * 1.01, y, f"{total:.2f} ms per token", va="center", fontweight="bold")
+    axes.set_xlim(0, 1.2 * max(left))
+    axes.set_xlabel("milliseconds per token of the reply, by what became of the round's draft")
+    named_rows(axes, names)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    fixed, ours = spent[names[-1]], spent[featured]
+    kind = int(np.argmax(fixed - ours))
+    share = [100 * part[kind] / fixed.sum() for part in (fixed, ours)]
+    title = (
+        f"{featured} saves {100 * (1 - ours.sum() / fixed.sum()):.0f} % of the seconds of "
+        f"{names[-1]}: rounds with {list(LEDGER)[kind]} took {share[0]:.0f} % of them, now "
+        f"{share[1]:.0f} %"
+    )
+    caption = (
+        "All seconds of all held-out replies. A draft that is rejected from its first token on has "
+        "bought nothing: the round costs more than plain decoding and brings the same one token. "
+        "A draft accepted to its end may have been too short. The last bar knows in advance what "
+        "will be accepted: it drafts exactly that, or nothing."
+    )
+    return finish(figure, "ledger", title, caption)
+
+
+def _ledger(log: RoundLog) -> list[float]:
+    """Milliseconds per token in rounds of each kind, in the order of LEDGER."""
+    some = log.drafted > 0
+    kinds = (
+        ~some,
+        some & (log.accepted == log.drafted),
+        some & (log.accepted > 0) & (log.accepted < log.drafted),
+        some & (log.accepted == 0),
+    )
+    tokens = float(log.emitted.sum())
+    return [1000 * float(log.elapsed_s[kind].sum()) / tokens for kind in kinds]

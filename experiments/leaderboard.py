@@ -12,14 +12,18 @@ import numpy as np
 from experiments.certainty_text import certainty
 from experiments.compare import Comparison, Row, compare
 from experiments.compare_text import to_dict, write_logs
+from experiments.figure_style import Picture
+from experiments.figures_sweep import cost_ratio_figure
 from experiments.files import command_line, describe_inputs, versions, write_result
 from experiments.statistics import bootstrap_weights, ratio_of_sums
 from experiments.suites import MEASURED
 from experiments.sweep import World, rows_of, tuned
 from experiments.tables import number, percent, table, with_interval
+from policies.fixed import Fixed
 from policies.shelf import FAMILIES, label, title, write_policies
-from simulator.hindsight import Ceiling, ceilings
+from simulator.hindsight import Ceiling, best_fixed, ceilings, clairvoyant
 from simulator.metrics import per_request
+from simulator.tally import tally
 from traces.schema import Trace
 from traces.split import question_of
 
@@ -144,6 +148,31 @@ def _first(tried: Sequence[dict[str, Any]], *, ours: bool) -> str | None:
     names = {cls.name for cls in FAMILIES["ours"]}
     rows = [row for row in tried if (row["policy"] in names) == ours]
     return str(min(rows, key=lambda row: float(row["train_s"]))["label"]) if rows else None
+
+
+def ratio_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Picture | None:
+    """Gain over the tuned fixed length by cost ratio; None with fewer than three ratios."""
+    first = worlds[0]
+    chosen = {
+        float(world.cost.removeprefix("c=")): world
+        for world in worlds
+        if world.cost != MEASURED and (world.trace, world.seed) == (first.trace, first.seed)
+    }
+    if len(chosen) < 3:
+        return None
+    lines: dict[str, list[float]] = {}
+    ceiling = []
+    for world in chosen.values():
+        gamma, _ = best_fixed(world.train, world.costs)
+        fixed_s = tally(Fixed(gamma), world.test, world.costs, seed=world.seed).decode_s.sum()
+        ceiling.append(float(fixed_s / clairvoyant(world.test, world.costs).elapsed_s.sum()))
+        names = {row["label"]: row for row in rows_of(rows, world)}
+        for policy in tuned(rows, world):
+            gain = float(fixed_s) / float(names[label(policy)]["test_s"])
+            lines.setdefault(policy.name, []).append(gain)
+    best = sorted(lines, key=lambda name: -sum(lines[name]))[:4]
+    gains = {name: np.asarray(lines[name]) for name in best}
+    return cost_ratio_figure(list(chosen), gains, np.asarray(ceiling))
 
 
 def best_settings(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.figure_style import Picture
+from experiments.figures_sweep import initial_length_figure
 from experiments.suites import PAPER_GAMMAS, PAPER_RULES
 from experiments.sweep import World, rows_of
 from experiments.tables import number, table
+from policies.fixed import Never
 from policies.shelf import label, parse_policy
+from simulator.tally import tally
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,6 +44,18 @@ def seconds(rows: Sequence[dict[str, Any]], world: World) -> dict[str, FloatArra
         by_task = [json.loads(found[label(policy)]["test_task_s"]) for policy in policies]
         result[policies[0].name] = np.array([list(part.values()) for part in by_task])
     return result
+
+
+def paper_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Picture:
+    """Speed-up over plain decoding, mean of the tasks, by initial length, world and rule."""
+    panels = {}
+    for world in worlds:
+        never = tally(Never(), world.test, world.costs, seed=world.seed).decode_s
+        tasks = np.asarray(world.test.category)
+        plain = np.array([never[tasks == task].sum() for task in sorted(set(tasks.tolist()))])
+        spent = seconds(rows, world)
+        panels[world.name] = {rule: (plain / s).mean(axis=1) for rule, s in spent.items()}
+    return initial_length_figure(panels, PAPER_GAMMAS)
 
 
 def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:

@@ -6,8 +6,20 @@ import argparse
 from pathlib import Path
 
 from experiments.figure_style import Json, Picture
-from experiments.figures import by_role, featured, headroom_figure, speedup_figure, task_figure
-from experiments.figures_runs import lively_request, prediction_figure, reply_figure
+from experiments.figures import (
+    by_role,
+    controllers,
+    featured,
+    headroom_figure,
+    speedup_figure,
+    task_figure,
+)
+from experiments.figures_runs import (
+    ledger_figure,
+    lively_request,
+    prediction_figure,
+    reply_figure,
+)
 from experiments.files import read_result
 from experiments.report_view import comparison_view, points, provenance_view, validation_view
 from experiments.tables import percent
@@ -70,15 +82,16 @@ def write_report(folder: Path) -> Path:
     several = len(pictures) > 1
     for part, group in zip(compared["comparisons"], pictures, strict=True):
         prefix = f"{Path(part['trace']).stem}-" if several else ""
-        _write_pictures(group, folder / "figures", prefix)
-    _write_pictures(checked, folder / "figures", "")
+        write_pictures(group, folder / "figures", prefix)
+    write_pictures(checked, folder / "figures")
     page = folder / "report.html"
     html = render(compared, validation, pictures, checked)
     write_atomically(page, lambda temporary: temporary.write_text(html), overwrite=True)
     return page
 
 
-def _write_pictures(pictures: list[Picture], folder: Path, prefix: str) -> None:
+def write_pictures(pictures: list[Picture], folder: Path, prefix: str = "") -> None:
+    """PNG files folder/PREFIXname.png."""
     for picture in pictures:
         path = folder / f"{prefix}{picture.name}.png"
         data = picture.png
@@ -87,17 +100,21 @@ def _write_pictures(pictures: list[Picture], folder: Path, prefix: str) -> None:
 
 def comparison_pictures(part: Json, folder: Path) -> list[Picture]:
     """The figures of one comparison."""
-    names = [by_role(part, "tuned")["name"], featured(part)["name"], "clairvoyant"]
+    best = featured(part)["name"]
+    names = [by_role(part, "tuned")["name"], best, "clairvoyant"]
+    fastest = [row["name"] for row in controllers(part)[:3]]
     logs: dict[str, RoundLog] = {}
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys([names[0], *sorted({best, *fastest}), names[2]]):
         logs[name] = read_roundlog(folder / part["logs"] / part["log_files"][name])
+    shown = {name: logs[name] for name in dict.fromkeys(names)}
     request = lively_request(logs["clairvoyant"])
     task = part["test_categories"][request]
     return [
         speedup_figure(part),
+        ledger_figure(logs, best),
         task_figure(part),
         headroom_figure(part),
-        reply_figure(logs, request, task),
+        reply_figure(shown, request, task),
     ]
 
 

@@ -202,6 +202,7 @@ def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
         limit=effort.validate_replies,
         out=out,
         force=True,
+        winner=read_result("compare", out / "compare.json")["comparisons"][0]["recommended"],
     )
     _save(text, out / "validate.txt")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from experiments.commands import progress
 from experiments.files import dumps, read_result, warn, write_result
-from experiments.leaderboard import best_settings, compare_worlds
-from experiments.paper import paper_text
+from experiments.leaderboard import best_settings, compare_worlds, ratio_figure
+from experiments.paper import paper_figure, paper_text
+from experiments.report import write_pictures
 from experiments.suites import MEASURED, SUITES, TIMING, Suite
 from experiments.sweep import World, jobs_of, sweep, worlds_of, write_rows
 from policies.shelf import label, parse_policies
@@ -127,7 +128,10 @@ def conclude(
 ) -> str:
     """What the rows say: the paper's table for its suite, else a leaderboard of every world."""
     if name == "paper":
+        write_pictures([paper_figure(worlds, rows)], out / "figures")
         return paper_text(worlds, rows)
+    if picture := ratio_figure(worlds, rows):
+        write_pictures([picture], out / "figures")
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
     meta = timing.meta if timing else {}

@@ -24,7 +24,7 @@ from experiments.agreement import (
 )
 from experiments.statistics import divide, kendall_tau
 from policies.base import Policy, uses_signals
-from policies.shelf import label
+from policies.shelf import DEFAULT, label
 from real_backend.passes import Measured, Passes, Step, chunks_of
 from simulator.metrics import per_request
 from simulator.replay import replay
@@ -45,6 +45,7 @@ DEFAULT_POLICIES = (
     "tail-pruning",
     "ucb",
     "goodput",
+    DEFAULT,
 )
 
 

@@ -23,15 +23,16 @@ class MarginalState(NamedTuple):
     """M = gamma_max, C = LAST * SKIPPED contexts.
 
     Per request, of the round at hand: survival [slots], chance that all drafted tokens stand;
-    price [slots, M + 2], seconds of a round that drafts k tokens; signal [slots, M, 2], logit of
-    the top-1 probability and entropy. context [slots]; quiet [slots], rounds skipped in a row.
+    price [slots, M + 2], seconds of a round that drafts k tokens; token [slots, M, 4], of every
+    drafted one the logit of its top-1 probability, its entropy, and what the two models said.
+    context [slots]; quiet [slots], rounds skipped in a row.
     Shared: weight [2, 3] of the two logistic models, squares [2, 3] of their gradients summed;
     clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count.
     """
 
     survival: FloatArray
     price: FloatArray
-    signal: FloatArray
+    token: FloatArray
     context: IntArray
     quiet: IntArray
     weight: FloatArray
@@ -47,24 +48,19 @@ def logit(probability: float) -> float:
     return math.log(inside / (1.0 - inside))
 
 
-def chance(state: MarginalState, model: int, x: float, entropy: float) -> float:
-    """The logistic model number `model` at these signals, 0..1."""
-    z = float(state.weight[model, 0]) + float(state.weight[model, 1]) * x
-    z += float(state.weight[model, 2]) * entropy
+def chance(base: float, slope_logit: float, slope_entropy: float, x: float, h: float) -> float:
+    """A logistic model of a token's logit x and entropy h, 0..1."""
+    z = base + slope_logit * x + slope_entropy * h
     return 1.0 / (1.0 + math.exp(-min(max(z, -30.0), 30.0)))
 
 
-def correct(
-    state: MarginalState, model: int, slot: int, token: int, passed: float, rate: float
-) -> None:
-    """One AdaGrad step (Duchi et al. 2011) of a model after token number `token` was judged."""
-    x, entropy = float(state.signal[slot, token, 0]), float(state.signal[slot, token, 1])
-    error = chance(state, model, x, entropy) - passed
-    for k in range(3):
-        slope = error if k == 0 else error * x if k == 1 else error * entropy
-        squares = float(state.squares[model, k]) + slope * slope
-        state.squares[model, k] = squares
-        state.weight[model, k] -= rate * slope / math.sqrt(squares)
+def step(state: MarginalState, model: int, feature: int, slope: float, rate: float) -> None:
+    """One AdaGrad step (Duchi et al. 2011) of one weight."""
+    squares = float(state.squares[model, feature]) + slope * slope
+    state.squares[model, feature] = squares
+    state.weight[model, feature] = float(state.weight[model, feature]) - rate * slope / math.sqrt(
+        squares
+    )
 
 
 def seconds_per_token(state: MarginalState) -> float:
@@ -120,7 +116,7 @@ class Marginal(Policy):
         return MarginalState(
             survival=np.ones(slots),
             price=np.zeros((slots, self.gamma_max + 2)),
-            signal=np.zeros((slots, self.gamma_max, 2)),
+            token=np.zeros((slots, self.gamma_max, 4)),
             context=np.zeros(slots, dtype=np.int64),
             quiet=np.zeros(slots, dtype=np.int64),
             weight=np.array([own, following], dtype=np.float64),
@@ -139,21 +135,25 @@ class Marginal(Policy):
         return self.gamma_max
 
     def proceed(self, state: MarginalState, slot: int, draft: Draft) -> bool:
-        k, x = draft.drafted, logit(draft.top1_prob)
-        state.signal[slot, k - 1, 0] = x
-        state.signal[slot, k - 1, 1] = draft.entropy
-        before = 1.0 if k == 1 else float(state.survival[slot])
-        survival = before * chance(state, 0, x, draft.entropy)
+        k, x, h = draft.drafted, logit(draft.top1_prob), draft.entropy
+        w = state.weight
+        own = chance(float(w[0, 0]), float(w[0, 1]), float(w[0, 2]), x, h)
+        following = chance(float(w[1, 0]), float(w[1, 1]), float(w[1, 2]), x, h)
+        state.token[slot, k - 1, 0] = x
+        state.token[slot, k - 1, 1] = h
+        state.token[slot, k - 1, 2] = own
+        state.token[slot, k - 1, 3] = following
+        survival = own if k == 1 else float(state.survival[slot]) * own
         state.survival[slot] = survival
-        following = chance(state, 1, x, draft.entropy)
-        worth, gain = seconds_per_token(state), 0.0
+        here, value = float(state.price[slot, k]), survival * seconds_per_token(state)
+        gain = 0.0
         for j in range(1, min(self.look, self.gamma_max - k) + 1):
             price = float(state.price[slot, k + j])
             if price == 0.0:  # there is no room for so many
                 return False
-            survival *= following
-            gain += survival * worth
-            if gain > price - float(state.price[slot, k]):
+            value *= following
+            gain += value
+            if gain > price - here:
                 return True
         return False
 
@@ -162,10 +162,11 @@ class Marginal(Policy):
 
 
 def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> None:
-    """Note what a round that drafts 0, 1, ... tokens costs now; 0 where there is no room for it."""
-    for k in range(gamma_max + 1):
-        price = k * view.draft_step_s + float(view.verify_s[k + 1]) if k <= view.room else 0.0
-        state.price[slot, k] = price
+    """Note what a round that drafts 1, 2, ... tokens costs now; 0 behind the last with room."""
+    last = min(view.room, gamma_max)
+    for k in range(1, last + 1):
+        state.price[slot, k] = k * view.draft_step_s + float(view.verify_s[k + 1])
+    state.price[slot, last + 1] = 0.0
     if float(state.clock[0]) == 0.0:  # before the first round: what plain decoding costs
         state.clock[0] = 1.0
         state.clock[1] = float(view.verify_s[1])
@@ -174,16 +175,35 @@ def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> N
 def close_round(
     state: MarginalState, slot: int, outcome: Outcome, memory: float, rate: float
 ) -> None:
-    """Tokens and seconds of the round, and what it taught about judged tokens."""
+    """Tokens and seconds of the round, and what its judged tokens taught both models."""
     state.clock[0] = memory * float(state.clock[0]) + outcome.emitted
     state.clock[1] = memory * float(state.clock[1]) + outcome.elapsed_s
     ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
     judged = outcome.accepted if ended else min(outcome.accepted + 1, outcome.drafted)
+    base, on_x, on_h = 0.0, 0.0, 0.0  # slopes of the log-loss, summed over the round
+    next_base, next_on_x, next_on_h = 0.0, 0.0, 0.0
+    x, h, following = 0.0, 0.0, 0.0
     for k in range(judged):
         passed = 1.0 if k < outcome.accepted else 0.0
-        correct(state, 0, slot, k, passed, rate)
-        if k > 0:
-            correct(state, 1, slot, k - 1, passed, rate)
+        if k > 0:  # x and h are still those of the token before
+            error = following - passed
+            next_base += error
+            next_on_x += error * x
+            next_on_h += error * h
+        x, h = float(state.token[slot, k, 0]), float(state.token[slot, k, 1])
+        following = float(state.token[slot, k, 3])
+        error = float(state.token[slot, k, 2]) - passed
+        base += error
+        on_x += error * x
+        on_h += error * h
+    if judged > 0:
+        step(state, 0, 0, base, rate)
+        step(state, 0, 1, on_x, rate)
+        step(state, 0, 2, on_h, rate)
+    if judged > 1:
+        step(state, 1, 0, next_base, rate)
+        step(state, 1, 1, next_on_x, rate)
+        step(state, 1, 2, next_on_h, rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +227,11 @@ class Payback(Marginal):
     tags = {**Marginal.tags, "doubt": "ours", "probe_every": "ours"}
 
     def gamma(self, state: MarginalState, slot: int, view: View, rng: Rng) -> int:
-        open_round(state, slot, view, self.gamma_max)
         at = int(state.context[slot])
         doubt = self.doubt / math.sqrt(float(state.visits[at]) + 0.1)
         if float(state.paid[at]) + doubt < 0.0 and int(state.quiet[slot]) < self.probe_every:
             return 0
+        open_round(state, slot, view, self.gamma_max)
         return self.gamma_max
 
     def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:

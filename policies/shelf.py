@@ -62,6 +62,9 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
     ),
     "ours": (CensoredGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip
+DEFAULT = Payback.name
+"""What to use before anything was tuned: every threshold in it is derived from measured costs."""
+
 SHELF: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() for cls in group}
 
 

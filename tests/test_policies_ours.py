@@ -74,14 +74,11 @@ def test_what_a_round_teaches() -> None:
     policy.proceed(state, 0, Draft(2, 0.5, 1.0))
     policy.learn(state, 0, view(), Outcome(16, 2, 1, 2, 8.0))
     assert state.clock.tolist() == [0.5 * 1 + 2, 0.5 * 6 + 8]
-    # Token 1 passed: error sigmoid(0.5) - 1 = -0.37754, slopes -0.37754, 0, -0.75508 (entropy 2).
-    base = 0.5 + 0.1 * 0.37754 / math.sqrt(1 + 0.37754**2)
-    entropy = 0.1 * 0.75508 / math.sqrt(1 + 0.75508**2)
-    # Token 2 failed: error is what the corrected model says of it, entropy 1.
-    error = sigmoid(base + entropy)
-    squares = 1 + 0.37754**2 + error**2
-    assert float(state.weight[0, 0]) == pytest.approx(base - 0.1 * error / math.sqrt(squares), 1e-5)
-    assert float(state.weight[0, 1]) == 1.0  # both logits were 0
+    # Errors: token 1 passed, sigmoid(0.5) - 1 = -0.37754 at entropy 2; token 2 failed, 0.62246 at
+    # entropy 1. The round's slopes: 0.24492, 0 (both logits were 0), -0.13262.
+    base = 0.5 - 0.1 * 0.24492 / math.sqrt(1 + 0.24492**2)
+    entropy = 0.1 * 0.13262 / math.sqrt(1 + 0.13262**2)
+    assert state.weight[0].tolist() == pytest.approx([base, 1.0, entropy], abs=1e-5)
     # The model of the next token saw one case: behind token 1 (entropy 2), failed.
     error = sigmoid(2.3 - 0.5 * 2.0)
     expected = 2.3 - 0.1 * error / math.sqrt(1 + error**2)
@@ -131,8 +128,8 @@ def gate(policy: Payback, state: Any, rounds: int) -> list[int]:
     gammas = []
     for _ in range(rounds):
         gammas.append(policy.gamma(state, 0, view(), RNG))
-        policy.proceed(state, 0, Draft(1, 0.5, 0.0))
-        policy.proceed(state, 0, Draft(2, 0.5, 0.0))
+        for k in range(2 if gammas[-1] else 0):
+            policy.proceed(state, 0, Draft(k + 1, 0.5, 0.0))
         policy.learn(state, 0, view(), outcome(2 if gammas[-1] else 0, 0))
     return gammas
 

@@ -19,7 +19,7 @@ from tests.results import save_inputs
 from tests.test_validate import run
 from traces.errors import InputError
 
-FIGURES = ["headroom", "reply", "speedup", "tasks"]
+FIGURES = ["headroom", "ledger", "reply", "speedup", "tasks"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def parse(folder: Path) -> tuple[str, Resources]:
 
 def test_page_is_self_contained(study: Path) -> None:
     html, page = parse(study)
-    assert len(page.links) == 5
+    assert len(page.links) == 6
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"url\(|@import|https?://", html)
 
@@ -118,7 +118,7 @@ def test_without_validation(study: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "figures")
     write_report(folder)
     html, page = parse(folder)
-    assert len(page.links) == 4 and "Not confirmed on the real models yet" in html
+    assert len(page.links) == 5 and "Not confirmed on the real models yet" in html
     assert sorted(path.stem for path in (folder / "figures").glob("*.png")) == FIGURES
 
 
@@ -129,7 +129,7 @@ def test_two_traces_in_one_report(tmp_path: Path) -> None:
     compare_files([trace, other], timing, specs="gammatune", out=tmp_path)
     write_report(tmp_path)
     _, page = parse(tmp_path)
-    assert len(page.links) == 8
+    assert len(page.links) == 10
     assert (tmp_path / "figures" / "other-speedup.png").exists()
 
 
@@ -138,7 +138,7 @@ def test_only_a_fixed_length_to_show(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     compare_files([trace], timing, specs="never", out=tmp_path)
     write_report(tmp_path)
-    assert len(parse(tmp_path)[1].links) == 4
+    assert len(parse(tmp_path)[1].links) == 5
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
