@@ -18,6 +18,7 @@ from experiments.figure_style import (
     mark,
     named_rows,
 )
+from policies.shelf import title
 
 VERDICT_STYLE = {
     "faster": (BLUE, "o", "faster than the tuned fixed length"),
@@ -62,10 +63,15 @@ def bounds(estimate: Json) -> tuple[float, float]:
     return (value if low is None else float(low)), (value if high is None else float(high))
 
 
+def _width(rows: list[Json]) -> float:
+    """Inches of a figure with these names on its left."""
+    return 7.6 + 0.085 * max(len(title(row["name"])) for row in rows)
+
+
 def speedup_figure(comparison: Json) -> Picture:
     """Speed-up of every controller with its interval; lines at the tuned fixed and the ceiling."""
     rows = controllers(comparison)[::-1]
-    figure, axes = canvas(9.0, 2.9 + 0.38 * len(rows))
+    figure, axes = canvas(_width(rows), 2.9 + 0.38 * len(rows))
     for y, row in enumerate(rows):
         value, color = row["speedup"]["value"], VERDICT_STYLE[row["verdict"]][0]
         axes.plot(bounds(row["speedup"]), [y, y], color=color, linewidth=2.2)
@@ -88,11 +94,11 @@ def speedup_figure(comparison: Json) -> Picture:
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
-    named_rows(axes, [row["name"] for row in rows])
+    named_rows(axes, [title(row["name"]) for row in rows])
     best = featured(comparison)
-    title = (
-        f"{best['name']} decodes {best['speedup']['value']:.2f} times as fast as plain decoding, "
-        f"{change(best['vs_fixed']['value'])} the best fixed length"
+    finding = (
+        f"{title(best['name'])} decodes {best['speedup']['value']:.2f} times as fast as plain "
+        f"decoding, {change(best['vs_fixed']['value'])} the best fixed length"
         + (" (a tie)" if best["verdict"] == "tie" else "")
     )
     caption = (
@@ -101,7 +107,7 @@ def speedup_figure(comparison: Json) -> Picture:
         "many tokens will be accepted, which no controller can beat. Verdicts are paired: a "
         "controller can be reliably faster although its bar overlaps the line."
     )
-    return finish(figure, "speedup", title, caption)
+    return finish(figure, "speedup", finding, caption)
 
 
 def task_figure(comparison: Json) -> Picture:
@@ -110,7 +116,8 @@ def task_figure(comparison: Json) -> Picture:
     rows += [row for row in controllers(comparison) if row["role"] == "policy"]
     tasks = comparison["tasks"]
     values = np.asarray([[row["tasks"][task]["value"] for task in tasks] for row in rows])
-    figure, axes = canvas(1.6 + 1.35 * max(len(tasks), 4), 1.8 + 0.42 * len(rows))
+    longest = max(len(title(row["name"])) for row in rows)
+    figure, axes = canvas(0.1 * longest + 1.35 * max(len(tasks), 4), 1.8 + 0.42 * len(rows))
     spread = max(float(np.abs(values - 1.0).max()), 0.05)
     sns.heatmap(
         values,
@@ -123,7 +130,7 @@ def task_figure(comparison: Json) -> Picture:
         linewidths=1.5,
         cbar_kws={"label": "speed-up over plain decoding", "shrink": 0.8},
         xticklabels=[_plain(task).replace(" ", "\n", 1) for task in tasks],
-        yticklabels=[row["name"] for row in rows],
+        yticklabels=[title(row["name"]) for row in rows],
     )
     winners = values.argmax(axis=0)
     for k, row in enumerate(winners):
@@ -140,16 +147,16 @@ def task_figure(comparison: Json) -> Picture:
             f"goes from {best[low]:.2f} on {_plain(tasks[low])} to {best[high]:.2f} on "
             f"{_plain(tasks[high])}"
         )
-    title = (
-        f"{rows[champion]['name']} is the fastest on {counts[champion]} of {len(tasks)} tasks; the "
-        f"best speed-up {reach}"
+    finding = (
+        f"{title(rows[champion]['name'])} is the fastest on {counts[champion]} of {len(tasks)} "
+        f"tasks; the best speed-up {reach}"
     )
     caption = (
         "Tokens/s over plain decoding, by task, on held-out replies. Blue is faster than plain "
         "decoding, orange slower; the frame marks the fastest of each task. Small differences "
         "within a column may be chance: a task has only a share of the replies."
     )
-    return finish(figure, "tasks", title, caption)
+    return finish(figure, "tasks", finding, caption)
 
 
 def _plain(name: str) -> str:
@@ -160,7 +167,7 @@ def headroom_figure(comparison: Json) -> Picture:
     """Share of the gap between the tuned fixed length and the clairvoyant schedule."""
     rows = controllers(comparison)[::-1]
     fixed, ceiling = by_role(comparison, "tuned"), by_role(comparison, "clairvoyant")
-    figure, axes = canvas(9.0, 1.9 + 0.36 * len(rows))
+    figure, axes = canvas(_width(rows), 1.9 + 0.36 * len(rows))
     shares = [100 * float(row["headroom"]["value"] or 0.0) for row in rows]
     floor = -100.0
     for y, (row, share) in enumerate(zip(rows, shares, strict=True)):
@@ -175,18 +182,18 @@ def headroom_figure(comparison: Json) -> Picture:
     axes.set_xlim(max(min(*shares, 0.0) * 1.08 - 6, floor - 6), 108)
     axes.set_ylim(-0.6, len(rows) + 0.6)
     axes.set_xlabel("share of the possible further saving, % of seconds; line: 95 % interval")
-    named_rows(axes, [row["name"] for row in rows])
+    named_rows(axes, [title(row["name"]) for row in rows])
     best = int(np.argmax(shares))
     possible = 100 * (ceiling["vs_fixed"]["value"] - 1)
     got = (
-        f"{rows[best]['name']}, the best controller, gets {shares[best]:.0f} % of the way"
+        f"{title(rows[best]['name'])}, the best controller, gets {shares[best]:.0f} % of the way"
         if shares[best] >= 0.5
         else "no controller gets anywhere"
     )
-    title = f"Knowing the future would be {possible:.0f} % faster than {fixed['name']}; {got}"
+    finding = f"Knowing the future would be {possible:.0f} % faster than {fixed['name']}; {got}"
     caption = (
         "0 % is the best constant length, 100 % the schedule that drafts exactly what will be "
         "accepted. That ceiling needs knowledge nobody has, so 100 % is out of reach. Negative: "
         "slower than the constant length."
     )
-    return finish(figure, "headroom", title, caption)
+    return finish(figure, "headroom", finding, caption)

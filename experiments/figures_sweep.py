@@ -35,7 +35,7 @@ def initial_length_figure(
         axes.set_xticks(at[::2], [str(gamma) for gamma in gammas][::2])
         axes.set_title(name, loc="left", fontsize=11)
         sns.despine(ax=axes)
-    figure.supxlabel("initial length gamma0 (for fixed: the length), tokens", fontsize=11)
+    panels[0, len(worlds) // 2].set_xlabel("initial length gamma0 (of fixed: the length), tokens")
     panels[0, 0].set_ylabel("speed-up over plain decoding")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
@@ -45,14 +45,14 @@ def initial_length_figure(
     adaptive = [rule for rule in spans if rule != "fixed"]
     calm = min(adaptive, key=lambda rule: float(spans[rule]))
     title = (
-        f"The length {calm} begins with moves its speed-up by at most {spans[calm]:.2f}; a fixed "
-        f"length moves it by up to {spans['fixed']:.2f}, and the best one is near the top"
+        f"The length that {calm} begins with moves its speed-up by at most {spans[calm]:.2f}; "
+        f"among fixed lengths it moves by up to {spans['fixed']:.2f}"
     )
     caption = (
         "Each line is one rule begun with twelve initial lengths, averaged over the tasks, on "
-        "held-out replies; c is what a target step costs in draft steps. The gain published for "
-        "adaptive rules is the mean distance to the fixed line, so most of it is the right end: "
-        "lengths nobody would keep. The dotted line is plain decoding."
+        "held-out replies; c4: a target step costs 4 draft steps. The gain published for adaptive "
+        "rules is their mean distance to the fixed line: fixed lengths far from the best one count "
+        "as much as the best. The dotted line is plain decoding."
     )
     return finish(figure, "initial-length", title, caption)
 

@@ -168,8 +168,9 @@ def ratio_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Pic
         ceiling.append(float(fixed_s / clairvoyant(world.test, world.costs).elapsed_s.sum()))
         names = {row["label"]: row for row in rows_of(rows, world)}
         for policy in tuned(rows, world):
-            gain = float(fixed_s) / float(names[label(policy)]["test_s"])
-            lines.setdefault(policy.name, []).append(gain)
+            row = names[label(policy)]
+            name = policy.name if row["searched"] else row["label"]
+            lines.setdefault(name, []).append(float(fixed_s) / float(row["test_s"]))
     best = sorted(lines, key=lambda name: -sum(lines[name]))[:4]
     gains = {name: np.asarray(lines[name]) for name in best}
     return cost_ratio_figure(list(chosen), gains, np.asarray(ceiling))
