@@ -115,7 +115,7 @@ def test_the_whole_loop_on_a_tiny_pair(
         assert len(files) == 2
         log = read_roundlog(out / files[0])
         assert log.meta["policy"] == name and log.meta["clock"] == "measured"
-    assert (out / "report.html").read_text().count("data:image/png") == 5
+    assert (out / "report.html").read_text().count("data:image/png") == 6
     # A second run keeps everything and prints the same tables.
     before = {path: path.read_bytes() for path in out.glob("*.json")}
     assert cli.main([*argv, "--out", str(out)]) == 0
