@@ -46,7 +46,8 @@ INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is to be compiled: a plain function, and values for some of the names it uses.
+    """What is to be compiled: a plain function, and values for some of the names that it, or a
+    function of its module that it calls, uses.
 
     owner: names of what the kernel is made for, its module first. fields: those of the NamedTuple
     that stands for `self`, if any.
@@ -72,6 +73,7 @@ class Kernel:
 
 
 _kernels: dict[Any, Kernel] = {}
+_shared: dict[Any, Any] = {}  # dispatchers, by function and what it takes from its globals
 _making = threading.Lock()
 _CACHE_ERRORS = (OSError, ImportError, EOFError, pickle.UnpicklingError)
 
@@ -88,6 +90,15 @@ def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
 
     Raises InputError if a hook does something that cannot be compiled.
     """
+    key = (type(policy), recorder)
+    return run_recipe(policy, _recipe_of(*key), key, *arguments)
+
+
+def run_recipe(policy: Policy, recipe: Recipe, key: Any, *arguments: Any) -> int:
+    """A loop of our own with the policy's hooks among its names, compiled; see run_policy.
+
+    key: of the kernel, among those of this process.
+    """
     cls = type(policy)
     values = [getattr(policy, field.name) for field in dataclasses.fields(cls)]
 
@@ -95,7 +106,7 @@ def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
         return kernel.call(kernel.fields(*values), *arguments)
 
     try:
-        return int(_guarded(_recipe_of(cls, recorder), (cls, recorder), call))
+        return int(_guarded(recipe, key, call))
     except numba.core.errors.NumbaError as error:
         raise InputError(
             f"policy {cls.__qualname__} cannot be compiled; policies/base.py says what a hook may "
@@ -120,10 +131,18 @@ def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
 
 
 def _recipe_of(cls: type[Policy], recorder: Recorder) -> Recipe:
+    return recipe(cls, rounds.play, rounds.bindings(cls, recorder), recorder.__name__)
+
+
+def recipe(
+    cls: type[Policy], loop: Callable[..., Any], names: dict[str, Any], variant: str
+) -> Recipe:
+    """What to compile for a policy class: a loop, and what it finds under these names. variant:
+    tells the kernels of one class apart.
+    """
     fields = tuple(field.name for field in dataclasses.fields(cls))
-    play = cast(types.FunctionType, rounds.play)
-    owner = (cls.__module__, cls.__qualname__, recorder.__name__)
-    return Recipe(play, rounds.bindings(cls, recorder), owner, fields)
+    owner = (cls.__module__, cls.__qualname__, variant)
+    return Recipe(cast(types.FunctionType, loop), names, owner, fields)
 
 
 def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
@@ -222,9 +241,11 @@ class Namespace:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
         self.in_files = True
         self.parts: list[str] = [repr(recipe.owner), repr(recipe.fields)]
         self._built: dict[types.FunctionType, Any] = {}
+        self._special: set[Any] = set()  # functions that see what the recipe replaces
         self._sources: set[Path] = set()
         self._note(recipe.function)
         self.names = {
@@ -251,19 +272,31 @@ class Namespace:
         """The dispatcher of a plain function; its globals are filled in after it is known, so that
         functions may call each other in a circle.
         """
-        if function not in self._built:
-            self._note(function)
-            names: dict[str, Any] = {"__name__": function.__module__}
-            rebuilt = types.FunctionType(
-                function.__code__,
-                names,
-                function.__name__,
-                function.__defaults__,
-                function.__closure__,
-            )
-            self._built[function] = numba.njit(**OPTIONS, **INNER)(rebuilt)
-            for name, value in named_globals(function):
-                names[name] = self._convert(name, value)
+        if function in self._built:
+            return self._built[function]
+        self._note(function)
+        names: dict[str, Any] = {"__name__": function.__module__}
+        rebuilt = types.FunctionType(
+            function.__code__,
+            names,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        self._built[function] = numba.njit(**OPTIONS, **INNER)(rebuilt)
+        same_module = function.__module__ == self._recipe.function.__module__
+        own = self._recipe.names if same_module else {}
+        special, content = function.__closure__ is not None, []
+        for name, value in named_globals(function):
+            known = isinstance(value, types.FunctionType) and value in self._special
+            special |= name in own or known
+            names[name] = self._convert(name, own.get(name, value))
+            content.append((name, names[name] if callable(names[name]) else repr(names[name])))
+        if special:
+            self._special.add(function)
+        else:  # the same for every policy: compiled once per process
+            key = (function, tuple(content))
+            self._built[function] = _shared.setdefault(key, self._built[function])
         return self._built[function]
 
     def _note(self, function: types.FunctionType) -> None:

@@ -1,0 +1,118 @@
+"""How a batch shares its drafts: each request for itself, one length for all, or a budget.
+
+The first three run before the draft and change caps; the last two run after it and decide how many
+of a row's drafted tokens are verified. Letters: n rows, whose slots are listed in places.decoding;
+records as in simulator.batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.batch_costs import verify_seconds
+
+FloatArray = npt.NDArray[np.float64]
+
+EACH, SHORTEST, MEAN, LONGEST, BUDGET, TETRIS, ADAPTIVE = range(7)
+ALLOTMENTS = {
+    "each": EACH,
+    "shortest": SHORTEST,
+    "mean": MEAN,
+    "longest": LONGEST,
+    "budget": BUDGET,
+    "tetris": TETRIS,
+    "adaptive": ADAPTIVE,
+}
+
+
+def share_caps(mode: int, budget: int, places: Any, n: int, slots: Any) -> None:
+    """Change the caps of a batch: one length for all (the smallest, mean or largest wish, inside
+    each row's room), or at most `budget` tokens verified, the longest wishes shortened first.
+    """
+    if mode == BUDGET:
+        total, longest = n, 0
+        for k in range(n):
+            wish = int(slots[places[k].decoding].cap)
+            total += wish
+            longest = max(longest, wish)
+        while total > budget and longest > 0:
+            for k in range(n):
+                slot = slots[places[n - 1 - k].decoding]
+                if total > budget and int(slot.cap) == longest:
+                    slot.cap = longest - 1
+                    total -= 1
+            longest -= 1
+        return
+    least, most, total = int(slots[places[0].decoding].cap), 0, 0
+    for k in range(n):
+        wish = int(slots[places[k].decoding].cap)
+        least, most, total = min(least, wish), max(most, wish), total + wish
+    if mode == SHORTEST:
+        common = least
+    elif mode == LONGEST:
+        common = most
+    else:
+        common = (2 * total + n) // (2 * n)  # the mean, halves up
+    for k in range(n):
+        slot = slots[places[k].decoding]
+        slot.cap = min(common, int(slot.room))
+
+
+def trim(
+    mode: int,
+    budget: int,
+    places: Any,
+    n: int,
+    slots: Any,
+    survival: FloatArray,
+    verify_s: FloatArray,
+    draft_s: float,
+) -> None:
+    """Choose verified <= drafted by each token's chance to survive.
+
+    survival [slots, G]: running product of the draft's confidence, so the tokens chosen of a row
+    are always a prefix. TETRIS (arXiv 2502.15197): the `budget` largest of the batch, the rows' own
+    n tokens included in it. ADAPTIVE, vLLM's adaptive verification (the scheduler of arXiv
+    2607.05147): as many as maximise (n + sum of survivals) / seconds of the iteration: draft_s, and
+    the target step, verify_s [W] by tokens per row.
+    """
+    for k in range(n):
+        slots[places[k].decoding].verified = 0
+    taken, hope = 0, float(n)
+    best_taken, best_rate = 0, hope / (draft_s + verify_seconds(verify_s, 1.0))
+    while True:
+        pick, most = -1, 0.0
+        for k in range(n):
+            number = int(places[k].decoding)
+            chosen = int(slots[number].verified)
+            if chosen < int(slots[number].drafted) and float(survival[number, chosen]) > most:
+                pick, most = number, float(survival[number, chosen])
+        if pick < 0 or (mode == TETRIS and n + taken >= budget):
+            break
+        slots[pick].verified += 1
+        taken += 1
+        hope += most
+        rate = hope / (draft_s + verify_seconds(verify_s, 1.0 + taken / n))
+        if rate > best_rate:
+            best_taken, best_rate = taken, rate
+    if mode == ADAPTIVE:
+        cut_to(best_taken, places, n, slots, survival)
+
+
+def cut_to(count: int, places: Any, n: int, slots: Any, survival: FloatArray) -> None:
+    """Take back the least likely chosen tokens until `count` are left."""
+    taken = 0
+    for k in range(n):
+        taken += int(slots[places[k].decoding].verified)
+    while taken > count:
+        pick, least = -1, 2.0
+        for k in range(n):
+            number = int(places[k].decoding)
+            last = int(slots[number].verified)
+            if last > 0 and float(survival[number, last - 1]) <= least:
+                pick, least = number, float(survival[number, last - 1])
+        slots[pick].verified -= 1
+        taken -= 1

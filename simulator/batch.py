@@ -1,0 +1,597 @@
+"""Iterations of a running batch: the only place where continuous batching is written.
+
+One iteration admits waiting requests into free slots, asks the policy for every row's gamma,
+reserves memory, drafts in lock step, verifies, and hands each row what it emitted. `advance` plays
+iterations until a given time, until nothing is left to do, or until its log is full. Like
+simulator.rounds it is plain Python of plain arithmetic: `simulator.kernels` compiles it with the
+policy's own hooks, the interpreted server runs it as it is, and with one slot and no queue its
+rounds are those of simulator.rounds.play, bit for bit.
+
+What changes lies in arrays of records (numpy.recarray), which compiled code reads and writes as C
+does a struct. Letters: Q requests, S slots, N trace positions, G depth of its signals, B time bins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, View, clamp_gamma
+from policies.randomness import Rng, round_key, uniform
+from simulator.admission import blocks_of, line_key, pop, push
+from simulator.allotment import EACH, TETRIS, share_caps, trim
+from simulator.batch_costs import BatchCosts, context_bucket, draft_seconds, verify_seconds
+from simulator.rounds import Limits, Tape, room_at
+from traces.costs import lag_after
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Records = Any  # numpy.recarray, whose fields no type checker knows
+Record = Any
+
+IDLE, LIMIT, FULL = range(3)  # why `advance` came back
+FINEST_GAP_S, GAPS_PER_DOUBLING, GAPS = 1e-6, 16, 512
+NETWORK_KEY = 0x1F83D9AB  # keeps the network's draws apart from the policies'
+
+
+class Rules(NamedTuple):
+    """How the server works; simulator.server.Server says what each means. first: requests that come
+    at the times noted (all of an open loop, the users of a closed one, none if somebody else puts
+    them into the waiting line). closed: a reply that ends lets the next request be sent.
+    """
+
+    slots: int
+    order: int
+    block_tokens: int
+    blocks: int
+    chunk_tokens: int
+    padded: bool
+    allotment: int
+    budget_tokens: int
+    pipelined: bool
+    hop_s: float
+    jitter_s: float
+    token_hop_s: float
+    reentry_s: float
+    bin_s: float
+    first: int
+    closed: bool
+
+
+def record(**fields: type) -> np.dtype[Any]:
+    """A record type, laid out as C would."""
+    return np.dtype(list(fields.items()), align=True)
+
+
+REQUEST = record(
+    row=np.int32, priority=np.int32, arrival_s=np.float64, think_s=np.float64,
+    admitted_s=np.float64, first_s=np.float64, last_s=np.float64, finish_s=np.float64,
+    prefill_s=np.float64, longest_s=np.float64, done=np.int32, rounds=np.int32, drafted=np.int32,
+    accepted=np.int32, preempted=np.int32,
+)  # fmt: skip
+"""A request. row: of the trace; arrival_s: inf while unknown; think_s: pause before it (closed
+loop). admitted_s: when it first got a slot; first_s, last_s, finish_s: ends of the iterations that
+gave its first, its newest and its last token; NaN before. prefill_s: seconds of the machine for its
+prompt, 0 where prompts are read in chunks. longest_s: longest gap between two emissions. done:
+tokens emitted so far; rounds, drafted, accepted, preempted: counts."""
+
+SLOT = record(
+    query=np.int64, at=np.int64, begin=np.int64, end=np.int64, prompt=np.int64, lag=np.int64,
+    rounds=np.int64, cap=np.int64, drafted=np.int64, verified=np.int64, room=np.int64,
+    bucket=np.int64, steps=np.int64, going=np.int64, held=np.int64, unread=np.int64,
+    ready=np.int64,
+)  # fmt: skip
+"""A row of the batch. query: request number, -1 once its reply has ended; at: its position in the
+trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in traces.costs;
+rounds: it has had. Of the round at hand: cap, drafted, verified, room, context bucket, draft steps
+it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to be read; ready:
+tokens drafted ahead (pipelined)."""
+
+PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
+"""Lists of slots: running, in the order of their admission; a ring of free ones; those that decode
+in this iteration."""
+
+ENTRY = record(key=np.float64, number=np.int64)
+"""Of a heap: simulator.admission."""
+
+DESK = record(
+    now_s=np.float64, busy_s=np.float64, prompt_s=np.float64, running=np.int64, waiting=np.int64,
+    fed=np.int64, later=np.int64, sent=np.int64, finished=np.int64, first_free=np.int64,
+    free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
+    preemptions=np.int64, drafted=np.int64, verified=np.int64, accepted=np.int64,
+    emitted=np.int64, ahead=np.int64, asked=np.int64, quiet=np.int64,
+)  # fmt: skip
+"""One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
+decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
+noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. ahead: tokens
+drafted while the target verified; asked: batch size that policies were shown; quiet: 1 after an
+iteration without a draft. The others are totals."""
+
+BIN = record(
+    busy_s=np.float64, running_s=np.float64, waiting_s=np.float64, block_s=np.float64,
+    emitted=np.int64, drafted=np.int64,
+)  # fmt: skip
+"""A stretch of time, by the end of the iterations: their seconds, row-, waiting- and block-seconds,
+tokens."""
+
+ROUND = record(
+    request=np.int32, slot=np.int32, context_tokens=np.int32, batch_size=np.int32, gamma=np.int32,
+    drafted=np.int32, accepted=np.int32, emitted=np.int32, verified=np.int32, start_s=np.float64,
+    elapsed_s=np.float64,
+)  # fmt: skip
+"""A row of traces.roundlog.RoundLog, and the drafted tokens that were verified."""
+
+
+class World(NamedTuple):
+    """Everything that `advance` touches: records as named above. line, later: heaps, of those who
+    wait and of those of a closed loop who were sent but have not come. survival [S, G]; gaps [GAPS]
+    int64: gaps between two emissions of a row by length, 16 bins to a doubling.
+    """
+
+    tape: Tape
+    costs: BatchCosts
+    limits: Limits
+    rules: Rules
+    desk: Records
+    requests: Records
+    line: Records
+    later: Records
+    slots: Records
+    places: Records
+    survival: FloatArray
+    gaps: IntArray
+    bins: Records
+    log: Records
+
+
+# What this module calls by these names is replaced, compiled or not, by what `bindings` says.
+admit: Hook = Policy.admit
+gamma: Hook = Policy.gamma
+proceed: Hook = Policy.proceed
+learn: Hook = Policy.learn
+STOPS = False  # the policy overrides proceed
+SIGNALS = False  # it does, or the allotment reads confidences
+LOGS = True  # rounds are written to the log
+
+
+def bindings(cls: type[Policy], *, confidences: bool, logs: bool) -> dict[str, Any]:
+    """The globals of this module for a policy class."""
+    stops = cls.proceed is not Policy.proceed
+    hooks = {name: getattr(cls, name) for name in HOOKS}
+    return hooks | {"STOPS": stops, "SIGNALS": stops or confidences, "LOGS": logs}
+
+
+def advance(self: Any, state: State, world: World, seed: int, until_s: float) -> int:
+    """Play iterations that start before until_s; returns why it stopped.
+
+    IDLE: nobody runs or waits, and nobody known will come. LIMIT: the next iteration, or the next
+    arrival, is at until_s or later. FULL: the log has no room for another iteration.
+    """
+    desk, rules = world.desk[0], world.rules
+    while True:
+        coming = next_arrival(world)
+        if coming <= float(desk.now_s):
+            take_arrivals(world)
+        elif int(desk.running) == 0 and int(desk.waiting) == 0:
+            if coming < until_s:
+                desk.now_s = coming
+                continue
+            return IDLE if coming == math.inf else LIMIT
+        if float(desk.now_s) >= until_s:
+            return LIMIT
+        if LOGS and int(desk.written) + rules.slots > world.log.shape[0]:
+            return FULL
+        while int(desk.waiting) > 0 and int(desk.running) < rules.slots and may_enter(world):
+            admit(self, state, enter(world))
+        n, context = choose(self, state, world, seed)
+        chunk_s = read_chunks(world) if rules.chunk_tokens > 0 else 0.0
+        if n > 0:
+            draft(self, state, world, n)
+            elapsed = price(world, n, context_bucket(world.costs, context), seed) + chunk_s
+            conclude(self, state, world, n, elapsed)
+        elif chunk_s > 0.0:
+            end_iteration(world, chunk_s + float(world.costs.prefill_s[0]), 0, 0)
+
+
+def next_arrival(world: World) -> float:
+    """When the next known request comes; inf if none is known."""
+    desk, coming = world.desk[0], math.inf
+    if int(desk.fed) < world.rules.first:
+        coming = float(world.requests[desk.fed].arrival_s)
+    if int(desk.later) > 0:
+        coming = min(coming, float(world.later[0].key))
+    return coming
+
+
+def take_arrivals(world: World) -> None:
+    """Put everybody who has come by now into the waiting line."""
+    desk, first = world.desk[0], world.rules.first
+    now = float(desk.now_s)
+    while int(desk.fed) < first and float(world.requests[desk.fed].arrival_s) <= now:
+        wait(world, int(desk.fed))
+        desk.fed += 1
+    while int(desk.later) > 0 and float(world.later[0].key) <= now:
+        query = pop(world.later, int(desk.later))
+        desk.later -= 1
+        wait(world, query)
+
+
+def wait(world: World, query: int) -> None:
+    """A request joins the waiting line."""
+    request, desk = world.requests[query], world.desk[0]
+    prompt = int(world.tape.prompt_tokens[request.row])
+    key = line_key(world.rules.order, float(request.arrival_s), prompt, int(request.priority))
+    push(world.line, int(desk.waiting), key, query)
+    desk.waiting += 1
+
+
+def may_enter(world: World) -> bool:
+    """True if there is memory for the first of the waiting line: its prompt, its reply so far, the
+    longest draft and one token more. Until then everybody waits.
+    """
+    rules = world.rules
+    if rules.blocks == 0:
+        return True
+    request = world.requests[world.line[0].number]
+    context = int(world.tape.prompt_tokens[request.row]) + int(request.done)
+    need = blocks_of(context + world.limits.max_gamma + 1, rules.block_tokens)
+    return need <= int(world.desk[0].free_blocks)
+
+
+def enter(world: World) -> int:
+    """Take the first of the waiting line into a slot and read its prompt, or let it be read in
+    chunks; returns the slot. After a preemption the reply so far is part of the prompt.
+    """
+    desk, rules, tape = world.desk[0], world.rules, world.tape
+    query = pop(world.line, int(desk.waiting))
+    desk.waiting -= 1
+    number = int(world.places[desk.first_free].free)
+    desk.first_free = (int(desk.first_free) + 1) % rules.slots
+    world.places[desk.running].running = number
+    desk.running += 1
+    request, slot = world.requests[query], world.slots[number]
+    row, done = int(request.row), int(request.done)
+    slot.query, slot.prompt = query, int(tape.prompt_tokens[row])
+    slot.begin, slot.end = int(tape.offsets[row]), int(tape.offsets[row + 1])
+    slot.at = int(tape.offsets[row]) + done
+    slot.lag, slot.rounds, slot.ready, slot.held, slot.unread = 1, int(request.rounds), 0, 0, 0
+    if math.isnan(float(request.admitted_s)):
+        request.admitted_s = float(desk.now_s)
+    context = int(slot.prompt) + done
+    if rules.blocks > 0:
+        hold(world, number, context + 1)
+    if rules.chunk_tokens > 0:
+        slot.unread = context
+        return number
+    seconds = float(world.costs.prefill_s[context_bucket(world.costs, context)])
+    request.prefill_s += seconds
+    desk.prompt_s += seconds
+    desk.now_s += seconds
+    note(world, seconds, 0, 0)
+    return number
+
+
+def hold(world: World, number: int, tokens: int) -> None:
+    """Let a slot hold the blocks for so many tokens; they are free."""
+    slot, desk = world.slots[number], world.desk[0]
+    need = blocks_of(tokens, world.rules.block_tokens)
+    if need > int(slot.held):
+        desk.free_blocks -= need - int(slot.held)
+        slot.held = need
+        used = world.rules.blocks - int(desk.free_blocks)
+        desk.peak_blocks = max(int(desk.peak_blocks), used)
+
+
+def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
+    """Ask the policy for the gamma of every row that decodes, and reserve gamma + 1 tokens.
+
+    Returns the number of rows, listed in places.decoding, and their mean context, tokens.
+    """
+    desk, rules, slots, places = world.desk[0], world.rules, world.slots, world.places
+    batch, n, tokens, k = decoding(world), 0, 0, 0
+    desk.asked = batch  # some may lose their place below
+    while k < int(desk.running):  # it may shrink on the way
+        number = int(places[k].running)
+        slot = slots[number]
+        k += 1
+        if int(slot.unread) > 0:
+            continue
+        place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
+        room = room_at(world.limits, prompt, place)
+        slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
+        rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
+        cap = clamp_gamma(gamma(self, state, number, view_of(world, slot, batch), rng), room)
+        slot.cap = cap
+        if rules.blocks > 0 and not reserve(world, number, prompt + place + cap + 1):
+            break
+        places[n].decoding = number
+        tokens += prompt + place
+        n += 1
+    if n > 0 and rules.allotment != EACH and rules.allotment < TETRIS:
+        share_caps(rules.allotment, rules.budget_tokens, places, n, slots)
+    return n, (tokens // n if n > 0 else 0)
+
+
+def decoding(world: World) -> int:
+    """How many rows have their whole prompt read."""
+    batch, running = 0, int(world.desk[0].running)
+    if world.rules.chunk_tokens == 0:
+        return running
+    for k in range(running):
+        if int(world.slots[world.places[k].running].unread) == 0:
+            batch += 1
+    return batch
+
+
+def view_of(world: World, slot: Record, batch: int) -> View:
+    """What the policy is shown of a slot before its round, and again when it learns from it."""
+    costs, bucket = world.costs, int(slot.bucket)
+    return View(
+        int(slot.prompt) + int(slot.at) - int(slot.begin),
+        batch,
+        int(world.desk[0].waiting),
+        int(slot.room),
+        float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s,
+        costs.verify_s[batch - 1, bucket],
+    )
+
+
+def reserve(world: World, number: int, tokens: int) -> bool:
+    """Hold memory for so many tokens, if need be by sending those back who were admitted last;
+    False if that was this slot itself.
+    """
+    desk = world.desk[0]
+    need = blocks_of(tokens, world.rules.block_tokens) - int(world.slots[number].held)
+    while need > int(desk.free_blocks):
+        victim = int(world.places[int(desk.running) - 1].running)
+        desk.running -= 1
+        preempt(world, victim)
+        if victim == number:
+            return False
+    hold(world, number, tokens)
+    return True
+
+
+def preempt(world: World, number: int) -> None:
+    """A slot gives everything back and its request waits again, its reply kept; prompt and reply
+    will be read anew.
+    """
+    query = int(world.slots[number].query)
+    give_back(world, number)
+    world.requests[query].preempted += 1
+    world.desk[0].preemptions += 1
+    wait(world, query)
+
+
+def give_back(world: World, number: int) -> None:
+    """A slot that no longer counts as running is free, and so are its blocks."""
+    desk, size = world.desk[0], world.rules.slots
+    free = size - int(desk.running) - 1
+    world.places[(int(desk.first_free) + free) % size].free = number
+    desk.free_blocks += int(world.slots[number].held)
+    world.slots[number].held = 0
+
+
+def read_chunks(world: World) -> float:
+    """Read up to chunk_tokens of the prompts that wait for it, first admitted first; seconds.
+
+    A chunk that rides on a step of the target does not pay the fixed part of reading a prompt.
+    """
+    costs, left, seconds, read = world.costs, world.rules.chunk_tokens, 0.0, 0
+    for k in range(int(world.desk[0].running)):
+        slot = world.slots[world.places[k].running]
+        unread = int(slot.unread)
+        if unread > 0 and left > 0:
+            whole = int(slot.prompt) + int(slot.at) - int(slot.begin)
+            take = min(unread, left)
+            seconds += float(costs.prefill_s[context_bucket(costs, whole - unread + take)])
+            seconds -= float(costs.prefill_s[context_bucket(costs, whole - unread)])
+            slot.unread = unread - take
+            left -= take
+            read += take
+    return max(seconds, 1e-12) if read > 0 else 0.0  # inside one bucket: free, but it took place
+
+
+def draft(self: Any, state: State, world: World, n: int) -> None:
+    """Draft in lock step: after every step each row that still drafts is asked whether to go on."""
+    slots, places, tape, going = world.slots, world.places, world.tape, 0
+    for k in range(n):
+        slot = slots[places[k].decoding]
+        slot.drafted = 0 if SIGNALS else int(slot.cap)
+        slot.going = 1 if SIGNALS and int(slot.cap) > 0 else 0
+        going += int(slot.going)
+    while SIGNALS and going > 0:
+        for k in range(n):
+            number = int(places[k].decoding)
+            slot = slots[number]
+            if int(slot.going) == 0:
+                continue
+            at, depth = int(slot.at), int(slot.drafted)
+            top1, entropy = float(tape.top1_prob[at, depth]), float(tape.entropy[at, depth])
+            before = float(world.survival[number, depth - 1]) if depth > 0 else 1.0
+            world.survival[number, depth] = before * top1
+            slot.drafted = depth + 1
+            more = True
+            if STOPS:
+                more = proceed(self, state, number, Draft(depth + 1, top1, entropy))
+            if not more or depth + 1 >= int(slot.cap):
+                slot.going = 0
+                going -= 1
+
+
+def price(world: World, n: int, bucket: int, seed: int) -> float:
+    """Decide what is verified, and say what drafting and verifying cost."""
+    slots, costs, rules, desk = world.slots, world.costs, world.rules, world.desk[0]
+    drafted, tokens, widest = 0, n, 0
+    for k in range(n):
+        slot = slots[world.places[k].decoding]
+        slot.verified = int(slot.drafted)
+        slot.steps = max(0, int(slot.drafted) - int(slot.ready))
+        drafted += int(slot.drafted)
+        widest = max(widest, int(slot.drafted))
+    draft_s = draft_seconds(costs, bucket, world.places, n, slots)
+    verify_s = costs.verify_s[n - 1, bucket]
+    tokens += drafted
+    if rules.allotment >= TETRIS:
+        trim(
+            rules.allotment, rules.budget_tokens, world.places, n, slots, world.survival, verify_s,
+            draft_s,
+        )  # fmt: skip
+        tokens, widest = n, 0
+        for k in range(n):
+            slot = slots[world.places[k].decoding]
+            tokens += int(slot.verified)
+            widest = max(widest, int(slot.verified))
+    target_s = verify_seconds(verify_s, widest + 1.0 if rules.padded else tokens / n)
+    if drafted == 0:
+        desk.quiet = 1
+        return target_s
+    if int(desk.quiet) == 1:
+        draft_s += rules.reentry_s
+        desk.quiet = 0
+    if rules.hop_s + rules.jitter_s + rules.token_hop_s > 0.0:
+        key = Rng(round_key(seed ^ NETWORK_KEY, int(desk.iterations), 0))
+        target_s += 2.0 * rules.hop_s + tokens * rules.token_hop_s
+        target_s += rules.jitter_s * (uniform(key, 0) + uniform(key, 1))
+    if rules.pipelined:
+        draft_ahead(world, n, target_s, float(costs.draft_s[n - 1, bucket, 1]) + costs.signal_s)
+    return draft_s + target_s
+
+
+def draft_ahead(world: World, n: int, target_s: float, step_s: float) -> None:
+    """What the draft's own device makes while the target verifies: for every row as many further
+    tokens as fit; those of a row that is not fully accepted are thrown away.
+    """
+    ahead = world.limits.max_gamma
+    if step_s > 0.0:
+        ahead = int(min(float(ahead), target_s / step_s))
+    for k in range(n):
+        world.slots[world.places[k].decoding].ready = ahead
+    world.desk[0].ahead += ahead * n
+
+
+def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
+    """Hand every row what it emitted, let the policy learn, free the slots of ended replies."""
+    desk, rules, tape = world.desk[0], world.rules, world.tape
+    now, batch = float(desk.now_s), int(desk.asked)
+    verified_all, accepted_all, emitted_all, drafted_all, ended = 0, 0, 0, 0, 0
+    for k in range(n):
+        number = int(world.places[k].decoding)
+        slot = world.slots[number]
+        at, end, drafted = int(slot.at), int(slot.end), int(slot.drafted)
+        verified = int(slot.verified)
+        accepted = min(verified, int(tape.accept_len[at]))
+        whole = rules.pipelined and verified > 0 and accepted == verified
+        emitted = min(accepted + (0 if whole else 1), end - at)
+        outcome = Outcome(int(slot.cap), verified, accepted, emitted, elapsed)
+        learn(self, state, number, view_of(world, slot, batch), outcome)
+        if LOGS:
+            write_row(world.log[desk.written], slot, number, n, outcome, now)
+            desk.written += 1
+        mark(world, world.requests[slot.query], drafted, outcome, now + elapsed)
+        if rules.pipelined:
+            slot.ready = int(slot.ready) if whole else 0
+        else:
+            slot.lag = lag_after(int(slot.lag), drafted, accepted)
+        slot.at = at + emitted
+        slot.rounds += 1
+        verified_all += verified
+        accepted_all += accepted
+        emitted_all += emitted
+        drafted_all += drafted
+        if at + emitted >= end:
+            finish(world, slot, now + elapsed)
+            ended += 1
+    desk.verified += verified_all
+    desk.accepted += accepted_all
+    end_iteration(world, elapsed, emitted_all, drafted_all)
+    if ended > 0:
+        leave(world)
+
+
+def mark(world: World, request: Record, drafted: int, outcome: Outcome, end_s: float) -> None:
+    """Note a round of a request that ended at end_s."""
+    if int(request.rounds) == 0:
+        request.first_s = end_s
+    else:
+        gap = end_s - float(request.last_s)
+        world.gaps[gap_bin(gap)] += 1
+        request.longest_s = max(float(request.longest_s), gap)
+    request.last_s = end_s
+    request.done += outcome.emitted
+    request.rounds += 1
+    request.drafted += drafted
+    request.accepted += outcome.accepted
+
+
+def gap_bin(gap_s: float) -> int:
+    """The bin of a gap: 16 to a doubling, from a microsecond."""
+    if gap_s <= FINEST_GAP_S:
+        return 0
+    return min(GAPS - 1, int(GAPS_PER_DOUBLING * math.log2(gap_s / FINEST_GAP_S)))
+
+
+def finish(world: World, slot: Record, end_s: float) -> None:
+    """A reply has ended; in a closed loop its user sends the next request after a pause."""
+    desk, requests = world.desk[0], world.requests
+    requests[slot.query].finish_s = end_s
+    slot.query = -1
+    desk.finished += 1
+    if world.rules.closed and int(desk.sent) < requests.shape[0]:
+        following = int(desk.sent)
+        desk.sent += 1
+        come_s = end_s + float(requests[following].think_s)
+        requests[following].arrival_s = come_s
+        push(world.later, int(desk.later), come_s, following)
+        desk.later += 1
+
+
+def leave(world: World) -> None:
+    """Slots whose reply has ended become free, in the order of the batch."""
+    desk, places, kept = world.desk[0], world.places, 0
+    for k in range(int(desk.running)):
+        number = int(places[k].running)
+        if int(world.slots[number].query) >= 0:
+            places[kept].running = number
+            kept += 1
+        else:
+            desk.running -= 1
+            give_back(world, number)
+
+
+def write_row(
+    row: Record, slot: Record, number: int, n: int, outcome: Outcome, start_s: float
+) -> None:
+    """One round into the log."""
+    row.request, row.slot, row.batch_size = int(slot.query), number, n
+    row.context_tokens = int(slot.prompt) + int(slot.at) - int(slot.begin)
+    row.gamma, row.drafted, row.verified = outcome.gamma, int(slot.drafted), outcome.drafted
+    row.accepted, row.emitted = outcome.accepted, outcome.emitted
+    row.start_s, row.elapsed_s = start_s, outcome.elapsed_s
+
+
+def end_iteration(world: World, elapsed: float, emitted: int, drafted: int) -> None:
+    """The clock moves on, and what ran along is added up."""
+    desk = world.desk[0]
+    desk.now_s += elapsed
+    desk.busy_s += elapsed
+    desk.iterations += 1
+    desk.emitted += emitted
+    desk.drafted += drafted
+    note(world, elapsed, emitted, drafted)
+
+
+def note(world: World, seconds: float, emitted: int, drafted: int) -> None:
+    """Add a stretch of work that ends now to the time series, whose last bin is open."""
+    desk, rules = world.desk[0], world.rules
+    place = min(int(float(desk.now_s) / rules.bin_s), world.bins.shape[0] - 1)
+    stretch = world.bins[place]
+    stretch.busy_s += seconds
+    stretch.running_s += seconds * int(desk.running)
+    stretch.waiting_s += seconds * int(desk.waiting)
+    stretch.block_s += seconds * (rules.blocks - int(desk.free_blocks))
+    stretch.emitted += emitted
+    stretch.drafted += drafted

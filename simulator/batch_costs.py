@@ -1,0 +1,112 @@
+"""What an iteration of a running batch costs: tables by batch size, and how they are read.
+
+Letters: S batch sizes 1..S, C context buckets, W = widest step + 1, as in traces.timing.StepCosts.
+With one row every function here gives the seconds of traces.costs.round_seconds, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.costs import CostModel, read_only, tabulate
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class BatchCosts(NamedTuple):
+    """prefill_s [C], of one prompt; draft_s, verify_s [S, C, W], a step in which each of the rows
+    reads n = index tokens at this mean context; signal_s per draft step; bucket_tokens.
+    """
+
+    prefill_s: FloatArray
+    draft_s: FloatArray
+    verify_s: FloatArray
+    signal_s: float
+    bucket_tokens: int
+
+
+def tabulate_batches(
+    model: CostModel,
+    slots: int,
+    *,
+    draft_model: CostModel | None = None,
+    max_context: int = 4096,
+    width: int = 18,
+    bucket_tokens: int = 64,
+) -> BatchCosts:
+    """The step costs of a model at every batch size up to `slots`; see traces.costs.tabulate.
+
+    draft_model: prices draft steps, if the draft runs on a device of its own.
+    """
+    tables = [
+        tabulate(model, batch, max_context=max_context, width=width, bucket_tokens=bucket_tokens)
+        for batch in range(1, slots + 1)
+    ]
+    drafts = tables
+    if draft_model is not None:
+        drafts = [
+            tabulate(
+                draft_model, batch, max_context=max_context, width=width,
+                bucket_tokens=bucket_tokens,
+            )
+            for batch in range(1, slots + 1)
+        ]  # fmt: skip
+    return BatchCosts(
+        read_only(tables[0].prefill_s, np.float64),
+        read_only(np.stack([table.draft_s for table in drafts]), np.float64),
+        read_only(np.stack([table.verify_s for table in tables]), np.float64),
+        float(drafts[0].signal_s),
+        bucket_tokens,
+    )
+
+
+def context_bucket(costs: BatchCosts, context_tokens: int) -> int:
+    """The row of the tables for this context; the last row is open."""
+    return min(context_tokens // costs.bucket_tokens, int(costs.prefill_s.shape[0]) - 1)
+
+
+def verify_seconds(row: FloatArray, tokens: float) -> float:
+    """Seconds of a step at so many tokens per row, between the entries of row [W], the last slope
+    carried on beyond them.
+    """
+    low = min(int(tokens), int(row.shape[0]) - 2)
+    part = tokens - low
+    base = float(row[low])
+    if part == 0.0:
+        return base
+    return base + part * (float(row[low + 1]) - base)
+
+
+def draft_seconds(costs: BatchCosts, bucket: int, places: Any, n: int, slots: Any) -> float:
+    """Seconds of a draft in lock step by the n slots listed in places.decoding: each takes its
+    `steps`, step j runs the rows that still draft. The first step reads what each row's cache lacks
+    (its lag), priced at the mean of it. Records as in simulator.batch.
+    """
+    active, deepest, lags = 0, 0, 0
+    for k in range(n):
+        slot = slots[places[k].decoding]
+        if int(slot.steps) > 0:
+            active += 1
+            deepest = max(deepest, int(slot.steps))
+            lags += int(slot.lag)
+    if active == 0:
+        return 0.0
+    widest = int(costs.draft_s.shape[2]) - 1
+    seconds = 0.0
+    seconds += verify_seconds(costs.draft_s[active - 1, bucket], min(lags / active, float(widest)))
+    done = 1
+    while True:  # stretches of steps in which the same rows draft
+        active, least = 0, deepest
+        for k in range(n):
+            depth = int(slots[places[k].decoding].steps)
+            if depth > done:
+                active += 1
+                least = min(least, depth)
+        if active == 0:
+            break
+        seconds += (least - done) * float(costs.draft_s[active - 1, bucket, 1])
+        done = least
+    return seconds + deepest * costs.signal_s

@@ -1,0 +1,448 @@
+"""Workload: arrivals and request mixes - when requests come, and which ones.
+
+Letters: Q requests of the workload, R rows of the trace they are drawn from. An open loop sends at
+times of its own (a Poisson process, gamma-distributed gaps, bursts, recorded timestamps); in a
+closed loop each user waits for the reply, thinks, and sends the next request.
+
+Randomness has one stream each for gaps, mix, think times and stays: another mix leaves the arrivals
+alone, another rate scales the same arrivals (common random numbers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.errors import InputError
+from traces.store import write_atomically
+
+WORKLOAD_VERSION = 1
+ORDERS = ("drawn", "recorded")
+THINK_LAWS = ("exponential", "fixed")
+
+_FIELDS_OF = {
+    "poisson": ("rate_per_s",),
+    "gamma": ("rate_per_s", "cv"),
+    "bursts": ("on_rate_per_s", "off_rate_per_s", "on_s", "off_s"),
+    "recorded": ("arrival_s",),
+    "closed": ("users", "think_s", "think"),
+}
+PROCESSES = tuple(_FIELDS_OF)
+_PROCESS_FIELDS = tuple(dict.fromkeys(name for names in _FIELDS_OF.values() for name in names))
+_SHORT = {"rate": "rate_per_s", "on": "on_rate_per_s", "off": "off_rate_per_s"}
+
+# Wide enough for every machine, narrow enough that no sum or quotient overflows.
+_LIMITS = {
+    "rate_per_s": (1e-9, 1e9),
+    "cv": (1e-3, 1e2),
+    "on_rate_per_s": (1e-9, 1e9),
+    "off_rate_per_s": (0.0, 1e9),
+    "on_s": (1e-9, 1e9),
+    "off_s": (1e-9, 1e9),
+    "think_s": (0.0, 1e9),
+}
+_LATEST_S = 1e12
+_MOST_REQUESTS = 10_000_000
+_LEAST_PER_CYCLE = 0.01  # requests; below, bursts are a Poisson process drawn at great cost
+
+FloatArray = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What to send; every field is checked, InputError names the one that is wrong.
+
+    requests: Q. process: one of PROCESSES; fields of another process keep their defaults.
+    poisson, gamma: rate_per_s; cv: coefficient of variation of the gaps (1: Poisson).
+    bursts: an on-off Markov-modulated Poisson process, stationary from time 0, with exponential
+    stays of mean on_s and off_s, seconds; off_rate_per_s may be 0.
+    recorded: arrival_s, Q timestamps, seconds, ascending.
+    closed: users; think_s: mean seconds between the end of a reply and its user's next request;
+    think: "exponential" or "fixed".
+    order: "drawn" (rows of the trace with replacement) or "recorded" (rows 0, 1, 2, ... over and
+    over). weights: category -> weight, shared equally by its rows; categories not named get 0; no
+    weights: every row alike. priorities: category -> priority, the smaller is served first; 0 if
+    not named.
+    """
+
+    requests: int
+    process: str
+    rate_per_s: float = 0.0
+    cv: float = 1.0
+    on_rate_per_s: float = 0.0
+    off_rate_per_s: float = 0.0
+    on_s: float = 0.0
+    off_s: float = 0.0
+    arrival_s: tuple[float, ...] = ()
+    users: int = 0
+    think_s: float = 0.0
+    think: str = "exponential"
+    order: str = "drawn"
+    weights: tuple[tuple[str, float], ...] = ()
+    priorities: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        _whole("requests", self.requests, 1, _MOST_REQUESTS)
+        _one_of("process", self.process, PROCESSES)
+        _one_of("order", self.order, ORDERS)
+        _refuse_foreign_fields(self)
+        for name in _FIELDS_OF[self.process]:
+            if name in _LIMITS:
+                _number(name, getattr(self, name), *_LIMITS[name])
+        if self.process == "bursts":
+            _check_bursts(self)
+        elif self.process == "recorded":
+            _check_timestamps(self)
+        elif self.process == "closed":
+            _whole("users", self.users, 1, _MOST_REQUESTS)
+            _one_of("think", self.think, THINK_LAWS)
+        _check_mix(self)
+
+
+class Demand(NamedTuple):
+    """A workload drawn: what is sent and when.
+
+    row [Q] int32: trace row of each request. arrival_s [Q] float64: ascending; in a closed loop 0
+    for the first min(users, Q) and +inf for the others, which come when a user is ready. think_s
+    [Q] float64: seconds between the end of a user's reply and this request; 0 in an open loop and
+    for the first `users`. priority [Q] int32: the smaller is served first. users: 0 in an open
+    loop. Request q of a closed loop is the q-th to be sent, whoever sends it.
+    """
+
+    row: IndexArray
+    arrival_s: FloatArray
+    think_s: FloatArray
+    priority: IndexArray
+    users: int
+
+
+def demand(workload: Workload, categories: Sequence[str], seed: int) -> Demand:
+    """Draw the workload over a trace; equal arguments give equal bytes.
+
+    categories [R]: category of each trace row. Raises InputError if the workload names a category
+    that the trace lacks.
+    """
+    _check_categories(workload, categories)
+    if seed < 0:
+        raise InputError(f"seed must not be negative, is {seed}")
+    children = np.random.SeedSequence(seed).spawn(4)
+    gaps, mix, think, stays = (np.random.default_rng(child) for child in children)
+    row = _rows(workload, categories, mix)
+    priorities = dict(workload.priorities)
+    by_row = np.asarray([priorities.get(category, 0) for category in categories], dtype=np.int32)
+    return Demand(
+        row=row,
+        arrival_s=_arrival_s(workload, gaps, stays),
+        think_s=_think_s(workload, think),
+        priority=by_row[row],
+        users=workload.users,
+    )
+
+
+def _arrival_s(
+    workload: Workload, gaps: np.random.Generator, stays: np.random.Generator
+) -> FloatArray:
+    """[Q] seconds; the arrivals of an open loop begin with a whole gap."""
+    count = workload.requests
+    if workload.process == "closed":
+        at_once: FloatArray = np.where(np.arange(count) < workload.users, 0.0, np.inf)
+        return at_once
+    if workload.process == "recorded":
+        return np.asarray(workload.arrival_s, dtype=np.float64)
+    shape = workload.cv**-2.0  # of a Poisson process and of bursts: 1, an exponential gap
+    unit_rate = np.cumsum(gaps.standard_gamma(shape, count)) / shape
+    if workload.process == "bursts":
+        return _modulated(workload, unit_rate, stays)
+    scaled: FloatArray = unit_rate / workload.rate_per_s
+    return scaled
+
+
+def _modulated(
+    workload: Workload, unit_rate: FloatArray, generator: np.random.Generator
+) -> FloatArray:
+    """Arrivals [Q] where the cumulative intensity reaches the points of a unit-rate process [Q]."""
+    share_on = workload.on_s / (workload.on_s + workload.off_s)
+    begins_on = generator.random() < share_on  # exponential stays: its rest is a whole stay again
+    stays = generator.standard_exponential(64)
+    while True:
+        is_on = (np.arange(len(stays)) % 2 == 0) == begins_on
+        rate_per_s = np.where(is_on, workload.on_rate_per_s, workload.off_rate_per_s)
+        length_s = stays * np.where(is_on, workload.on_s, workload.off_s)
+        reached = np.concatenate([[0.0], np.cumsum(length_s * rate_per_s)])
+        if reached[-1] > unit_rate[-1]:
+            break
+        stays = np.concatenate([stays, generator.standard_exponential(len(stays))])
+    change_s = np.concatenate([[0.0], np.cumsum(length_s)])
+    stay = np.searchsorted(reached, unit_rate, side="right") - 1  # never one of rate 0
+    found = change_s[stay] + (unit_rate - reached[stay]) / rate_per_s[stay]
+    arrival_s: FloatArray = np.minimum(found, change_s[stay + 1])  # no rounding past the stay's end
+    return arrival_s
+
+
+def _think_s(workload: Workload, generator: np.random.Generator) -> FloatArray:
+    """[Q] seconds before each request; all zeros in an open loop, whose think_s is 0."""
+    if workload.think == "fixed":
+        pauses = np.full(workload.requests, workload.think_s, dtype=np.float64)
+    else:
+        pauses = generator.standard_exponential(workload.requests) * workload.think_s
+    pauses[: workload.users] = 0.0
+    return pauses
+
+
+def _rows(
+    workload: Workload, categories: Sequence[str], generator: np.random.Generator
+) -> IndexArray:
+    """[Q] trace rows, by inversion: request q moves little if a weight does."""
+    count = workload.requests
+    if workload.order == "recorded":
+        return (np.arange(count) % len(categories)).astype(np.int32)
+    names, category, sizes = np.unique(
+        np.asarray(categories, dtype=object), return_inverse=True, return_counts=True
+    )
+    weight = np.ones(len(categories), dtype=np.float64)
+    if workload.weights:
+        given = dict(workload.weights)
+        heaviest = max(given.values())
+        share = np.asarray([given.get(name, 0.0) / heaviest for name in names]) / sizes
+        weight = share[category]
+    below = np.cumsum(weight)
+    drawn = np.searchsorted(below / below[-1], generator.random(count), side="right")
+    return drawn.astype(np.int32)
+
+
+def mean_rate_per_s(workload: Workload) -> float:
+    """Requests per second in the long run; NaN where there is no such thing: in a closed loop and
+    for timestamps without extent.
+    """
+    if workload.process == "closed":
+        return math.nan
+    if workload.process == "bursts":
+        cycle_s = workload.on_s + workload.off_s
+        return _per_cycle(workload) / cycle_s
+    if workload.process == "recorded":
+        extent_s = workload.arrival_s[-1] - workload.arrival_s[0]
+        return (workload.requests - 1) / extent_s if extent_s > 0 else math.nan
+    return workload.rate_per_s
+
+
+def title(workload: Workload) -> str:
+    """The arrivals in a few words, for tables; the mix is left out."""
+    w = workload
+    if w.process == "bursts":
+        on, off = f"{w.on_rate_per_s:g}/s for {w.on_s:g} s", f"{w.off_rate_per_s:g}/s"
+        return f"bursts {on}, {off} for {w.off_s:g} s"
+    if w.process == "closed":
+        users = f"closed, {w.users} user{'s' if w.users > 1 else ''}"
+        law = "" if w.think == "exponential" else f" {w.think}"
+        return f"{users}, think {w.think_s:g} s{law}" if w.think_s else users
+    if w.process == "recorded":
+        rate_per_s = mean_rate_per_s(w)
+        return "recorded" if math.isnan(rate_per_s) else f"recorded {rate_per_s:.3g}/s"
+    cv = f", cv {w.cv:g}" if w.process == "gamma" else ""
+    return f"{w.process} {w.rate_per_s:g}/s{cv}"
+
+
+def parse_workload(text: str, requests: int) -> Workload:
+    """A workload from a file (NAME.json) or from `process:field=value,...`, say `poisson:rate=4`.
+
+    rate, on, off stand for rate_per_s, on_rate_per_s, off_rate_per_s. requests: Q of the short
+    notation; a file has its own. Raises InputError naming the piece that is wrong.
+    """
+    text = text.strip()
+    if text.endswith(".json"):
+        return read_workload(Path(text))
+    process, _, settings = text.partition(":")
+    where = f"workload {text!r}"
+    if process == "recorded":
+        raise InputError(f"{where}: arrival_s does not fit here; write a file and pass NAME.json")
+    chosen: dict[str, Any] = {}
+    try:
+        _one_of("process", process, PROCESSES)
+        for piece in filter(None, (p.strip() for p in settings.split(","))):
+            name, value = _setting(process, piece)
+            if name in chosen:
+                raise InputError(f"{piece!r} gives {name} a second time; drop one")
+            chosen[name] = value
+        return Workload(requests, process, **chosen)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _setting(process: str, piece: str) -> tuple[str, int | float | str]:
+    """Field and value of `field=value`, where the field is written short or in full."""
+    own = (*_FIELDS_OF[process], "order")
+    short = {name: key for key, name in _SHORT.items()}
+    key, equals, value = (part.strip() for part in piece.partition("="))
+    name = _SHORT.get(key, key)
+    if not equals or name not in own:
+        known = ", ".join(f"{short.get(field, field)}=" for field in own)
+        raise InputError(f"{piece!r} is not known; process {process!r} takes {known}")
+    kind = type(_default(name))
+    try:
+        return name, kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{piece!r}: {name} must be {wanted}") from None
+
+
+def write_workload(workload: Workload, path: Path, overwrite: bool = False) -> None:
+    """One JSON file, atomically; fields that have their defaults are left out."""
+    raw: dict[str, Any] = {"kind": "workload", "version": WORKLOAD_VERSION}
+    for field in dataclasses.fields(workload):
+        value = getattr(workload, field.name)
+        if value != field.default:
+            raw[field.name] = dict(value) if field.name in ("weights", "priorities") else value
+    text = json.dumps(raw, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
+
+
+def read_workload(path: Path) -> Workload:
+    """Inverse of write_workload; raises InputError naming file and field."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such workload file")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    if not isinstance(raw, dict) or raw.pop("kind", None) != "workload":
+        raise InputError(f"{path} is JSON, but not a workload (kind is not 'workload')")
+    version = raw.pop("version", None)
+    if type(version) is not int or version != WORKLOAD_VERSION:
+        raise InputError(
+            f"{path} has workload version {version!r}; this GammaLab reads version "
+            f"{WORKLOAD_VERSION}"
+        )
+    try:
+        return Workload(**_fields(raw))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """The JSON fields of a file as arguments of Workload."""
+    known = [field.name for field in dataclasses.fields(Workload)]
+    for name in raw:
+        if name not in known:
+            raise InputError(f"field {name!r} is unknown; known: {', '.join(known)}")
+    for name in ("requests", "process"):
+        if name not in raw:
+            raise InputError(f"field {name!r} is missing")
+    for name, kind, words in (
+        ("arrival_s", list, "a list of seconds"),
+        ("weights", dict, "an object of categories and numbers"),
+        ("priorities", dict, "an object of categories and whole numbers"),
+    ):
+        if name in raw:
+            if not isinstance(raw[name], kind):
+                raise InputError(f"field {name!r} must be {words}")
+            raw[name] = tuple(raw[name] if kind is list else raw[name].items())
+    return raw
+
+
+def _default(name: str) -> Any:
+    return Workload.__dataclass_fields__[name].default
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):  # NaN fails the comparison
+        raise InputError(f"{name} must be a number between {low:g} and {high:g}, not {value!r}")
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name} must be a whole number between {low} and {high}, not {value!r}")
+
+
+def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name} {value!r} is not known; known: {', '.join(known)}")
+
+
+def _refuse_foreign_fields(workload: Workload) -> None:
+    own = _FIELDS_OF[workload.process]
+    for name in _PROCESS_FIELDS:
+        value = getattr(workload, name)
+        if name not in own and (isinstance(value, bool) or value != _default(name)):
+            raise InputError(
+                f"{name} does not belong to process {workload.process!r}; leave it out (its "
+                f"fields: {', '.join(own)})"
+            )
+
+
+def _per_cycle(workload: Workload) -> float:
+    """Mean requests of one stay on and one stay off."""
+    on = workload.on_rate_per_s * workload.on_s
+    return on + workload.off_rate_per_s * workload.off_s
+
+
+def _check_bursts(workload: Workload) -> None:
+    if _per_cycle(workload) < _LEAST_PER_CYCLE:
+        raise InputError(
+            f"on_s and off_s are so short that one on and one off bring "
+            f"{_per_cycle(workload):.3g} requests; lengthen them until it is {_LEAST_PER_CYCLE:g}"
+        )
+
+
+def _check_timestamps(workload: Workload) -> None:
+    times = workload.arrival_s
+    if not isinstance(times, tuple) or len(times) != workload.requests:
+        count = len(times) if isinstance(times, tuple) else repr(times)
+        raise InputError(
+            f"arrival_s must be a tuple of {workload.requests} timestamps, one per request, "
+            f"has {count}; change requests or arrival_s"
+        )
+    previous = 0.0
+    for index, time_s in enumerate(times):
+        _number(f"arrival_s[{index}]", time_s, 0.0, _LATEST_S)
+        if time_s < previous:
+            raise InputError(
+                f"arrival_s[{index}] is {time_s:g} s, before the {previous:g} s of the request in "
+                "front of it; sort the timestamps"
+            )
+        previous = time_s
+
+
+def _check_mix(workload: Workload) -> None:
+    for name, kind in (("weights", "weight"), ("priorities", "priority")):
+        pairs: Any = getattr(workload, name)
+        if not isinstance(pairs, tuple) or not all(_is_named(pair) for pair in pairs):
+            raise InputError(f"{name} must be a tuple of (category, {kind}) pairs, not {pairs!r}")
+        seen: set[str] = set()
+        for category, _ in pairs:
+            if category in seen:
+                raise InputError(f"{name} names category {category!r} twice; drop one")
+            seen.add(category)
+    for category, weight in workload.weights:
+        _number(f"weights[{category!r}]", weight, 0.0, 1e9)
+    for category, priority in workload.priorities:
+        _whole(f"priorities[{category!r}]", priority, -(2**31), 2**31 - 1)
+    if workload.weights and not any(weight for _, weight in workload.weights):
+        raise InputError("weights are all 0; give one category a positive weight")
+    if workload.weights and workload.order != "drawn":
+        raise InputError("weights need order 'drawn'; leave out weights or order")
+
+
+def _is_named(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def _check_categories(workload: Workload, categories: Sequence[str]) -> None:
+    there = sorted(set(categories))
+    if not there:
+        raise InputError("categories are empty: the trace has no requests to send")
+    for name in ("weights", "priorities"):
+        for category, _ in getattr(workload, name):
+            if category not in there:
+                raise InputError(
+                    f"{name} names category {category!r}, which is not in the trace; it has "
+                    f"{', '.join(map(repr, there))}"
+                )
