@@ -94,6 +94,7 @@ def build_parser() -> Parser:
     _add_sweep(
         add("sweep", "settings of controllers, tuned on one half, judged on the other", _sweep)
     )
+    _add_serve(add("serve", "many requests at once: a server with a queue, simulated", _serve))
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
     report = add("report", "write the HTML page and figures of a finished study again", _report)
     report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
@@ -216,6 +217,38 @@ def _add_sweep(sweep: Parser) -> None:
     sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
 
 
+def _add_serve(served: Parser) -> None:
+    served.add_argument("--trace", type=Path, required=True, help="a recording of the pair")
+    served.add_argument(
+        "--timing",
+        required=True,
+        help="JSON of `gammalab measure --batch 1,2,4,8`, or roofline:h100:TARGET+DRAFT",
+    )
+    served.add_argument(
+        "--workload",
+        required=True,
+        help="poisson:rate=4, gamma:rate=4,cv=2, bursts:on=8,off=1,on_s=10,off_s=30, "
+        "closed:users=8,think_s=0.5, or a JSON file",
+    )
+    served.add_argument("--requests", type=count, default=2000, help="how many (default 2000)")
+    served.add_argument("--policies", help="the first is what ratios refer to (default: never ...)")
+    served.add_argument(
+        "--server", default="", help="slots=8,blocks=0,chunk_tokens=0,allotment=each,..."
+    )
+    served.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05")
+    served.add_argument("--seeds", type=count, default=3, help="runs per policy (default 3)")
+    served.add_argument("--seed", type=int, default=0, help="the first seed")
+    served.add_argument(
+        "--warmup", type=float, default=0.1, help="share of requests left out (default 0.1)"
+    )
+    served.add_argument("--out", type=Path, help="folder for serve.json and request logs")
+    served.add_argument(
+        "--timeline", action="store_true", help="rounds and a Perfetto timeline of 300 requests"
+    )
+    served.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    served.add_argument("--force", action="store_true", help="overwrite")
+
+
 def _add_export(export: Parser) -> None:
     export.add_argument("policy", help="e.g. gammatune or fixed:gamma=4")
     export.add_argument("--to", required=True, help="vllm, sglang, trtllm, llama.cpp or hf")
@@ -331,6 +364,12 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from experiments.sweeping import run
+
+    return run(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from experiments.serving import run
 
     return run(args)
 

@@ -85,10 +85,10 @@ SLOT = record(
     ready=np.int64,
 )  # fmt: skip
 """A row of the batch. query: request number, -1 once its reply has ended; at: its position in the
-trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in traces.costs;
-rounds: it has had. Of the round at hand: cap, drafted, verified, room, context bucket, draft steps
-it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to be read; ready:
-tokens drafted ahead (pipelined)."""
+trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
+traces.costs; rounds: it has had. Of the round at hand: cap, drafted, verified, room, context
+bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to
+be read; ready: tokens drafted ahead (pipelined)."""
 
 PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 """Lists of slots: running, in the order of their admission; a ring of free ones; those that decode

@@ -1,0 +1,148 @@
+"""The serving simulator against the real engine: batches of the embedded pair, decoded for real.
+
+    python -m experiments.serve_check --trace T --timing TIMING --batch 1,2,4,8
+
+Every batch size decodes the same replies for real (policies in rotated order, several repeats) and
+in the simulator: as many users as slots, the next reply as soon as one ends, which is what the
+engine does. Set side by side: tokens per second of the iterations, and the mean seconds of an
+iteration. The timing must have been measured at these batch sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.commands import progress
+from experiments.rooflines import read_costs
+from experiments.serving import costs_for
+from experiments.tables import number, percent, table
+from policies.base import Policy
+from policies.shelf import label, parse_policies
+from simulator.server import Server, serve
+from traces.errors import InputError
+from traces.roundlog import RoundLog
+from traces.schema import Trace
+from traces.store import read_trace
+from traces.workload import Workload, demand
+
+POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
+
+
+class Speed(NamedTuple):
+    """Of one run: tokens per second of its iterations; mean seconds of one; iterations."""
+
+    tokens_per_s: float
+    step_s: float
+    steps: int
+
+
+def speed_of(log: RoundLog) -> Speed:
+    """Rounds that began together are one iteration."""
+    starts, first = np.unique(log.start_s, return_index=True)
+    seconds = log.elapsed_s[first]
+    tokens = float(log.emitted.sum())
+    return Speed(tokens / float(seconds.sum()), float(seconds.mean()), len(starts))
+
+
+def predicted(policy: Policy, trace: Trace, costs: Path, batch: int, seed: int) -> Speed:
+    """The simulator's."""
+    server = Server(slots=batch)
+    asked = Workload(requests=trace.requests, process="closed", users=batch, order="recorded")
+    tables = costs_for(read_costs(str(costs)), trace, server)
+    served = serve(
+        policy, trace, demand(asked, trace.category, seed), tables, server, seed=seed, log=True
+    )
+    assert served.round_log is not None
+    return speed_of(served.round_log)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check and print its tables."""
+    from real_backend.engine import passes_from_args
+    from real_backend.options import add_pair_arguments
+    from traces.costs import Table, tabulate
+    from traces.timing import read_timing
+
+    parser = argparse.ArgumentParser(description="the serving simulator against the real engine")
+    add_pair_arguments(parser)
+    parser.add_argument("--prompts", type=Path, help="the trace's prompt file")
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--timing", type=Path, required=True)
+    parser.add_argument("--batch", default="1,2,4,8")
+    parser.add_argument("--policies", default=POLICIES)
+    parser.add_argument("--limit", type=int, default=64, help="replies, all tasks alike")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args(argv)
+    args.acceptance, args.seed = "own", 0
+    try:
+        trace, policies = read_trace(args.trace), parse_policies(args.policies)
+        longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
+        timing, width = Table(read_timing(args.timing)), trace.meta.depth + 2
+        batches = [int(part) for part in args.batch.split(",")]
+        costs = [tabulate(timing, n, max_context=longest, width=width) for n in range(1, 9)]
+        passes = passes_from_args(args, trace, costs[0], limit=args.limit)
+        engine, played = passes.backend, passes.trace
+        engine.costs = costs  # type: ignore[attr-defined]  # what policies are shown at each batch
+        rows = []
+        with progress(len(batches) * args.repeats * len(policies), "serve-check") as step:
+            for batch in batches:
+                found: dict[str, list[Speed]] = {label(policy): [] for policy in policies}
+                for repeat in range(args.repeats):
+                    for k in range(len(policies)):
+                        policy = policies[(k + repeat) % len(policies)]
+                        run = engine.decode(
+                            policy, passes.requests, max_new_tokens=trace.meta.max_new_tokens,
+                            batch=batch,
+                        )  # fmt: skip
+                        found[label(policy)].append(speed_of(run.log))
+                        step()
+                for policy in policies:
+                    told = predicted(policy, played, args.timing, batch, 0)
+                    rows.append((batch, label(policy), told, found[label(policy)]))
+    except InputError as error:
+        print(f"serve_check: {error}", file=sys.stderr)
+        return 2
+    print(text_of(rows, len(passes.requests), args.repeats))
+    return 0
+
+
+def text_of(rows: Sequence[tuple[int, str, Speed, list[Speed]]], replies: int, repeats: int) -> str:
+    """Tables and errors by batch size."""
+    groups, errors = [], dict[int, list[float]]()
+    for batch in dict.fromkeys(row[0] for row in rows):
+        cells = []
+        for _, name, told, runs in (row for row in rows if row[0] == batch):
+            measured = float(np.median([run.tokens_per_s for run in runs]))
+            step_s = float(np.median([run.step_s for run in runs]))
+            error = told.tokens_per_s / measured - 1
+            errors.setdefault(batch, []).append(error)
+            cells.append([
+                name, number(told.tokens_per_s, 0), number(measured, 0),
+                f"{min(r.tokens_per_s for r in runs):.0f}..{max(r.tokens_per_s for r in runs):.0f}",
+                f"{100 * error:+.1f}%", number(1e3 * told.step_s, 3), number(1e3 * step_s, 3),
+                f"{100 * (told.step_s / step_s - 1):+.1f}%", str(told.steps), str(runs[0].steps),
+            ])  # fmt: skip
+        groups.append((f"batch {batch}", cells))
+    header = (
+        "policy", "tokens/s\npredicted", "\nmeasured", "\nrepeats", "\nerror", "step ms\npredicted",
+        "\nmeasured", "\nerror", "steps\npredicted", "\nreal",
+    )  # fmt: skip
+    lines = [
+        f"batch {batch}: absolute error median {percent(float(np.median(np.abs(part))), 1)}, "
+        f"largest {percent(float(np.max(np.abs(part))), 1)}; machine {np.median(part) * 100:+.1f}%"
+        for batch, part in errors.items()
+    ]
+    everything = np.abs(np.concatenate([np.asarray(part) for part in errors.values()]))
+    lines.append(f"all: median {percent(float(np.median(everything)), 1)}")
+    head = f"{replies} replies, medians of {repeats} repeats in rotated order; prefill left out"
+    return "\n\n".join([head, table(header, groups), "\n".join(lines)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

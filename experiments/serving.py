@@ -1,0 +1,335 @@
+"""`gammalab serve`: one workload on one server under several policies, over several seeds.
+
+Every policy meets the same requests at the same times (common random numbers), so ratios between
+policies are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import stats
+
+from experiments.commands import progress
+from experiments.files import (
+    command_line,
+    describe_inputs,
+    dumps,
+    jsonable,
+    refuse_existing,
+    versions,
+    warn,
+    write_result,
+)
+from experiments.rooflines import Priced, read_costs
+from experiments.tables import number, percent, table
+from experiments.timeline import write_timeline
+from policies.base import Policy, uses_signals
+from policies.shelf import file_name, label, parse_policies, title
+from simulator.batch_costs import BatchCosts, tabulate_batches
+from simulator.server import Served, Server, serve
+from simulator.service import ANYTHING, Objective, Service, service
+from traces import workload as workloads
+from traces.errors import InputError
+from traces.roundlog import write_roundlog
+from traces.schema import Trace
+from traces.store import read_trace, write_atomically
+from traces.workload import Workload, demand
+
+DEFAULT_POLICIES = (
+    "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"
+    "sglang-throughput,smartspec,nightjar,goodput,tail-pruning,payback"
+)
+TIMELINE_REQUESTS = 300
+BUCKET_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Mean over seeds with its 95 % interval (Student's t); low = high = NaN with one seed."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One policy: its runs' sums by seed, and tokens/s and goodput over the first policy's."""
+
+    policy: str
+    runs: tuple[Service, ...]
+    tokens_ratio: Interval
+    goodput_ratio: Interval
+
+    def over_seeds(self, read: Callable[[Service], float]) -> Interval:
+        """A number of every run, over the seeds."""
+        return interval([read(run) for run in self.runs])
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """See Interval."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    reach = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1))
+    reach /= math.sqrt(len(values))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def costs_for(priced: Priced, trace: Trace, server: Server) -> BatchCosts:
+    """The tables that a server needs of a cost model."""
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
+    return tabulate_batches(
+        priced.model,
+        server.slots,
+        max_context=longest + BUCKET_TOKENS,
+        width=trace.meta.depth + 2,
+        bucket_tokens=BUCKET_TOKENS,
+    )
+
+
+def run_policies(
+    policies: Sequence[Policy],
+    trace: Trace,
+    workload: Workload,
+    costs: BatchCosts,
+    server: Server,
+    *,
+    objective: Objective = ANYTHING,
+    seeds: Sequence[int] = (0,),
+    warmup: float = 0.0,
+    keep: Callable[[Policy, int, Served], object] = lambda policy, seed, served: None,
+    step: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """Serve the workload under every policy and seed; ratios are to the first policy.
+
+    keep: called with every run. Raises InputError as simulator.server.serve.
+    """
+    runs: dict[str, list[Service]] = {label(policy): [] for policy in policies}
+    for seed in seeds:
+        asked = demand(workload, trace.category, seed)
+        for policy in policies:
+            served = serve(policy, trace, asked, costs, server, seed=seed)
+            keep(policy, seed, served)
+            runs[label(policy)].append(service(served, objective, warmup=warmup))
+            step()
+    first = next(iter(runs.values()))
+    return [
+        Row(
+            name,
+            tuple(own),
+            _ratio(own, first, lambda run: run.tokens_per_s),
+            _ratio(own, first, lambda run: run.goodput_per_s),
+        )
+        for name, own in runs.items()
+    ]
+
+
+def _ratio(
+    ours: Sequence[Service], theirs: Sequence[Service], read: Callable[[Service], float]
+) -> Interval:
+    pairs = zip(ours, theirs, strict=True)
+    return interval([read(a) / read(b) if read(b) else math.nan for a, b in pairs])
+
+
+HEADER = (
+    "policy", "tokens/s", "over\nfirst", "goodput\n/s", "kept", "TTFT s\np50", "\np99",
+    "TPOT ms\np50", "\np99", "gap ms\np99", "run-\nning", "wait-\ning", "drafts\nin vain",
+)  # fmt: skip
+
+NOTES = """\
+tokens/s, goodput (requests/s within the objective): of finished requests, from the first arrival
+to the last token; over first: ratio to the first policy, seed by seed{interval}
+TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
+running, waiting: mean requests while busy; drafts in vain: drafted, not accepted, per token"""
+
+
+def service_table(rows: Sequence[Row]) -> str:
+    """One line per policy, means over seeds."""
+    several = len(rows[0].runs) > 1
+    cells = [_cells(row) for row in rows]
+    text = ", with its 95 % interval over seeds" if several else ""
+    return table(HEADER, [("", cells)]) + "\n\n" + NOTES.format(interval=text)
+
+
+def _cells(row: Row) -> list[str]:
+    def mean(read: Callable[[Service], float], digits: int, factor: float = 1.0) -> str:
+        return number(factor * row.over_seeds(read).mean, digits)
+
+    ratio = row.tokens_ratio
+    text = number(ratio.mean, 3)
+    if math.isfinite(ratio.low):
+        text += f" {number(ratio.low, 3)}-{number(ratio.high, 3)}"
+    return [
+        title(row.policy),
+        mean(lambda r: r.tokens_per_s, 0),
+        text,
+        mean(lambda r: r.goodput_per_s, 2),
+        percent(row.over_seeds(lambda r: r.goodput_share).mean),
+        mean(lambda r: r.ttft.p50, 3),
+        mean(lambda r: r.ttft.p99, 3),
+        mean(lambda r: r.tpot.p50, 2, 1e3),
+        mean(lambda r: r.tpot.p99, 2, 1e3),
+        mean(lambda r: r.gap_p99_s, 1, 1e3),
+        mean(lambda r: r.mean_running, 1),
+        mean(lambda r: r.mean_waiting, 1),
+        mean(lambda r: r.wasted_drafts, 2),
+    ]
+
+
+def basis(
+    trace: Trace, priced: Priced, workload: Workload, server: Server, objective: Objective
+) -> str:
+    """What a table rests on."""
+    shown = {
+        field.name: getattr(server, field.name)
+        for field in dataclasses.fields(server)
+        if getattr(server, field.name) != field.default or field.name == "slots"
+    }
+    lines = [
+        f"{workload.requests} requests, {workloads.title(workload)}, drawn from {trace.requests} "
+        f"replies of {trace.meta.pair} ({trace.meta.exactness})",
+        f"costs: {priced.about['timing']} ({priced.about.get('device_name', 'unknown device')})",
+        "server: " + ", ".join(f"{name} {value}" for name, value in shown.items()),
+    ]
+    limits = {name: value for name, value in vars(objective).items() if value < math.inf}
+    if limits:
+        lines.append("objective: " + ", ".join(f"{k[:-2]} {v} s" for k, v in limits.items()))
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    out: Path | None = args.out
+    if out is not None:
+        refuse_existing(out / "serve.json", args.force)
+    trace, priced = read_trace(args.trace), read_costs(args.timing)
+    server = settings(Server(), args.server, "--server")
+    objective = settings(Objective(), args.slo, "--slo")
+    workload = workloads.parse_workload(args.workload, args.requests)
+    policies = parse_policies(args.policies or DEFAULT_POLICIES)
+    if not args.policies:
+        policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
+    check_inputs(trace, priced, server, args)
+    costs = costs_for(priced, trace, server)
+    seeds = range(args.seed, args.seed + args.seeds)
+
+    def keep(policy: Policy, seed: int, served: Served) -> None:
+        if out is not None:
+            path = out / "requests" / f"{file_name(label(policy))}-s{seed}.parquet"
+            write_requests(served, trace, path)
+
+    with progress(len(policies) * len(seeds), "serve") as step:
+        rows = run_policies(
+            policies, trace, workload, costs, server, objective=objective, seeds=seeds,
+            warmup=args.warmup, keep=keep, step=step,
+        )  # fmt: skip
+    text = "\n\n".join([basis(trace, priced, workload, server, objective), service_table(rows)])
+    result = {
+        "command": command_line(),
+        "versions": versions(),
+        "workload": jsonable(workload),
+        "server": jsonable(server),
+        "objective": jsonable(objective),
+        "costs": priced.about,
+        "rows": jsonable(rows),
+    } | describe_inputs(trace, args.trace.name, priced.about)
+    if out is not None:
+        if args.timeline:
+            look(policies, trace, workload, costs, server, args.seed, out)
+        write_result("serve", result, out / "serve.json", overwrite=True)
+        write_atomically(
+            out / "serve.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
+        )
+    print(dumps(result) if args.json else text)
+    return 0
+
+
+def check_inputs(trace: Trace, priced: Priced, server: Server, args: argparse.Namespace) -> None:
+    """Refuse what cannot be meant, and say what was stretched."""
+    if not 0.0 <= args.warmup < 1.0:
+        raise InputError(f"--warmup is {args.warmup}; give a share of the requests, 0 to below 1")
+    if args.timeline and args.out is None:
+        raise InputError("--timeline needs --out, the folder it is written to")
+    if priced.slots and server.slots > priced.slots:
+        warn(
+            f"{args.timing} was measured up to batch {priced.slots}; larger batches are priced on "
+            "the slope of its last two"
+        )
+    if trace.censored is not None:
+        warn(f"{args.trace} is censored: accepted lengths are lower bounds here")
+
+
+def settings(default: Any, text: str, option: str) -> Any:
+    """A dataclass with the fields that `name=value,name=value` names; raises InputError."""
+    fields = {field.name: field for field in dataclasses.fields(default)}
+    changes: dict[str, Any] = {}
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in piece.partition("="))
+        if name not in fields or not equals:
+            raise InputError(f"{option}: {piece!r} is not name=value; names: {', '.join(fields)}")
+        changes[name] = _typed(fields[name], value, f"{option}: {name}")
+    return dataclasses.replace(default, **changes)
+
+
+def _typed(field: dataclasses.Field[Any], value: str, where: str) -> Any:
+    kind = str(field.type)
+    if kind == "bool":
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"{where} is {value!r}; give true or false")
+        return value.lower() == "true"
+    if kind == "str":
+        return value
+    try:
+        return int(value) if kind.startswith("int") else float(value)
+    except ValueError:
+        wanted = "a whole number" if kind.startswith("int") else "a number"
+        raise InputError(f"{where} is {value!r}; give {wanted}") from None
+
+
+REQUEST_COLUMNS = (
+    "arrival_s", "admitted_s", "first_s", "finish_s", "prefill_s", "longest_s", "prompt_tokens",
+    "tokens", "rounds", "drafted", "accepted", "preempted", "replica", "row",
+)  # fmt: skip
+
+
+def write_requests(served: Served, trace: Trace, path: Path) -> None:
+    """The request log: a row per request, with its identity in the trace."""
+    columns = {name: getattr(served, name) for name in REQUEST_COLUMNS}
+    columns["request_id"] = [trace.request_id[row] for row in served.row]
+    columns["category"] = [trace.category[row] for row in served.row]
+    header = {b"gammalab": dumps({"kind": "requests", "version": 1, "meta": served.meta}).encode()}
+    made = pa.table(columns).replace_schema_metadata(header)
+    write_atomically(path, lambda to: pq.write_table(made, to, compression="zstd"), overwrite=True)
+
+
+def look(
+    policies: Sequence[Policy],
+    trace: Trace,
+    workload: Workload,
+    costs: BatchCosts,
+    server: Server,
+    seed: int,
+    out: Path,
+) -> None:
+    """Rounds and a timeline of the first requests, for every policy."""
+    asked = demand(workload, trace.category, seed)
+    few = asked._replace(**{
+        name: getattr(asked, name)[:TIMELINE_REQUESTS]
+        for name in ("row", "arrival_s", "think_s", "priority")
+    })  # fmt: skip
+    for policy in policies:
+        served = serve(policy, trace, few, costs, server, seed=seed, log=True)
+        assert served.round_log is not None
+        name = file_name(label(policy))
+        write_roundlog(served.round_log, out / "rounds" / f"{name}.parquet", overwrite=True)
+        write_timeline(served, trace, out / "timelines" / f"{name}.json")
