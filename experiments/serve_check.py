@@ -11,6 +11,7 @@ iteration. The timing must have been measured at these batch sizes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,26 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
         timing, width = Table(read_timing(args.timing)), trace.meta.depth + 2
         batches = [int(part) for part in args.batch.split(",")]
-        costs = [tabulate(timing, n, max_context=longest, width=width) for n in range(1, 9)]
-        passes = passes_from_args(args, trace, costs[0], limit=args.limit)
-        engine, played = passes.backend, passes.trace
-        engine.costs = costs  # type: ignore[attr-defined]  # what policies are shown at each batch
-        rows = []
+        costs = [
+            tabulate(timing, rows, max_context=longest, width=width)
+            for rows in range(1, max(batches) + 1)
+        ]
+        passes = passes_from_args(args, trace, costs, limit=args.limit)
+        played, rows = passes.trace, list[tuple[int, str, Speed, list[Speed]]]()
         with progress(len(batches) * args.repeats * len(policies), "serve-check") as step:
             for batch in batches:
-                found: dict[str, list[Speed]] = {label(policy): [] for policy in policies}
-                for repeat in range(args.repeats):
-                    for k in range(len(policies)):
-                        policy = policies[(k + repeat) % len(policies)]
-                        run = engine.decode(
-                            policy, passes.requests, max_new_tokens=trace.meta.max_new_tokens,
-                            batch=batch,
-                        )  # fmt: skip
-                        found[label(policy)].append(speed_of(run.log))
-                        step()
+                whole = dataclasses.replace(passes, batch=batch, chunk=len(passes.requests))
+                logs = [whole.timed(policies, r, args.repeats, step) for r in range(args.repeats)]
                 for policy in policies:
                     told = predicted(policy, played, args.timing, batch, 0)
-                    rows.append((batch, label(policy), told, found[label(policy)]))
+                    runs = [speed_of(log[label(policy)]) for log in logs]
+                    rows.append((batch, label(policy), told, runs))
     except InputError as error:
         print(f"serve_check: {error}", file=sys.stderr)
         return 2

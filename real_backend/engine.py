@@ -281,9 +281,16 @@ class _Loop:
 
 
 def passes_from_args(
-    args: argparse.Namespace, trace: Trace, costs: StepCosts, *, limit: int = 0, batch: int = 1
+    args: argparse.Namespace,
+    trace: Trace,
+    costs: StepCosts | Sequence[StepCosts],
+    *,
+    limit: int = 0,
+    batch: int = 1,
 ) -> Passes:
     """Load the pair that `args` name and make its engine ready for about `limit` of the requests.
+
+    costs: as for Engine.
 
     args: pair options, prompts, acceptance, seed. Raises InputError if the pair is not the trace's,
     unless acceptance is "trace".
