@@ -53,7 +53,7 @@ def speed_of(log: RoundLog) -> Speed:
 
 def predicted(policy: Policy, trace: Trace, costs: Path, batch: int, seed: int) -> Speed:
     """The simulator's."""
-    server = Server(slots=batch)
+    server = Server(slots=batch, longest=True)  # as wide as real_backend reads its caches
     asked = Workload(requests=trace.requests, process="closed", users=batch, order="recorded")
     tables = costs_for(read_costs(str(costs)), trace, server)
     served = serve(

@@ -10,7 +10,7 @@ the same steps as CUDA graphs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -203,22 +203,26 @@ class EagerSteps:
         self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """See Steps."""
+        order = by_row([feed.row for feed in feeds])
+        feeds, uniforms = [feeds[k] for k in order], [uniforms[k] for k in order]
         rows = [feed.row for feed in feeds]
         self._begin(rows, law, looks, uniforms)
         spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
         self._next = {row: start + width for row, start, width in spans}
         self._fed = self._tensor([token for f in feeds for token in f.ids])
-        return self._draft(rows, spans, self._fed)
+        return put_back(self._draft(rows, spans, self._fed), order)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """See Steps."""
+        order = by_row(rows)
+        rows = [rows[k] for k in order]
         before, tokens = self._steps[-1], self._tokens[-1]
         if len(rows) < len(before):
             tokens = tokens[self._tensor([before.index(row) for row in rows])]
         spans = [(row, self._next[row], 1) for row in rows]
         for row in rows:
             self._next[row] += 1
-        return self._draft(list(rows), spans, tokens)
+        return put_back(self._draft(rows, spans, tokens), order)
 
     def _draft(
         self, rows: list[int], spans: list[tuple[int, int, int]], tokens: Tensor
@@ -240,6 +244,8 @@ class EagerSteps:
 
     def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
         """See Steps."""
+        order = by_row([feed.row for feed in newest])
+        newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
         rows, drafted = [feed.row for feed in newest], self._drafted_by()
         counts = [len(drafted.get(row, [])) for row in rows]
         spans = [(f.row, f.start, n + 1) for f, n in zip(newest, counts, strict=True)]
@@ -252,7 +258,7 @@ class EagerSteps:
         else:
             found = self._verify_sampled(rows, drafted, spans, feed, law, uniforms)
         self._begin([], law, False, [])
-        return found
+        return put_back(found, order) or []
 
     def _verify_greedy(
         self,
@@ -332,6 +338,23 @@ class EagerSteps:
 
     def _tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def by_row(rows: Sequence[int]) -> list[int]:
+    """The places of these rows in rising order: a full batch in order is a view of its cache, in
+    any other order it would be copied.
+    """
+    return sorted(range(len(rows)), key=rows.__getitem__)
+
+
+def put_back(results: list[Any] | None, order: Sequence[int]) -> list[Any] | None:
+    """Results that were made in `order`, in the order of the asker."""
+    if results is None:
+        return None
+    found = [None] * len(order)
+    for result, place in zip(results, order, strict=True):
+        found[place] = result
+    return found
 
 
 def accepted_of(drafted: list[int], choices: list[int]) -> int:

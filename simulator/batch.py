@@ -49,6 +49,7 @@ class Rules(NamedTuple):
     blocks: int
     chunk_tokens: int
     padded: bool
+    longest: bool
     allotment: int
     budget_tokens: int
     pipelined: bool
@@ -288,10 +289,11 @@ def hold(world: World, number: int, tokens: int) -> None:
 def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
     """Ask the policy for the gamma of every row that decodes, and reserve gamma + 1 tokens.
 
-    Returns the number of rows, listed in places.decoding, and their mean context, tokens.
+    Returns the number of rows, listed in places.decoding, and the context, tokens, that their
+    steps are priced at: the mean, or the longest.
     """
     desk, rules, slots, places = world.desk[0], world.rules, world.slots, world.places
-    batch, n, tokens, k = decoding(world), 0, 0, 0
+    batch, n, tokens, longest, k = decoding(world), 0, 0, 0, 0
     desk.asked = batch  # some may lose their place below
     while k < int(desk.running):  # it may shrink on the way
         number = int(places[k].running)
@@ -309,10 +311,13 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
             break
         places[n].decoding = number
         tokens += prompt + place
+        longest = max(longest, prompt + place)
         n += 1
     if n > 0 and rules.allotment != EACH and rules.allotment < TETRIS:
         share_caps(rules.allotment, rules.budget_tokens, places, n, slots)
-    return n, (tokens // n if n > 0 else 0)
+    if rules.longest or n == 0:
+        return n, longest
+    return n, tokens // n
 
 
 def decoding(world: World) -> int:

@@ -61,7 +61,8 @@ class Server:
     replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was admitted
     last waits again and is read anew. chunk_tokens: prompt tokens read per iteration beside the
     decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is verified
-    as wide as the widest. allotment: see simulator.allotment; budget_tokens: of "budget" and
+    as wide as the widest. longest: a step is priced at the longest context of its rows (caches of
+    one width, as in real_backend), else at their mean (paged attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
     "tetris", tokens verified per iteration. max_gamma: None for the depth of the trace.
 
     apart: the draft has a device of its own, and every iteration with a draft crosses the network
@@ -81,6 +82,7 @@ class Server:
     blocks: int = 0
     chunk_tokens: int = 0
     padded: bool = False
+    longest: bool = False
     allotment: str = "each"
     budget_tokens: int = 0
     max_gamma: int | None = None
@@ -405,6 +407,7 @@ def _new_world(run: _Run) -> World:
         blocks=server.blocks,
         chunk_tokens=server.chunk_tokens,
         padded=bool(server.padded),
+        longest=bool(server.longest),
         allotment=ALLOTMENTS[server.allotment],
         budget_tokens=server.budget_tokens,
         pipelined=bool(server.pipelined),
