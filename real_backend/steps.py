@@ -151,8 +151,14 @@ def layout_of(feeds: Sequence[tuple[int, int, int]], batch: int, cache: Tensor) 
     place = np.arange(width) < widths[:, None]  # (A, T) where the packed tokens are
     positions = starts[:, None] + np.arange(width)
     seen = np.arange(span) <= positions[:, :, None]  # (A, T, S)
-    every = len(rows) == batch and bool((rows == np.arange(batch)).all())
-    device = cache.device
+    every = bool((np.diff(rows) > 0).all()) and 2 * len(rows) >= batch
+    device, grid = cache.device, place
+    if every and len(rows) < batch:  # a view of all rows costs less than a copy of most
+        grid = np.zeros((batch, width), dtype=bool)
+        grid[rows] = place
+        all_seen = np.zeros((batch, width, span), dtype=bool)
+        all_seen[rows] = seen
+        seen = all_seen
 
     def put(array: object) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -161,7 +167,7 @@ def layout_of(feeds: Sequence[tuple[int, int, int]], batch: int, cache: Tensor) 
         row=put(np.repeat(rows, widths)),
         position=put(positions[place]),
         rows=slice(None) if every else put(rows),
-        padded=None if bool(place.all()) else put(np.flatnonzero(place)),
+        padded=None if bool(grid.all()) else put(np.flatnonzero(grid)),
         mask=additive(put(seen[:, None]), cache.dtype),
         last=put(widths.cumsum() - 1),
     )
