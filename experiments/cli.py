@@ -95,6 +95,7 @@ def build_parser() -> Parser:
         add("sweep", "settings of controllers, tuned on one half, judged on the other", _sweep)
     )
     _add_serve(add("serve", "many requests at once: a server with a queue, simulated", _serve))
+    _add_fleet(add("fleet", "what an operator asks: table, break-even, bursts, ...", _fleet))
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
     report = add("report", "write the HTML page and figures of a finished study again", _report)
     report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
@@ -249,6 +250,21 @@ def _add_serve(served: Parser) -> None:
     served.add_argument("--force", action="store_true", help="overwrite")
 
 
+def _add_fleet(fleet: Parser) -> None:
+    fleet.add_argument("question", help="table, break-even, bursts, capacity or placement")
+    fleet.add_argument("--trace", type=Path, required=True, help="a recording of the pair")
+    fleet.add_argument("--timing", required=True, help="as for `gammalab serve`")
+    fleet.add_argument("--policies", help="beside plain decoding and fixed lengths")
+    fleet.add_argument("--server", default="", help="as for `gammalab serve`")
+    fleet.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05 (default: from the costs)")
+    fleet.add_argument("--requests", type=count, default=1000, help="per run (default 1000)")
+    fleet.add_argument("--seeds", type=count, default=2, help="runs per policy (default 2)")
+    fleet.add_argument("--seed", type=int, default=0, help="the first seed")
+    fleet.add_argument("--out", type=Path, help="folder for fleet.json, table and figures")
+    fleet.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    fleet.add_argument("--force", action="store_true", help="overwrite")
+
+
 def _add_export(export: Parser) -> None:
     export.add_argument("policy", help="e.g. gammatune or fixed:gamma=4")
     export.add_argument("--to", required=True, help="vllm, sglang, trtllm, llama.cpp or hf")
@@ -370,6 +386,12 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from experiments.serving import run
+
+    return run(args)
+
+
+def _fleet(args: argparse.Namespace) -> int:
+    from experiments.fleet import run
 
     return run(args)
 

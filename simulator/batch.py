@@ -450,7 +450,12 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
             slot = slots[world.places[k].decoding]
             tokens += int(slot.verified)
             widest = max(widest, int(slot.verified))
-    target_s = verify_seconds(verify_s, widest + 1.0 if rules.padded else tokens / n)
+    mean, wide = tokens / n, widest + 1.0
+    target_s = verify_seconds(verify_s, wide if rules.padded else mean)
+    if rules.longest and not rules.padded and mean < wide:  # attention alone is padded
+        bare = costs.verify_s[n - 1, 0]
+        target_s = verify_seconds(bare, mean)
+        target_s += verify_seconds(verify_s, wide) - verify_seconds(bare, wide)
     if drafted == 0:
         desk.quiet = 1
         return target_s

@@ -61,8 +61,10 @@ class Server:
     replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was admitted
     last waits again and is read anew. chunk_tokens: prompt tokens read per iteration beside the
     decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is verified
-    as wide as the widest. longest: a step is priced at the longest context of its rows (caches of
-    one width, as in real_backend), else at their mean (paged attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
+    as wide as the widest. longest: caches of one width, as real_backend reads them: steps are
+    priced at the longest context of their rows, and what a target step costs beyond that of the
+    shortest context is paid for every row as wide as the widest; else at the mean of both (paged
+    attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
     "tetris", tokens verified per iteration. max_gamma: None for the depth of the trace.
 
     apart: the draft has a device of its own, and every iteration with a draft crosses the network

@@ -1,0 +1,87 @@
+"""Figures of fleet questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.patches import Rectangle
+
+from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, finish, named_rows
+from policies.shelf import title
+
+
+def table_figure(
+    sizes: Sequence[int], gammas: Sequence[int], speeds: Sequence[Sequence[float]],
+    best: Sequence[int],
+) -> Picture:  # fmt: skip
+    """Tokens/s over plain decoding by users and fixed gamma; the chosen gamma is framed."""
+    values = np.asarray(speeds)
+    ratio = values / values[:, :1]
+    figure, axes = canvas(1.8 + 0.8 * len(gammas), 1.6 + 0.45 * len(sizes))
+    spread = max(float(np.abs(ratio - 1).max()), 0.05)
+    sns.heatmap(
+        ratio, ax=axes, annot=True, fmt=".2f", linewidths=1.2,
+        cmap=sns.diverging_palette(30, 240, s=90, l=55, as_cmap=True),
+        vmin=1 - spread, vmax=1 + spread,
+        xticklabels=[str(g) for g in gammas], yticklabels=[str(n) for n in sizes],
+        cbar_kws={"label": "tokens/s over plain decoding"},
+    )  # fmt: skip
+    for row, gamma in enumerate(best):
+        axes.add_patch(Rectangle((gamma, row), 1, 1, fill=False, edgecolor=INK, linewidth=2.4))
+    axes.set(xlabel="gamma, tokens drafted per round", ylabel="users (= slots)")
+    axes.tick_params(length=0, labelrotation=0)
+    finding = (
+        f"The best fixed gamma goes from {best[0]} with {sizes[0]} user{'s' * (sizes[0] > 1)} to "
+        f"{best[-1]} with {sizes[-1]}"
+    )
+    caption = (
+        "Closed loop: every user asks again as soon as a reply has ended. The frame marks the "
+        "smallest gamma within half a percent of the fastest. Orange: slower than not drafting."
+    )
+    return finish(figure, "table", finding, caption)
+
+
+def loads_figure(loads: Sequence[float], faster: Mapping[str, Sequence[float]]) -> Picture:
+    """How much faster replies are than under plain decoding, by load."""
+    figure, axes = canvas(9.5, 5.2)
+    styles = ("-", "--", ":", "-.")
+    names = [name for name in faster if name != "never"]
+    for k, name in enumerate(names):
+        color = (ORANGE if name.startswith("fixed") else BLUE, INK)[0]
+        axes.plot(loads, faster[name], styles[k % 4], color=color, marker="osDv^P*X"[k % 8],
+                  markersize=5, label=title(name))  # fmt: skip
+    axes.axhline(1.0, color=GREY, linewidth=1)
+    axes.set_xlabel("load: requests/s over what plain decoding finishes with all slots busy")
+    axes.set_ylabel("mean seconds of a reply, plain over policy")
+    axes.legend(frameon=False, fontsize=9, ncols=2)
+    sns.despine(ax=axes)
+    top = max(names, key=lambda name: faster[name][-1])
+    finding = (
+        f"At {loads[-1]:g} times plain decoding's capacity replies come {faster[top][-1]:.2f} "
+        f"times as fast under {title(top)}"
+    )
+    caption = (
+        "Poisson arrivals, the same for all. Orange: fixed lengths; blue: rules that adapt. Below "
+        "the line drafting costs more than it brings."
+    )
+    return finish(figure, "break-even", finding, caption)
+
+
+def bars_figure(name: str, values: Mapping[str, float], meaning: str) -> Picture:
+    """A bar per policy, longest first."""
+    order = sorted(values, key=lambda key: values[key])
+    figure, axes = canvas(9.0, 1.6 + 0.36 * len(order))
+    colors = [ORANGE if key.startswith(("fixed", "never")) else BLUE for key in order]
+    axes.barh(range(len(order)), [values[key] for key in order], color=colors, height=0.62)
+    for y, key in enumerate(order):
+        axes.text(values[key], y, f" {values[key]:.2f}", va="center", fontsize=10)
+    axes.set_xlim(0, 1.12 * max(values.values()) or 1)
+    axes.set_xlabel(meaning)
+    named_rows(axes, [title(key) for key in order])
+    best, worst = order[-1], order[0]
+    finding = f"{title(best)} is first with {values[best]:.2f}, {title(worst)} last with "
+    finding += f"{values[worst]:.2f}"
+    caption = "Orange: plain decoding and fixed lengths; blue: rules that adapt. Means over seeds."
+    return finish(figure, name, finding, caption)

@@ -1,0 +1,410 @@
+"""`gammalab fleet QUESTION`: what an operator asks of a server, answered by serving.
+
+table: the best static gamma per concurrency, as the tables that vLLM and TensorRT-LLM read.
+break-even: the load at which speculation stops paying. bursts: adaptive against static when load
+comes in bursts. capacity: the most requests per second at a goodput of 99 %. placement: the draft
+on the target's device, on one of its own, drafting ahead there, and replicas behind a router.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.commands import progress
+from experiments.figure_style import Picture
+from experiments.figures_fleet import bars_figure, loads_figure, table_figure
+from experiments.files import command_line, dumps, jsonable, refuse_existing, versions, write_result
+from experiments.report import write_pictures
+from experiments.rooflines import Priced, read_costs
+from experiments.serving import check_inputs, costs_for, run_policies, service_table, settings
+from experiments.tables import number, percent, table
+from policies.base import Policy, uses_signals
+from policies.fixed import Fixed, Never
+from policies.shelf import label, parse_policies, title
+from policies.tables import BatchTable
+from simulator.batch_costs import BatchCosts
+from simulator.server import Server, serve
+from simulator.service import Objective, service
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.store import read_trace, write_atomically
+from traces.workload import Workload, demand
+
+CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
+ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,smartspec,nightjar,goodput,tail-pruning"
+ADAPTIVE += ",payback"
+KEPT = 0.99
+MERGE = 0.005  # gammas within half a percent of the best count as equally good
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all questions are asked of."""
+
+    trace: Trace
+    priced: Priced
+    server: Server
+    objective: Objective
+    requests: int
+    seeds: range
+    policies: tuple[Policy, ...]
+
+    def costs(self, server: Server | None = None) -> BatchCosts:
+        """Tables for the server, or for another."""
+        return costs_for(self.priced, self.trace, server or self.server)
+
+    def run(
+        self, policies: Sequence[Policy], workload: Workload, server: Server, costs: BatchCosts
+    ) -> list[Any]:
+        """experiments.serving.run_policies here, the first tenth of the requests left out."""
+        return run_policies(
+            policies, self.trace, workload, costs, server, objective=self.objective,
+            seeds=self.seeds, warmup=0.1,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """text: for a terminal; result: JSON-ready; pictures: figures."""
+
+    text: str
+    result: dict[str, Any]
+    pictures: tuple[Picture, ...] = ()
+
+
+# -- table
+
+
+def best_table(ask: Setting, step: Callable[[], object]) -> Answer:
+    """Best fixed gamma at every concurrency: as many users as slots, no pause."""
+    sizes = [n for n in CONCURRENCIES if n <= ask.server.slots]
+    gammas = list(range(min(8, ask.trace.meta.depth) + 1))
+    costs = ask.costs()
+    speeds: list[list[float]] = []
+    for size in sizes:
+        server = dataclasses.replace(ask.server, slots=size)
+        workload = Workload(requests=max(ask.requests, 8 * size), process="closed", users=size)
+        fixed = [Fixed(gamma) for gamma in gammas]
+        rows = ask.run(fixed, workload, server, costs)
+        speeds.append([row.over_seeds(lambda r: r.tokens_per_s).mean for row in rows])
+        step()
+    best = [choose(line) for line in speeds]
+    ranges = merged(sizes, best)
+    vllm = {"num_speculative_tokens_per_batch_size": [list(row) for row in ranges]}
+    trtllm = {"draft_len_schedule": {high: gamma for _, high, gamma in ranges}}
+    cells = [
+        [str(size), *(number(v / line[0], 2) for v in line), str(gamma),
+         number(line[gamma] / line[0], 2)]
+        for size, line, gamma in zip(sizes, speeds, best, strict=True)
+    ]  # fmt: skip
+    header = ("users", *(f"g={gamma}" for gamma in gammas), "best", "gain")
+    text = "\n\n".join([
+        "tokens/s of every fixed gamma over plain decoding, by users (= slots); best: the smallest "
+        "gamma within half a percent of the fastest",
+        table(header, [("", cells)]),
+        "vLLM:         --speculative-config field " + json.dumps(vllm),
+        "TensorRT-LLM: speculative_config field " + json.dumps(trtllm),
+    ])  # fmt: skip
+    result = {"users": sizes, "gammas": gammas, "tokens_per_s": speeds, "best": best}
+    return Answer(text, result | {"vllm": vllm, "trtllm": trtllm}, (
+        table_figure(sizes, gammas, speeds, best),
+    ))  # fmt: skip
+
+
+def choose(line: Sequence[float]) -> int:
+    """The smallest gamma within half a percent of the fastest."""
+    return next(k for k, speed in enumerate(line) if speed >= (1 - MERGE) * max(line))
+
+
+def merged(sizes: Sequence[int], best: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(lowest batch, highest batch, gamma) rows; a size stands for all above the size before."""
+    rows: list[tuple[int, int, int]] = []
+    for k, (size, gamma) in enumerate(zip(sizes, best, strict=True)):
+        low = 1 if k == 0 else sizes[k - 1] + 1
+        if rows and rows[-1][2] == gamma:
+            rows[-1] = (rows[-1][0], size, gamma)
+        else:
+            rows.append((low, size, gamma))
+    return rows
+
+
+def table_policy(rows: Sequence[tuple[int, int, int]]) -> BatchTable:
+    """The rows as a policy, which has four; the last one's length is none."""
+    given = [row for row in rows if row[2] > 0][:4]
+    fields: dict[str, int] = {}
+    for k in range(4):
+        _, high, gamma = given[k] if k < len(given) else (0, 0, 0)
+        fields |= {f"bound{k + 1}": high, f"gamma{k + 1}": gamma}
+    return BatchTable(**fields)
+
+
+# -- break-even
+
+
+def capacity_per_s(ask: Setting, costs: BatchCosts) -> float:
+    """Requests per second that plain decoding finishes with all slots busy."""
+    users = ask.server.slots
+    workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
+    (row,) = ask.run([Never()], workload, ask.server, costs)
+    return float(row.over_seeds(lambda r: r.requests_per_s).mean)
+
+
+def break_even(ask: Setting, step: Callable[[], object]) -> Answer:
+    """Mean end-to-end seconds of fixed gammas and the policies over plain decoding, by load."""
+    costs = ask.costs()
+    full = capacity_per_s(ask, costs)
+    policies = [Never(), Fixed(1), Fixed(3), Fixed(5), *ask.policies]
+    found: dict[str, list[float]] = {label(policy): [] for policy in policies}
+    running: list[float] = []
+    for load in LOADS:
+        workload = Workload(requests=ask.requests, process="poisson", rate_per_s=load * full)
+        rows = ask.run(policies, workload, ask.server, costs)
+        seconds = [row.over_seeds(lambda r: r.end_to_end.mean).mean for row in rows]
+        for row, value in zip(rows, seconds, strict=True):
+            found[row.policy].append(seconds[0] / value)
+        running.append(rows[0].over_seeds(lambda r: r.mean_running).mean)
+        step()
+    cells = [
+        [title(name), *(number(v, 2) for v in line), crossing(LOADS, line)]
+        for name, line in found.items()
+    ]
+    header = ("policy", *(f"{load:g}" for load in LOADS), "pays up\nto load")
+    text = "\n\n".join([
+        "mean seconds of a reply under plain decoding over those under a policy (above 1: "
+        f"faster), by load;\nload 1: {full:.2f} requests/s, what plain decoding finishes with all "
+        f"{ask.server.slots} slots busy",
+        table(header, [("", cells), ("", [
+            ["(running, plain)", *(number(v, 1) for v in running), ""]])]),
+    ])  # fmt: skip
+    result = {"loads": LOADS, "capacity_per_s": full, "faster": found, "running": running}
+    return Answer(text, result, (loads_figure(LOADS, found),))
+
+
+def crossing(loads: Sequence[float], line: Sequence[float]) -> str:
+    """Where a falling line goes below 1, between two loads by straight line."""
+    for k, value in enumerate(line):
+        if value < 1.0:
+            if k == 0:
+                return f"< {loads[0]:g}"
+            part = (line[k - 1] - 1.0) / (line[k - 1] - value)
+            return f"{loads[k - 1] + part * (loads[k] - loads[k - 1]):.2f}"
+    return f"> {loads[-1]:g}"
+
+
+# -- bursts
+
+
+def bursts(ask: Setting, step: Callable[[], object]) -> Answer:
+    """Policies under on-off load: twice the capacity of plain decoding, then a fifth of it."""
+    costs = ask.costs()
+    full = capacity_per_s(ask, costs)
+    found = best_table(ask, lambda: None).result
+    rows = merged(found["users"], found["best"])
+    stay_s = 20 * ask.server.slots / full
+    workload = Workload(
+        requests=4 * ask.requests, process="bursts", on_rate_per_s=1.5 * full,
+        off_rate_per_s=0.2 * full, on_s=stay_s, off_s=2 * stay_s,
+    )  # fmt: skip
+    objective = dataclasses.replace(ask.objective)
+    if math.isinf(objective.tpot_s):
+        objective = Objective(objective.ttft_s, 1.25 * _full_tpot(ask, costs))
+    asked = dataclasses.replace(ask, objective=objective)
+    policies = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), table_policy(rows), *ask.policies]
+    served = asked.run(policies, workload, ask.server, costs)
+    step()
+    text = "\n\n".join([
+        f"bursts: {1.5 * full:.2f} requests/s for {stay_s:.0f} s, {0.2 * full:.2f} for "
+        f"{2 * stay_s:.0f} s (means); objective: TPOT up to {1e3 * objective.tpot_s:.2f} ms, a "
+        "quarter above that of plain decoding with all slots busy",
+        service_table(served),
+    ])  # fmt: skip
+    shares = {row.policy: row.over_seeds(lambda r: r.end_to_end.mean).mean for row in served}
+    gains = {name: shares["never"] / value for name, value in shares.items()}
+    finding = "mean seconds of a reply in bursts, plain decoding over the policy"
+    return Answer(text, {"rows": jsonable(served)}, (bars_figure("bursts", gains, finding),))
+
+
+def _full_tpot(ask: Setting, costs: BatchCosts) -> float:
+    users = ask.server.slots
+    workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
+    (row,) = ask.run([Never()], workload, ask.server, costs)
+    return float(row.over_seeds(lambda r: r.tpot.mean).mean)
+
+
+# -- capacity
+
+
+def slo_capacity(ask: Setting, step: Callable[[], object]) -> Answer:
+    """The highest Poisson rate at which 99 % of the requests keep the objective, by bisection."""
+    costs = ask.costs()
+    full = capacity_per_s(ask, costs)
+    objective = ask.objective
+    if objective == Objective():
+        slow = _full_tpot(ask, costs)
+        objective = Objective(ttft_s=20 * slow, tpot_s=0.75 * slow)
+    policies = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), *ask.policies]
+    found: dict[str, list[float]] = {}
+    for policy in policies:
+        found[label(policy)] = [
+            highest_rate(ask, policy, objective, costs, full, seed) for seed in ask.seeds
+        ]
+        step()
+    first = next(iter(found.values()))
+    cells = [
+        [title(name), *(number(rate, 2) for rate in rates), number(_mean(rates), 2),
+         number(_mean(rates) / _mean(first), 2) if _mean(first) else "-"]
+        for name, rates in found.items()
+    ]  # fmt: skip
+    header = ("policy", *(f"seed {seed}" for seed in ask.seeds), "requests/s", "over plain")
+    text = "\n\n".join([
+        f"most requests/s (Poisson) of which {percent(KEPT)} keep TTFT <= {objective.ttft_s:.3g} s "
+        f"and TPOT <= {1e3 * objective.tpot_s:.3g} ms; {ask.server.slots} slots; 2 % steps",
+        table(header, [("", cells)]),
+    ])  # fmt: skip
+    gains = {name: _mean(rates) for name, rates in found.items()}
+    finding = "requests/s at which 99 % keep the objective"
+    result = {"objective": jsonable(objective), "requests_per_s": found}
+    return Answer(text, result, (bars_figure("capacity", gains, finding),))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def highest_rate(
+    ask: Setting, policy: Policy, objective: Objective, costs: BatchCosts, full: float, seed: int
+) -> float:
+    """Bisection on the rate to 2 %, on the same unit gaps; 0 if even a hundredth of what plain
+    decoding can do is too much.
+    """
+
+    def kept(rate: float) -> bool:
+        workload = Workload(requests=ask.requests, process="poisson", rate_per_s=rate)
+        asked = demand(workload, ask.trace.category, seed)
+        served = serve(policy, ask.trace, asked, costs, ask.server, seed=seed)
+        return service(served, objective, warmup=0.1).goodput_share >= KEPT
+
+    low, high = 0.01 * full, 8.0 * full
+    if not kept(low):
+        return 0.0
+    while high / low > 1.02:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return low
+
+
+# -- placement
+
+
+def placement(ask: Setting, step: Callable[[], object]) -> Answer:
+    """Fixed and adaptive gammas with the draft here, there, and drafting ahead there; then the same
+    load on replicas behind each router.
+    """
+    costs = ask.costs()
+    users = ask.server.slots
+    workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
+    step_s = float(costs.draft_s[0, 0, 1])
+    places = {
+        "one device": ask.server,
+        "apart, no network": dataclasses.replace(ask.server, apart=True),
+        f"apart, {1e3 * step_s:.2g} ms each way": dataclasses.replace(
+            ask.server, apart=True, hop_s=step_s
+        ),
+        "apart, drafting ahead": dataclasses.replace(ask.server, apart=True, pipelined=True),
+        f"ahead, {1e3 * step_s:.2g} ms each way": dataclasses.replace(
+            ask.server, apart=True, pipelined=True, hop_s=step_s
+        ),
+    }
+    policies = [Never(), Fixed(1), Fixed(3), Fixed(5), Fixed(8), *ask.policies]
+    speeds: dict[str, dict[str, float]] = {}
+    for name, server in places.items():
+        rows = ask.run(policies, workload, server, costs)
+        speeds[name] = {r.policy: r.over_seeds(lambda s: s.tokens_per_s).mean for r in rows}
+        step()
+    plain = speeds["one device"]["never"]
+    cells = [
+        [title(label(p)), *(number(line[label(p)] / plain, 3) for line in speeds.values())]
+        for p in policies
+    ]
+    full = capacity_per_s(ask, costs)
+    poisson = Workload(requests=2 * ask.requests, process="poisson", rate_per_s=2 * 0.85 * full)
+    routed = {}
+    for router in ("round-robin", "least-outstanding", "shortest-queue"):
+        server = dataclasses.replace(ask.server, replicas=2, router=router)
+        rows = ask.run([Never(), Fixed(3)], poisson, server, costs)
+        routed[router] = [row.over_seeds(lambda r: r.ttft.p99).mean for row in rows]
+        step()
+    lines = [[name, *(number(v, 3) for v in values)] for name, values in routed.items()]
+    text = "\n\n".join([
+        f"tokens/s over plain decoding, {users} users without a pause. One device more is used "
+        "where the draft is apart; what it costs is not in the table",
+        table(("policy", *(name.replace(", ", ",\n", 1) for name in places)), [("", cells)]),
+        "two replicas at 0.85 of plain decoding's capacity: TTFT p99, seconds",
+        table(("router", "never", "fixed:gamma=3"), [("", lines)]),
+    ])  # fmt: skip
+    return Answer(text, {"tokens_per_s": speeds, "ttft_p99_s": routed})
+
+
+QUESTIONS: dict[str, Callable[[Setting, Callable[[], object]], Answer]] = {
+    "table": best_table,
+    "break-even": break_even,
+    "bursts": bursts,
+    "capacity": slo_capacity,
+    "placement": placement,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    if args.question not in QUESTIONS:
+        raise InputError(f"unknown question {args.question!r}; known: {', '.join(QUESTIONS)}")
+    out: Path | None = args.out
+    if out is not None:
+        refuse_existing(out / "fleet.json", args.force)
+    ask = setting(args)
+    with progress(1, args.question) as step:
+        answer = QUESTIONS[args.question](ask, lambda: None)
+        step()
+    about = {
+        "command": command_line(), "versions": versions(), "question": args.question,
+        "costs": ask.priced.about, "server": jsonable(ask.server), "trace": args.trace.name,
+    }  # fmt: skip
+    result = about | {"answer": jsonable(answer.result)}
+    text = f"{basis_of(ask, args)}\n\n{answer.text}"
+    if out is not None:
+        write_pictures(list(answer.pictures), out / "figures")
+        write_result("fleet", result, out / "fleet.json", overwrite=True)
+        write_atomically(
+            out / "fleet.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
+        )
+    print(dumps(result) if args.json else text)
+    return 0
+
+
+def setting(args: argparse.Namespace) -> Setting:
+    """The setting that the options describe."""
+    trace, priced = read_trace(args.trace), read_costs(args.timing)
+    server = settings(Server(slots=priced.slots or 64), args.server, "--server")
+    args.warmup, args.timeline = 0.1, False
+    check_inputs(trace, priced, server, args)
+    policies = parse_policies(args.policies or ADAPTIVE)
+    if not args.policies:
+        policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
+    seeds = range(args.seed, args.seed + args.seeds)
+    objective = settings(Objective(), args.slo, "--slo")
+    return Setting(trace, priced, server, objective, args.requests, seeds, tuple(policies))
+
+
+def basis_of(ask: Setting, args: argparse.Namespace) -> str:
+    """What the answer rests on."""
+    return (
+        f"acceptance of {ask.trace.meta.pair} ({args.trace.name}), costs {args.timing}, "
+        f"{ask.server.slots} slots, {args.requests} requests or more, {len(ask.seeds)} seeds"
+    )
