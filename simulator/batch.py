@@ -103,13 +103,14 @@ DESK = record(
     fed=np.int64, later=np.int64, sent=np.int64, finished=np.int64, first_free=np.int64,
     free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
     preemptions=np.int64, drafted=np.int64, verified=np.int64, accepted=np.int64,
-    emitted=np.int64, ahead=np.int64, asked=np.int64, quiet=np.int64,
+    emitted=np.int64, ahead=np.int64, asked=np.int64, asked_waiting=np.int64,
+    quiet=np.int64,
 )  # fmt: skip
 """One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. ahead: tokens
-drafted while the target verified; asked: batch size that policies were shown; quiet: 1 after an
-iteration without a draft. The others are totals."""
+drafted while the target verified; asked, asked_waiting: batch size and waiting line that policies
+were shown; quiet: 1 after an iteration without a draft. The others are totals."""
 
 BIN = record(
     busy_s=np.float64, running_s=np.float64, waiting_s=np.float64, block_s=np.float64,
@@ -263,7 +264,7 @@ def enter(world: World) -> int:
         request.admitted_s = float(desk.now_s)
     context = int(slot.prompt) + done
     if rules.blocks > 0:
-        hold(world, number, context + 1)
+        hold(world, number, blocks_of(context + 1, rules.block_tokens))
     if rules.chunk_tokens > 0:
         slot.unread = context
         return number
@@ -275,15 +276,13 @@ def enter(world: World) -> int:
     return number
 
 
-def hold(world: World, number: int, tokens: int) -> None:
-    """Let a slot hold the blocks for so many tokens; they are free."""
+def hold(world: World, number: int, blocks: int) -> None:
+    """Let a slot hold so many blocks in place of those it has; the others are free."""
     slot, desk = world.slots[number], world.desk[0]
-    need = blocks_of(tokens, world.rules.block_tokens)
-    if need > int(slot.held):
-        desk.free_blocks -= need - int(slot.held)
-        slot.held = need
-        used = world.rules.blocks - int(desk.free_blocks)
-        desk.peak_blocks = max(int(desk.peak_blocks), used)
+    desk.free_blocks -= blocks - int(slot.held)
+    slot.held = blocks
+    used = world.rules.blocks - int(desk.free_blocks)
+    desk.peak_blocks = max(int(desk.peak_blocks), used)
 
 
 def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
@@ -293,31 +292,48 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
     steps are priced at: the mean, or the longest.
     """
     desk, rules, slots, places = world.desk[0], world.rules, world.slots, world.places
-    batch, n, tokens, longest, k = decoding(world), 0, 0, 0, 0
-    desk.asked = batch  # some may lose their place below
-    while k < int(desk.running):  # it may shrink on the way
+    batch, n, tokens, longest = decoding(world), 0, 0, 0
+    desk.asked, desk.asked_waiting = batch, int(desk.waiting)  # both may change below
+    for k in range(int(desk.running)):
         number = int(places[k].running)
         slot = slots[number]
-        k += 1
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
         room = room_at(world.limits, prompt, place)
         slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
         rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
-        cap = clamp_gamma(gamma(self, state, number, view_of(world, slot, batch), rng), room)
-        slot.cap = cap
-        if rules.blocks > 0 and not reserve(world, number, prompt + place + cap + 1):
-            break
+        slot.cap = clamp_gamma(gamma(self, state, number, view_of(world, slot), rng), room)
         places[n].decoding = number
-        tokens += prompt + place
-        longest = max(longest, prompt + place)
         n += 1
     if n > 0 and rules.allotment != EACH and rules.allotment < TETRIS:
         share_caps(rules.allotment, rules.budget_tokens, places, n, slots)
+    if rules.blocks > 0:
+        n = reserve_all(world, n)
+    for k in range(n):
+        slot = slots[places[k].decoding]
+        context = int(slot.prompt) + int(slot.at) - int(slot.begin)
+        tokens += context
+        longest = max(longest, context)
     if rules.longest or n == 0:
         return n, longest
     return n, tokens // n
+
+
+def reserve_all(world: World, n: int) -> int:
+    """Hold gamma + 1 tokens for each of n rows, first admitted first; how many of them are left
+    when the last have been sent back. Who is sent back has no round, so its policy does not learn.
+    """
+    for k in range(n):
+        number = int(world.places[k].decoding)
+        slot = world.slots[number]
+        context = int(slot.prompt) + int(slot.at) - int(slot.begin)
+        need = blocks_of(context + int(slot.cap) + 1, world.rules.block_tokens)
+        if int(slot.held) == 0:  # sent back, and so are all behind it
+            return k
+        if need > int(slot.held) and not reserve(world, number, need):
+            return k
+    return n
 
 
 def decoding(world: World) -> int:
@@ -331,32 +347,31 @@ def decoding(world: World) -> int:
     return batch
 
 
-def view_of(world: World, slot: Record, batch: int) -> View:
+def view_of(world: World, slot: Record) -> View:
     """What the policy is shown of a slot before its round, and again when it learns from it."""
-    costs, bucket = world.costs, int(slot.bucket)
+    costs, bucket, batch = world.costs, int(slot.bucket), int(world.desk[0].asked)
     return View(
         int(slot.prompt) + int(slot.at) - int(slot.begin),
         batch,
-        int(world.desk[0].waiting),
+        int(world.desk[0].asked_waiting),
         int(slot.room),
         float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s,
         costs.verify_s[batch - 1, bucket],
     )
 
 
-def reserve(world: World, number: int, tokens: int) -> bool:
-    """Hold memory for so many tokens, if need be by sending those back who were admitted last;
-    False if that was this slot itself.
+def reserve(world: World, number: int, blocks: int) -> bool:
+    """Hold so many blocks, if need be by sending those back who were admitted last; False if that
+    was this slot itself.
     """
-    desk = world.desk[0]
-    need = blocks_of(tokens, world.rules.block_tokens) - int(world.slots[number].held)
-    while need > int(desk.free_blocks):
+    desk, more = world.desk[0], blocks - int(world.slots[number].held)
+    while more > int(desk.free_blocks):
         victim = int(world.places[int(desk.running) - 1].running)
         desk.running -= 1
         preempt(world, victim)
         if victim == number:
             return False
-    hold(world, number, tokens)
+    hold(world, number, blocks)
     return True
 
 
@@ -486,7 +501,7 @@ def draft_ahead(world: World, n: int, target_s: float, step_s: float) -> None:
 def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
     """Hand every row what it emitted, let the policy learn, free the slots of ended replies."""
     desk, rules, tape = world.desk[0], world.rules, world.tape
-    now, batch = float(desk.now_s), int(desk.asked)
+    now = float(desk.now_s)
     verified_all, accepted_all, emitted_all, drafted_all, ended = 0, 0, 0, 0, 0
     for k in range(n):
         number = int(world.places[k].decoding)
@@ -497,7 +512,7 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         whole = rules.pipelined and verified > 0 and accepted == verified
         emitted = min(accepted + (0 if whole else 1), end - at)
         outcome = Outcome(int(slot.cap), verified, accepted, emitted, elapsed)
-        learn(self, state, number, view_of(world, slot, batch), outcome)
+        learn(self, state, number, view_of(world, slot), outcome)
         if LOGS:
             write_row(world.log[desk.written], slot, number, n, outcome, now)
             desk.written += 1

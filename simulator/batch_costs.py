@@ -72,12 +72,13 @@ def verify_seconds(row: FloatArray, tokens: float) -> float:
     """Seconds of a step at so many tokens per row, between the entries of row [W], the last slope
     carried on beyond them.
     """
-    low = min(int(tokens), int(row.shape[0]) - 2)
+    last = int(row.shape[0]) - 1
+    low = min(int(tokens), last)
     part = tokens - low
-    base = float(row[low])
     if part == 0.0:
-        return base
-    return base + part * (float(row[low + 1]) - base)
+        return float(row[low])
+    step = min(low, last - 1)
+    return float(row[low]) + part * (float(row[step + 1]) - float(row[step]))
 
 
 def draft_seconds(costs: BatchCosts, bucket: int, places: Any, n: int, slots: Any) -> float:

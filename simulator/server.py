@@ -101,6 +101,8 @@ class Server:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
+            if isinstance(least, int) and not isinstance(value, int):
+                raise InputError(f"server: {name} is {value!r}; give a whole number")
             if not least <= value < math.inf:
                 raise InputError(f"server: {name} is {value}; give {least} or more")
         choices = (("order", ORDERS), ("allotment", ALLOTMENTS), ("router", ROUTERS))
@@ -109,6 +111,8 @@ class Server:
                 raise InputError(
                     f"server: {name} is {getattr(self, name)!r}; known: {', '.join(known)}"
                 )
+        if self.max_gamma is not None and not isinstance(self.max_gamma, int):
+            raise InputError(f"server: max_gamma is {self.max_gamma!r}; give a whole number")
         if self.allotment in ("budget", "tetris") and self.budget_tokens < self.slots:
             raise InputError(
                 f"server: budget_tokens is {self.budget_tokens}; {self.allotment} needs at least "
@@ -244,6 +248,7 @@ class _Run:
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
         self.requests = _new_requests(demand)
+        self.now_s = 0.0  # simpy's clock, without the rounding of its sums
         self.replica_of = np.zeros(len(demand.row), dtype=np.int32)
         confidences = ALLOTMENTS[server.allotment] in (TETRIS, ADAPTIVE)
         names = batch.bindings(type(policy), confidences=confidences, logs=log)
@@ -314,22 +319,23 @@ class _Replica:
         woken.succeed()
 
     def _live(self) -> Generator[simpy.Event, None, None]:
-        desk = self.desk
+        desk, run = self.desk, self.run
         while True:
-            now = max(float(desk.now_s), self.env.now)
+            now = max(float(desk.now_s), run.now_s)
             desk.now_s = now
             stepwise = self.router is not None and self.router.closed
             until_s = math.nextafter(now, math.inf) if stepwise else self.horizon_s
             finished = int(desk.finished)
-            why = self.run.advance(self.state, self.world, min(until_s, self.run.until_s))
+            why = run.advance(self.state, self.world, min(until_s, run.until_s))
             self._drain()
-            now = float(desk.now_s)
-            if now > self.env.now:
-                yield self.env.timeout(now - self.env.now)
+            if float(desk.now_s) > now:
+                yield self.env.timeout(max(0.0, float(desk.now_s) - self.env.now))
+                run.now_s = max(run.now_s, float(desk.now_s))
                 if stepwise and self.router is not None:
                     self.router.send(int(desk.finished) - finished)
+                    yield self.env.timeout(0.0)  # whatever else happens now comes first
             elif why != FULL:  # nothing to do before somebody else acts
-                if self.router is None or now >= self.run.until_s:
+                if self.router is None or now >= run.until_s:
                     return
                 yield self.woken
 
@@ -359,27 +365,36 @@ class _Router:
         for _ in range(count):
             if self.sent < len(self.run.requests):
                 pause_s = float(self.run.demand.think_s[self.sent])
-                self.run.requests[self.sent].arrival_s = self.env.now + pause_s
-                self.env.process(self._deliver_later(self.sent, pause_s))
+                come_s = self.run.now_s + pause_s
+                self.run.requests[self.sent].arrival_s = come_s
+                if pause_s == 0.0:
+                    self._deliver(self.sent)
+                else:
+                    self.env.process(self._deliver_later(self.sent, come_s))
                 self.sent += 1
 
-    def _deliver_later(self, query: int, pause_s: float) -> Generator[simpy.Event, None, None]:
-        yield self.env.timeout(pause_s)
+    def _deliver_later(self, query: int, come_s: float) -> Generator[simpy.Event, None, None]:
+        yield self.env.timeout(max(0.0, come_s - self.env.now))
+        self.run.now_s = max(self.run.now_s, come_s)
         self._deliver(query)
 
     def _feed(self) -> Generator[simpy.Event, None, None]:
         """The requests whose times are known beforehand."""
         known = self.run.demand.users if self.closed else len(self.run.requests)
+        come_s = -1.0
         for query in range(min(known, len(self.run.requests))):
-            come_s = float(self.run.requests[query].arrival_s)
-            for replica in self.replicas:
-                replica.horizon_s = come_s
-                if come_s > self.env.now:
-                    replica.wake()
-            yield self.env.timeout(max(0.0, come_s - self.env.now))
+            if float(self.run.requests[query].arrival_s) > come_s:
+                come_s = float(self.run.requests[query].arrival_s)
+                self._plan(come_s)
+                yield self.env.timeout(max(0.0, come_s - self.env.now))
+                self.run.now_s = max(self.run.now_s, come_s)
             self._deliver(query)
+        self._plan(math.inf)
+
+    def _plan(self, horizon_s: float) -> None:
+        """Tell all replicas when the next known request comes."""
         for replica in self.replicas:
-            replica.horizon_s = math.inf
+            replica.horizon_s = horizon_s
             replica.wake()
 
     def _deliver(self, query: int) -> None:

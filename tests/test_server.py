@@ -52,7 +52,7 @@ class BySlot(Policy):
     name = "by-slot"
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
-        return (self.script // 10**slot) % 10
+        return int(self.script // 10**slot) % 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ByRound(Policy):
 
     def gamma(self, state: Digits, slot: int, view: View, rng: Rng) -> int:
         state.rounds[slot] += 1
-        return (self.script // 10 ** (int(state.rounds[slot]) - 1)) % 10
+        return int(self.script // 10 ** (int(state.rounds[slot]) - 1)) % 10
 
 
 def make_trace(accept_len: Sequence[Sequence[int]], prompts: list[int], **meta: Any) -> Trace:
@@ -321,6 +321,7 @@ def iterations(served: Served) -> list[tuple[int, npt.NDArray[np.intp]]]:
     return [(int(replica[rows[0]]), rows) for rows in np.split(order, cuts)]
 
 
+TICK_S = 0.0  # see test_replicas_keep_exact_time
 EXAMPLES = settings(max_examples=150, deadline=None)
 
 
@@ -353,11 +354,12 @@ def test_time_goes_forward(data: Any) -> None:
     _, wanted, served = serve_anything(data)
     known = np.isfinite(wanted.arrival_s)
     assert served.arrival_s[known].tolist() == wanted.arrival_s[known].tolist()
-    assert (served.arrival_s <= served.admitted_s).all()
+    assert (served.arrival_s <= served.admitted_s + TICK_S).all()
     assert (served.admitted_s < served.first_s).all()
     assert (served.first_s <= served.finish_s).all()
-    assert served.end_s == served.finish_s.max()
-    log, ends = rounds_of(served), {}
+    assert served.end_s == pytest.approx(served.finish_s.max(), abs=TICK_S)
+    log = rounds_of(served)
+    ends: dict[int, float] = {}
     for replica, rows in iterations(served):
         start_s, elapsed_s = log.start_s[rows[0]], log.elapsed_s[rows[0]]
         assert (log.elapsed_s[rows] == elapsed_s).all() and elapsed_s > 0.0
@@ -649,7 +651,7 @@ def test_the_seed_decides() -> None:
     assert same(first, again) and not same(first, other)
     assert other.arrival_s.tobytes() == first.arrival_s.tobytes()
     shaken = [serve_some(Fixed(2), seed=seed, apart=True, jitter_s=1e-3) for seed in (1, 1, 2)]
-    assert same(*shaken[:2]) and not same(shaken[0], shaken[2])
+    assert same(shaken[0], shaken[1]) and not same(shaken[0], shaken[2])
 
 
 @pytest.mark.parametrize(
@@ -720,7 +722,7 @@ def test_a_router_that_looks_beats_one_that_does_not(router: str) -> None:
     costs = tabulate_batches(Affine(target_fixed=0.01), 1, max_context=0, width=3)
     mean_s = 0.01 * (0.95 * 2 + 0.05 * 200)
     mix = Workload(
-        1500, "poisson", rate_per_s=4 * 0.7 / mean_s, weights=(("short", 19.0), ("long", 1.0))
+        800, "poisson", rate_per_s=4 * 0.7 / mean_s, weights=(("short", 19.0), ("long", 1.0))
     )
     gains = []
     for seed in range(6):
@@ -749,6 +751,22 @@ def test_routers_by_hand() -> None:
         )  # fmt: skip
         assert served.replica.tolist() == [0, 1, chosen]
         assert served.finish_s.tolist() == [500, 100, finish_s]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize(("seed", "rate_per_s"), [(9, 5.0), (17, 200.0)])
+def test_replicas_keep_exact_time(seed: int, rate_per_s: float, replicas: int) -> None:
+    """With several replicas a bug when this was written: simpy adds env.now + (come_s - env.now),
+    which need not be come_s, and the replica's clock follows env.now: one unit in the last place
+    early, a request is admitted before it came; late, the run ends after its last reply.
+    """
+    trace = make_trace([[0] * 7] * 14, [5] * 14)
+    workload = Workload(14, "poisson", rate_per_s=rate_per_s, order="recorded")
+    model = Affine(draft_fixed=0.0013, target_fixed=0.0107)
+    wanted = demand(workload, trace.category, seed)
+    served = by_hand(Fixed(1), trace, wanted, model, slots=1, replicas=replicas)
+    assert (served.admitted_s >= served.arrival_s).all()
+    assert served.end_s == served.finish_s.max()
 
 
 def test_users_of_a_routed_closed_loop_begin_together() -> None:
@@ -818,7 +836,7 @@ def test_a_server_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 def test_counts_are_whole_numbers(field: str) -> None:
     """A bug when this was written: 1.5 slots are a TypeError of NumPy, 2.5 blocks just run."""
     with pytest.raises(InputError, match=field):
-        Server(**{field: 1.5})
+        Server(**{field: 1.5})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
