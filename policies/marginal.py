@@ -27,7 +27,8 @@ class MarginalState(NamedTuple):
     drafted one the logit of its top-1 probability, its entropy, and what the two models said.
     context [slots]; quiet [slots], rounds skipped in a row.
     Shared: weight [2, 3] of the two logistic models, squares [2, 3] of their gradients summed;
-    clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count.
+    clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count;
+    depth [M + 1], share of the rounds in a batch that drafted at least k tokens.
     """
 
     survival: FloatArray
@@ -40,6 +41,7 @@ class MarginalState(NamedTuple):
     clock: FloatArray
     paid: FloatArray
     visits: FloatArray
+    depth: FloatArray
 
 
 def logit(probability: float) -> float:
@@ -80,7 +82,8 @@ class Marginal(Policy):
         w (S n + S n^2 + ... + S n^j)  >  price of k + j drafted tokens - price of k,
 
     looking `look` tokens ahead because measured prices rise in steps. Both models learn online,
-    from judged tokens only: those accepted and the first rejected.
+    from judged tokens only: those accepted and the first rejected. In a batch a step of the draft
+    is dearer the fewer rows take it, see open_round.
     """
 
     gamma_max: int = 16
@@ -124,6 +127,7 @@ class Marginal(Policy):
             clock=np.zeros(2),
             paid=np.zeros(LAST * SKIPPED),
             visits=np.zeros(LAST * SKIPPED),
+            depth=np.ones(self.gamma_max + 1),
         )
 
     def admit(self, state: MarginalState, slot: int) -> None:
@@ -159,17 +163,36 @@ class Marginal(Policy):
 
     def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
         close_round(state, slot, outcome, self.memory, self.rate)
+        close_batch(state, view, outcome.drafted, self.memory)
 
 
 def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> None:
-    """Note what a round that drafts 1, 2, ... tokens costs now; 0 behind the last with room."""
-    last = min(view.room, gamma_max)
-    for k in range(1, last + 1):
-        state.price[slot, k] = k * view.draft_step_s + float(view.verify_s[k + 1])
+    """Note what a round that drafts 1, 2, ... tokens costs now; 0 behind the last with room.
+
+    A batch drafts in lock step: every row waits for step k, so a row that takes it should pay for
+    all, with those who take it, too: batch / (1 + (batch - 1) depth[k]) steps.
+    """
+    last, others = min(view.room, gamma_max), view.batch_size - 1
+    if others == 0:
+        for k in range(1, last + 1):
+            state.price[slot, k] = k * view.draft_step_s + float(view.verify_s[k + 1])
+    else:
+        steps = 0.0
+        for k in range(1, last + 1):
+            steps += view.batch_size / (1.0 + others * float(state.depth[k]))
+            state.price[slot, k] = steps * view.draft_step_s + float(view.verify_s[k + 1])
     state.price[slot, last + 1] = 0.0
     if float(state.clock[0]) == 0.0:  # before the first round: what plain decoding costs
         state.clock[0] = 1.0
         state.clock[1] = float(view.verify_s[1])
+
+
+def close_batch(state: MarginalState, view: View, drafted: int, memory: float) -> None:
+    """How deep the rows of a batch draft."""
+    if view.batch_size > 1:
+        for k in range(1, state.depth.shape[0]):
+            deep = 1.0 if drafted >= k else 0.0
+            state.depth[k] = memory * float(state.depth[k]) + (1.0 - memory) * deep
 
 
 def close_round(
@@ -236,6 +259,7 @@ class Payback(Marginal):
 
     def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
         close_round(state, slot, outcome, self.memory, self.rate)
+        close_batch(state, view, outcome.drafted, self.memory)
         at = int(state.context[slot])
         state.context[slot] = context_after(at, outcome)
         if outcome.drafted == 0:
@@ -244,7 +268,10 @@ class Payback(Marginal):
         state.quiet[slot] = 0
         plain = float(view.verify_s[1])
         worth = (seconds_per_token(state) + plain) / 2.0
-        gain = (outcome.accepted * worth - (outcome.elapsed_s - plain)) / plain
+        spent = outcome.elapsed_s
+        if view.batch_size > 1:  # most of it passed because of others
+            spent = float(state.price[slot, outcome.drafted])
+        gain = (outcome.accepted * worth - (spent - plain)) / plain
         visits = self.memory * float(state.visits[at]) + 1.0
         state.visits[at] = visits
         state.paid[at] += (gain - float(state.paid[at])) / (visits + 2.0)  # two rounds of gain 0

@@ -95,6 +95,32 @@ def test_a_reply_that_ends_inside_a_draft_rejects_nothing() -> None:
     assert float(state.squares[0, 0]) == pytest.approx(1 + 0.37754**2, 1e-5)  # one token judged
 
 
+def test_in_a_batch_a_step_is_paid_by_those_who_take_it() -> None:
+    policy = Marginal()
+    state = policy.new_state(4)
+    batch = view()._replace(batch_size=4)
+    state.depth[2] = 0.5  # every other row drafts a second token
+    policy.gamma(state, 1, batch, RNG)
+    # First step: all four take it, 4 / (1 + 3) = 1. Second: 4 / (1 + 1.5) = 1.6 more.
+    assert state.price[1, 1:3].tolist() == pytest.approx([1 + 6, 2.6 + 6])
+    policy.learn(state, 1, batch, Outcome(16, 1, 0, 1, 9.0))
+    assert state.depth[:3].tolist() == pytest.approx([1.0, 1.0, 0.4995])  # memory 0.999
+    policy.learn(state, 1, view(), Outcome(16, 1, 0, 1, 9.0))  # alone: nobody waits
+    assert float(state.depth[2]) == pytest.approx(0.4995)
+
+
+def test_the_gate_of_a_batch_counts_its_own_draft() -> None:
+    for size, spent in ((1, 9.0), (4, 1 + 6.0)):  # alone: what passed; else what its draft cost
+        policy = Payback(memory=1.0)
+        state = policy.new_state(4)
+        seen = view()._replace(batch_size=size)
+        policy.gamma(state, 0, seen, RNG)
+        policy.proceed(state, 0, Draft(1, 0.5, 0.0))
+        policy.learn(state, 0, seen, Outcome(16, 1, 0, 1, 9.0))
+        # No token was gained; the mean begins as two rounds of gain 0.
+        assert float(state.paid[0]) == pytest.approx(-(spent - 6.0) / 6.0 / 3.0)
+
+
 def test_logit_is_bounded() -> None:
     assert [logit(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([-9.2102, 0.0, 9.2102], abs=1e-4)
 
