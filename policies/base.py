@@ -99,10 +99,12 @@ class Policy:
 
     rule: the controller in one sentence. source: paper or repository. tags: field -> where its
     default comes from: "primary" (read in the authors' code or paper), "secondary" (a port or a
-    citation), "ours" (chosen by this project).
+    citation), "ours" (chosen by this project). batch_wide: in a batch one row is asked for gamma
+    and the answer holds for all, as its source does; every row still learns.
     """
 
     name: ClassVar[str] = ""
+    batch_wide: ClassVar[bool] = False
     rule: ClassVar[str] = ""
     source: ClassVar[str] = ""
     tags: ClassVar[dict[str, str]] = {}

@@ -125,6 +125,7 @@ class BegMab(Policy):
     refresh: float = 0.1
     batch_max: int = 32
 
+    batch_wide = True
     name = "beg-mab"
     rule = "per batch-size bucket, epsilon-greedy on the median of (median length * batch / second)"
     source = "TLT, arXiv 2511.16665; github.com/mit-han-lab/fastrl (eagle_mab.py)"

@@ -241,6 +241,7 @@ class Nightjar(Policy):
     batch_max: int = 64
     switch_steps: float = 1.0
 
+    batch_wide = True
     name = "nightjar"
     rule = "per batch size, bin-greedy on seconds per token plus a cost of switching drafting on"
     source = "Nightjar, arXiv 2512.22420"

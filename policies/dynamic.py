@@ -59,6 +59,7 @@ class VLLMDynamic(Policy):
     prior_rate: float = 0.8
     probe_every: int = 16
 
+    batch_wide = True
     name = "vllm-dynamic"
     rule = (
         "gamma = argmax of (1 + sum of per-position acceptance) / seconds, from all counts so far"
@@ -91,7 +92,7 @@ class VLLMDynamic(Policy):
             seconds = round_s(view, k + 1)
             if tokens * best_s > best_tokens * seconds:
                 best, best_s, best_tokens = k + 1, seconds, tokens
-        if best == 0 and int(state.clock[QUIET]) >= self.probe_every:
+        if best == 0 and int(state.clock[QUIET]) >= self.probe_every * view.batch_size:
             return 1
         return best
 
@@ -175,6 +176,7 @@ class SGLangThroughput(Policy):
     update_every: int = 5
     hysteresis: float = 0.1
 
+    batch_wide = True
     name = "sglang-throughput"
     rule = "every few rounds, steps = argmax over 1, 3, 5, 7 of windowed expected tokens per second"
     source = "sgl-project/sglang, pull request 28045 (throughput_aware)"
@@ -257,6 +259,7 @@ class SmartSpec(Policy):
     alpha0: float = 0.7
     probe_every: int = 16
 
+    batch_wide = True
     name = "smartspec"
     rule = "gamma = argmax of (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds, alpha averaged"
     source = "SmartSpec, arXiv 2406.14066; a moving average alpha: unconfirmed"
@@ -280,7 +283,7 @@ class SmartSpec(Policy):
             seconds = round_s(view, k)
             if tokens * best_s > best_tokens * seconds:
                 best, best_s, best_tokens = k, seconds, tokens
-        if best == 0 and int(state.quiet[0]) >= self.probe_every:
+        if best == 0 and int(state.quiet[0]) >= self.probe_every * view.batch_size:
             return 1
         return best
 
@@ -329,6 +332,7 @@ class AdaptiveK(Policy):
     hysteresis_tokens: int = 1
     probe_every: int = 16
 
+    batch_wide = True
     name = "adaptive-k"
     rule = "gamma = argmax of expected tokens / (1 + gamma c + overhead), with cooldown, hysteresis"
     source = "vllm-project/vllm, pull request 47111 (adaptive K) and its documentation page"
@@ -363,7 +367,7 @@ class AdaptiveK(Policy):
                 held = best
                 state.mode[HELD] = held
                 state.mode[COOLDOWN] = self.cooldown_rounds
-        if held == 0 and int(state.mode[PLAIN]) >= self.probe_every:
+        if held == 0 and int(state.mode[PLAIN]) >= self.probe_every * view.batch_size:
             return 1
         return held
 

@@ -30,6 +30,7 @@ class BatchTable(Policy):
     bound4: int = 0
     gamma4: int = 0
 
+    batch_wide = True
     name = "batch-table"
     rule = "the length of the first row whose bound the batch does not exceed; 0 above the last"
     source = "NVIDIA/TensorRT-LLM, pull request 10860 (draft_len_schedule); vLLM; mlc-llm"
@@ -82,6 +83,7 @@ class DisableGate(Policy):
     window: int = 64
     threshold: float = 0.3
 
+    batch_wide = True
     name = "disable-gate"
     rule = "gamma until the mean acceptance rate of `window` rounds is below the threshold, then 0"
     source = "NVIDIA/TensorRT-LLM, _torch/speculative/speculation_gate.py"

@@ -89,6 +89,7 @@ class SGLangTiers(Policy):
     warmup: int = 10
     interval: int = 5
 
+    batch_wide = True
     name = "sglang-tiers"
     rule = "the captured length nearest above the mean accepted length, with hysteresis, by batch"
     source = "sgl-project/sglang, speculative/adaptive_spec_params.py"

@@ -230,8 +230,10 @@ class _Loop:
         start_s = time.perf_counter() - self.began
         began = time.perf_counter()
         prices = self.prices[min(len(running), len(self.prices)) - 1]
+        wish: int | None = None
         for slot in running:
-            slot.plan(policy, state, prices, len(running))
+            told = slot.plan(policy, state, prices, len(running), wish)
+            wish = told if policy.batch_wide else None
         self._draft([slot for slot in running if slot.gamma > 0])
         newest = [slot.newest() for slot in running]
         uniforms = [slot.uniforms(slot.drafted + 1, self.greedy) for slot in running]

@@ -113,8 +113,10 @@ class Slot:
         """The prompt but its last token, for both caches."""
         return Feed(self.row, self.ids[:-1], 0)
 
-    def plan(self, policy: Policy, state: State, prices: Prices, batch_size: int) -> None:
-        """Ask the policy for this round's cap."""
+    def plan(
+        self, policy: Policy, state: State, prices: Prices, batch_size: int, wish: int | None
+    ) -> int:
+        """Ask the policy for this round's cap, unless the batch has a wish already; returns it."""
         context, limits = len(self.ids), self.limits
         room = limits.max_new_tokens - self.emitted - 1
         if limits.max_context:
@@ -123,9 +125,12 @@ class Slot:
         self.bucket = bucket_of(prices, context)
         step_s = float(prices.draft_s[self.bucket, 1]) + prices.signal_s
         self.view = View(context, batch_size, 0, room, step_s, prices.verify_s[self.bucket])
-        rng = Rng(round_key(self.seed, self.index, self.rounds))
-        self.gamma = clamp_gamma(policy.gamma(state, self.row, self.view, rng), room)
+        if wish is None:
+            rng = Rng(round_key(self.seed, self.index, self.rounds))
+            wish = policy.gamma(state, self.row, self.view, rng)
+        self.gamma = clamp_gamma(wish, room)
         self.drafted = 0
+        return wish
 
     def lacking(self) -> Feed:
         """What the draft reads first: all that its cache lacks."""

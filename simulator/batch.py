@@ -157,13 +157,19 @@ learn: Hook = Policy.learn
 STOPS = False  # the policy overrides proceed
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
+WIDE = False  # the policy chooses one gamma for the whole batch
 
 
 def bindings(cls: type[Policy], *, confidences: bool, logs: bool) -> dict[str, Any]:
     """The globals of this module for a policy class."""
     stops = cls.proceed is not Policy.proceed
     hooks = {name: getattr(cls, name) for name in HOOKS}
-    return hooks | {"STOPS": stops, "SIGNALS": stops or confidences, "LOGS": logs}
+    return hooks | {
+        "STOPS": stops,
+        "SIGNALS": stops or confidences,
+        "LOGS": logs,
+        "WIDE": cls.batch_wide,
+    }
 
 
 def advance(self: Any, state: State, world: World, seed: int, until_s: float) -> int:
@@ -292,7 +298,7 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
     steps are priced at: the mean, or the longest.
     """
     desk, rules, slots, places = world.desk[0], world.rules, world.slots, world.places
-    batch, n, tokens, longest = decoding(world), 0, 0, 0
+    batch, n, tokens, longest, wish = decoding(world), 0, 0, 0, 0
     desk.asked, desk.asked_waiting = batch, int(desk.waiting)  # both may change below
     for k in range(int(desk.running)):
         number = int(places[k].running)
@@ -302,8 +308,10 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
         room = room_at(world.limits, prompt, place)
         slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
-        rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
-        slot.cap = clamp_gamma(gamma(self, state, number, view_of(world, slot), rng), room)
+        if n == 0 or not WIDE:
+            rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
+            wish = gamma(self, state, number, view_of(world, slot), rng)
+        slot.cap = clamp_gamma(wish, room)
         places[n].decoding = number
         n += 1
     if n > 0 and rules.allotment != EACH and rules.allotment < TETRIS:
