@@ -258,7 +258,7 @@ def _add_fleet(fleet: Parser) -> None:
     fleet.add_argument("--server", default="", help="as for `gammalab serve`")
     fleet.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05 (default: from the costs)")
     fleet.add_argument("--requests", type=count, default=1000, help="per run (default 1000)")
-    fleet.add_argument("--seeds", type=count, default=2, help="runs per policy (default 2)")
+    fleet.add_argument("--seeds", type=count, default=4, help="runs per policy (default 4)")
     fleet.add_argument("--seed", type=int, default=0, help="the first seed")
     fleet.add_argument("--out", type=Path, help="folder for fleet.json, table and figures")
     fleet.add_argument("--json", action="store_true", help="results as JSON on stdout")
