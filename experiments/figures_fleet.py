@@ -68,9 +68,9 @@ def loads_figure(loads: Sequence[float], faster: Mapping[str, Sequence[float]]) 
         f"times as fast under {title(top)}"
     )
     caption = (
-        f"Poisson arrivals, the same for all. Orange: fixed lengths; blue: the {SHOWN} best adaptive "
-        "rules. Below the line drafting costs more than it brings. Around load 1 a queue forms under "
-        "plain decoding, which a faster policy has not yet."
+        "Poisson arrivals, the same for all. Orange: fixed lengths; blue: the best adaptive "
+        f"rules, at most {SHOWN}. Below the line drafting costs more than it brings. Around load 1 "
+        "a queue forms under plain decoding, which a faster policy has not yet."
     )
     return finish(figure, "break-even", finding, caption)
 
