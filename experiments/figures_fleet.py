@@ -11,7 +11,6 @@ from matplotlib.patches import Rectangle
 from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, finish, named_rows
 from policies.shelf import title
 
-
 SHOWN = 4
 
 
