@@ -44,6 +44,8 @@ def dumps(value: Any) -> str:
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise InputError if `path` is there and may not be overwritten; ask before the long work."""
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{path.parent} is a file; name a folder")
     if path.exists() and not force:
         raise InputError(f"{path} exists; choose another name or pass --force")
 

@@ -84,7 +84,7 @@ class Answer:
 
 def best_table(ask: Setting, step: Callable[[], object]) -> Answer:
     """Best fixed gamma at every concurrency: as many users as slots, no pause."""
-    sizes = [n for n in CONCURRENCIES if n <= ask.server.slots]
+    sizes = [*(n for n in CONCURRENCIES if n < ask.server.slots), ask.server.slots]
     gammas = list(range(min(8, ask.trace.meta.depth) + 1))
     costs = ask.costs()
     speeds: list[list[float]] = []
@@ -136,13 +136,20 @@ def merged(sizes: Sequence[int], best: Sequence[int]) -> list[tuple[int, int, in
 
 
 def table_policy(rows: Sequence[tuple[int, int, int]]) -> BatchTable:
-    """The rows as a policy, which has four; the last one's length is none."""
-    given = [row for row in rows if row[2] > 0][:4]
+    """The rows as a policy, whose table has four: what comes behind is drafted nothing."""
     fields: dict[str, int] = {}
+    given = list(rows)
+    while given and given[-1][2] == 0:
+        given.pop()
     for k in range(4):
         _, high, gamma = given[k] if k < len(given) else (0, 0, 0)
         fields |= {f"bound{k + 1}": high, f"gamma{k + 1}": gamma}
     return BatchTable(**fields)
+
+
+def distinct(policies: Sequence[Policy]) -> list[Policy]:
+    """Each once: a question's own policies may be among those asked for."""
+    return list({label(policy): policy for policy in policies}.values())
 
 
 # -- break-even
@@ -160,7 +167,7 @@ def break_even(ask: Setting, step: Callable[[], object]) -> Answer:
     """Mean end-to-end seconds of fixed gammas and the policies over plain decoding, by load."""
     costs = ask.costs()
     full = capacity_per_s(ask, costs)
-    policies = [Never(), Fixed(1), Fixed(3), Fixed(5), *ask.policies]
+    policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), *ask.policies])
     found: dict[str, list[float]] = {label(policy): [] for policy in policies}
     running: list[float] = []
     for load in LOADS:
@@ -188,7 +195,9 @@ def break_even(ask: Setting, step: Callable[[], object]) -> Answer:
 
 
 def crossing(loads: Sequence[float], line: Sequence[float]) -> str:
-    """Where a falling line goes below 1, between two loads by straight line."""
+    """Where a falling line goes below 1, between two loads by straight line; "-" if it is 1."""
+    if all(value == 1.0 or math.isnan(value) for value in line):
+        return "-"
     for k, value in enumerate(line):
         if value < 1.0:
             if k == 0:
@@ -202,7 +211,7 @@ def crossing(loads: Sequence[float], line: Sequence[float]) -> str:
 
 
 def bursts(ask: Setting, step: Callable[[], object]) -> Answer:
-    """Policies under on-off load: twice the capacity of plain decoding, then a fifth of it."""
+    """Policies under on-off load: 1.5 times the capacity of plain decoding, then a fifth of it."""
     costs = ask.costs()
     full = capacity_per_s(ask, costs)
     found = best_table(ask, lambda: None).result
@@ -212,17 +221,18 @@ def bursts(ask: Setting, step: Callable[[], object]) -> Answer:
         requests=4 * ask.requests, process="bursts", on_rate_per_s=1.5 * full,
         off_rate_per_s=0.2 * full, on_s=stay_s, off_s=2 * stay_s,
     )  # fmt: skip
-    objective = dataclasses.replace(ask.objective)
-    if math.isinf(objective.tpot_s):
-        objective = Objective(objective.ttft_s, 1.25 * _full_tpot(ask, costs))
+    objective = ask.objective
+    if objective == Objective():  # a quarter above plain decoding with all slots busy
+        objective = Objective(tpot_s=1.25 * _full_tpot(ask, costs))
     asked = dataclasses.replace(ask, objective=objective)
-    policies = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), table_policy(rows), *ask.policies]
+    static = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), table_policy(rows)]
+    policies = distinct([*static, *ask.policies])
     served = asked.run(policies, workload, ask.server, costs)
     step()
     text = "\n\n".join([
         f"bursts: {1.5 * full:.2f} requests/s for {stay_s:.0f} s, {0.2 * full:.2f} for "
-        f"{2 * stay_s:.0f} s (means); objective: TPOT up to {1e3 * objective.tpot_s:.2f} ms, a "
-        "quarter above that of plain decoding with all slots busy",
+        f"{2 * stay_s:.0f} s (means); objective: TTFT up to {objective.ttft_s:.3g} s, TPOT up to "
+        f"{1e3 * objective.tpot_s:.4g} ms",
         service_table(served),
     ])  # fmt: skip
     shares = {row.policy: row.over_seeds(lambda r: r.end_to_end.mean).mean for row in served}
@@ -249,7 +259,7 @@ def slo_capacity(ask: Setting, step: Callable[[], object]) -> Answer:
     if objective == Objective():
         slow = _full_tpot(ask, costs)
         objective = Objective(ttft_s=20 * slow, tpot_s=0.75 * slow)
-    policies = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), *ask.policies]
+    policies = distinct([Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), *ask.policies])
     found: dict[str, list[float]] = {}
     for policy in policies:
         found[label(policy)] = [
@@ -291,9 +301,11 @@ def highest_rate(
         served = serve(policy, ask.trace, asked, costs, ask.server, seed=seed)
         return service(served, objective, warmup=0.1).goodput_share >= KEPT
 
-    low, high = 0.01 * full, 8.0 * full
+    low, high = 0.01 * full, 2.0 * full
     if not kept(low):
         return 0.0
+    while kept(high) and high < 1e6 * full:
+        low, high = high, 2.0 * high
     while high / low > 1.02:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if kept(middle) else (low, middle)
@@ -322,7 +334,7 @@ def placement(ask: Setting, step: Callable[[], object]) -> Answer:
             ask.server, apart=True, pipelined=True, hop_s=step_s
         ),
     }
-    policies = [Never(), Fixed(1), Fixed(3), Fixed(5), Fixed(8), *ask.policies]
+    policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), Fixed(8), *ask.policies])
     speeds: dict[str, dict[str, float]] = {}
     for name, server in places.items():
         rows = ask.run(policies, workload, server, costs)

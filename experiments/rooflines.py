@@ -58,10 +58,16 @@ def roofline(device: str, pair: str) -> Roofline:
     """
     from real_backend.shapes import SHAPES, split_pair  # brings torch
 
-    names = split_pair("shape:" + pair)
-    missing = [part for part in names if part not in SHAPES]
-    if missing:
-        raise InputError(f"{pair}: a roofline needs shapes by name, known: {', '.join(SHAPES)}")
+    try:
+        names: tuple[str, ...] = split_pair("shape:" + pair)
+    except InputError:
+        names = tuple(pair.split("+"))
+    unknown = [part for part in names if part not in SHAPES] or names[2:]
+    if unknown or len(names) < 2:
+        raise InputError(
+            f"{PREFIX}{device}:{pair} must end in TARGET+DRAFT, two of {', '.join(SHAPES)}"
+            + (f"; {unknown[0]!r} is not" if unknown else "")
+        )
     bytes_per_s, flops_per_s = REACHED[device]
     (target, target_row), (draft, draft_row) = (sizes(SHAPES[part]) for part in names)
     return Roofline(

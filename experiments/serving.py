@@ -115,6 +115,8 @@ def run_policies(
     keep: called with every run. Raises InputError as simulator.server.serve.
     """
     runs: dict[str, list[Service]] = {label(policy): [] for policy in policies}
+    if len(runs) < len(policies):
+        raise InputError("--policies names the same policy twice")
     for seed in seeds:
         asked = demand(workload, trace.category, seed)
         for policy in policies:
@@ -142,22 +144,22 @@ def _ratio(
 
 
 HEADER = (
-    "policy", "tokens/s", "over\nfirst", "goodput\n/s", "kept", "TTFT s\np50", "\np99",
-    "TPOT ms\np50", "\np99", "gap ms\np99", "run-\nning", "wait-\ning", "drafts\nin vain",
+    "policy", "tokens\n/s", "over first\n95 %", "good-\nput/s", "kept", "TTFT s\np50/p99",
+    "TPOT ms\np50/p99", "gap ms\np99", "batch/\nqueue", "in\nvain",
 )  # fmt: skip
 
 NOTES = """\
-tokens/s, goodput (requests/s within the objective): of finished requests, from the first arrival
-to the last token; over first: ratio to the first policy, seed by seed{interval}
+tokens/s; goodput: requests/s within the objective, kept: their share; both of finished requests
+over first: tokens/s over the first policy's, seed by seed{interval}
 TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
-running, waiting: mean requests while busy; drafts in vain: drafted, not accepted, per token"""
+batch/queue: mean requests that decode, and wait; in vain: tokens drafted in vain per token"""
 
 
 def service_table(rows: Sequence[Row]) -> str:
     """One line per policy, means over seeds."""
     several = len(rows[0].runs) > 1
     cells = [_cells(row) for row in rows]
-    text = ", with its 95 % interval over seeds" if several else ""
+    text = ", with its 95 % interval" if several else ""
     return table(HEADER, [("", cells)]) + "\n\n" + NOTES.format(interval=text)
 
 
@@ -168,20 +170,20 @@ def _cells(row: Row) -> list[str]:
     ratio = row.tokens_ratio
     text = number(ratio.mean, 3)
     if math.isfinite(ratio.low):
-        text += f" {number(ratio.low, 3)}-{number(ratio.high, 3)}"
+        text += f" {number(ratio.low)}-{number(ratio.high)}"
+    ttft = mean(lambda r: r.ttft.p50, 2) + "/" + mean(lambda r: r.ttft.p99, 2)
+    tpot = mean(lambda r: r.tpot.p50, 1, 1e3) + "/" + mean(lambda r: r.tpot.p99, 1, 1e3)
+    load = mean(lambda r: r.mean_running, 1) + "/" + mean(lambda r: r.mean_waiting, 1)
     return [
         title(row.policy),
         mean(lambda r: r.tokens_per_s, 0),
         text,
         mean(lambda r: r.goodput_per_s, 2),
         percent(row.over_seeds(lambda r: r.goodput_share).mean),
-        mean(lambda r: r.ttft.p50, 3),
-        mean(lambda r: r.ttft.p99, 3),
-        mean(lambda r: r.tpot.p50, 2, 1e3),
-        mean(lambda r: r.tpot.p99, 2, 1e3),
+        ttft,
+        tpot,
         mean(lambda r: r.gap_p99_s, 1, 1e3),
-        mean(lambda r: r.mean_running, 1),
-        mean(lambda r: r.mean_waiting, 1),
+        load,
         mean(lambda r: r.wasted_drafts, 2),
     ]
 
@@ -277,6 +279,8 @@ def settings(default: Any, text: str, option: str) -> Any:
         name, equals, value = (part.strip() for part in piece.partition("="))
         if name not in fields or not equals:
             raise InputError(f"{option}: {piece!r} is not name=value; names: {', '.join(fields)}")
+        if name in changes:
+            raise InputError(f"{option}: {name} is given twice")
         changes[name] = _typed(fields[name], value, f"{option}: {name}")
     return dataclasses.replace(default, **changes)
 

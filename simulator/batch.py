@@ -103,14 +103,15 @@ DESK = record(
     fed=np.int64, later=np.int64, sent=np.int64, finished=np.int64, first_free=np.int64,
     free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
     preemptions=np.int64, drafted=np.int64, verified=np.int64, accepted=np.int64,
-    emitted=np.int64, ahead=np.int64, asked=np.int64, asked_waiting=np.int64,
+    emitted=np.int64, steps=np.int64, ahead=np.int64, asked=np.int64, asked_waiting=np.int64,
     quiet=np.int64,
 )  # fmt: skip
 """One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
-noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. ahead: tokens
-drafted while the target verified; asked, asked_waiting: batch size and waiting line that policies
-were shown; quiet: 1 after an iteration without a draft. The others are totals."""
+noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
+drafted before the target verified, ahead: meanwhile; asked, asked_waiting: batch size and waiting
+line that policies were shown; quiet: 1 after an iteration without a draft. The others are totals.
+"""
 
 BIN = record(
     busy_s=np.float64, running_s=np.float64, waiting_s=np.float64, block_s=np.float64,
@@ -460,6 +461,7 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
         slot.steps = max(0, int(slot.drafted) - int(slot.ready))
         drafted += int(slot.drafted)
         widest = max(widest, int(slot.drafted))
+        desk.steps += int(slot.steps)
     draft_s = draft_seconds(costs, bucket, world.places, n, slots)
     verify_s = costs.verify_s[n - 1, bucket]
     tokens += drafted

@@ -41,7 +41,16 @@ COLUMNS = (
     "row", "arrival_s", "admitted_s", "first_s", "finish_s", "prefill_s", "longest_s", "rounds",
     "drafted", "accepted", "preempted",
 )  # fmt: skip
-TOTALS = ("iterations", "preemptions", "drafted", "verified", "accepted", "emitted", "ahead")
+TOTALS = (
+    "iterations",
+    "preemptions",
+    "drafted",
+    "verified",
+    "accepted",
+    "emitted",
+    "steps",
+    "ahead",
+)
 LOG_ROWS = 1 << 16  # rounds per call of the kernel
 BINS_AT_MOST = 1 << 20
 LEAST = {

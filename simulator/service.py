@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from simulator.batch import FINEST_GAP_S, GAPS_PER_DOUBLING
 from simulator.server import Served
+from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -25,10 +26,15 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Service level objective: the longest TTFT and TPOT, seconds."""
+    """Service level objective: the longest TTFT and TPOT, seconds. Raises InputError if below 0."""
 
     ttft_s: float = math.inf
     tpot_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0.0:
+                raise InputError(f"objective: {name} is {value}; give seconds, 0 or more")
 
 
 ANYTHING = Objective()
@@ -53,9 +59,9 @@ class Service:
     of all requests that count, unfinished ones included. gap_p50_s, gap_p99_s: to 4 % (the bins);
     worst_gap_s: longest gap of any request. wasted_drafts: tokens drafted in vain per emitted one,
     those drafted ahead included; wasted_verifies: verified in vain. utilisation: busy share of the
-    machine; mean_running, mean_waiting: requests, over busy time. peak_blocks: share of the budget
-    (0 without one); mean_blocks: over busy time. fairness: Jain's index of the requests' seconds
-    per token, 1 if all are alike (Jain, Chiu and Hawe, DEC-TR-301, 1984).
+    machine; mean_running, mean_waiting (for a first slot): requests, over busy time. peak_blocks:
+    share of the budget (0 without one); mean_blocks: over busy time. fairness: Jain's index of the
+    requests' seconds per token, 1 if all are alike (Jain, Chiu and Hawe, DEC-TR-301, 1984).
     """
 
     requests: int
@@ -117,15 +123,15 @@ def service(served: Served, objective: Objective = ANYTHING, *, warmup: float = 
         queueing=spread((served.admitted_s - served.arrival_s)[done]),
         gap_p50_s=gap_quantile(served, 0.5),
         gap_p99_s=gap_quantile(served, 0.99),
-        worst_gap_s=float(served.longest_s.max(initial=0.0)),
+        worst_gap_s=float(served.longest_s.max()) if served.gaps.any() else math.nan,
         tokens_per_round=_over(float(served.tokens.sum()), float(served.rounds.sum())),
         mean_drafted=_over(float(total["drafted"]), float(served.rounds.sum())),
         acceptance=_over(float(total["accepted"]), float(total["drafted"])),
-        wasted_drafts=_over(float(total["drafted"] + total["ahead"] - total["accepted"]), emitted),
+        wasted_drafts=_over(float(total["steps"] + total["ahead"] - total["accepted"]), emitted),
         wasted_verifies=_over(float(total["verified"] - total["accepted"]), emitted),
         utilisation=_over(busy, served.end_s * len(served.busy_s)),
         mean_running=_over(float(bins.running_s.sum()), busy),
-        mean_waiting=_over(float(bins.waiting_s.sum()), busy),
+        mean_waiting=_over(waited_s(served), busy),
         peak_blocks=_over(float(total["peak_blocks"]), budget) if budget else 0.0,
         mean_blocks=_over(float(bins.block_s.sum()), busy * budget) if budget else 0.0,
         preemptions=total["preemptions"],
@@ -141,10 +147,7 @@ def ttft_s(served: Served) -> FloatArray:
 
 def tpot_s(served: Served) -> FloatArray:
     """[Q] seconds per token behind the first; 0 for replies of one token, NaN if not finished."""
-    further = np.maximum(served.tokens - 1, 1)
-    result: FloatArray = np.where(
-        served.tokens > 1, (served.finish_s - served.first_s) / further, 0.0
-    )
+    result: FloatArray = (served.finish_s - served.first_s) / np.maximum(served.tokens - 1, 1)
     return result
 
 
@@ -156,6 +159,13 @@ def within(served: Served, objective: Objective) -> BoolArray:
         & (tpot_s(served) <= objective.tpot_s)
     )
     return result
+
+
+def waited_s(served: Served) -> float:
+    """Seconds that requests waited for their first slot, up to the end of the run."""
+    came = np.isfinite(served.arrival_s) & (served.arrival_s <= served.end_s)
+    until = np.where(np.isfinite(served.admitted_s), served.admitted_s, served.end_s)
+    return float((until - served.arrival_s)[came].sum())
 
 
 def spread(values: FloatArray) -> Spread:

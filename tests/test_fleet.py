@@ -133,9 +133,6 @@ def test_a_table_as_a_policy_says_what_its_rows_say(rows: list[Row]) -> None:
     "rows", [[(1, 1, 4), (2, 4, 0), (5, 8, 2)], [(1, 4, 0), (5, 8, 2), (9, 16, 0)]]
 )
 def test_a_row_of_none_in_the_middle_stays_none(rows: list[Row]) -> None:
-    """FAILS: table_policy drops rows with gamma 0 wherever they are, so the next row's length is
-    drafted in their batches: 2 where the table says 0.
-    """
     policy = table_policy(rows)
     for low, high, gamma in rows:
         for batch in range(low, high + 1):
@@ -222,9 +219,6 @@ def test_concurrencies_go_up_to_the_slots() -> None:
 
 
 def test_a_table_covers_every_batch_there_can_be() -> None:
-    """FAILS: with 3 slots the rows end at 2, so what is written for vLLM and TensorRT-LLM says
-    nothing for a batch of 3.
-    """
     found = best_table(ask_of(ROOF, steady(0.9), slots=3), nothing).result
     assert found["vllm"]["num_speculative_tokens_per_batch_size"][-1][1] == 3
 
@@ -397,7 +391,7 @@ def test_slots_default_to_what_was_measured(inputs: Inputs) -> None:
     [
         ("break-even", ["pays up", "(running, plain)", "fixed:gamma=2", "requests/s"]),
         ("placement", ["drafting ahead", "least-outstanding", "fixed:gamma=2"]),
-        ("bursts", ["bursts: ", "objective: TPOT", "batch-table"]),
+        ("bursts", ["bursts: ", "objective: TTFT", "batch-table"]),
         ("capacity", ["keep TTFT <=", "over plain", "fixed:gamma=5"]),
     ],
 )
@@ -421,9 +415,6 @@ def test_every_other_question(
 
 @pytest.mark.parametrize("question", ["break-even", "placement", "bursts", "capacity"])
 def test_a_policy_that_a_question_serves_anyway(inputs: Inputs, question: str) -> None:
-    """FAILS for all but capacity: ValueError of zip in experiments.serving._ratio, because runs are
-    kept by label. The same happens with any policy given twice.
-    """
     ran = inputs.fleet(question, policies="fixed:gamma=3")
     assert ran.code == 0 and "fixed:gamma=3" in ran.out
 

@@ -138,12 +138,7 @@ def test_rates_waste_and_load_by_hand() -> None:
 
 
 def test_waiting_obeys_littles_law() -> None:
-    """Request 2 waits from 5 to 24, and the machine is busy all that time: 19 request-seconds.
-
-    FAILS: 12 / 48. simulator.batch takes arrivals when an iteration begins and `note` counts
-    desk.waiting, so nobody waits in the iteration in which he comes; below saturation, where a wait
-    is the rest of the step under way, mean_waiting is 0.
-    """
+    """Request 2 waits from 5 to 24, and the machine is busy all that time: 19 request-seconds."""
     served = run()
     waited_s = float((served.admitted_s - served.arrival_s).sum())
     assert waited_s == 19
@@ -211,9 +206,6 @@ def test_unfinished_requests_count_against_goodput() -> None:
 
 
 def test_tpot_of_what_has_not_finished_is_unknown() -> None:
-    """FAILS: 0 for requests without a token, or with one so far; the docstring of tpot_s says NaN
-    if not finished. service() looks only at finished ones, so tables are right.
-    """
     assert np.isnan(tpot_s(run(until_s=20))).tolist() == [False, True, True, True]
 
 
@@ -258,9 +250,6 @@ def test_waste_counts_what_was_drafted_ahead_and_not_verified() -> None:
 def test_drafts_made_ahead_and_used_are_not_in_vain() -> None:
     """Everything accepted: 2 tokens drafted at first, then 4 ahead in each of three rounds, of
     which 2, 2 and 0 are used: 14 made, 6 accepted, 8 in vain.
-
-    FAILS: 12 / 6. A token that was drafted ahead and then used is in totals["ahead"] and again in
-    totals["drafted"], and wasted_drafts adds both.
     """
     served = run([[4, 4, 4, 3, 2, 1]], [0.0], apart=True, pipelined=True)
     assert served.rounds.tolist() == [3] and served.end_s == 12 + 10 + 10
@@ -359,7 +348,6 @@ def test_nothing_is_nan_and_not_an_exception() -> None:
 
 
 def test_the_longest_of_no_gaps_is_unknown() -> None:
-    """FAILS: 0.0, while the quantiles of the same gaps are NaN."""
     assert math.isnan(nothing().worst_gap_s)
 
 

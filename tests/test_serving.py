@@ -152,7 +152,7 @@ def test_the_table(done: Done) -> None:
     assert lines[1] == "costs: timing.json (a CPU)"
     assert lines[2] == "server: slots 2" and lines[3] == "objective: ttft 60.0 s"
     rows = {line.split()[0]: line.split() for line in lines if line.split()[:1]}
-    assert rows["never"][2:4] == ["1.000", "1.000-1.000"]
+    assert rows["never"][2:4] == ["1.000", "1.00-1.00"]
     raw = read_json((done.out / "serve.json").read_text())
     for row in raw["rows"]:
         cells, mean = rows[row["policy"]], row["tokens_ratio"]["mean"]
@@ -162,11 +162,7 @@ def test_the_table(done: Done) -> None:
 
 
 def test_the_table_fits_a_terminal(done: Done, tmp_path: Path) -> None:
-    """As experiments.tables has it: 100 columns.
-
-    FAILS: with several seeds the ratio's interval makes the table about 118 wide (step costs in
-    milliseconds), and the note on "over first" is 105 wide.
-    """
+    """As experiments.tables has it: 100 columns."""
     timing = make_timing(draft_s=1e-3, verify_s=1e-2)
     cells = [dataclasses.replace(cell, batch=b) for cell in timing.cells for b in (1, 2)]
     dataclasses.replace(timing, cells=tuple(cells)).write(tmp_path / "t.json")
@@ -289,11 +285,7 @@ def test_another_first_policy_turns_the_ratio_over(done: Done) -> None:
 
 @pytest.mark.parametrize("policies", ["never,never", "never,fixed:gamma=2,fixed:gamma=2"])
 def test_a_policy_named_twice_is_refused(inputs: Inputs, policies: str) -> None:
-    """As `gammalab compare` does.
-
-    FAILS: runs are kept by label, so the second runs join the first ones' seeds; the first case
-    takes them for more seeds (two runs with one seed), the second ends in a ValueError of zip.
-    """
+    """As `gammalab compare` does: runs are kept by label."""
     refused(inputs.serve(policies=policies, seeds=1), "twice")
 
 
@@ -416,15 +408,11 @@ def test_bad_input_is_one_line(
 
 
 def test_an_unknown_shape_is_not_blamed_on_an_option_that_is_not_there(inputs: Inputs) -> None:
-    """FAILS: the line says `--pair shape:...`, which `serve` does not have; the user typed
-    --timing roofline:..., and an absolute path, which the line allows, is refused afterwards.
-    """
     assert "--pair" not in inputs.serve(timing="roofline:a100:llama-3.1-8b+lama").err
 
 
 @pytest.mark.parametrize("slo", ["ttft_s=nan", "tpot_s=-1"])
 def test_an_objective_that_cannot_be_is_refused(inputs: Inputs, slo: str) -> None:
-    """FAILS: served with goodput 0, and a basis that does not name the NaN."""
     refused(inputs.serve(slo=slo, policies="never", seeds=1), slo.partition("=")[0])
 
 
@@ -434,7 +422,7 @@ def test_a_timeline_needs_a_folder(inputs: Inputs) -> None:
 
 def test_a_folder_that_is_a_file(inputs: Inputs, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    refused(inputs.serve(out=tmp_path / "out", policies="never"), "out", "Not a directory")
+    refused(inputs.serve(out=tmp_path / "out", policies="never"), "out", "is a file")
 
 
 def test_a_policy_that_reads_signals_which_are_not_there(inputs: Inputs, tmp_path: Path) -> None:
