@@ -175,7 +175,7 @@ def test_one_slot_without_a_queue_is_a_replay_compiled(policy: Policy) -> None:
 
 
 def test_the_last_column_of_a_table_is_read_as_it_is() -> None:
-    """Not base + 1.0 * (last - base), which need not be `last`. A width of 18 is that of depth 16."""
+    """Not base + 1.0 * (last - base), which need not be `last`; 18 is the width of depth 16."""
     for row in np.random.default_rng(0).exponential(1.0, (50, 18)):
         assert [verify_seconds(row, float(n)) for n in range(1, 18)] == row[1:].tolist()
 
@@ -778,9 +778,7 @@ def test_users_of_a_routed_closed_loop_begin_together() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_user_who_does_not_think_meets_the_next_iteration(replicas: int) -> None:
-    """With two replicas once: the replica goes on before the request is
-    delivered at the same instant.
-    """
+    """The request is there before the next iteration begins."""
     # 0 ends at 10 and its user sends the last request at once, into a slot that is free; round
     # robin's next turn is replica 0's.
     lengths = [1, 5] if replicas == 1 else [1, 5, 5, 5]
