@@ -227,8 +227,9 @@ def run(args: argparse.Namespace) -> int:
 
     def keep(policy: Policy, seed: int, served: Served) -> None:
         if out is not None:
-            path = out / "requests" / f"{file_name(label(policy))}-s{seed}.parquet"
-            write_requests(served, trace, path)
+            name = f"{file_name(label(policy))}-s{seed}.parquet"
+            write_requests(served, trace, out / "requests" / name)
+            write_series(served, out / "series" / name)
 
     with progress(len(policies) * len(seeds), "serve") as step:
         rows = run_policies(
@@ -312,6 +313,16 @@ def write_requests(served: Served, trace: Trace, path: Path) -> None:
     columns["request_id"] = [trace.request_id[row] for row in served.row]
     columns["category"] = [trace.category[row] for row in served.row]
     header = {b"gammalab": dumps({"kind": "requests", "version": 1, "meta": served.meta}).encode()}
+    made = pa.table(columns).replace_schema_metadata(header)
+    write_atomically(path, lambda to: pq.write_table(made, to, compression="zstd"), overwrite=True)
+
+
+def write_series(served: Served, path: Path) -> None:
+    """The time series: a row per replica and bin that saw work, see simulator.batch.BIN."""
+    replica, at = np.nonzero(served.bins["busy_s"])
+    columns = {"replica": replica, "start_s": at * served.server.bin_s}
+    columns |= {name: served.bins[name][replica, at] for name in served.bins.dtype.names}
+    header = {b"gammalab": dumps({"kind": "series", "version": 1, "meta": served.meta}).encode()}
     made = pa.table(columns).replace_schema_metadata(header)
     write_atomically(path, lambda to: pq.write_table(made, to, compression="zstd"), overwrite=True)
 

@@ -175,6 +175,7 @@ def test_the_files(done: Done) -> None:
     assert found == sorted(
         ["serve.json", "serve.txt"]
         + [f"requests/{name}-s{seed}.parquet" for name in POLICIES.values() for seed in SEEDS]
+        + [f"series/{name}-s{seed}.parquet" for name in POLICIES.values() for seed in SEEDS]
         + [f"rounds/{name}.parquet" for name in POLICIES.values()]
         + [f"timelines/{name}.json" for name in POLICIES.values()]
     )
@@ -281,6 +282,15 @@ def test_another_first_policy_turns_the_ratio_over(done: Done) -> None:
     kept = read_json((done.out / "serve.json").read_text())["rows"]
     straight = kept[1]["runs"][0]["tokens_per_s"] / kept[0]["runs"][0]["tokens_per_s"]
     assert raw["rows"][1]["tokens_ratio"]["mean"] == pytest.approx(1 / straight)
+
+
+def test_the_series_adds_up_to_the_requests(done: Done) -> None:
+    for path in sorted((done.out / "series").glob("*.parquet")):
+        series = pq.read_table(path).to_pydict()
+        requests = pq.read_table(done.out / "requests" / path.name).to_pydict()
+        assert sum(series["emitted"]) == sum(requests["tokens"]) > 0
+        assert sum(series["drafted"]) == sum(requests["drafted"])
+        assert series["start_s"] == sorted(series["start_s"])
 
 
 @pytest.mark.parametrize("policies", ["never,never", "never,fixed:gamma=2,fixed:gamma=2"])
