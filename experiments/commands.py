@@ -41,8 +41,10 @@ MACHINE = (  # of a round log's meta: what ran, and where
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[], object]]:
-    """A step function that moves a bar on stderr; no bar if stderr is not a terminal."""
+def progress(total: int | None, what: str) -> Iterator[Callable[[], object]]:
+    """A step function that moves a bar on stderr, or counts if the total is not known; nothing if
+    stderr is not a terminal.
+    """
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, disable=None, leave=False) as bar:

@@ -1,14 +1,26 @@
-"""Figures of fleet questions."""
+"""Figures of serving: load over time, and the answers to fleet questions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.patches import Rectangle
 
-from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, finish, named_rows
+from experiments.figure_style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    Picture,
+    canvas,
+    finish,
+    named_rows,
+    use_style,
+)
 from policies.shelf import title
 
 SHOWN = 4
@@ -90,3 +102,53 @@ def bars_figure(name: str, values: Mapping[str, float], meaning: str) -> Picture
     finding += f"{values[worst]:.2f}"
     caption = "Orange: plain decoding and fixed lengths; blue: rules that adapt. Means over seeds."
     return finish(figure, name, finding, caption)
+
+
+def series_figure(series: Mapping[str, Any], bin_s: float) -> Picture:
+    """Requests that decode and wait, over time, a line per policy.
+
+    series: bins [replicas, B] (simulator.records.BIN) by policy; at most six policies are drawn,
+    the first and those whose waiting line is shortest.
+    """
+    waits = {name: float(bins["waiting_s"].sum()) for name, bins in series.items()}
+    first, *others = series
+    names = [first, *sorted(others, key=lambda name: waits[name])[:5]]
+    use_style()
+    figure, panels = plt.subplots(2, 1, figsize=(10, 5.2), sharex=True, layout="constrained")
+    last = max(int(np.flatnonzero(series[name]["busy_s"].sum(axis=0)).max()) for name in names)
+    width = max(1, (last + 1) // 200)  # bins to a point
+    for k, name in enumerate(names):
+        sums = {
+            field: _by(series[name][field].sum(axis=0)[: last + 1], width)
+            for field in ("busy_s", "running_s", "waiting_s")
+        }
+        busy = np.where(sums["busy_s"] > 0, sums["busy_s"], np.nan)
+        at = np.arange(len(busy)) * width * bin_s
+        color = INK if name == first else sns.color_palette("colorblind")[k - 1]
+        panels[0].plot(at, sums["running_s"] / busy, color=color, label=title(name), linewidth=1.4)
+        panels[1].plot(at, sums["waiting_s"] / busy, color=color, linewidth=1.4)
+    panels[0].set_ylabel("decode")
+    panels[1].set_ylabel("wait")
+    panels[1].set_xlabel("seconds since the first request could come")
+    figure.supylabel("mean requests while busy", fontsize=11)
+    for axes in panels:
+        axes.set_ylim(bottom=0)
+        sns.despine(ax=axes)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
+    calm, crowded = min(waits, key=waits.__getitem__), max(waits, key=waits.__getitem__)
+    finding = f"The line is shortest under {title(calm)}, longest under {title(crowded)}"
+    if waits[crowded] == 0.0:
+        finding = "Nobody waits for a slot under any policy"
+    caption = (
+        f"The first seed's run, {width * bin_s:g} s to a point. Waiting: requests without a slot "
+        "when an iteration begins. At most six policies are drawn: the first, and the five with "
+        "the shortest line."
+    )
+    return finish(figure, "series", finding, caption)
+
+
+def _by(values: Any, width: int) -> Any:
+    """Sums of `width` neighbours; the last ones may be fewer."""
+    return np.add.reduceat(values, np.arange(0, len(values), width))

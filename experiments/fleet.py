@@ -29,7 +29,8 @@ from policies.fixed import Fixed, Never
 from policies.shelf import label, parse_policies, title
 from policies.tables import BatchTable
 from simulator.batch_costs import BatchCosts
-from simulator.server import Server, serve
+from simulator.server import serve
+from simulator.server_options import Server
 from simulator.service import Objective, service
 from traces.errors import InputError
 from traces.schema import Trace
@@ -46,7 +47,7 @@ MERGE = 0.005  # gammas within half a percent of the best count as equally good
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all questions are asked of."""
+    """What all questions are asked of. step: called after every run of a policy."""
 
     trace: Trace
     priced: Priced
@@ -55,6 +56,7 @@ class Setting:
     requests: int
     seeds: range
     policies: tuple[Policy, ...]
+    step: Callable[[], object] = lambda: None
 
     def costs(self, server: Server | None = None) -> BatchCosts:
         """Tables for the server, or for another."""
@@ -66,7 +68,7 @@ class Setting:
         """experiments.serving.run_policies here, the first tenth of the requests left out."""
         return run_policies(
             policies, self.trace, workload, costs, server, objective=self.objective,
-            seeds=self.seeds, warmup=0.1,
+            seeds=self.seeds, warmup=0.1, step=self.step,
         )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ class Answer:
 # -- table
 
 
-def best_table(ask: Setting, step: Callable[[], object]) -> Answer:
+def best_table(ask: Setting) -> Answer:
     """Best fixed gamma at every concurrency: as many users as slots, no pause."""
     sizes = [*(n for n in CONCURRENCIES if n < ask.server.slots), ask.server.slots]
     gammas = list(range(min(8, ask.trace.meta.depth) + 1))
@@ -93,8 +95,7 @@ def best_table(ask: Setting, step: Callable[[], object]) -> Answer:
         workload = Workload(requests=max(ask.requests, 8 * size), process="closed", users=size)
         fixed = [Fixed(gamma) for gamma in gammas]
         rows = ask.run(fixed, workload, server, costs)
-        speeds.append([row.over_seeds(lambda r: r.tokens_per_s).mean for row in rows])
-        step()
+        speeds.append([row.intervals["tokens_per_s"].mean for row in rows])
     best = [choose(line) for line in speeds]
     ranges = merged(sizes, best)
     vllm = {"num_speculative_tokens_per_batch_size": [list(row) for row in ranges]}
@@ -155,29 +156,36 @@ def distinct(policies: Sequence[Policy]) -> list[Policy]:
 # -- break-even
 
 
-def capacity_per_s(ask: Setting, costs: BatchCosts) -> float:
-    """Requests per second that plain decoding finishes with all slots busy."""
+@dataclasses.dataclass(frozen=True)
+class FullLoad:
+    """Plain decoding with all slots busy: requests it finishes a second, and its mean TPOT."""
+
+    requests_per_s: float
+    tpot_s: float
+
+
+def full_load(ask: Setting, costs: BatchCosts) -> FullLoad:
+    """As many users as slots, no pause."""
     users = ask.server.slots
     workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
     (row,) = ask.run([Never()], workload, ask.server, costs)
-    return float(row.over_seeds(lambda r: r.requests_per_s).mean)
+    return FullLoad(row.intervals["requests_per_s"].mean, row.intervals["tpot.mean"].mean)
 
 
-def break_even(ask: Setting, step: Callable[[], object]) -> Answer:
+def break_even(ask: Setting) -> Answer:
     """Mean end-to-end seconds of fixed gammas and the policies over plain decoding, by load."""
     costs = ask.costs()
-    full = capacity_per_s(ask, costs)
+    full = full_load(ask, costs).requests_per_s
     policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), *ask.policies])
     found: dict[str, list[float]] = {label(policy): [] for policy in policies}
     running: list[float] = []
     for load in LOADS:
         workload = Workload(requests=ask.requests, process="poisson", rate_per_s=load * full)
         rows = ask.run(policies, workload, ask.server, costs)
-        seconds = [row.over_seeds(lambda r: r.end_to_end.mean).mean for row in rows]
+        seconds = [row.intervals["end_to_end.mean"].mean for row in rows]
         for row, value in zip(rows, seconds, strict=True):
             found[row.policy].append(seconds[0] / value)
-        running.append(rows[0].over_seeds(lambda r: r.mean_running).mean)
-        step()
+        running.append(rows[0].intervals["mean_running"].mean)
     cells = [
         [title(name), *(number(v, 2) for v in line), crossing(LOADS, line)]
         for name, line in found.items()
@@ -210,11 +218,12 @@ def crossing(loads: Sequence[float], line: Sequence[float]) -> str:
 # -- bursts
 
 
-def bursts(ask: Setting, step: Callable[[], object]) -> Answer:
+def bursts(ask: Setting) -> Answer:
     """Policies under on-off load: 1.5 times the capacity of plain decoding, then a fifth of it."""
     costs = ask.costs()
-    full = capacity_per_s(ask, costs)
-    found = best_table(ask, lambda: None).result
+    plain = full_load(ask, costs)
+    full = plain.requests_per_s
+    found = best_table(ask).result
     rows = merged(found["users"], found["best"])
     stay_s = 20 * ask.server.slots / full
     workload = Workload(
@@ -223,49 +232,39 @@ def bursts(ask: Setting, step: Callable[[], object]) -> Answer:
     )  # fmt: skip
     objective = ask.objective
     if objective == Objective():  # a quarter above plain decoding with all slots busy
-        objective = Objective(tpot_s=1.25 * _full_tpot(ask, costs))
+        objective = Objective(tpot_s=1.25 * plain.tpot_s)
     asked = dataclasses.replace(ask, objective=objective)
     static = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), table_policy(rows)]
     policies = distinct([*static, *ask.policies])
     served = asked.run(policies, workload, ask.server, costs)
-    step()
     text = "\n\n".join([
         f"bursts: {1.5 * full:.2f} requests/s for {stay_s:.0f} s, {0.2 * full:.2f} for "
         f"{2 * stay_s:.0f} s (means); objective: TTFT up to {objective.ttft_s:.3g} s, TPOT up to "
         f"{1e3 * objective.tpot_s:.4g} ms",
         service_table(served),
     ])  # fmt: skip
-    shares = {row.policy: row.over_seeds(lambda r: r.end_to_end.mean).mean for row in served}
+    shares = {row.policy: row.intervals["end_to_end.mean"].mean for row in served}
     gains = {name: shares["never"] / value for name, value in shares.items()}
     finding = "mean seconds of a reply in bursts, plain decoding over the policy"
     return Answer(text, {"rows": jsonable(served)}, (bars_figure("bursts", gains, finding),))
 
 
-def _full_tpot(ask: Setting, costs: BatchCosts) -> float:
-    users = ask.server.slots
-    workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
-    (row,) = ask.run([Never()], workload, ask.server, costs)
-    return float(row.over_seeds(lambda r: r.tpot.mean).mean)
-
-
 # -- capacity
 
 
-def slo_capacity(ask: Setting, step: Callable[[], object]) -> Answer:
+def slo_capacity(ask: Setting) -> Answer:
     """The highest Poisson rate at which 99 % of the requests keep the objective, by bisection."""
     costs = ask.costs()
-    full = capacity_per_s(ask, costs)
-    objective = ask.objective
+    plain = full_load(ask, costs)
+    full, objective = plain.requests_per_s, ask.objective
     if objective == Objective():
-        slow = _full_tpot(ask, costs)
-        objective = Objective(ttft_s=20 * slow, tpot_s=0.75 * slow)
+        objective = Objective(ttft_s=20 * plain.tpot_s, tpot_s=0.75 * plain.tpot_s)
     policies = distinct([Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), *ask.policies])
     found: dict[str, list[float]] = {}
     for policy in policies:
         found[label(policy)] = [
             highest_rate(ask, policy, objective, costs, full, seed) for seed in ask.seeds
         ]
-        step()
     first = next(iter(found.values()))
     cells = [
         [title(name), *(number(rate, 2) for rate in rates), number(_mean(rates), 2),
@@ -299,6 +298,7 @@ def highest_rate(
         workload = Workload(requests=ask.requests, process="poisson", rate_per_s=rate)
         asked = demand(workload, ask.trace.category, seed)
         served = serve(policy, ask.trace, asked, costs, ask.server, seed=seed)
+        ask.step()
         return service(served, objective, warmup=0.1).goodput_share >= KEPT
 
     low, high = 0.01 * full, 2.0 * full
@@ -315,7 +315,7 @@ def highest_rate(
 # -- placement
 
 
-def placement(ask: Setting, step: Callable[[], object]) -> Answer:
+def placement(ask: Setting) -> Answer:
     """Fixed and adaptive gammas with the draft here, there, and drafting ahead there; then the same
     load on replicas behind each router.
     """
@@ -338,21 +338,19 @@ def placement(ask: Setting, step: Callable[[], object]) -> Answer:
     speeds: dict[str, dict[str, float]] = {}
     for name, server in places.items():
         rows = ask.run(policies, workload, server, costs)
-        speeds[name] = {r.policy: r.over_seeds(lambda s: s.tokens_per_s).mean for r in rows}
-        step()
+        speeds[name] = {r.policy: r.intervals["tokens_per_s"].mean for r in rows}
     plain = speeds["one device"]["never"]
     cells = [
         [title(label(p)), *(number(line[label(p)] / plain, 3) for line in speeds.values())]
         for p in policies
     ]
-    full = capacity_per_s(ask, costs)
+    full = full_load(ask, costs).requests_per_s
     poisson = Workload(requests=2 * ask.requests, process="poisson", rate_per_s=2 * 0.85 * full)
     routed = {}
     for router in ("round-robin", "least-outstanding", "shortest-queue"):
         server = dataclasses.replace(ask.server, replicas=2, router=router)
         rows = ask.run([Never(), Fixed(3)], poisson, server, costs)
-        routed[router] = [row.over_seeds(lambda r: r.ttft.p99).mean for row in rows]
-        step()
+        routed[router] = [row.intervals["ttft.p99"].mean for row in rows]
     lines = [[name, *(number(v, 3) for v in values)] for name, values in routed.items()]
     text = "\n\n".join([
         f"tokens/s over plain decoding, {users} users without a pause. One device more is used "
@@ -364,7 +362,7 @@ def placement(ask: Setting, step: Callable[[], object]) -> Answer:
     return Answer(text, {"tokens_per_s": speeds, "ttft_p99_s": routed})
 
 
-QUESTIONS: dict[str, Callable[[Setting, Callable[[], object]], Answer]] = {
+QUESTIONS: dict[str, Callable[[Setting], Answer]] = {
     "table": best_table,
     "break-even": break_even,
     "bursts": bursts,
@@ -381,9 +379,8 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         refuse_existing(out / "fleet.json", args.force)
     ask = setting(args)
-    with progress(1, args.question) as step:
-        answer = QUESTIONS[args.question](ask, lambda: None)
-        step()
+    with progress(None, args.question) as step:
+        answer = QUESTIONS[args.question](dataclasses.replace(ask, step=step))
     about = {
         "command": command_line(), "versions": versions(), "question": args.question,
         "costs": ask.priced.about, "server": jsonable(ask.server), "trace": args.trace.name,

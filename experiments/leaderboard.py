@@ -19,11 +19,9 @@ from experiments.statistics import bootstrap_weights, ratio_of_sums
 from experiments.suites import MEASURED
 from experiments.sweep import World, rows_of, tuned
 from experiments.tables import number, percent, table, with_interval
-from policies.fixed import Fixed
 from policies.shelf import FAMILIES, label, title, write_policies
-from simulator.hindsight import Ceiling, best_fixed, ceilings, clairvoyant
+from simulator.hindsight import Ceiling, ceilings
 from simulator.metrics import per_request
-from simulator.tally import tally
 from traces.schema import Trace
 from traces.split import question_of
 
@@ -37,13 +35,14 @@ def compare_worlds(
     timing_meta: Mapping[str, Any],
     folder: Path,
     step: Callable[[], object],
-) -> str:
-    """Compare the tuned policies of every world; returns the tables. step: once per world.
+) -> tuple[str, list[Comparison]]:
+    """Compare the tuned policies of every world; returns the tables, and the comparisons by world.
+    step: once per world.
 
     Writes folder/tuned/WORLD.json (policy files), folder/compare.json and the simulated rounds, so
     that `gammalab report` makes a page of them.
     """
-    texts, entries = [], []
+    texts, entries, found = [], [], list[Comparison]()
     for world in worlds:
         chosen = tuned(rows, world)
         about: dict[str, Any] = {"trace": world.trace, "cost": world.cost, "seed": world.seed}
@@ -51,6 +50,7 @@ def compare_worlds(
         write_policies(chosen, folder / "tuned" / f"{world.name}.json", about, overwrite=True)
         trace = traces[world.trace]
         comparison = compare(trace, world.costs, chosen, seed=world.seed)
+        found.append(comparison)
         bounds = ceilings(world.test, world.costs)
         tried = rows_of(rows, world)
         text = world_text(world, len(tried), comparison, bounds)
@@ -62,7 +62,7 @@ def compare_worlds(
         step()
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
     write_result("compare", result, folder / "compare.json", overwrite=True)
-    return "\n\n\n".join(texts)
+    return "\n\n\n".join(texts), found
 
 
 def world_text(
@@ -150,28 +150,28 @@ def _first(tried: Sequence[dict[str, Any]], *, ours: bool) -> str | None:
     return str(min(rows, key=lambda row: float(row["train_s"]))["label"]) if rows else None
 
 
-def ratio_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Picture | None:
-    """Gain over the tuned fixed length by cost ratio; None with fewer than three ratios."""
+def ratio_figure(worlds: Sequence[World], comparisons: Sequence[Comparison]) -> Picture | None:
+    """Gain over the tuned fixed length by cost ratio, on the first trace and seed; None with fewer
+    than three ratios.
+    """
     first = worlds[0]
     chosen = {
-        float(world.cost.removeprefix("c=")): world
-        for world in worlds
+        float(world.cost.removeprefix("c=")): comparison
+        for world, comparison in zip(worlds, comparisons, strict=True)
         if world.cost != MEASURED and (world.trace, world.seed) == (first.trace, first.seed)
     }
     if len(chosen) < 3:
         return None
     lines: dict[str, list[float]] = {}
-    ceiling = []
-    for world in chosen.values():
-        gamma, _ = best_fixed(world.train, world.costs)
-        fixed_s = tally(Fixed(gamma), world.test, world.costs, seed=world.seed).decode_s.sum()
-        ceiling.append(float(fixed_s / clairvoyant(world.test, world.costs).elapsed_s.sum()))
-        names = {row["label"]: row for row in rows_of(rows, world)}
-        for policy in tuned(rows, world):
-            row = names[label(policy)]
-            name = policy.name if row["searched"] else row["label"]
-            lines.setdefault(name, []).append(float(fixed_s) / float(row["test_s"]))
-    best = sorted(lines, key=lambda name: -sum(lines[name]))[:4]
+    for comparison in chosen.values():
+        names = [row.name.partition(":")[0] for row in comparison.rows]
+        for row, name in zip(comparison.rows, names, strict=True):
+            if row.role == "policy":  # settings differ from ratio to ratio, unless given
+                key = name if names.count(name) == 1 else row.name
+                lines.setdefault(key, []).append(row.vs_fixed.value)
+    whole = [name for name in lines if len(lines[name]) == len(chosen)]
+    best = sorted(whole, key=lambda name: -sum(lines[name]))[:4]
+    ceiling = [comparison.row("clairvoyant").vs_fixed.value for comparison in chosen.values()]
     gains = {name: np.asarray(lines[name]) for name in best}
     return cost_ratio_figure(list(chosen), gains, np.asarray(ceiling))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from experiments.figure_style import Json, Picture
@@ -93,9 +94,8 @@ def write_report(folder: Path) -> Path:
 def write_pictures(pictures: list[Picture], folder: Path, prefix: str = "") -> None:
     """PNG files folder/PREFIXname.png."""
     for picture in pictures:
-        path = folder / f"{prefix}{picture.name}.png"
-        data = picture.png
-        write_atomically(path, lambda to, data=data: to.write_bytes(data), overwrite=True)  # type: ignore[misc]
+        write = functools.partial(Path.write_bytes, data=picture.png)
+        write_atomically(folder / f"{prefix}{picture.name}.png", write, overwrite=True)
 
 
 def comparison_pictures(part: Json, folder: Path) -> list[Picture]:

@@ -25,7 +25,9 @@ from experiments.serving import costs_for
 from experiments.tables import number, percent, table
 from policies.base import Policy
 from policies.shelf import label, parse_policies
-from simulator.server import Server, serve
+from simulator.batch_costs import BatchCosts
+from simulator.server import serve
+from simulator.server_options import Server
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -51,14 +53,11 @@ def speed_of(log: RoundLog) -> Speed:
     return Speed(tokens / float(seconds.sum()), float(seconds.mean()), len(starts))
 
 
-def predicted(policy: Policy, trace: Trace, costs: Path, batch: int, seed: int) -> Speed:
+def predicted(policy: Policy, trace: Trace, costs: BatchCosts, batch: int) -> Speed:
     """The simulator's."""
     server = Server(slots=batch, longest=True)  # as wide as real_backend reads its caches
     asked = Workload(requests=trace.requests, process="closed", users=batch, order="recorded")
-    tables = costs_for(read_costs(str(costs)), trace, server)
-    served = serve(
-        policy, trace, demand(asked, trace.category, seed), tables, server, seed=seed, log=True
-    )
+    served = serve(policy, trace, demand(asked, trace.category, 0), costs, server, log=True)
     assert served.round_log is not None
     return speed_of(served.round_log)
 
@@ -96,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for batch in batches:
                 whole = dataclasses.replace(passes, batch=batch, chunk=len(passes.requests))
                 logs = [whole.timed(policies, r, args.repeats, step) for r in range(args.repeats)]
+                tables = costs_for(read_costs(str(args.timing)), played, Server(slots=batch))
                 for policy in policies:
-                    told = predicted(policy, played, args.timing, batch, 0)
+                    told = predicted(policy, played, tables, batch)
                     runs = [speed_of(log[label(policy)]) for log in logs]
                     rows.append((batch, label(policy), told, runs))
     except InputError as error:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from experiments.commands import progress
+from experiments.figures_fleet import series_figure
 from experiments.files import (
     command_line,
     describe_inputs,
@@ -29,20 +30,24 @@ from experiments.files import (
     warn,
     write_result,
 )
+from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
 from experiments.tables import number, percent, table
 from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.shelf import file_name, label, parse_policies, title
 from simulator.batch_costs import BatchCosts, tabulate_batches
-from simulator.server import Served, Server, serve
+from simulator.served import Served
+from simulator.server import serve
+from simulator.server_options import Server
 from simulator.service import ANYTHING, Objective, Service, service
-from traces import workload as workloads
 from traces.errors import InputError
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, write_atomically
 from traces.workload import Workload, demand
+from traces.workload import title as described
+from traces.workload_files import parse_workload
 
 DEFAULT_POLICIES = (
     "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"
@@ -63,16 +68,15 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One policy: its runs' sums by seed, and tokens/s and goodput over the first policy's."""
+    """One policy: its runs' sums by seed, tokens/s and goodput over the first policy's, and every
+    number of its runs (`ttft.p99` and so on) over the seeds.
+    """
 
     policy: str
     runs: tuple[Service, ...]
     tokens_ratio: Interval
     goodput_ratio: Interval
-
-    def over_seeds(self, read: Callable[[Service], float]) -> Interval:
-        """A number of every run, over the seeds."""
-        return interval([read(run) for run in self.runs])
+    intervals: dict[str, Interval]
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -131,9 +135,19 @@ def run_policies(
             tuple(own),
             _ratio(own, first, lambda run: run.tokens_per_s),
             _ratio(own, first, lambda run: run.goodput_per_s),
+            {key: interval([flat(run)[key] for run in own]) for key in flat(own[0])},
         )
         for name, own in runs.items()
     ]
+
+
+def flat(run: Service) -> dict[str, float]:
+    """The numbers of a run by name, those of a latency as `ttft.p99`."""
+    found: dict[str, float] = {}
+    for name, value in dataclasses.asdict(run).items():
+        parts = value if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}" if key else name: part for key, part in parts.items()}
+    return found
 
 
 def _ratio(
@@ -164,27 +178,27 @@ def service_table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    def mean(read: Callable[[Service], float], digits: int, factor: float = 1.0) -> str:
-        return number(factor * row.over_seeds(read).mean, digits)
+    def mean(name: str, digits: int, factor: float = 1.0) -> str:
+        return number(factor * row.intervals[name].mean, digits)
 
     ratio = row.tokens_ratio
     text = number(ratio.mean, 3)
     if math.isfinite(ratio.low):
         text += f" {number(ratio.low)}-{number(ratio.high)}"
-    ttft = mean(lambda r: r.ttft.p50, 2) + "/" + mean(lambda r: r.ttft.p99, 2)
-    tpot = mean(lambda r: r.tpot.p50, 1, 1e3) + "/" + mean(lambda r: r.tpot.p99, 1, 1e3)
-    load = mean(lambda r: r.mean_running, 1) + "/" + mean(lambda r: r.mean_waiting, 1)
+    ttft = mean("ttft.p50", 2) + "/" + mean("ttft.p99", 2)
+    tpot = mean("tpot.p50", 1, 1e3) + "/" + mean("tpot.p99", 1, 1e3)
+    load = mean("mean_running", 1) + "/" + mean("mean_waiting", 1)
     return [
         title(row.policy),
-        mean(lambda r: r.tokens_per_s, 0),
+        mean("tokens_per_s", 0),
         text,
-        mean(lambda r: r.goodput_per_s, 2),
-        percent(row.over_seeds(lambda r: r.goodput_share).mean),
+        mean("goodput_per_s", 2),
+        percent(row.intervals["goodput_share"].mean),
         ttft,
         tpot,
-        mean(lambda r: r.gap_p99_s, 1, 1e3),
+        mean("gap_p99_s", 1, 1e3),
         load,
-        mean(lambda r: r.wasted_drafts, 2),
+        mean("wasted_drafts", 2),
     ]
 
 
@@ -198,7 +212,7 @@ def basis(
         if getattr(server, field.name) != field.default or field.name == "slots"
     }
     lines = [
-        f"{workload.requests} requests, {workloads.title(workload)}, drawn from {trace.requests} "
+        f"{workload.requests} requests, {described(workload)}, drawn from {trace.requests} "
         f"replies of {trace.meta.pair} ({trace.meta.exactness})",
         f"costs: {priced.about['timing']} ({priced.about.get('device_name', 'unknown device')})",
         "server: " + ", ".join(f"{name} {value}" for name, value in shown.items()),
@@ -217,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
     trace, priced = read_trace(args.trace), read_costs(args.timing)
     server = settings(Server(), args.server, "--server")
     objective = settings(Objective(), args.slo, "--slo")
-    workload = workloads.parse_workload(args.workload, args.requests)
+    workload = parse_workload(args.workload, args.requests)
     policies = parse_policies(args.policies or DEFAULT_POLICIES)
     if not args.policies:
         policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
@@ -225,7 +239,11 @@ def run(args: argparse.Namespace) -> int:
     costs = costs_for(priced, trace, server)
     seeds = range(args.seed, args.seed + args.seeds)
 
+    series: dict[str, Any] = {}
+
     def keep(policy: Policy, seed: int, served: Served) -> None:
+        if seed == seeds[0]:
+            series[label(policy)] = served.bins
         if out is not None:
             name = f"{file_name(label(policy))}-s{seed}.parquet"
             write_requests(served, trace, out / "requests" / name)
@@ -249,6 +267,7 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         if args.timeline:
             look(policies, trace, workload, costs, server, args.seed, out)
+        write_pictures([series_figure(series, server.bin_s)], out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
         write_atomically(
             out / "serve.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
@@ -318,7 +337,7 @@ def write_requests(served: Served, trace: Trace, path: Path) -> None:
 
 
 def write_series(served: Served, path: Path) -> None:
-    """The time series: a row per replica and bin that saw work, see simulator.batch.BIN."""
+    """The time series: a row per replica and bin that saw work, see simulator.records.BIN."""
     replica, at = np.nonzero(served.bins["busy_s"])
     columns = {"replica": replica, "start_s": at * served.server.bin_s}
     columns |= {name: served.bins[name][replica, at] for name in served.bins.dtype.names}

@@ -130,10 +130,11 @@ def conclude(
     if name == "paper":
         write_pictures([paper_figure(worlds, rows)], out / "figures")
         return paper_text(worlds, rows)
-    if picture := ratio_figure(worlds, rows):
-        write_pictures([picture], out / "figures")
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
     meta = timing.meta if timing else {}
     with progress(len(worlds), "compare") as step:
-        return compare_worlds(worlds, rows, traces, meta, out, step)
+        text, comparisons = compare_worlds(worlds, rows, traces, meta, out, step)
+    if picture := ratio_figure(worlds, comparisons):
+        write_pictures([picture], out / "figures")
+    return text

@@ -162,8 +162,7 @@ class Marginal(Policy):
         return False
 
     def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
-        close_round(state, slot, outcome, self.memory, self.rate)
-        close_batch(state, view, outcome.drafted, self.memory)
+        close_round(state, slot, view, outcome, self.memory, self.rate)
 
 
 def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> None:
@@ -187,20 +186,18 @@ def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> N
         state.clock[1] = float(view.verify_s[1])
 
 
-def close_batch(state: MarginalState, view: View, drafted: int, memory: float) -> None:
-    """How deep the rows of a batch draft."""
-    if view.batch_size > 1:
-        for k in range(1, state.depth.shape[0]):
-            deep = 1.0 if drafted >= k else 0.0
-            state.depth[k] = memory * float(state.depth[k]) + (1.0 - memory) * deep
-
-
 def close_round(
-    state: MarginalState, slot: int, outcome: Outcome, memory: float, rate: float
+    state: MarginalState, slot: int, view: View, outcome: Outcome, memory: float, rate: float
 ) -> None:
-    """Tokens and seconds of the round, and what its judged tokens taught both models."""
+    """Tokens and seconds of the round, how deep it drafted in a batch, and what its judged tokens
+    taught both models.
+    """
     state.clock[0] = memory * float(state.clock[0]) + outcome.emitted
     state.clock[1] = memory * float(state.clock[1]) + outcome.elapsed_s
+    if view.batch_size > 1:
+        for k in range(1, state.depth.shape[0]):
+            deep = 1.0 if outcome.drafted >= k else 0.0
+            state.depth[k] = memory * float(state.depth[k]) + (1.0 - memory) * deep
     ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
     judged = outcome.accepted if ended else min(outcome.accepted + 1, outcome.drafted)
     base, on_x, on_h = 0.0, 0.0, 0.0  # slopes of the log-loss, summed over the round
@@ -258,8 +255,7 @@ class Payback(Marginal):
         return self.gamma_max
 
     def learn(self, state: MarginalState, slot: int, view: View, outcome: Outcome) -> None:
-        close_round(state, slot, outcome, self.memory, self.rate)
-        close_batch(state, view, outcome.drafted, self.memory)
+        close_round(state, slot, view, outcome, self.memory, self.rate)
         at = int(state.context[slot])
         state.context[slot] = context_after(at, outcome)
         if outcome.drafted == 0:

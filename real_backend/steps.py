@@ -145,7 +145,11 @@ def rows_of(model: Model, batch: int, capacity: int) -> Rows:
 
 
 def layout_of(feeds: Sequence[tuple[int, int, int]], batch: int, cache: Tensor) -> Layout:
-    """Where the packed tokens of these (row, start, width) go in a cache of `batch` rows."""
+    """Where the packed tokens of these (row, start, width) go in a cache of `batch` rows.
+
+    Where at least half of the rows take part, in order, the whole cache is read as a view, its
+    other rows masked: copying most of it costs more.
+    """
     rows, starts, widths = (np.asarray(column) for column in zip(*feeds, strict=True))
     width, span = int(widths.max()), int((starts + widths).max())
     place = np.arange(width) < widths[:, None]  # (A, T) where the packed tokens are
@@ -153,7 +157,7 @@ def layout_of(feeds: Sequence[tuple[int, int, int]], batch: int, cache: Tensor) 
     seen = np.arange(span) <= positions[:, :, None]  # (A, T, S)
     every = bool((np.diff(rows) > 0).all()) and 2 * len(rows) >= batch
     device, grid = cache.device, place
-    if every and len(rows) < batch:  # a view of all rows costs less than a copy of most
+    if every and len(rows) < batch:
         grid = np.zeros((batch, width), dtype=bool)
         grid[rows] = place
         all_seen = np.zeros((batch, width, span), dtype=bool)
@@ -216,7 +220,8 @@ class EagerSteps:
         spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
         self._next = {row: start + width for row, start, width in spans}
         self._fed = self._tensor([token for f in feeds for token in f.ids])
-        return put_back(self._draft(rows, spans, self._fed), order)
+        seen = self._draft(rows, spans, self._fed)
+        return None if seen is None else put_back(seen, order)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """See Steps."""
@@ -228,7 +233,8 @@ class EagerSteps:
         spans = [(row, self._next[row], 1) for row in rows]
         for row in rows:
             self._next[row] += 1
-        return put_back(self._draft(rows, spans, tokens), order)
+        seen = self._draft(rows, spans, tokens)
+        return None if seen is None else put_back(seen, order)
 
     def _draft(
         self, rows: list[int], spans: list[tuple[int, int, int]], tokens: Tensor
@@ -264,7 +270,7 @@ class EagerSteps:
         else:
             found = self._verify_sampled(rows, drafted, spans, feed, law, uniforms)
         self._begin([], law, False, [])
-        return put_back(found, order) or []
+        return put_back(found, order)
 
     def _verify_greedy(
         self,
@@ -353,11 +359,9 @@ def by_row(rows: Sequence[int]) -> list[int]:
     return sorted(range(len(rows)), key=rows.__getitem__)
 
 
-def put_back(results: list[Any] | None, order: Sequence[int]) -> list[Any] | None:
+def put_back(results: list[Any], order: Sequence[int]) -> list[Any]:
     """Results that were made in `order`, in the order of the asker."""
-    if results is None:
-        return None
-    found = [None] * len(order)
+    found: list[Any] = [None] * len(order)
     for result, place in zip(results, order, strict=True):
         found[place] = result
     return found

@@ -7,148 +7,26 @@ simulator.rounds it is plain Python of plain arithmetic: `simulator.kernels` com
 policy's own hooks, the interpreted server runs it as it is, and with one slot and no queue its
 rounds are those of simulator.rounds.play, bit for bit.
 
-What changes lies in arrays of records (numpy.recarray), which compiled code reads and writes as C
-does a struct. Letters: Q requests, S slots, N trace positions, G depth of its signals, B time bins.
+Everything that changes lies in simulator.records.World.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, round_key, uniform
 from simulator.admission import blocks_of, line_key, pop, push
 from simulator.allotment import EACH, TETRIS, share_caps, trim
-from simulator.batch_costs import BatchCosts, context_bucket, draft_seconds, verify_seconds
-from simulator.rounds import Limits, Tape, room_at
+from simulator.batch_costs import context_bucket, draft_seconds, verify_seconds
+from simulator.records import GAPS, Record, World
+from simulator.rounds import room_at
 from traces.costs import lag_after
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-Records = Any  # numpy.recarray, whose fields no type checker knows
-Record = Any
-
 IDLE, LIMIT, FULL = range(3)  # why `advance` came back
-FINEST_GAP_S, GAPS_PER_DOUBLING, GAPS = 1e-6, 16, 512
+FINEST_GAP_S, GAPS_PER_DOUBLING = 1e-6, 16
 NETWORK_KEY = 0x1F83D9AB  # keeps the network's draws apart from the policies'
-
-
-class Rules(NamedTuple):
-    """How the server works; simulator.server.Server says what each means. first: requests that come
-    at the times noted (all of an open loop, the users of a closed one, none if somebody else puts
-    them into the waiting line). closed: a reply that ends lets the next request be sent.
-    """
-
-    slots: int
-    order: int
-    block_tokens: int
-    blocks: int
-    chunk_tokens: int
-    padded: bool
-    longest: bool
-    allotment: int
-    budget_tokens: int
-    pipelined: bool
-    hop_s: float
-    jitter_s: float
-    token_hop_s: float
-    reentry_s: float
-    bin_s: float
-    first: int
-    closed: bool
-
-
-def record(**fields: type) -> np.dtype[Any]:
-    """A record type, laid out as C would."""
-    return np.dtype(list(fields.items()), align=True)
-
-
-REQUEST = record(
-    row=np.int32, priority=np.int32, arrival_s=np.float64, think_s=np.float64,
-    admitted_s=np.float64, first_s=np.float64, last_s=np.float64, finish_s=np.float64,
-    prefill_s=np.float64, longest_s=np.float64, done=np.int32, rounds=np.int32, drafted=np.int32,
-    accepted=np.int32, preempted=np.int32,
-)  # fmt: skip
-"""A request. row: of the trace; arrival_s: inf while unknown; think_s: pause before it (closed
-loop). admitted_s: when it first got a slot; first_s, last_s, finish_s: ends of the iterations that
-gave its first, its newest and its last token; NaN before. prefill_s: seconds of the machine for its
-prompt, 0 where prompts are read in chunks. longest_s: longest gap between two emissions. done:
-tokens emitted so far; rounds, drafted, accepted, preempted: counts."""
-
-SLOT = record(
-    query=np.int64, at=np.int64, begin=np.int64, end=np.int64, prompt=np.int64, lag=np.int64,
-    rounds=np.int64, cap=np.int64, drafted=np.int64, verified=np.int64, room=np.int64,
-    bucket=np.int64, steps=np.int64, going=np.int64, held=np.int64, unread=np.int64,
-    ready=np.int64,
-)  # fmt: skip
-"""A row of the batch. query: request number, -1 once its reply has ended; at: its position in the
-trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
-traces.costs; rounds: it has had. Of the round at hand: cap, drafted, verified, room, context
-bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to
-be read; ready: tokens drafted ahead (pipelined)."""
-
-PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
-"""Lists of slots: running, in the order of their admission; a ring of free ones; those that decode
-in this iteration."""
-
-ENTRY = record(key=np.float64, number=np.int64)
-"""Of a heap: simulator.admission."""
-
-DESK = record(
-    now_s=np.float64, busy_s=np.float64, prompt_s=np.float64, running=np.int64, waiting=np.int64,
-    fed=np.int64, later=np.int64, sent=np.int64, finished=np.int64, first_free=np.int64,
-    free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
-    preemptions=np.int64, drafted=np.int64, verified=np.int64, accepted=np.int64,
-    emitted=np.int64, steps=np.int64, ahead=np.int64, asked=np.int64, asked_waiting=np.int64,
-    quiet=np.int64,
-)  # fmt: skip
-"""One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
-decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
-noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
-drafted before the target verified, ahead: meanwhile; asked, asked_waiting: batch size and waiting
-line that policies were shown; quiet: 1 after an iteration without a draft. The others are totals.
-"""
-
-BIN = record(
-    busy_s=np.float64, running_s=np.float64, waiting_s=np.float64, block_s=np.float64,
-    emitted=np.int64, drafted=np.int64,
-)  # fmt: skip
-"""A stretch of time, by the end of the iterations: their seconds, row-, waiting- and block-seconds,
-tokens."""
-
-ROUND = record(
-    request=np.int32, slot=np.int32, context_tokens=np.int32, batch_size=np.int32, gamma=np.int32,
-    drafted=np.int32, accepted=np.int32, emitted=np.int32, verified=np.int32, start_s=np.float64,
-    elapsed_s=np.float64,
-)  # fmt: skip
-"""A row of traces.roundlog.RoundLog, and the drafted tokens that were verified."""
-
-
-class World(NamedTuple):
-    """Everything that `advance` touches: records as named above. line, later: heaps, of those who
-    wait and of those of a closed loop who were sent but have not come. survival [S, G]; gaps [GAPS]
-    int64: gaps between two emissions of a row by length, 16 bins to a doubling.
-    """
-
-    tape: Tape
-    costs: BatchCosts
-    limits: Limits
-    rules: Rules
-    desk: Records
-    requests: Records
-    line: Records
-    later: Records
-    slots: Records
-    places: Records
-    survival: FloatArray
-    gaps: IntArray
-    bins: Records
-    log: Records
-
 
 # What this module calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit

@@ -68,6 +68,9 @@ class Roofline:
     *_bytes: weights read by a forward; *_flops: operations per token, about twice the weights;
     *_context_bytes: keys and values of one context token. bytes_per_s, flops_per_s: of the device;
     what is reached is less than the data sheet's. fixed, signal, control: seconds, as in Affine.
+    knee_tokens: how many tokens' arithmetic hides behind the reading of the weights; 0: all that
+    fits, the textbook's roofline. Measured layers turn up earlier (docs/published.md): above the
+    knee every token costs its arithmetic on top of what the weights cost.
     Operations of attention itself are left out: few beside those of the weights.
     """
 
@@ -79,6 +82,7 @@ class Roofline:
     flops_per_s: float
     target_context_bytes: float = 0.0
     draft_context_bytes: float = 0.0
+    knee_tokens: float = 0.0
     fixed: float = 0.0
     signal: float = 0.0
     control: float = 0.0
@@ -95,7 +99,11 @@ class Roofline:
         return self._forward_s(tokens * batch, read, self.target_flops)
 
     def _forward_s(self, tokens: float, read: float, flops: float) -> float:
-        return roofline_s(tokens, read / self.bytes_per_s, flops / self.flops_per_s, self.fixed)
+        memory_s, token_s = read / self.bytes_per_s, flops / self.flops_per_s
+        if self.knee_tokens == 0.0:
+            return roofline_s(tokens, memory_s, token_s, self.fixed)
+        hidden_s = min(memory_s, token_s * self.knee_tokens)
+        return roofline_s(tokens, hidden_s, token_s, self.fixed + memory_s - hidden_s)
 
     def signal_s(self) -> float:
         return self.signal

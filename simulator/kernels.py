@@ -245,7 +245,6 @@ class Namespace:
         self.in_files = True
         self.parts: list[str] = [repr(recipe.owner), repr(recipe.fields)]
         self._built: dict[types.FunctionType, Any] = {}
-        self._special: set[Any] = set()  # functions that see what the recipe replaces
         self._sources: set[Path] = set()
         self._note(recipe.function)
         self.names = {
@@ -286,16 +285,10 @@ class Namespace:
         self._built[function] = numba.njit(**OPTIONS, **INNER)(rebuilt)
         same_module = function.__module__ == self._recipe.function.__module__
         own = self._recipe.names if same_module else {}
-        special, content = function.__closure__ is not None, []
         for name, value in named_globals(function):
-            known = isinstance(value, types.FunctionType) and value in self._special
-            special |= name in own or known
             names[name] = self._convert(name, own.get(name, value))
-            content.append((name, names[name] if callable(names[name]) else repr(names[name])))
-        if special:
-            self._special.add(function)
-        else:  # the same for every policy: compiled once per process
-            key = (function, tuple(content))
+        if function.__closure__ is None:  # what is the same for every policy is compiled once
+            key = (function, tuple(_content(names[name]) for name in sorted(names)))
             self._built[function] = _shared.setdefault(key, self._built[function])
         return self._built[function]
 
@@ -333,6 +326,13 @@ class Namespace:
         machine = cpu_target.target_context.codegen().magic_tuple()
         everything = [*self.parts, repr(OPTIONS), repr(versions), repr(machine), repr(switches)]
         return hashlib.sha256("\0".join(everything).encode()).hexdigest()[:20]
+
+
+def _content(value: Any) -> Any:
+    """What a compiled function takes from one of its globals, hashable."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    return value if callable(value) else repr(value)
 
 
 def _is_plain(constant: Any) -> bool:

@@ -14,160 +14,26 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import simpy
 
-from policies.base import Policy, State, uses_signals
+from policies.base import Policy, State
 from policies.shelf import label
 from simulator import batch
-from simulator.admission import ORDERS, blocks_of
-from simulator.allotment import ADAPTIVE, ALLOTMENTS, TETRIS
-from simulator.batch import FULL, Rules, World
+from simulator.admission import ORDERS
+from simulator.allotment import ALLOTMENTS, TETRIS
+from simulator.batch import FULL
 from simulator.batch_costs import BatchCosts
 from simulator.kernels import recipe, run_recipe
+from simulator.records import Records, Rules, World, new_requests, new_world
 from simulator.replay import low_bits, tape_of
 from simulator.rounds import Limits
-from traces.errors import InputError
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from simulator.served import Served, collect
+from simulator.server_options import Server, check, reads_signals
 from traces.schema import Trace
 from traces.workload import Demand
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
-
-ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
-COLUMNS = (
-    "row", "arrival_s", "admitted_s", "first_s", "finish_s", "prefill_s", "longest_s", "rounds",
-    "drafted", "accepted", "preempted",
-)  # fmt: skip
-TOTALS = (
-    "iterations",
-    "preemptions",
-    "drafted",
-    "verified",
-    "accepted",
-    "emitted",
-    "steps",
-    "ahead",
-)
 LOG_ROWS = 1 << 16  # rounds per call of the kernel
 BINS_AT_MOST = 1 << 20
-LEAST = {
-    "slots": 1, "block_tokens": 1, "replicas": 1, "blocks": 0, "chunk_tokens": 0,
-    "budget_tokens": 0, "hop_s": 0.0, "jitter_s": 0.0, "token_hop_s": 0.0, "reentry_s": 0.0,
-    "bin_s": 1e-6,
-}  # fmt: skip
-"""The smallest value of each number of a Server."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Server:
-    """How a server works.
-
-    slots: requests that decode at once, per replica. order: of admission, see
-    simulator.admission.ORDERS. blocks: memory for keys and values, in blocks of block_tokens, per
-    replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was admitted
-    last waits again and is read anew. chunk_tokens: prompt tokens read per iteration beside the
-    decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is verified
-    as wide as the widest. longest: caches of one width, as real_backend reads them: steps are
-    priced at the longest context of their rows, and what a target step costs beyond that of the
-    shortest context is paid for every row as wide as the widest; else at the mean of both (paged
-    attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
-    "tetris", tokens verified per iteration. max_gamma: None for the depth of the trace.
-
-    apart: the draft has a device of its own, and every iteration with a draft crosses the network
-    twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
-    pipelined (PEARL, arXiv 2408.11850; needs apart): it drafts on while the target verifies; where
-    everything was accepted the next round finds its draft ready, and gets no token from the target;
-    everywhere else that work is thrown away. reentry_s: charged when drafting begins again after
-    iterations without.
-
-    replicas: targets, each with its slots and memory (and draft); router: see ROUTERS.
-    bin_s: width of the time series' bins.
-    """
-
-    slots: int = 8
-    order: str = "first-come"
-    block_tokens: int = 16
-    blocks: int = 0
-    chunk_tokens: int = 0
-    padded: bool = False
-    longest: bool = False
-    allotment: str = "each"
-    budget_tokens: int = 0
-    max_gamma: int | None = None
-    apart: bool = False
-    hop_s: float = 0.0
-    jitter_s: float = 0.0
-    token_hop_s: float = 0.0
-    pipelined: bool = False
-    reentry_s: float = 0.0
-    replicas: int = 1
-    router: str = "round-robin"
-    bin_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if isinstance(least, int) and not isinstance(value, int):
-                raise InputError(f"server: {name} is {value!r}; give a whole number")
-            if not least <= value < math.inf:
-                raise InputError(f"server: {name} is {value}; give {least} or more")
-        choices = (("order", ORDERS), ("allotment", ALLOTMENTS), ("router", ROUTERS))
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"server: {name} is {getattr(self, name)!r}; known: {', '.join(known)}"
-                )
-        if self.max_gamma is not None and not isinstance(self.max_gamma, int):
-            raise InputError(f"server: max_gamma is {self.max_gamma!r}; give a whole number")
-        if self.allotment in ("budget", "tetris") and self.budget_tokens < self.slots:
-            raise InputError(
-                f"server: budget_tokens is {self.budget_tokens}; {self.allotment} needs at least "
-                f"one token for each of the {self.slots} slots"
-            )
-        if self.pipelined and not self.apart:
-            raise InputError("server: pipelined drafting needs a device of its own: set apart")
-        network = self.hop_s + self.jitter_s + self.token_hop_s
-        if network > 0.0 and not self.apart:
-            raise InputError("server: hop_s, jitter_s and token_hop_s need a network: set apart")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Served:
-    """What a run came to. Letters: Q requests, B bins.
-
-    arrival_s, admitted_s, first_s, finish_s [Q]: seconds since the run began; finish_s NaN if the
-    run was cut off before. prefill_s, longest_s [Q]; prompt_tokens, tokens, rounds, drafted,
-    accepted, preempted, replica [Q]; row [Q] of the trace. gaps: see simulator.batch.World. bins
-    [replicas, B] records (simulator.batch.BIN). round_log: None unless asked for. totals: counts of
-    all replicas by name. busy_s [replicas]: seconds of iterations and prompts.
-    """
-
-    policy: str
-    server: Server
-    arrival_s: FloatArray
-    admitted_s: FloatArray
-    first_s: FloatArray
-    finish_s: FloatArray
-    prefill_s: FloatArray
-    longest_s: FloatArray
-    prompt_tokens: Int32Array
-    tokens: Int32Array
-    rounds: Int32Array
-    drafted: Int32Array
-    accepted: Int32Array
-    preempted: Int32Array
-    replica: Int32Array
-    row: Int32Array
-    gaps: IntArray
-    bins: Any
-    busy_s: FloatArray
-    end_s: float
-    totals: dict[str, int]
-    round_log: RoundLog | None
-    meta: dict[str, Any]
 
 
 def serve(
@@ -196,42 +62,9 @@ def serve(
     if server.replicas > 1:
         _Router(env, run, replicas)
     env.run()
-    return _collect(run, replicas)
-
-
-def check(
-    policy: Policy, trace: Trace, demand: Demand, costs: BatchCosts, server: Server
-) -> Limits:
-    """The limits of a run; raises InputError if something does not fit."""
-    depth = trace.meta.depth if server.max_gamma is None else server.max_gamma
-    if not 0 <= depth <= trace.meta.depth:
-        raise InputError(f"server: max_gamma is {depth}; this trace can play 0..{trace.meta.depth}")
-    signals = uses_signals(policy) or ALLOTMENTS[server.allotment] >= TETRIS
-    if signals and not trace.has_signals:
-        raise InputError(
-            f"policy {label(policy)!r} with allotment {server.allotment!r} reads the draft's "
-            "signals, but the trace has none; capture it again, or choose others"
-        )
-    if len(demand.row) == 0:
-        raise InputError("the workload has no request")
-    sizes = f"{costs.verify_s.shape[0]} rows of {costs.verify_s.shape[2] - 1} tokens"
-    if costs.verify_s.shape[0] < server.slots or costs.verify_s.shape[2] < depth + 2:
-        raise InputError(
-            f"the costs cover {sizes}; {server.slots} slots and gamma {depth} need more: tabulate "
-            "them for both"
-        )
-    if server.blocks > 0:
-        asked = trace.select(sorted({int(row) for row in demand.row}))
-        longest = asked.prompt_tokens + np.diff(asked.offsets)
-        worst = int(longest.argmax())
-        need = blocks_of(int(longest[worst]) + depth + 1, server.block_tokens)
-        if need > server.blocks:
-            raise InputError(
-                f"server: {server.blocks} blocks of {server.block_tokens} tokens can never hold "
-                f"request {asked.request_id[worst]!r}: {int(longest[worst])} tokens with its "
-                f"reply, and gamma {depth} + 1; {need} are needed"
-            )
-    return Limits(depth, trace.meta.max_new_tokens, trace.meta.max_context)
+    worlds = [replica.world for replica in replicas]
+    logs = [replica.parts for replica in replicas]
+    return collect(worlds, logs, run.replica_of, trace, server, run.meta)
 
 
 class _Run:
@@ -252,14 +85,22 @@ class _Run:
     ) -> None:
         self.policy, self.trace, self.demand, self.server = policy, trace, demand, server
         self.limits, self.seed, self.until_s, self.log = limits, seed, until_s, log
-        self.signals = uses_signals(policy) or ALLOTMENTS[server.allotment] >= TETRIS
+        self.signals = reads_signals(policy, server)
         self.costs = costs if self.signals else costs._replace(signal_s=0.0)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
-        self.requests = _new_requests(demand)
+        self.requests = new_requests(demand)
         self.now_s = 0.0  # simpy's clock, without the rounding of its sums
         self.replica_of = np.zeros(len(demand.row), dtype=np.int32)
-        confidences = ALLOTMENTS[server.allotment] in (TETRIS, ADAPTIVE)
+        self.meta: dict[str, Any] = {
+            "policy": label(policy),
+            "clock": "simulated",
+            "seed": seed,
+            "max_gamma": limits.max_gamma,
+            "pair": trace.meta.pair,
+            "server": dataclasses.asdict(server),
+        }
+        confidences = ALLOTMENTS[server.allotment] >= TETRIS
         names = batch.bindings(type(policy), confidences=confidences, logs=log)
         variant = f"serve{int(confidences)}{int(log)}"
         self._recipe = recipe(type(policy), batch.advance, names, variant)
@@ -272,6 +113,41 @@ class _Run:
         if self._plain is not None:
             return int(self._plain(self.policy, *arguments))
         return run_recipe(self.policy, self._recipe, self._key, *arguments)
+
+    def new_world(self) -> World:
+        """An idle replica. All share the requests and the times they come at."""
+        server, users, total = self.server, self.demand.users, len(self.demand.row)
+        alone = server.replicas == 1
+        rules = Rules(
+            slots=server.slots,
+            order=ORDERS[server.order],
+            block_tokens=server.block_tokens,
+            blocks=server.blocks,
+            chunk_tokens=server.chunk_tokens,
+            padded=bool(server.padded),
+            longest=bool(server.longest),
+            allotment=ALLOTMENTS[server.allotment],
+            budget_tokens=server.budget_tokens,
+            pipelined=bool(server.pipelined),
+            hop_s=float(server.hop_s),
+            jitter_s=float(server.jitter_s),
+            token_hop_s=float(server.token_hop_s),
+            reentry_s=float(server.reentry_s),
+            bin_s=float(server.bin_s),
+            first=(min(users, total) if users else total) if alone else 0,
+            closed=alone and users > 0,
+        )
+        return new_world(
+            rules,
+            self.tape,
+            self.costs,
+            self.limits,
+            self.requests,
+            users=users,
+            bins=self.bins,
+            depth=self.limits.max_gamma if self.signals else 0,
+            log_rows=max(LOG_ROWS, server.slots) if self.log else 0,
+        )
 
 
 def _plain(names: dict[str, Any]) -> Any:
@@ -300,9 +176,9 @@ class _Replica:
     def __init__(self, env: simpy.Environment, run: _Run, number: int) -> None:
         self.env, self.run, self.number = env, run, number
         self.state = run.policy.new_state(run.server.slots)
-        self.world = _new_world(run)
+        self.world = run.new_world()
         self.desk = self.world.desk[0]
-        self.parts: list[Any] = []
+        self.parts: list[Records] = []
         self.router: _Router | None = None
         self.horizon_s = math.inf
         self.woken = env.event()
@@ -420,109 +296,3 @@ class _Router:
         if self.run.server.router == "least-outstanding":
             return min(self.replicas, key=lambda r: (r.outstanding, r.number))
         return min(self.replicas, key=lambda r: (r.waiting, r.outstanding, r.number))
-
-
-def _new_world(run: _Run) -> World:
-    """An idle replica. All replicas share the marks of the requests and the times they come at."""
-    server, demand, total = run.server, run.demand, len(run.demand.row)
-    alone = server.replicas == 1
-    rules = Rules(
-        slots=server.slots,
-        order=ORDERS[server.order],
-        block_tokens=server.block_tokens,
-        blocks=server.blocks,
-        chunk_tokens=server.chunk_tokens,
-        padded=bool(server.padded),
-        longest=bool(server.longest),
-        allotment=ALLOTMENTS[server.allotment],
-        budget_tokens=server.budget_tokens,
-        pipelined=bool(server.pipelined),
-        hop_s=float(server.hop_s),
-        jitter_s=float(server.jitter_s),
-        token_hop_s=float(server.token_hop_s),
-        reentry_s=float(server.reentry_s),
-        bin_s=float(server.bin_s),
-        first=(min(demand.users, total) if demand.users else total) if alone else 0,
-        closed=alone and demand.users > 0,
-    )
-    desk = _records(batch.DESK, 1)
-    desk[0].free_blocks, desk[0].sent = server.blocks, rules.first
-    places = _records(batch.PLACE, server.slots)
-    places.free = np.arange(server.slots)
-    return World(
-        tape=run.tape,
-        costs=run.costs,
-        limits=run.limits,
-        rules=rules,
-        desk=desk,
-        requests=run.requests,
-        line=_records(batch.ENTRY, total),
-        later=_records(batch.ENTRY, max(demand.users, 1)),
-        slots=_records(batch.SLOT, server.slots),
-        places=places,
-        survival=np.zeros((server.slots, run.limits.max_gamma if run.signals else 0)),
-        gaps=np.zeros(batch.GAPS, dtype=np.int64),
-        bins=_records(batch.BIN, run.bins),
-        log=_records(batch.ROUND, max(LOG_ROWS, server.slots) if run.log else 0),
-    )
-
-
-def _records(dtype: np.dtype[Any], length: int) -> Any:
-    return np.zeros(length, dtype=dtype).view(np.recarray)
-
-
-def _new_requests(demand: Demand) -> Any:
-    """The requests of a workload before anything happened."""
-    requests = _records(batch.REQUEST, len(demand.row))
-    for name in ("row", "arrival_s", "think_s", "priority"):
-        requests[name] = getattr(demand, name)
-    for name in ("admitted_s", "first_s", "last_s", "finish_s"):
-        requests[name] = np.nan
-    return requests
-
-
-def _collect(run: _Run, replicas: list[_Replica]) -> Served:
-    """The run's result."""
-    trace, demand, requests = run.trace, run.demand, run.requests
-    worlds = [replica.world for replica in replicas]
-    desks = np.concatenate([world.desk for world in worlds])
-    totals = {name: int(desks[name].sum()) for name in TOTALS}
-    totals["peak_blocks"] = int(desks["peak_blocks"].max())
-    meta: dict[str, Any] = {
-        "policy": label(run.policy),
-        "clock": "simulated",
-        "seed": run.seed,
-        "max_gamma": run.limits.max_gamma,
-        "pair": trace.meta.pair,
-        "server": dataclasses.asdict(run.server),
-    }
-    return Served(
-        policy=label(run.policy),
-        server=run.server,
-        **{name: np.ascontiguousarray(requests[name]) for name in COLUMNS},
-        prompt_tokens=trace.prompt_tokens[demand.row],
-        tokens=np.ascontiguousarray(requests["done"]),
-        replica=run.replica_of,
-        gaps=np.sum([world.gaps for world in worlds], axis=0),
-        bins=np.stack([world.bins for world in worlds]).view(np.recarray),
-        busy_s=desks["busy_s"] + desks["prompt_s"],
-        end_s=float(desks["now_s"].max()),
-        totals=totals,
-        round_log=_round_log(run, replicas, meta) if run.log else None,
-        meta=meta,
-    )
-
-
-def _round_log(run: _Run, replicas: list[_Replica], meta: dict[str, Any]) -> RoundLog:
-    """Rounds of all replicas by the time they began; slots numbered on from replica to replica."""
-    parts = [_records(batch.ROUND, 0)]
-    for replica in replicas:
-        for part in replica.parts:
-            part.slot += replica.number * run.server.slots
-            parts.append(part)
-    rows = np.concatenate(parts)
-    if len(replicas) > 1:
-        rows = rows[np.argsort(rows["start_s"], kind="stable")]
-    columns = {name: np.ascontiguousarray(rows[name]) for name in ROUND_DTYPES}
-    prefill_s = np.ascontiguousarray(run.requests["prefill_s"])
-    return RoundLog(**columns, prefill_s=prefill_s, meta=meta)

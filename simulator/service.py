@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.batch import FINEST_GAP_S, GAPS_PER_DOUBLING
-from simulator.server import Served
+from simulator.served import Served
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]

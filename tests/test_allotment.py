@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.allotment import ADAPTIVE, BUDGET, LONGEST, MEAN, SHORTEST, TETRIS, share_caps, trim
-from simulator.batch import PLACE, SLOT
 from simulator.batch_costs import verify_seconds
+from simulator.records import PLACE, SLOT
 
 Records = tuple[Any, Any]
 WIDTH = 30

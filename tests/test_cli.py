@@ -15,19 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import cli, show
+from tests.command import Outcome, refused
 from tests.results import lively_trace, make_trace, save_inputs
 from traces.store import read_trace, write_trace
 from traces.timing import read_timing
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"numpy", "numba", "pandas", "torch", "pyarrow", "scipy", "matplotlib", "transformers"}
-
-
-class Outcome:
-    """Exit code and output of one command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
 
 
 @pytest.fixture
@@ -49,15 +43,6 @@ def gammalab(capsys: pytest.CaptureFixture[str]) -> Any:
 def inputs(tmp_path: Path) -> tuple[Path, Path]:
     """A trace and a timing that belong together."""
     return save_inputs(tmp_path)
-
-
-def refused(outcome: Outcome, *words: str) -> None:
-    """Exit 2, nothing on stdout, and one line on stderr that holds the words."""
-    assert outcome.code == 2 and outcome.out == ""
-    (line,) = outcome.err.strip().splitlines()
-    assert line.startswith("gammalab: ")
-    for word in words:
-        assert word in line, line
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["capture", "--help"], ["validate", "--help"]])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.fixed import Fixed, Never
-from simulator.costs import Affine, expected_emitted, gammatune_seconds
+from simulator.costs import Affine, Roofline, expected_emitted, gammatune_seconds
 from simulator.replay import replay_interpreted
 from traces import synthetic
 from traces.costs import Table, bucket_end, bucket_of, prices_of, round_seconds, tabulate
@@ -180,3 +180,14 @@ def test_a_bucket_ends_where_the_next_one_begins(bucket_tokens: int, max_context
     for context, bucket in enumerate(buckets):
         others = [later for later in range(context, beyond) if buckets[later] != bucket]
         assert min(others, default=beyond) == min(bucket_end(prices, bucket), beyond)
+
+
+def test_a_knee_lets_tokens_behind_it_pay_in_full() -> None:
+    # 8 bytes at 4 a second take 2 s, a token 0.5 s: the textbook's knee is at 4 tokens.
+    plain = Roofline(8.0, 1.0, 0.0, 0.0, 4.0, 2.0)
+    early = dataclasses.replace(plain, knee_tokens=2.0)
+    late = dataclasses.replace(plain, knee_tokens=9.0)  # no more can hide than the reading takes
+    tokens = (1, 2, 3, 4, 6)
+    assert [plain.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.0, 2.0, 3.0]
+    assert [early.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.5, 3.0, 4.0]
+    assert [late.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.0, 2.0, 3.0]

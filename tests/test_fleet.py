@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments.cli import main
 from experiments.fleet import (
     CONCURRENCIES,
     KEPT,
@@ -22,9 +19,9 @@ from experiments.fleet import (
     Setting,
     best_table,
     break_even,
-    capacity_per_s,
     choose,
     crossing,
+    full_load,
     highest_rate,
     merged,
     table_policy,
@@ -35,8 +32,9 @@ from policies.fixed import Never
 from policies.randomness import Rng
 from policies.tables import BatchTable
 from simulator.costs import Affine, Roofline
-from simulator.server import Server
+from simulator.server_options import Server
 from simulator.service import Objective
+from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces import synthetic
 from traces.costs import CostModel
@@ -45,10 +43,6 @@ from traces.store import write_trace
 from traces.workload import Workload, demand
 
 Row = tuple[int, int, int]
-
-
-def nothing() -> None:
-    """No bar to move."""
 
 
 def ask_of(
@@ -156,7 +150,7 @@ def test_free_verification_drafts_as_deep_as_it_can() -> None:
     more token always pays, 0.9^4 of a token in the end.
     """
     ask = ask_of(Affine(draft_fixed=0.01, target_fixed=10), steady(0.9))
-    answer = best_table(ask, nothing)
+    answer = best_table(ask)
     assert answer.result["users"] == [1, 2] and answer.result["gammas"] == [0, 1, 2, 3, 4]
     assert answer.result["best"] == [4, 4]
     assert answer.result["vllm"] == {"num_speculative_tokens_per_batch_size": [[1, 2, 4]]}
@@ -167,7 +161,7 @@ def test_free_verification_drafts_as_deep_as_it_can() -> None:
 
 def test_a_draft_as_dear_as_the_target_is_never_asked() -> None:
     ask = ask_of(Affine(draft_fixed=10, target_fixed=10), steady(0.9))
-    answer = best_table(ask, nothing)
+    answer = best_table(ask)
     assert answer.result["best"] == [0, 0]
     assert answer.result["trtllm"] == {"draft_len_schedule": {2: 0}}
     # (1 + 0.9) / 2 of plain decoding's speed with one draft, whose seconds are the target's.
@@ -186,7 +180,7 @@ def test_a_table_that_changes_with_the_batch() -> None:
     """One user: a second token is free, 1.9 tokens in 10 s; two tokens, 2.71 in 15 s, are worse.
     Two users: the batch alone fills the free room, 3.8 tokens in 20 s against 2 in 10 s.
     """
-    answer = best_table(ask_of(ROOF, steady(0.9)), nothing)
+    answer = best_table(ask_of(ROOF, steady(0.9)))
     assert answer.result["best"] == [1, 0]
     (rows,) = answer.result["vllm"].values()
     assert rows == [[1, 1, 1], [2, 2, 0]]
@@ -202,7 +196,7 @@ def test_a_table_that_changes_with_the_batch() -> None:
 
 
 def test_the_text_shows_the_numbers() -> None:
-    answer = best_table(ask_of(ROOF, steady(0.9)), nothing)
+    answer = best_table(ask_of(ROOF, steady(0.9)))
     lines = answer.text.splitlines()
     (one,) = (line.split() for line in lines if line.startswith("1 "))
     speeds = answer.result["tokens_per_s"][0]
@@ -214,12 +208,12 @@ def test_the_text_shows_the_numbers() -> None:
 
 
 def test_concurrencies_go_up_to_the_slots() -> None:
-    sizes = best_table(ask_of(ROOF, steady(0.9), slots=4), nothing).result["users"]
+    sizes = best_table(ask_of(ROOF, steady(0.9), slots=4)).result["users"]
     assert sizes == [n for n in CONCURRENCIES if n <= 4] == [1, 2, 4]
 
 
 def test_a_table_covers_every_batch_there_can_be() -> None:
-    found = best_table(ask_of(ROOF, steady(0.9), slots=3), nothing).result
+    found = best_table(ask_of(ROOF, steady(0.9), slots=3)).result
     assert found["vllm"]["num_speculative_tokens_per_batch_size"][-1][1] == 3
 
 
@@ -278,12 +272,12 @@ def test_the_capacity_of_plain_decoding() -> None:
     # Two slots, replies of 60 tokens, 10 s a step whatever the batch.
     ask = ask_of(Affine(target_fixed=10), steady(0.5))
     # All replies are equally long, so that two end every 600 s.
-    assert capacity_per_s(ask, ask.costs()) == pytest.approx(2 / 600)
+    assert full_load(ask, ask.costs()).requests_per_s == pytest.approx(2 / 600)
 
 
 def test_break_even_where_drafting_never_pays_and_where_it_always_does() -> None:
-    dear = break_even(ask_of(Affine(draft_fixed=10, target_fixed=10), steady(0.3)), nothing)
-    cheap = break_even(ask_of(Affine(draft_fixed=0.01, target_fixed=10), steady(0.9)), nothing)
+    dear = break_even(ask_of(Affine(draft_fixed=10, target_fixed=10), steady(0.3)))
+    cheap = break_even(ask_of(Affine(draft_fixed=0.01, target_fixed=10), steady(0.9)))
     for name in ("fixed:gamma=1", "fixed:gamma=3"):
         assert crossing(LOADS, dear.result["faster"][name]) == "< 0.2"
         assert crossing(LOADS, cheap.result["faster"][name]) == "> 2"
@@ -292,14 +286,6 @@ def test_break_even_where_drafting_never_pays_and_where_it_always_does() -> None
 
 
 # --- the command
-
-
-class Outcome(NamedTuple):
-    """Exit code and output of one command."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Inputs(NamedTuple):
@@ -317,14 +303,7 @@ class Inputs(NamedTuple):
             "server": "slots=2", "requests": 12, "seeds": 1,
         }  # fmt: skip
         pairs = [(f"--{name}", value) for name, value in (given | options).items()]
-        argv = ["fleet", question, *(str(part) for pair in pairs for part in pair)]
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = main([*argv, *map(str, more)])
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return Outcome(code, out.getvalue(), err.getvalue())
+        return gammalab("fleet", question, *(part for pair in pairs for part in pair), *more)
 
 
 @pytest.fixture(scope="module")
@@ -334,24 +313,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     dataclasses.replace(timing, cells=tuple(cells)).write(folder / "timing.json")
     write_trace(lively_trace(), folder / "trace.parquet")
     return Inputs(folder / "trace.parquet", folder / "timing.json")
-
-
-def refused(outcome: Outcome, *words: str) -> None:
-    """Exit 2, nothing on stdout, and one line on stderr that holds the words."""
-    assert outcome.code == 2 and outcome.out == ""
-    (line,) = outcome.err.strip().splitlines()
-    assert line.startswith("gammalab: ")
-    for word in words:
-        assert word in line, line
-
-
-def read_json(text: str) -> Any:
-    """JSON as the standard has it: NaN and Infinity are errors."""
-
-    def foreign(name: str) -> None:
-        raise AssertionError(f"{name} in JSON")
-
-    return json.loads(text, parse_constant=foreign)
 
 
 def test_the_table_command(inputs: Inputs, tmp_path: Path) -> None:
@@ -481,4 +442,4 @@ def test_signals_that_are_not_there_are_one_line(inputs: Inputs, tmp_path: Path)
 
 
 def test_gammas_go_up_to_the_depth_of_the_trace() -> None:
-    assert best_table(ask_of(ROOF, steady(0.9, depth=2)), nothing).result["gammas"] == [0, 1, 2]
+    assert best_table(ask_of(ROOF, steady(0.9, depth=2))).result["gammas"] == [0, 1, 2]

@@ -28,7 +28,9 @@ from simulator.allotment import ALLOTMENTS
 from simulator.batch_costs import BatchCosts, tabulate_batches, verify_seconds
 from simulator.costs import Affine
 from simulator.replay import replay_interpreted
-from simulator.server import ROUTERS, Served, Server, serve
+from simulator.served import Served
+from simulator.server import serve
+from simulator.server_options import ROUTERS, Server
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs import tabulate

@@ -13,7 +13,8 @@ import pytest
 from policies.fixed import Fixed, Never
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import expected_emitted
-from simulator.server import Server, serve
+from simulator.server import serve
+from simulator.server_options import Server
 from simulator.service import service
 from traces import synthetic
 from traces.workload import Workload, demand

@@ -16,7 +16,9 @@ import pytest
 from policies.fixed import Fixed
 from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.costs import Affine
-from simulator.server import Served, Server, serve
+from simulator.served import Served
+from simulator.server import serve
+from simulator.server_options import Server
 from traces.schema import Trace, TraceMeta
 from traces.workload import Demand, Workload, demand
 

@@ -23,10 +23,13 @@ from hypothesis import strategies as st
 
 from policies.base import Policy
 from policies.fixed import Fixed, Never
-from simulator.batch import FINEST_GAP_S, GAPS, GAPS_PER_DOUBLING, gap_bin
+from simulator.batch import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.server import Served, Server, serve
+from simulator.records import GAPS
+from simulator.served import Served
+from simulator.server import serve
+from simulator.server_options import Server
 from simulator.service import (
     Objective,
     Service,

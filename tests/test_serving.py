@@ -6,11 +6,8 @@ The costs: a draft step 1 s, a verify 10 s, a prompt 5 s, for one row as for two
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import itertools
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -22,7 +19,6 @@ import pytest
 from scipy import stats
 
 from experiments import serving
-from experiments.cli import main
 from experiments.rooflines import read_costs, roofline, sizes
 from experiments.serve_check import Speed, speed_of, text_of
 from experiments.serving import REQUEST_COLUMNS, Interval, interval, settings
@@ -30,46 +26,22 @@ from experiments.timeline import WAITS, events
 from policies.fixed import Fixed, Never
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.server import Served, Server, serve
+from simulator.served import Served
+from simulator.server import serve
+from simulator.server_options import Server
 from simulator.service import Objective
+from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, write_trace
-from traces.workload import Demand, Workload, demand, write_workload
+from traces.workload import Demand, Workload, demand
+from traces.workload_files import write_workload
 
 REQUESTS, SEEDS = 20, (0, 1)
 POLICIES = {"never": "never", "fixed:gamma=2": "fixed-gamma-2"}
 Event = dict[str, Any]
-
-
-class Outcome(NamedTuple):
-    """Exit code and output of one command."""
-
-    code: int
-    out: str
-    err: str
-
-
-def gammalab(*argv: object) -> Outcome:
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main([str(arg) for arg in argv])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def refused(outcome: Outcome, *words: str) -> None:
-    """Exit 2, nothing on stdout, and one line on stderr that holds the words."""
-    assert outcome.code == 2 and outcome.out == ""
-    (line,) = outcome.err.strip().splitlines()
-    assert line.startswith("gammalab: ")
-    for word in words:
-        assert word in line, line
 
 
 class Inputs(NamedTuple):
@@ -132,15 +104,6 @@ def done(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(inputs.serve("--timeline", out=out, slo="ttft_s=60"), out, inputs)
 
 
-def read_json(text: str) -> Any:
-    """JSON as the standard has it: NaN and Infinity are errors."""
-
-    def foreign(name: str) -> None:
-        raise AssertionError(f"{name} in JSON")
-
-    return json.loads(text, parse_constant=foreign)
-
-
 # --- what comes out
 
 
@@ -173,7 +136,7 @@ def test_the_table_fits_a_terminal(done: Done, tmp_path: Path) -> None:
 def test_the_files(done: Done) -> None:
     found = sorted(str(p.relative_to(done.out)) for p in done.out.rglob("*") if p.is_file())
     assert found == sorted(
-        ["serve.json", "serve.txt"]
+        ["serve.json", "serve.txt", "figures/series.png"]
         + [f"requests/{name}-s{seed}.parquet" for name in POLICIES.values() for seed in SEEDS]
         + [f"series/{name}-s{seed}.parquet" for name in POLICIES.values() for seed in SEEDS]
         + [f"rounds/{name}.parquet" for name in POLICIES.values()]

@@ -17,11 +17,9 @@ from traces.workload import (
     Workload,
     demand,
     mean_rate_per_s,
-    parse_workload,
-    read_workload,
     title,
-    write_workload,
 )
+from traces.workload_files import parse_workload, read_workload, write_workload
 
 CATEGORIES = ("chat", "chat", "chat", "code", "math", "math")
 SAMPLES = {

@@ -11,32 +11,27 @@ alone, another rate scales the same arrivals (common random numbers).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
-from traces.store import write_atomically
 
-WORKLOAD_VERSION = 1
 ORDERS = ("drawn", "recorded")
 THINK_LAWS = ("exponential", "fixed")
 
-_FIELDS_OF = {
+FIELDS_OF = {
     "poisson": ("rate_per_s",),
     "gamma": ("rate_per_s", "cv"),
     "bursts": ("on_rate_per_s", "off_rate_per_s", "on_s", "off_s"),
     "recorded": ("arrival_s",),
     "closed": ("users", "think_s", "think"),
 }
-PROCESSES = tuple(_FIELDS_OF)
-_PROCESS_FIELDS = tuple(dict.fromkeys(name for names in _FIELDS_OF.values() for name in names))
-_SHORT = {"rate": "rate_per_s", "on": "on_rate_per_s", "off": "off_rate_per_s"}
+PROCESSES = tuple(FIELDS_OF)
+_PROCESS_FIELDS = tuple(dict.fromkeys(name for names in FIELDS_OF.values() for name in names))
 
 # Wide enough for every machine, narrow enough that no sum or quotient overflows.
 _LIMITS = {
@@ -91,10 +86,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         _whole("requests", self.requests, 1, _MOST_REQUESTS)
-        _one_of("process", self.process, PROCESSES)
-        _one_of("order", self.order, ORDERS)
+        one_of("process", self.process, PROCESSES)
+        one_of("order", self.order, ORDERS)
         _refuse_foreign_fields(self)
-        for name in _FIELDS_OF[self.process]:
+        for name in FIELDS_OF[self.process]:
             if name in _LIMITS:
                 _number(name, getattr(self, name), *_LIMITS[name])
         if self.process == "bursts":
@@ -103,7 +98,7 @@ class Workload:
             _check_timestamps(self)
         elif self.process == "closed":
             _whole("users", self.users, 1, _MOST_REQUESTS)
-            _one_of("think", self.think, THINK_LAWS)
+            one_of("think", self.think, THINK_LAWS)
         _check_mix(self)
 
 
@@ -250,104 +245,8 @@ def title(workload: Workload) -> str:
     return f"{w.process} {w.rate_per_s:g}/s{cv}"
 
 
-def parse_workload(text: str, requests: int) -> Workload:
-    """A workload from a file (NAME.json) or from `process:field=value,...`, say `poisson:rate=4`.
-
-    rate, on, off stand for rate_per_s, on_rate_per_s, off_rate_per_s. requests: Q of the short
-    notation; a file has its own. Raises InputError naming the piece that is wrong.
-    """
-    text = text.strip()
-    if text.endswith(".json"):
-        return read_workload(Path(text))
-    process, _, settings = text.partition(":")
-    where = f"workload {text!r}"
-    if process == "recorded":
-        raise InputError(f"{where}: arrival_s does not fit here; write a file and pass NAME.json")
-    chosen: dict[str, Any] = {}
-    try:
-        _one_of("process", process, PROCESSES)
-        for piece in filter(None, (p.strip() for p in settings.split(","))):
-            name, value = _setting(process, piece)
-            if name in chosen:
-                raise InputError(f"{piece!r} gives {name} a second time; drop one")
-            chosen[name] = value
-        return Workload(requests, process, **chosen)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _setting(process: str, piece: str) -> tuple[str, int | float | str]:
-    """Field and value of `field=value`, where the field is written short or in full."""
-    own = (*_FIELDS_OF[process], "order")
-    short = {name: key for key, name in _SHORT.items()}
-    key, equals, value = (part.strip() for part in piece.partition("="))
-    name = _SHORT.get(key, key)
-    if not equals or name not in own:
-        known = ", ".join(f"{short.get(field, field)}=" for field in own)
-        raise InputError(f"{piece!r} is not known; process {process!r} takes {known}")
-    kind = type(_default(name))
-    try:
-        return name, kind(value)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise InputError(f"{piece!r}: {name} must be {wanted}") from None
-
-
-def write_workload(workload: Workload, path: Path, overwrite: bool = False) -> None:
-    """One JSON file, atomically; fields that have their defaults are left out."""
-    raw: dict[str, Any] = {"kind": "workload", "version": WORKLOAD_VERSION}
-    for field in dataclasses.fields(workload):
-        value = getattr(workload, field.name)
-        if value != field.default:
-            raw[field.name] = dict(value) if field.name in ("weights", "priorities") else value
-    text = json.dumps(raw, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
-
-
-def read_workload(path: Path) -> Workload:
-    """Inverse of write_workload; raises InputError naming file and field."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such workload file")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
-    if not isinstance(raw, dict) or raw.pop("kind", None) != "workload":
-        raise InputError(f"{path} is JSON, but not a workload (kind is not 'workload')")
-    version = raw.pop("version", None)
-    if type(version) is not int or version != WORKLOAD_VERSION:
-        raise InputError(
-            f"{path} has workload version {version!r}; this GammaLab reads version "
-            f"{WORKLOAD_VERSION}"
-        )
-    try:
-        return Workload(**_fields(raw))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """The JSON fields of a file as arguments of Workload."""
-    known = [field.name for field in dataclasses.fields(Workload)]
-    for name in raw:
-        if name not in known:
-            raise InputError(f"field {name!r} is unknown; known: {', '.join(known)}")
-    for name in ("requests", "process"):
-        if name not in raw:
-            raise InputError(f"field {name!r} is missing")
-    for name, kind, words in (
-        ("arrival_s", list, "a list of seconds"),
-        ("weights", dict, "an object of categories and numbers"),
-        ("priorities", dict, "an object of categories and whole numbers"),
-    ):
-        if name in raw:
-            if not isinstance(raw[name], kind):
-                raise InputError(f"field {name!r} must be {words}")
-            raw[name] = tuple(raw[name] if kind is list else raw[name].items())
-    return raw
-
-
-def _default(name: str) -> Any:
+def default_of(name: str) -> Any:
+    """The default of a field."""
     return Workload.__dataclass_fields__[name].default
 
 
@@ -362,16 +261,17 @@ def _whole(name: str, value: Any, low: int, high: int) -> None:
         raise InputError(f"{name} must be a whole number between {low} and {high}, not {value!r}")
 
 
-def _one_of(name: str, value: Any, known: Iterable[str]) -> None:
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise InputError unless a value is one of these."""
     if value not in known:
         raise InputError(f"{name} {value!r} is not known; known: {', '.join(known)}")
 
 
 def _refuse_foreign_fields(workload: Workload) -> None:
-    own = _FIELDS_OF[workload.process]
+    own = FIELDS_OF[workload.process]
     for name in _PROCESS_FIELDS:
         value = getattr(workload, name)
-        if name not in own and (isinstance(value, bool) or value != _default(name)):
+        if name not in own and (isinstance(value, bool) or value != default_of(name)):
             raise InputError(
                 f"{name} does not belong to process {workload.process!r}; leave it out (its "
                 f"fields: {', '.join(own)})"

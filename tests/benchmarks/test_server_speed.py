@@ -38,7 +38,9 @@ from simulator.batch_costs import (
 )
 from simulator.costs import Affine
 from simulator.rounds import room_at
-from simulator.server import Served, Server, _new_world, _Run, check, serve
+from simulator.served import Served
+from simulator.server import _Run, serve
+from simulator.server_options import Server, check
 from traces import synthetic
 from traces.costs import lag_after
 from traces.schema import Trace
@@ -196,7 +198,7 @@ class Case:
             self.policy, self.trace, self.asked, self.costs, self.server, limits, 0, math.inf,
             False, True,
         )  # fmt: skip
-        state, world = self.policy.new_state(self.server.slots), _new_world(run)
+        state, world = self.policy.new_state(self.server.slots), run.new_world()
         return lambda: run.advance(state, world, math.inf)
 
 
@@ -345,7 +347,8 @@ import numpy as np
 from policies.shelf import parse_policy
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.server import Server, serve
+from simulator.server import serve
+from simulator.server_options import Server
 from traces import synthetic
 from traces.workload import Workload, demand
 

@@ -1,0 +1,138 @@
+"""How a server works: its options, and whether they fit a trace, its costs and a workload."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from policies.base import Policy, uses_signals
+from policies.shelf import label
+from simulator.admission import ORDERS, blocks_of
+from simulator.allotment import ALLOTMENTS, TETRIS
+from simulator.batch_costs import BatchCosts
+from simulator.rounds import Limits
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.workload import Demand
+
+ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
+LEAST = {
+    "slots": 1, "block_tokens": 1, "replicas": 1, "blocks": 0, "chunk_tokens": 0,
+    "budget_tokens": 0, "hop_s": 0.0, "jitter_s": 0.0, "token_hop_s": 0.0, "reentry_s": 0.0,
+    "bin_s": 1e-6,
+}  # fmt: skip
+"""The smallest value of each number of a Server."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """How a server works.
+
+    slots: requests that decode at once, per replica. order: of admission, see
+    simulator.admission.ORDERS. blocks: memory for keys and values, in blocks of block_tokens, per
+    replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was admitted
+    last waits again and is read anew. chunk_tokens: prompt tokens read per iteration beside the
+    decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is verified
+    as wide as the widest. longest: caches of one width, as real_backend reads them: steps are
+    priced at the longest context of their rows, and what a target step costs beyond that of the
+    shortest context is paid for every row as wide as the widest; else at the mean of both (paged
+    attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
+    "tetris", tokens verified per iteration. max_gamma: None for the depth of the trace.
+
+    apart: the draft has a device of its own, and every iteration with a draft crosses the network
+    twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
+    pipelined (PEARL, arXiv 2408.11850; needs apart): it drafts on while the target verifies; where
+    everything was accepted the next round finds its draft ready, and gets no token from the target;
+    everywhere else that work is thrown away. reentry_s: charged when drafting begins again after
+    iterations without.
+
+    replicas: targets, each with its slots and memory (and draft); router: see ROUTERS.
+    bin_s: width of the time series' bins.
+    """
+
+    slots: int = 8
+    order: str = "first-come"
+    block_tokens: int = 16
+    blocks: int = 0
+    chunk_tokens: int = 0
+    padded: bool = False
+    longest: bool = False
+    allotment: str = "each"
+    budget_tokens: int = 0
+    max_gamma: int | None = None
+    apart: bool = False
+    hop_s: float = 0.0
+    jitter_s: float = 0.0
+    token_hop_s: float = 0.0
+    pipelined: bool = False
+    reentry_s: float = 0.0
+    replicas: int = 1
+    router: str = "round-robin"
+    bin_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if isinstance(least, int) and not isinstance(value, int):
+                raise InputError(f"server: {name} is {value!r}; give a whole number")
+            if not least <= value < math.inf:
+                raise InputError(f"server: {name} is {value}; give {least} or more")
+        choices = (("order", ORDERS), ("allotment", ALLOTMENTS), ("router", ROUTERS))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"server: {name} is {getattr(self, name)!r}; known: {', '.join(known)}"
+                )
+        if self.max_gamma is not None and not isinstance(self.max_gamma, int):
+            raise InputError(f"server: max_gamma is {self.max_gamma!r}; give a whole number")
+        if self.allotment in ("budget", "tetris") and self.budget_tokens < self.slots:
+            raise InputError(
+                f"server: budget_tokens is {self.budget_tokens}; {self.allotment} needs at least "
+                f"one token for each of the {self.slots} slots"
+            )
+        if self.pipelined and not self.apart:
+            raise InputError("server: pipelined drafting needs a device of its own: set apart")
+        network = self.hop_s + self.jitter_s + self.token_hop_s
+        if network > 0.0 and not self.apart:
+            raise InputError("server: hop_s, jitter_s and token_hop_s need a network: set apart")
+
+
+def reads_signals(policy: Policy, server: Server) -> bool:
+    """True if the policy or the allotment looks at the draft's confidence, which then costs."""
+    return uses_signals(policy) or ALLOTMENTS[server.allotment] >= TETRIS
+
+
+def check(
+    policy: Policy, trace: Trace, demand: Demand, costs: BatchCosts, server: Server
+) -> Limits:
+    """The limits of a run; raises InputError if something does not fit."""
+    depth = trace.meta.depth if server.max_gamma is None else server.max_gamma
+    if not 0 <= depth <= trace.meta.depth:
+        raise InputError(f"server: max_gamma is {depth}; this trace can play 0..{trace.meta.depth}")
+    if reads_signals(policy, server) and not trace.has_signals:
+        raise InputError(
+            f"policy {label(policy)!r} with allotment {server.allotment!r} reads the draft's "
+            "signals, but the trace has none; capture it again, or choose others"
+        )
+    if len(demand.row) == 0:
+        raise InputError("the workload has no request")
+    sizes = f"{costs.verify_s.shape[0]} rows of {costs.verify_s.shape[2] - 1} tokens"
+    if costs.verify_s.shape[0] < server.slots or costs.verify_s.shape[2] < depth + 2:
+        raise InputError(
+            f"the costs cover {sizes}; {server.slots} slots and gamma {depth} need more: tabulate "
+            "them for both"
+        )
+    if server.blocks > 0:
+        asked = trace.select(sorted({int(row) for row in demand.row}))
+        longest = asked.prompt_tokens + np.diff(asked.offsets)
+        worst = int(longest.argmax())
+        need = blocks_of(int(longest[worst]) + depth + 1, server.block_tokens)
+        if need > server.blocks:
+            raise InputError(
+                f"server: {server.blocks} blocks of {server.block_tokens} tokens can never hold "
+                f"request {asked.request_id[worst]!r}: {int(longest[worst])} tokens with its "
+                f"reply, and gamma {depth} + 1; {need} are needed"
+            )
+    return Limits(depth, trace.meta.max_new_tokens, trace.meta.max_context)

@@ -1,0 +1,35 @@
+"""The whole shelf, compiled, on a server with one slot and no queue: every round is the replay's.
+
+The suite has this for the interpreted server and a few compiled policies; here every kernel of the
+server is compiled, which takes minutes:  pytest -m slow tests/conformance/test_server_shelf.py
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.suites import GREEDY, TIMING
+from policies.shelf import SHELF
+from simulator.batch_costs import tabulate_batches
+from simulator.replay import replay
+from simulator.server import serve
+from simulator.server_options import Server
+from traces.costs import Table, tabulate
+from traces.store import read_trace
+from traces.timing import read_timing
+from traces.workload import Workload, demand
+
+TRACE = read_trace(GREEDY).select(list(range(24)))
+MODEL = Table(read_timing(TIMING))
+SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHELF)
+def test_one_slot_and_no_queue_is_the_replay(name: str) -> None:
+    policy = SHELF[name]()
+    asked = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
+    costs = tabulate_batches(MODEL, 1, **SHAPE)
+    served = serve(policy, TRACE, asked, costs, Server(slots=1), log=True)
+    assert served.round_log is not None
+    assert served.round_log.same_rounds(replay(policy, TRACE, tabulate(MODEL, 1, **SHAPE)))
