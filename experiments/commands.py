@@ -16,7 +16,6 @@ from experiments.files import (
     dumps,
     mismatches,
     random_weights_note,
-    refuse_existing,
     versions,
     warn,
     write_result,
@@ -31,7 +30,7 @@ from simulator.hindsight import best_fixed
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
-from traces.store import content_hash, read_trace
+from traces.store import content_hash, read_trace, refuse_existing
 from traces.timing import StepCosts, Timing, read_timing
 
 MACHINE = (  # of a round log's meta: what ran, and where

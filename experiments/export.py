@@ -24,7 +24,6 @@ from experiments.export_replay import (
     setting_seconds,
     single_costs,
 )
-from experiments.files import refuse_existing
 from policies.base import Policy, uses_signals
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
@@ -36,7 +35,7 @@ from simulator.hindsight import best_fixed
 from simulator.replay import replay
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
-from traces.store import write_atomically
+from traces.store import refuse_existing, write_atomically
 from traces.timing import Timing
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))

@@ -42,14 +42,6 @@ def dumps(value: Any) -> str:
     return json.dumps(jsonable(value), indent=1, allow_nan=False)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError if `path` is there and may not be overwritten; ask before the long work."""
-    if path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"{path.parent} is a file; name a folder")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists; choose another name or pass --force")
-
-
 def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: bool) -> None:
     """One result as JSON with its kind and version, atomically."""
     text = dumps({"kind": kind, "version": RESULT_VERSION, **value}) + "\n"

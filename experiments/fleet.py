@@ -19,10 +19,10 @@ from typing import Any
 from experiments.commands import progress
 from experiments.figure_style import Picture
 from experiments.figures_fleet import bars_figure, loads_figure, table_figure
-from experiments.files import command_line, dumps, jsonable, refuse_existing, versions, write_result
+from experiments.files import command_line, dumps, jsonable, versions, write_result
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
-from experiments.serving import check_inputs, costs_for, run_policies, service_table, settings
+from experiments.serving import Row, check_inputs, costs_for, run_policies, service_table, settings
 from experiments.tables import number, percent, table
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
@@ -34,7 +34,7 @@ from simulator.server_options import Server
 from simulator.service import Objective, service
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.store import read_trace, write_atomically
+from traces.store import read_trace, refuse_existing, write_atomically
 from traces.workload import Workload, demand
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -58,13 +58,13 @@ class Setting:
     policies: tuple[Policy, ...]
     step: Callable[[], object] = lambda: None
 
-    def costs(self, server: Server | None = None) -> BatchCosts:
-        """Tables for the server, or for another."""
-        return costs_for(self.priced, self.trace, server or self.server)
+    def costs(self) -> BatchCosts:
+        """Tables for the server."""
+        return costs_for(self.priced, self.trace, self.server)
 
     def run(
         self, policies: Sequence[Policy], workload: Workload, server: Server, costs: BatchCosts
-    ) -> list[Any]:
+    ) -> list[Row]:
         """experiments.serving.run_policies here, the first tenth of the requests left out."""
         return run_policies(
             policies, self.trace, workload, costs, server, objective=self.objective,
@@ -243,8 +243,8 @@ def bursts(ask: Setting) -> Answer:
         f"{1e3 * objective.tpot_s:.4g} ms",
         service_table(served),
     ])  # fmt: skip
-    shares = {row.policy: row.intervals["end_to_end.mean"].mean for row in served}
-    gains = {name: shares["never"] / value for name, value in shares.items()}
+    seconds = {row.policy: row.intervals["end_to_end.mean"].mean for row in served}
+    gains = {name: seconds["never"] / value for name, value in seconds.items()}
     finding = "mean seconds of a reply in bursts, plain decoding over the policy"
     return Answer(text, {"rows": jsonable(served)}, (bars_figure("bursts", gains, finding),))
 
@@ -253,33 +253,42 @@ def bursts(ask: Setting) -> Answer:
 
 
 def slo_capacity(ask: Setting) -> Answer:
-    """The highest Poisson rate at which 99 % of the requests keep the objective, by bisection."""
+    """The highest Poisson rate at which 99 % of the requests keep the objective, by bisection: with
+    the draft on the target's device, and with one of its own that drafts ahead.
+    """
     costs = ask.costs()
     plain = full_load(ask, costs)
     full, objective = plain.requests_per_s, ask.objective
     if objective == Objective():
         objective = Objective(ttft_s=20 * plain.tpot_s, tpot_s=0.75 * plain.tpot_s)
+    ahead = dataclasses.replace(
+        ask, server=dataclasses.replace(ask.server, apart=True, pipelined=True)
+    )
     policies = distinct([Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), *ask.policies])
-    found: dict[str, list[float]] = {}
-    for policy in policies:
-        found[label(policy)] = [
-            highest_rate(ask, policy, objective, costs, full, seed) for seed in ask.seeds
+    rates = {
+        label(policy): [
+            [highest_rate(at, policy, objective, costs, full, seed) for seed in ask.seeds]
+            for at in (ask, ahead)
         ]
-    first = next(iter(found.values()))
+        for policy in policies
+    }
+    bare = _mean(rates["never"][0])
     cells = [
-        [title(name), *(number(rate, 2) for rate in rates), number(_mean(rates), 2),
-         number(_mean(rates) / _mean(first), 2) if _mean(first) else "-"]
-        for name, rates in found.items()
+        [title(name), *(number(rate, 2) for rate in here), number(_mean(here), 2),
+         number(_mean(here) / bare if bare else math.nan, 2), number(_mean(there), 2)]
+        for name, (here, there) in rates.items()
     ]  # fmt: skip
-    header = ("policy", *(f"seed {seed}" for seed in ask.seeds), "requests/s", "over plain")
+    seeds = (f"seed {seed}" for seed in ask.seeds)
+    header = ("policy", *seeds, "mean", "over\nplain", "drafting\nahead")
     text = "\n\n".join([
         f"most requests/s (Poisson) of which {percent(KEPT)} keep TTFT <= {objective.ttft_s:.3g} s "
-        f"and TPOT <= {1e3 * objective.tpot_s:.3g} ms; {ask.server.slots} slots; 2 % steps",
+        f"and TPOT <= {1e3 * objective.tpot_s:.3g} ms; {ask.server.slots} slots; 2 % steps; last "
+        "column:\nthe draft on a device of its own that drafts ahead, no network",
         table(header, [("", cells)]),
     ])  # fmt: skip
-    gains = {name: _mean(rates) for name, rates in found.items()}
+    gains = {name: _mean(here) for name, (here, _) in rates.items()}
     finding = "requests/s at which 99 % keep the objective"
-    result = {"objective": jsonable(objective), "requests_per_s": found}
+    result = {"objective": jsonable(objective), "requests_per_s": rates}
     return Answer(text, result, (bars_figure("capacity", gains, finding),))
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.files import refuse_existing
 from traces.errors import InputError
 from traces.importers import FORMATS, spec_bench
 from traces.importers.common import Options
 from traces.importers.marginals import MarginalsOnly
 from traces.importers.spec_bench_timing import fit_timing
 from traces.schema import Trace
-from traces.store import write_trace
+from traces.store import refuse_existing, write_trace
 from traces.timing import Timing
 
 _DEEPEST = 4096  # tokens; a table of costs has a column for each

@@ -11,8 +11,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments.files import command_line, dumps, refuse_existing, versions, write_result
+from experiments.files import command_line, dumps, versions, write_result
 from traces.errors import InputError
+from traces.store import refuse_existing
 
 Study = Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]
 

@@ -25,7 +25,6 @@ from experiments.files import (
     describe_inputs,
     dumps,
     jsonable,
-    refuse_existing,
     versions,
     warn,
     write_result,
@@ -44,7 +43,7 @@ from simulator.service import ANYTHING, Objective, Service, service
 from traces.errors import InputError
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
-from traces.store import read_trace, write_atomically
+from traces.store import read_trace, refuse_existing, write_atomically
 from traces.workload import Workload, demand
 from traces.workload import title as described
 from traces.workload_files import parse_workload
@@ -239,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
     costs = costs_for(priced, trace, server)
     seeds = range(args.seed, args.seed + args.seeds)
 
-    series: dict[str, Any] = {}
+    series, written = dict[str, Any](), list[str]()
 
     def keep(policy: Policy, seed: int, served: Served) -> None:
         if seed == seeds[0]:
@@ -248,6 +247,7 @@ def run(args: argparse.Namespace) -> int:
             name = f"{file_name(label(policy))}-s{seed}.parquet"
             write_requests(served, trace, out / "requests" / name)
             write_series(served, out / "series" / name)
+            written.append(name)
 
     with progress(len(policies) * len(seeds), "serve") as step:
         rows = run_policies(
@@ -263,6 +263,7 @@ def run(args: argparse.Namespace) -> int:
         "objective": jsonable(objective),
         "costs": priced.about,
         "rows": jsonable(rows),
+        "logs": sorted(written),
     } | describe_inputs(trace, args.trace.name, priced.about)
     if out is not None:
         if args.timeline:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.files import dumps, refuse_existing
+from experiments.files import dumps
 from experiments.statistics import divide
 from experiments.tables import number, table
 from policies.base import Policy, field_values, uses_signals
@@ -17,7 +17,7 @@ from policies.shelf import SHELF, find_policy, short_field
 from traces.errors import InputError
 from traces.schema import EXACTNESS, Trace, TraceError
 from traces.split import split_rows
-from traces.store import content_hash, read_trace, write_trace
+from traces.store import content_hash, read_trace, refuse_existing, write_trace
 
 
 def show_policies(name: str | None, *, as_json: bool) -> int:

@@ -571,8 +571,8 @@ def test_roofline_seconds_by_hand() -> None:
     # 4 rows of 1000 tokens of context read their caches beside the weights.
     caches = 4 * 1000 * 131_072
     assert model.verify_s(1, 4, 1000) == pytest.approx((2 * target + caches) / 1.34e12)
-    # 4 rows of 500 tokens: the weights are read, and behind the knee of 72 tokens each of the others
-    # takes 2 operations per weight.
+    # 4 rows of 500 tokens: the weights are read, and behind the knee of 72 tokens each of the
+    # others takes 2 operations per weight.
     read_s, token_s = 2 * target / 1.34e12, 2 * target / 210e12
     assert model.verify_s(500, 4, 0) == pytest.approx(read_s + (2000 - 72) * token_s)
     assert model.control_s() == model.signal_s() == 0

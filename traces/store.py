@@ -40,14 +40,23 @@ _SCHEMA = pa.schema(
 )
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise InputError if `path` cannot be made here: its folder is a file, or it exists and may
+    not be overwritten. Ask before long work.
+    """
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{path.parent} is a file; name a folder")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another name or pass --force")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it into place.
 
     Raises InputError if `path` exists (unless overwrite), its folder cannot be written or the disk
     is full; nothing half-written stays behind.
     """
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another name or pass --force")
+    refuse_existing(path, overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
