@@ -94,6 +94,9 @@ def build_parser() -> Parser:
     _add_sweep(
         add("sweep", "settings of controllers, tuned on one half, judged on the other", _sweep)
     )
+    _add_train(
+        add("train", "a network for a pair and a machine, exported as a policy file", _train)
+    )
     _add_serve(add("serve", "many requests at once: a server with a queue, simulated", _serve))
     _add_fleet(add("fleet", "what an operator asks: table, break-even, bursts, ...", _fleet))
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
@@ -216,6 +219,30 @@ def _add_sweep(sweep: Parser) -> None:
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or 'local'")
     sweep.add_argument("--json", action="store_true", help="the best settings as JSON on stdout")
     sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
+
+
+def _add_train(train: Parser) -> None:
+    train.add_argument(
+        "--trace", type=Path, action="append", required=True, help="Parquet; may be given again"
+    )
+    train.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
+    train.add_argument("--out", type=Path, required=True, help="policy file, NAME.json")
+    train.add_argument(
+        "--algo", default="ppo", help="ppo (ours), clone, sb3-ppo or sb3-dqn (default: ppo)"
+    )
+    train.add_argument("--unit", default="token", help="decide per token or round (default: token)")
+    train.add_argument(
+        "--cost-ratios", help="e.g. 0,4,8,16; 0: the measured costs (default: those alone)"
+    )
+    train.add_argument("--iterations", type=count, default=2000, help="of ppo (default 2000)")
+    train.add_argument("--lanes", type=count, default=1024, help="environments (default 1024)")
+    train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
+    train.add_argument("--rate", type=positive, default=3e-3, help="of learning (default 3e-3)")
+    train.add_argument("--warm-start", action="store_true", help="clone the clairvoyant first")
+    train.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    train.add_argument("--split-seed", type=int, default=0, help="of the halves, as in compare")
+    train.add_argument("--json", action="store_true", help="the curve as JSON on stdout")
+    train.add_argument("--force", action="store_true", help="train anew, overwriting")
 
 
 def _add_serve(served: Parser) -> None:
@@ -381,6 +408,14 @@ def _validate(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     from experiments.sweeping import run
 
+    return run(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    try:
+        from experiments.train import run
+    except ImportError as error:
+        raise InputError(f"training needs {error.name}: pip install 'gammalab[rl]'") from error
     return run(args)
 
 

@@ -13,7 +13,8 @@ price is one rule: **a hook may read the fields of self, read and write state, c
 `policies.randomness` and other module-level functions of plain arithmetic, and nothing else.** Read
 arrays through a cast (`int(a[slot])`, `float(p[slot, k])`): `np.float32(0.7) < 0.7` is not the same
 question in NumPy and in compiled code. Loops are explicit, logarithms are `math.log`. Never call
-another hook through self: compiled, self is only the tuple of fields.
+another hook through self: compiled, self is only the tuple of fields. One exception: whole small
+arrays may be multiplied (`x @ w`) where every sum is exact whatever its order, see policies.neural.
 """
 
 from __future__ import annotations
@@ -118,6 +119,12 @@ class Policy:
     def forgets(self) -> bool:
         """True if `admit` starts every request afresh; False if a slot is meant to remember."""
         return True
+
+    def control_s(self) -> tuple[float, float]:
+        """Seconds of its own arithmetic per round and per drafted token, beyond what the engine's
+        fixed cost covers; see policies.charge. Per token only if it overrides `proceed`.
+        """
+        return 0.0, 0.0
 
     def admit(self, state: State, slot: int) -> None:
         """A request enters `slot`: forget the previous one. Shared arrays stay."""

@@ -30,6 +30,15 @@ from policies.goodput import CensoredGoodput
 from policies.hedge import Hedge
 from policies.heuristic import HFHeuristic, Streak
 from policies.marginal import Marginal, Payback
+from policies.networks import (
+    FROM_FILE,
+    beside,
+    known_policy,
+    load_policy,
+    network_files,
+    write_networks,
+)
+from policies.neural import KINDS, NeuralRound, NeuralToken
 from policies.profile_guided import ProfileGuided
 from policies.roc import HFRocConfidence
 from policies.speckv import SpecKV
@@ -38,7 +47,7 @@ from policies.tapout import TapOut
 from policies.thompson import ThompsonBeta, ThompsonGauss
 from policies.tiers import SGLangTiers
 from traces.errors import InputError
-from traces.store import write_atomically
+from traces.store import refuse_existing, write_atomically
 
 POLICY_FILE_VERSION = 1
 LONGEST_TITLE = 40
@@ -77,6 +86,8 @@ def find_policy(name: str) -> type[Policy]:
     """The class of that name, or of `arbiter/NAME`; raises InputError with the nearest name."""
     if name not in SHELF and name.startswith("arbiter/"):
         return arbiter(find_policy(name.removeprefix("arbiter/")))
+    if name in KINDS:
+        raise InputError(f"policy {name!r} {FROM_FILE}")
     if name not in SHELF:
         raise InputError(
             f"unknown policy {name!r}; {_suggest(name, list(SHELF))}known: {', '.join(SHELF)}"
@@ -109,7 +120,20 @@ def make_policy(name: str, values: dict[str, Any]) -> Policy:
 
     Raises InputError naming the field that is unknown, of another type or out of range.
     """
+    if name in KINDS:
+        return known_policy(name, chosen_fields(KINDS[name], values))
     cls = find_policy(name)
+    policy = cls(**chosen_fields(cls, values))
+    try:
+        policy.new_state(1)
+    except (ValueError, OverflowError, MemoryError):
+        raise InputError(f"policy {label(policy)!r}: its fields are out of range") from None
+    return policy
+
+
+def chosen_fields(cls: type[Policy], values: dict[str, Any]) -> dict[str, int | float | bool]:
+    """Fields of a policy class by their full names; raises InputError as make_policy does."""
+    name = cls.name
     defaults = field_values(cls())
     fields = {short_field(f): f for f in defaults} | {f: f for f in defaults}
     chosen: dict[str, int | float | bool] = {}
@@ -121,12 +145,7 @@ def make_policy(name: str, values: dict[str, Any]) -> Policy:
                 f"fields: {known}"
             )
         chosen[fields[key]] = _typed(value, defaults[fields[key]], f"{name}:{key}")
-    policy = cls(**chosen)
-    try:
-        policy.new_state(1)
-    except (ValueError, OverflowError, MemoryError):
-        raise InputError(f"policy {label(policy)!r}: its fields are out of range") from None
-    return policy
+    return chosen
 
 
 def parse_policy(spec: str) -> Policy:
@@ -140,7 +159,9 @@ def parse_policy(spec: str) -> Policy:
 
 
 def read_policies(path: Path) -> list[Policy]:
-    """The policies of a policy file, in its order; raises InputError naming file and field."""
+    """The policies of a policy file, in its order, networks from the files beside it; raises
+    InputError naming file and field.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such policy file; `gammalab sweep` writes them")
     try:
@@ -162,19 +183,38 @@ def read_policies(path: Path) -> list[Policy]:
                 f'{path}: policies[{number}] must be {{"policy": NAME, "fields": {{}}}}'
             )
         try:
-            found.append(make_policy(entry["policy"], entry.get("fields", {})))
+            found.append(_of_entry(entry, path))
         except InputError as error:
             raise InputError(f"{path}: policies[{number}]: {error}") from None
     return found
 
 
+def _of_entry(entry: dict[str, Any], path: Path) -> Policy:
+    """The policy of one entry of the policy file at `path`."""
+    name, values = entry["policy"], entry.get("fields", {})
+    if name not in KINDS:
+        return make_policy(name, values)
+    return load_policy(name, chosen_fields(KINDS[name], values), beside(path, entry.get("network")))
+
+
 def write_policies(
     policies: Sequence[Policy], path: Path, meta: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """A policy file: every field of every policy, and in `meta` what they were tuned on."""
-    entries = [{"policy": p.name, "fields": field_values(p)} for p in policies]
+    """A policy file: every field of every policy, and in `meta` what they were tuned on. Networks
+    come first, into files of their own beside it: a policy file never names what is not there.
+    """
+    neural = [p for p in policies if isinstance(p, NeuralRound | NeuralToken)]
+    files = network_files(neural, path)
+    entries = []
+    for policy in policies:
+        entry = {"policy": policy.name, "fields": field_values(policy)}
+        if isinstance(policy, NeuralRound | NeuralToken):
+            entry["network"] = files[policy.digest].name
+        entries.append(entry)
     raw = {"kind": "policies", "version": POLICY_FILE_VERSION, "meta": meta, "policies": entries}
     text = json.dumps(raw, indent=1, allow_nan=False) + "\n"
+    refuse_existing(path, overwrite)
+    write_networks(neural, files, overwrite=overwrite)
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
 
 
@@ -200,7 +240,9 @@ def parse_policies(text: str) -> list[Policy]:
 
 
 def label(policy: Policy) -> str:
-    """The shortest spec that parse_policy turns back into this policy."""
+    """The shortest spec that parse_policy turns back into this policy (a network: where its file
+    has been read).
+    """
     defaults = {f.name: f.default for f in dataclasses.fields(policy)}
     shown = [
         f"{short_field(field)}={str(value).lower() if isinstance(value, bool) else value}"

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from policies.base import Outcome, Policy, State, uses_signals
+from policies.charge import charged
 from policies.shelf import label, parse_policies
 from real_backend.energy import Meter
 from real_backend.faults import device_faults
@@ -181,7 +182,7 @@ class _Loop:
         self.acceptance, self.clock = acceptance, clock
         self.state = policy.new_state(steps.batch) if state is None else state
         self.looks = uses_signals(policy)
-        self.prices = [prices_of(costs, self.looks) for costs in engine.costs]
+        self.prices = [prices_of(charged(policy, costs), self.looks) for costs in engine.costs]
         self.greedy = sampling.temperature == 0.0
         self.replies: list[list[int]] = []
         self.prefill_s: list[float] = []

@@ -63,6 +63,25 @@ def tabulate_batches(
     )
 
 
+def with_control(costs: BatchCosts, control_s: tuple[float, float]) -> BatchCosts:
+    """Costs with those of a policy's own arithmetic, Policy.control_s; the same ones if it is free.
+
+    Rows decide one after the other: b rows pay b times, per target step and per draft step.
+    """
+    round_s, token_s = control_s
+    if round_s == 0.0 and token_s == 0.0:
+        return costs
+    rows = np.arange(1, costs.verify_s.shape[0] + 1)[:, None, None]
+    verify_s, draft_s = costs.verify_s.copy(), costs.draft_s.copy()
+    verify_s[:, :, 1:] += round_s * rows
+    draft_s[:, :, 1:] += token_s * (rows - 1)  # the first row's is in signal_s
+    return costs._replace(
+        draft_s=read_only(draft_s, np.float64),
+        verify_s=read_only(verify_s, np.float64),
+        signal_s=costs.signal_s + token_s,
+    )
+
+
 def context_bucket(costs: BatchCosts, context_tokens: int) -> int:
     """The row of the tables for this context; the last row is open."""
     return min(context_tokens // costs.bucket_tokens, int(costs.prefill_s.shape[0]) - 1)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from policies.base import Policy, State, uses_signals
+from policies.charge import charged
 from policies.shelf import label
 from simulator import rounds
 from simulator.kernels import run_policy
@@ -88,7 +89,7 @@ def run(
     seed: int,
 ) -> RoundLog:
     """Play the trace, compiled or not, and return its log."""
-    signals = uses_signals(policy)
+    signals, costs = uses_signals(policy), charged(policy, costs)
     counts = np.empty((trace.positions, 6), dtype=np.int32)
     seconds = np.empty((trace.positions, 2), dtype=np.float64)
     tape, prices = tape_of(trace, signals), prices_of(costs, signals)

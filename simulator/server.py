@@ -22,7 +22,7 @@ from simulator import batch
 from simulator.admission import ORDERS
 from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch import FULL
-from simulator.batch_costs import BatchCosts
+from simulator.batch_costs import BatchCosts, with_control
 from simulator.kernels import recipe, run_recipe
 from simulator.records import Records, Rules, World, new_requests, new_world
 from simulator.replay import low_bits, tape_of
@@ -57,7 +57,7 @@ def serve(
     """
     limits = check(policy, trace, demand, costs, server)
     env = simpy.Environment()
-    run = _Run(policy, trace, demand, costs, server, limits, seed, until_s, log, compiled)
+    run = Run(policy, trace, demand, costs, server, limits, seed, until_s, log, compiled)
     replicas = [_Replica(env, run, number) for number in range(server.replicas)]
     if server.replicas > 1:
         _Router(env, run, replicas)
@@ -67,7 +67,7 @@ def serve(
     return collect(worlds, logs, run.replica_of, trace, server, run.meta)
 
 
-class _Run:
+class Run:
     """What all replicas share."""
 
     def __init__(
@@ -86,6 +86,7 @@ class _Run:
         self.policy, self.trace, self.demand, self.server = policy, trace, demand, server
         self.limits, self.seed, self.until_s, self.log = limits, seed, until_s, log
         self.signals = reads_signals(policy, server)
+        costs = with_control(costs, policy.control_s())
         self.costs = costs if self.signals else costs._replace(signal_s=0.0)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
@@ -173,7 +174,7 @@ class _Replica:
     are this replica's own affair.
     """
 
-    def __init__(self, env: simpy.Environment, run: _Run, number: int) -> None:
+    def __init__(self, env: simpy.Environment, run: Run, number: int) -> None:
         self.env, self.run, self.number = env, run, number
         self.state = run.policy.new_state(run.server.slots)
         self.world = run.new_world()
@@ -236,7 +237,7 @@ class _Router:
     iteration in which it ends begins.
     """
 
-    def __init__(self, env: simpy.Environment, run: _Run, replicas: list[_Replica]) -> None:
+    def __init__(self, env: simpy.Environment, run: Run, replicas: list[_Replica]) -> None:
         self.env, self.run, self.replicas = env, run, replicas
         self.closed = run.demand.users > 0
         self.sent, self.turn = run.demand.users, 0

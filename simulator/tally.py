@@ -21,6 +21,7 @@ from policies.base import (
     reads_seconds,
     uses_signals,
 )
+from policies.charge import charged, with_control
 from policies.shelf import label
 from simulator.kernels import run_policy
 from simulator.replay import check_inputs, low_bits, tape_of
@@ -71,13 +72,13 @@ def tally_many(
 ) -> list[Tally]:
     """The tally of every policy, in their order, whatever the number of threads."""
     limits = [check_inputs(policy, trace, costs, max_gamma) for policy in policies]
-    inputs = {s: (tape_of(trace, s), prices_of(costs, s)) for s in map(uses_signals, policies)}
+    tapes = {signals: tape_of(trace, signals) for signals in set(map(uses_signals, policies))}
 
     def play(policy: Policy, bounds: Limits) -> Tally:
         whole = (np.zeros(trace.requests, dtype=np.int64) for _ in range(3))
         sink = Tally(np.zeros(trace.requests), *whole)
-        tape, prices = inputs[uses_signals(policy)]
-        state = policy.new_state(1)
+        signals, state = uses_signals(policy), policy.new_state(1)
+        tape, prices = tapes[signals], prices_of(charged(policy, costs), signals)
         run_policy(policy, add_up, state, tape, prices, bounds, low_bits(seed), sink)
         return sink
 
@@ -91,11 +92,13 @@ class StepCounts:
 
     counts [2, C, W] int64: [DRAFT, c, n] forwards of the draft that read n tokens, one per drafted
     token; [VERIFY, c, n] target steps over n tokens, one per round. signals: were they read?
+    control_s: of the policy, see policies.base.
     """
 
     counts: IntArray
     bucket_tokens: int
     signals: bool
+    control_s: tuple[float, float] = (0.0, 0.0)
 
 
 def add_steps(sink: IntArray, place: Place, outcome: Outcome) -> None:
@@ -122,7 +125,7 @@ def count_steps(
     counts = np.zeros((2, *costs.draft_s.shape), dtype=np.int64)
     tape, prices, state = tape_of(trace, signals), prices_of(costs, signals), policy.new_state(1)
     run_policy(policy, add_steps, state, tape, prices, limits, low_bits(seed), counts)
-    return StepCounts(counts, costs.bucket_tokens, signals)
+    return StepCounts(counts, costs.bucket_tokens, signals, policy.control_s())
 
 
 def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
@@ -141,6 +144,7 @@ def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
                 f"the tables of cost model {row} are not laid out as those that the steps were "
                 "counted in; tabulate both with one max_context, width and bucket_tokens"
             )
-        signal_s = costs.signal_s if steps.signals else 0.0
-        seconds[row] = np.stack([costs.draft_s + signal_s, costs.verify_s]).ravel()[used]
+        whole = with_control(costs, steps.control_s)
+        signal_s = whole.signal_s if steps.signals else 0.0
+        seconds[row] = np.stack([whole.draft_s + signal_s, whole.verify_s]).ravel()[used]
     return seconds @ steps.counts.ravel()[used]

@@ -39,7 +39,7 @@ from simulator.batch_costs import (
 from simulator.costs import Affine
 from simulator.rounds import room_at
 from simulator.served import Served
-from simulator.server import _Run, serve
+from simulator.server import Run, serve
 from simulator.server_options import Server, check
 from traces import synthetic
 from traces.costs import lag_after
@@ -194,7 +194,7 @@ class Case:
     def bare(self) -> Callable[[], object]:
         """The compiled iterations with nothing around them, ready to be called once."""
         limits = check(self.policy, self.trace, self.asked, self.costs, self.server)
-        run = _Run(
+        run = Run(
             self.policy, self.trace, self.asked, self.costs, self.server, limits, 0, math.inf,
             False, True,
         )  # fmt: skip

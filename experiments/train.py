@@ -1,0 +1,241 @@
+"""`gammalab train`: a network for a pair and a machine, from a trace and a timing to a policy file.
+
+See experiments.learning for what is learned and on what. The held-out half is looked at once, at
+the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments import ppo
+from experiments.arithmetic import own_seconds
+from experiments.cloning import clone, demonstrations
+from experiments.commands import progress, read_inputs
+from experiments.compare import Comparison, compare
+from experiments.files import dumps, versions, warn
+from experiments.learning import Progress, Task, make_task, note
+from policies.base import Policy
+from policies.neural import neural_policy, quantise
+from policies.shelf import DEFAULT, label, parse_policy, write_policies
+from traces.errors import InputError
+from traces.store import content_hash, refuse_existing, write_atomically
+
+ALGORITHMS = ("ppo", "clone", "sb3-ppo", "sb3-dqn")
+THREADS = 2  # of torch: sums in another order would end elsewhere
+DEMONSTRATED = 512  # steps of every lane
+
+
+def fit_ppo(
+    task: Task,
+    settings: ppo.Settings,
+    *,
+    lanes: int,
+    folder: Path,
+    check: int = 25,
+    patience: int = 40,
+    warm: bool = False,
+) -> Progress:
+    """Train; every `check` iterations the policy is judged on the validation requests, the run
+    saved to `folder`, and stopped if it has not got better `patience` times. Goes on from `folder`.
+    """
+    torch.set_num_threads(THREADS)
+    state, run = ppo.State(task.env(lanes), settings), Progress()
+    if not resume(state, run, folder) and warm:
+        seen, done = demonstrations(task.env(lanes), DEMONSTRATED, settings.seed)
+        clone(state.policy, seen, done, seed=settings.seed)
+    with progress(settings.iterations, "train") as step:
+        for _ in range(state.iteration):
+            step()
+        began, before = time.perf_counter(), run.curve[-1]["seconds"] if run.curve else 0.0
+        while state.iteration < settings.iterations and run.checks_since < patience:
+            reward = ppo.advance(state)
+            step()
+            if state.iteration % check == 0 or state.iteration == settings.iterations:
+                seconds = before + time.perf_counter() - began
+                steps = state.iteration * lanes * settings.horizon
+                weights = ppo.weights_of(state.policy)
+                note(run, task, weights, steps=steps, seconds=seconds, reward=reward)
+                save(state, run, folder)
+    return run
+
+
+def save(state: ppo.State, run: Progress, folder: Path) -> None:
+    """checkpoint.safetensors, with the curve in its header, and curve.csv for readers."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.clone() for name, value in state.tensors().items()}
+    tensors |= {f"best.{k}": torch.from_numpy(np.asarray(w)) for k, w in enumerate(run.best)}
+    about = {"curve": run.curve, "score": run.best_score, "since": run.checks_since}
+    metadata = {"progress": json.dumps(about)}
+    write_atomically(
+        folder / "checkpoint.safetensors",
+        lambda path: save_file(tensors, path, metadata),
+        overwrite=True,
+    )
+    write_curve(run, folder / "curve.csv")
+
+
+def write_curve(run: Progress, path: Path) -> None:
+    """One line per judgement."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(run.curve[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.curve)
+    write_atomically(path, lambda to: to.write_text(text.getvalue(), "utf-8"), overwrite=True)
+
+
+def resume(state: ppo.State, run: Progress, folder: Path) -> bool:
+    """Go on from a checkpoint, if there is one; raises InputError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["progress"])
+            saved: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state.load(saved)
+        run.best = [saved[f"best.{k}"].numpy() for k in range(6)]
+        run.curve, run.best_score = about["curve"], about["score"]
+        run.checks_since = about["since"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is no checkpoint of this run ({str(error).splitlines()[0]}); delete it or "
+            "pass --force to train anew"
+        ) from None
+    return True
+
+
+def fit_clone(task: Task, settings: ppo.Settings, *, lanes: int) -> Progress:
+    """The clairvoyant schedule, cloned and nothing more."""
+    torch.set_num_threads(THREADS)
+    env = task.env(lanes)
+    torch.manual_seed(settings.seed)
+    policy = ppo.layers(env.stage.numbers, settings.hidden, env.choices)
+    seen, done = demonstrations(env, DEMONSTRATED, settings.seed)
+    clone(policy, seen, done, seed=settings.seed)
+    weights = ppo.weights_of(policy)
+    run = Progress()
+    note(run, task, weights, steps=len(done), seconds=0.0, reward=float("nan"))
+    return run
+
+
+def charge(policy: Any) -> Any:
+    """The policy with its own arithmetic, as the engine runs it on this machine, in its fields."""
+    round_s, token_s = own_seconds(policy)
+    if policy.name == "neural-round":
+        return neural_policy(policy.network, round_s=round_s)
+    return neural_policy(
+        policy.network, gamma_max=policy.gamma_max, round_s=round_s, token_s=token_s
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, export, and say what the network is worth on the held-out half."""
+    out = args.out if args.out.suffix == ".json" else args.out.with_name(args.out.name + ".json")
+    if args.algo not in ALGORITHMS:
+        raise InputError(f"--algo is {args.algo!r}; known: {', '.join(ALGORITHMS)}")
+    refuse_existing(out, args.force)
+    traces, timing = read_inputs(args.trace, args.timing)
+    ratios = [0.0] if args.cost_ratios is None else numbers("--cost-ratios", args.cost_ratios)
+    task = make_task(traces, timing, unit=args.unit, ratios=ratios, seed=args.split_seed)
+    settings = ppo.Settings(
+        iterations=args.iterations, hidden=args.hidden, seed=args.seed, learning_rate=args.rate
+    )
+    folder = out.with_suffix(".run")
+    about = {
+        "algo": args.algo, "unit": args.unit, "lanes": args.lanes, "warm_start": args.warm_start,
+        "settings": dataclasses.asdict(settings), "cost_ratios": ratios,
+        "split_seed": args.split_seed, "traces": [content_hash(trace) for trace in traces],
+        "timing": timing.meta, "torch": torch.__version__,
+    }  # fmt: skip
+    begin(folder, about, force=args.force)
+    found = train(args.algo, task, settings, args.lanes, folder, warm=args.warm_start)
+    policy = charge(neural_policy(quantise(*found.best)))
+    judged = [
+        (
+            f"{path.name}, {f'c = {ratio:g}' if ratio else 'measured costs'}",
+            compare(trace, costs, entrants(policy), seed=args.split_seed),
+        )
+        for path, trace in zip(args.trace, traces, strict=True)
+        for ratio, costs in zip(ratios, task.fit.costs, strict=True)
+    ]
+    meta = about | {"versions": versions(), "validation": found.best_score}
+    write_policies([policy], out, meta, overwrite=args.force)
+    text = "\n\n".join(held_out(where, part) for where, part in judged)
+    steps = f"{found.curve[-1]['steps']:,.0f} steps in {found.curve[-1]['seconds']:.0f} s"
+    lines = [text, "", f"{out}: {label(policy)}; {steps}; curve in {folder / 'curve.csv'}"]
+    print(dumps({"policy": str(out), "curve": found.curve}) if args.json else "\n".join(lines))
+    return 0
+
+
+def train(
+    algo: str, task: Task, settings: ppo.Settings, lanes: int, folder: Path, *, warm: bool
+) -> Progress:
+    """The run of one algorithm."""
+    if algo == "ppo":
+        return fit_ppo(task, settings, lanes=lanes, folder=folder, warm=warm)
+    if warm:
+        warn("--warm-start is for ppo alone")
+    if algo == "clone":
+        return fit_clone(task, settings, lanes=lanes)
+    try:
+        from experiments.sb3 import fit_sb3
+    except ImportError as error:
+        raise InputError(
+            f"--algo {algo} needs Stable-Baselines3: pip install 'gammalab[rl]'"
+        ) from error
+    return fit_sb3(algo.removeprefix("sb3-"), task, settings, lanes=lanes)
+
+
+def begin(folder: Path, about: dict[str, Any], *, force: bool) -> None:
+    """Note what is trained; raises InputError if another run lies there."""
+    path = folder / "run.json"
+    text = dumps(about)
+    if force:
+        for name in ("checkpoint.safetensors", "run.json", "curve.csv"):
+            (folder / name).unlink(missing_ok=True)
+    elif path.exists() and path.read_text("utf-8").strip() != text.strip():
+        raise InputError(
+            f"{path}: another run was begun there; choose another --out, or pass --force"
+        )
+    write_atomically(path, lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True)
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers separated by commas; raises InputError naming the option."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise InputError(f"{option} is {text!r}; give numbers separated by commas")
+    return found
+
+
+def entrants(policy: Policy) -> list[Policy]:
+    """The network, and what it is up against."""
+    return [policy, parse_policy(DEFAULT), parse_policy("hf-confidence"), parse_policy("gammatune")]
+
+
+def held_out(where: str, part: Comparison) -> str:
+    """The table of the held-out half."""
+    lines = [f"{where}: {len(part.test_rows)} held-out replies, tokens/s over the tuned length"]
+    for row in part.rows:
+        if row.role in ("policy", "tuned", "clairvoyant"):
+            value, low, high = row.vs_fixed
+            lines.append(f"  {row.name:38}{value:7.3f} ({low:.3f}-{high:.3f})  {row.verdict}")
+    return "\n".join(lines)

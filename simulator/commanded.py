@@ -1,0 +1,166 @@
+"""A running batch that is told its gamma from outside, and what is shown of it: the inside of
+simulator.env_serve.
+
+`Commanded` is a policy like any other, so that simulator.batch runs as it always does: its gamma is
+a number that somebody else wrote into its state, and its other hooks note what happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.observation import (
+    MEMORY,
+    ROUND,
+    forget,
+    on_grid,
+    part,
+    remember,
+    show_costs,
+    show_request,
+)
+from policies.randomness import Rng
+from simulator.batch import decoding
+from simulator.batch_costs import context_bucket
+from simulator.records import World
+from simulator.rounds import room_at
+
+BATCH = (
+    "requests that run, of the slots",
+    "of those, the share whose prompt is still being read",
+    "blocks of memory in use, of all; 0 without a limit",
+    "1 if the last iteration had no draft, so that the next one with a draft pays reentry_s",
+    "seconds that the first of the waiting line has waited, in plain rounds x, as x / (1 + x)",
+)
+"""What is shown of the server beside the mean of its rows (policies.observation.ROUND). A plain
+round here: one token, one row, shortest context."""
+
+LEARNED, ENTERED = range(2)  # entries of CommandState.counts
+REQUEST, SLOT, ROUND_NUMBER, CONTEXT, ROOM, BUCKET = range(6)  # columns of a row shown
+NOW_S, REQUEST_S, EMITTED, WAITING = range(4)  # of what `observe` counts
+
+
+class CommandState(NamedTuple):
+    """S slots. memory [S, MEMORY]: see policies.observation. command [1]: the gamma that holds.
+    counts [2]: rows that learned and slots that were entered since gamma was asked. outcomes
+    [S, 5]: slot, gamma, drafted, accepted, emitted of those rows; elapsed_s [S] theirs. entered
+    [S]: those slots.
+    """
+
+    memory: FloatArray
+    command: IntArray
+    counts: IntArray
+    outcomes: IntArray
+    elapsed_s: FloatArray
+    entered: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Commanded(Policy):
+    """The gamma that was written into the state, for the whole batch."""
+
+    batch_wide = True
+    name = "commanded"
+    rule = "what it was told"
+    source = "GammaLab"
+
+    def new_state(self, slots: int) -> CommandState:
+        return CommandState(
+            memory=np.zeros((slots, MEMORY)),
+            command=np.zeros(1, dtype=np.int64),
+            counts=np.zeros(2, dtype=np.int64),
+            outcomes=np.zeros((slots, 5), dtype=np.int64),
+            elapsed_s=np.zeros(slots),
+            entered=np.zeros(slots, dtype=np.int64),
+        )
+
+    def admit(self, state: State, slot: int) -> None:
+        forget(state.memory, slot)
+        state.entered[state.counts[ENTERED]] = slot
+        state.counts[ENTERED] += 1
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        state.counts[LEARNED] = 0
+        state.counts[ENTERED] = 0
+        return int(state.command[0])
+
+    def learn(self, state: State, slot: int, view: View, outcome: Outcome) -> None:
+        remember(state.memory, slot, outcome.drafted, outcome.accepted)
+        k = int(state.counts[LEARNED])
+        state.outcomes[k, 0] = slot
+        state.outcomes[k, 1] = outcome.gamma
+        state.outcomes[k, 2] = outcome.drafted
+        state.outcomes[k, 3] = outcome.accepted
+        state.outcomes[k, 4] = outcome.emitted
+        state.elapsed_s[k] = outcome.elapsed_s
+        state.counts[LEARNED] += 1
+
+
+def observe(
+    world: World,
+    memory: FloatArray,
+    since_s: float,
+    scale_s: float,
+    rows: IntArray,
+    shown: FloatArray,
+    counted: FloatArray,
+    out: npt.NDArray[np.float32],
+) -> int:
+    """Show a server whose next iteration is due; returns n, its rows that decode.
+
+    Fills rows [:n, 6], in the order of the batch, and out [len(ROUND) + len(BATCH)]; shown
+    [S, len(ROUND)] is scratch. counted [4]: the time; seconds since since_s, summed over the
+    requests in the system (come, not finished); tokens emitted so far; requests that wait. scale_s:
+    of a plain round.
+    """
+    desk, costs, rules = world.desk[0], world.costs, world.rules
+    batch, waiting, n = decoding(world), int(desk.waiting), 0
+    for k in range(int(desk.running)):
+        number = int(world.places[k].running)
+        slot = world.slots[number]
+        if int(slot.unread) > 0:
+            continue
+        place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
+        room, bucket = room_at(world.limits, prompt, place), context_bucket(costs, prompt + place)
+        rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.query, number, slot.rounds
+        rows[n, CONTEXT], rows[n, ROOM], rows[n, BUCKET] = prompt + place, room, bucket
+        step_s = float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s
+        show_request(memory, number, room, prompt + place, shown, n)
+        show_costs(step_s, costs.verify_s[batch - 1, bucket], batch, waiting, shown, n)
+        n += 1
+    for j in range(len(ROUND)):
+        total = 0.0
+        for k in range(n):
+            total += float(shown[k, j])
+        out[j] = on_grid(total / n) if n > 0 else 0.0
+    now, running, first = float(desk.now_s), int(desk.running), len(ROUND)
+    out[first] = on_grid(running / rules.slots)
+    out[first + 1] = on_grid(1.0 - n / running) if running > 0 else 0.0
+    used = rules.blocks - int(desk.free_blocks)
+    out[first + 2] = on_grid(used / rules.blocks) if rules.blocks > 0 else 0.0
+    out[first + 3] = float(desk.quiet)
+    out[first + 4] = 0.0
+    if waiting > 0:
+        come_s = float(world.requests[world.line[0].number].arrival_s)
+        out[first + 4] = part((now - come_s) / scale_s)
+    counted[NOW_S], counted[EMITTED], counted[WAITING] = now, float(desk.emitted), float(waiting)
+    counted[REQUEST_S] = request_seconds(world, since_s, now)
+    return n
+
+
+def request_seconds(world: World, since_s: float, until_s: float) -> float:
+    """The integral of the number of requests in the system over a stretch of time."""
+    total = 0.0
+    for q in range(world.requests.shape[0]):
+        request = world.requests[q]
+        begin, end = max(since_s, float(request.arrival_s)), until_s
+        if float(request.finish_s) < until_s:  # NaN while it runs
+            end = float(request.finish_s)
+        if end > begin:
+            total += end - begin
+    return total

@@ -1,0 +1,342 @@
+"""gammalab/Serve-v0: the choice of one gamma for a whole running batch, as a Gymnasium environment.
+
+One step is one iteration of simulator.batch, on the very code that simulator.server runs, so that
+`play_serve` gets what `serve` gets, bit for bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction, ResetNeeded
+
+from policies.base import Outcome, Policy, View, clamp_gamma, uses_signals
+from policies.observation import ROUND
+from policies.randomness import Rng, round_key
+from policies.shelf import label
+from simulator import batch
+from simulator.allotment import ALLOTMENTS, TETRIS
+from simulator.batch_costs import tabulate_batches
+from simulator.commanded import (
+    BATCH,
+    BUCKET,
+    CONTEXT,
+    EMITTED,
+    ENTERED,
+    LEARNED,
+    NOW_S,
+    REQUEST,
+    REQUEST_S,
+    ROOM,
+    ROUND_NUMBER,
+    SLOT,
+    WAITING,
+    Commanded,
+    CommandState,
+    observe,
+)
+from simulator.env_pool import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
+from simulator.kernels import compiled, recipe, run_recipe
+from simulator.records import World
+from simulator.replay import low_bits
+from simulator.served import Served, collect
+from simulator.server import Run
+from simulator.server_options import Server, check
+from simulator.strip import LEGEND, rgb, strip
+from traces.errors import InputError
+from traces.workload import FIELDS_OF, Demand, Workload, demand
+from traces.workload_files import parse_workload
+
+Observation = npt.NDArray[np.float32]
+Info = dict[str, Any]
+
+REWARDS = ("seconds", "average")
+LOADS = {"users": "users", "rate": "rate_per_s"}  # options of reset: fields of a Workload
+BUCKET_TOKENS = 64
+SHOWN = 40  # rounds of a slot that are rendered
+
+
+class ServeEnv(gymnasium.Env[Observation, np.int64]):
+    """A server that asks before every iteration how many tokens all its rows may draft.
+
+    Action: Discrete(G + 1), the gamma that holds for every row, clamped to its room, as the tables
+    by batch size of vLLM and TensorRT-LLM do. Observation: Box float32 [20] in -1..1 on a grid of
+    1/1024: the mean over the decoding rows of policies.observation.ROUND, then
+    simulator.commanded.BATCH. It is taken after arrivals and admissions, when the next decision is
+    due; iterations in which no row decodes (prompts read in chunks) pass inside, their seconds
+    charged. After the end no row decodes: the first 15 are 0.
+
+    An episode is the workload: terminated when the last reply has ended, never truncated here.
+
+    Arguments
+        trace: a Trace or its file (default: the shipped greedy one). timing: a Timing, its file or
+            a cost model (default: the shipped one).
+        server: see Server; one replica. workload: a Workload, or its short notation
+            (`closed:users=8`, `poisson:rate=4`). requests: of an episode, in the short notation.
+        max_gamma: G (default: the server's, else the trace's depth).
+        reward: "seconds", minus the request-seconds of the step, the integral of how many requests
+            are in the system (come, not finished), in plain rounds of one row (`scale_s` seconds):
+            the undiscounted return times scale_s is minus the sum of all times from arrival to the
+            reply's end. "average": tokens emitted less rho times the seconds (average-reward form;
+            rho in tokens per second, None for those of plain rounds with all slots busy).
+        render_mode: "ansi" or "rgb_array": the latest rounds of every slot, as strips.
+
+    Options of reset (kept until others are given; {} for the workload's own): users (closed loop)
+    or rate (per second, Poisson or gamma): one value or a list to draw from, uniformly.
+
+    info: of the decision that is due, a tuple each with an entry per decoding row: views
+    (policies.base.View), requests, slots, rounds (its number in the reply). Of the step: outcomes
+    (policies.base.Outcome) of the rows in slots `learned`; entered: slots that got another request.
+    batch: decoding rows; waiting: requests; elapsed_s: seconds of the step, the first of an episode
+    counted from time 0; now_s.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        trace: TraceLike = GREEDY,
+        timing: CostsLike = TIMING,
+        *,
+        server: Server | None = None,
+        workload: Workload | str = "closed:users=8",
+        requests: int = 64,
+        max_gamma: int | None = None,
+        reward: str = "seconds",
+        rho: float | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.trace = as_trace(trace)
+        self.server = _one_replica(server or Server(), max_gamma)
+        self.workload = (
+            workload if isinstance(workload, Workload) else parse_workload(workload, requests)
+        )
+        longest = int((self.trace.prompt_tokens + self.trace.reply_tokens).max())
+        depth = self.trace.meta.depth
+        self.costs = tabulate_batches(
+            as_costs(timing), self.server.slots, max_context=longest + BUCKET_TOKENS,
+            width=depth + 2, bucket_tokens=BUCKET_TOKENS,
+        )  # fmt: skip
+        self.limits = check(
+            Commanded(), self.trace, _every_row(self.trace.requests), self.costs, self.server
+        )
+        if self.limits.max_gamma < 1:
+            raise InputError("max_gamma is 0, which leaves nothing to choose; take at least 1")
+        plain_s = self.costs.verify_s[:, 0, 1]
+        if not float(plain_s.min()) > 0.0:
+            raise InputError("the costs say that a plain round takes no time; measure them")
+        self.scale_s = float(plain_s[0])
+        self.reward, self.rho = reward, self.server.slots / float(plain_s[-1])
+        if reward not in REWARDS:
+            raise InputError(f"reward is {reward!r}; known: {', '.join(REWARDS)}")
+        if rho is not None:
+            if not 0.0 <= rho < math.inf:
+                raise InputError(f"rho is {rho}; give tokens per second, at least 0")
+            self.rho = float(rho)
+        numbers = len(ROUND) + len(BATCH)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (numbers,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(self.limits.max_gamma + 1)
+        self.render_mode = render_mode
+        confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
+        names = batch.bindings(Commanded, confidences=confidences, logs=False)
+        variant = f"turn{int(confidences)}"
+        self._recipe, self._key = (
+            recipe(Commanded, batch.turn, names, variant),
+            (Commanded, variant),
+        )
+        self._observe = compiled(observe)
+        self._rows = np.zeros((self.server.slots, 6), dtype=np.int64)
+        self._scratch = np.zeros((self.server.slots, len(ROUND)))
+        self._counted = np.zeros(4)
+        self._loads = self._workloads({})
+        self._rounds: list[collections.deque[Outcome]] = [
+            collections.deque(maxlen=SHOWN) for _ in range(self.server.slots)
+        ]
+        self._episode, self._ended = -1, True
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin another episode; raises InputError for options that do not fit the workload."""
+        super().reset(seed=seed)
+        if options is not None:
+            self._loads = self._workloads(options)
+        if seed is not None or self._episode < 0:
+            self._draws, self._episode = int(self.np_random.integers(1 << 63)), -1
+        self._episode += 1
+        words = np.random.SeedSequence((self._draws, self._episode)).generate_state(2, np.uint64)
+        self.episode_seed = int(words[0])
+        chosen = self._loads[int(words[1]) % len(self._loads)]
+        self.demand: Demand = demand(chosen, self.trace.category, self.episode_seed)
+        policy = Commanded()
+        self._run = Run(
+            policy, self.trace, self.demand, self.costs, self.server, self.limits,
+            self.episode_seed, math.inf, log=False, compiled=True,
+        )  # fmt: skip
+        self._world: World = self._run.new_world()
+        self._state: CommandState = policy.new_state(self.server.slots)
+        for rounds in self._rounds:
+            rounds.clear()
+        self._since_s, self._emitted = 0.0, 0.0
+        shown = self._turn(begun=False)
+        return shown, self._info(0.0, ())
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+        """One iteration; raises gymnasium's InvalidAction and ResetNeeded."""
+        if not self.action_space.contains(action):
+            raise InvalidAction(f"{action!r} is not in {self.action_space}")
+        if self._ended:
+            raise ResetNeeded("all requests are served, or none has come: call reset")
+        self._state.command[0] = action
+        shown = self._turn(begun=True)
+        elapsed_s = float(self._counted[NOW_S]) - self._since_s
+        emitted = float(self._counted[EMITTED]) - self._emitted
+        self._since_s, self._emitted = float(self._counted[NOW_S]), float(self._counted[EMITTED])
+        reward = -float(self._counted[REQUEST_S]) / self.scale_s
+        if self.reward == "average":
+            reward = emitted - self.rho * elapsed_s
+        n = int(self._state.counts[LEARNED])
+        outcomes = tuple(
+            Outcome(gamma, drafted, accepted, emitted, seconds)
+            for (_, gamma, drafted, accepted, emitted), seconds in zip(
+                self._state.outcomes[:n].tolist(), self._state.elapsed_s[:n].tolist(), strict=True
+            )
+        )
+        info = self._info(elapsed_s, outcomes)
+        if self.render_mode is not None:
+            self._keep(info)
+        return shown, reward, self._ended, False, info
+
+    def served(self, name: str = Commanded.name) -> Served:
+        """What the episode has come to so far; `name` stands for the policy."""
+        meta = self._run.meta | {"policy": name}
+        return collect([self._world], [[]], self._run.replica_of, self.trace, self.server, meta)
+
+    def render(self) -> Any:
+        """The latest rounds of every slot's request, a line each: text, or a picture [H, W, 3]."""
+        if self.render_mode == "ansi":
+            return "\n".join([*(strip(rounds) for rounds in self._rounds), LEGEND])
+        if self.render_mode == "rgb_array":
+            return np.concatenate([rgb(rounds, lines=1) for rounds in self._rounds])
+        return None
+
+    def _turn(self, *, begun: bool) -> Observation:
+        """Go on to where the next decision is due, and look."""
+        world, state = self._world, self._state
+        why = run_recipe(
+            Commanded(), self._recipe, self._key, state, world, low_bits(self.episode_seed), begun
+        )
+        self._ended = why == batch.IDLE
+        shown = np.zeros(len(ROUND) + len(BATCH), dtype=np.float32)
+        self._n = self._observe(
+            world, state.memory, self._since_s, self.scale_s, self._rows, self._scratch,
+            self._counted, shown,
+        )  # fmt: skip
+        return shown
+
+    def _info(self, elapsed_s: float, outcomes: tuple[Outcome, ...]) -> Info:
+        rows, waiting, state = self._rows[: self._n], int(self._counted[WAITING]), self._state
+        return {
+            "views": tuple(self._view(row, waiting) for row in rows.tolist()),
+            "requests": tuple(rows[:, REQUEST].tolist()),
+            "slots": tuple(rows[:, SLOT].tolist()),
+            "rounds": tuple(rows[:, ROUND_NUMBER].tolist()),
+            "outcomes": outcomes,
+            "learned": tuple(state.outcomes[: len(outcomes), 0].tolist()),
+            "entered": tuple(state.entered[: int(state.counts[ENTERED])].tolist()),
+            "batch": self._n,
+            "waiting": waiting,
+            "elapsed_s": elapsed_s,
+            "now_s": float(self._counted[NOW_S]),
+        }
+
+    def _view(self, row: list[int], waiting: int) -> View:
+        """What a policy is shown of a row, as simulator.batch.view_of has it."""
+        costs, batch_size, bucket = self._world.costs, self._n, row[BUCKET]
+        return View(
+            context_tokens=row[CONTEXT],
+            batch_size=batch_size,
+            waiting=waiting,
+            room=row[ROOM],
+            draft_step_s=float(costs.draft_s[batch_size - 1, bucket, 1]) + costs.signal_s,
+            verify_s=costs.verify_s[batch_size - 1, bucket].copy(),
+        )
+
+    def _keep(self, info: Info) -> None:
+        """Rounds to render: a slot's strip begins anew with its next request."""
+        for slot, outcome in zip(info["learned"], info["outcomes"], strict=True):
+            self._rounds[slot].append(outcome)
+        for slot in info["entered"]:
+            self._rounds[slot].clear()
+
+    def _workloads(self, options: Mapping[str, Any]) -> list[Workload]:
+        """The workloads that options let an episode draw from."""
+        own = FIELDS_OF[self.workload.process]
+        known = [name for name, field in LOADS.items() if field in own]
+        for name in options:
+            if name not in known:
+                raise InputError(
+                    f"unknown option {name!r} of reset; a {self.workload.process} workload takes "
+                    f"{', '.join(known) or 'none'}"
+                )
+        found = [self.workload]
+        for name, given in options.items():
+            values = np.asarray(given).reshape(-1).tolist()
+            if not values:
+                raise InputError(f"option {name!r} of reset is empty; name at least one")
+            found = [dataclasses.replace(self.workload, **{LOADS[name]: value}) for value in values]
+        return found
+
+
+def _one_replica(server: Server, max_gamma: int | None) -> Server:
+    if server.replicas != 1:
+        raise InputError(f"server: replicas is {server.replicas}; this environment plays one")
+    return server if max_gamma is None else dataclasses.replace(server, max_gamma=max_gamma)
+
+
+def _every_row(rows: int) -> Demand:
+    """Every request of a trace once, to see whether the server can hold it."""
+    zeros = np.zeros(rows)
+    return Demand(np.arange(rows, dtype=np.int32), zeros, zeros, np.zeros(rows, dtype=np.int32), 0)
+
+
+def play_serve(
+    env: gymnasium.Env[Any, Any],
+    policy: Policy,
+    *,
+    seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Served:
+    """Let a policy play an episode, as batch-wide ones play in `serve`: the first row is asked, and
+    all learn. Batch-wide policies, and fixed ones, do there what they do here.
+
+    Raises InputError for a policy that looks at the draft's signals, which this environment hides.
+    """
+    base: Any = env.unwrapped
+    if uses_signals(policy):
+        raise InputError(
+            f"policy {label(policy)!r} stops drafts by their signals, which gammalab/Serve-v0 does "
+            "not show; take another, or `serve`"
+        )
+    state, ended = policy.new_state(base.server.slots), False
+    _, info = env.reset(seed=seed, options=None if options is None else dict(options))
+    while not ended:
+        for slot in info["entered"]:
+            policy.admit(state, slot)
+        views, first = dict(zip(info["slots"], info["views"], strict=True)), info["slots"][0]
+        key = round_key(low_bits(base.episode_seed), info["requests"][0], info["rounds"][0])
+        gamma = policy.gamma(state, first, views[first], Rng(key))
+        action = clamp_gamma(gamma, base.limits.max_gamma)
+        _, _, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
+        for slot, outcome in zip(info["learned"], info["outcomes"], strict=True):
+            policy.learn(state, slot, views[slot], outcome)
+    served: Served = base.served(label(policy))
+    return served

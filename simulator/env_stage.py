@@ -1,0 +1,154 @@
+"""Lanes on a pool: the arrays of simulator.lanes, filled, and the calls that move them.
+
+The single environments are a stage of one lane, the vector environments one of thousands: the same
+compiled code, so that they agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from policies.base import Draft, Outcome, View
+from policies.observation import DRAFTING, MEMORY, ROUND
+from simulator.env_pool import Pool
+from simulator.lanes import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
+from simulator.pins import Pinned
+from traces.errors import InputError
+
+REWARDS = ("seconds", "average")
+
+
+class Stage:
+    """L lanes over a pool.
+
+    tokens: a decision per token instead of per round. mode: as simulator.lanes. limit: steps of an
+    episode, 0: none. reward: "seconds", minus the seconds of the step in plain rounds (one token,
+    no draft, shortest context, at the lane's own costs); "average", tokens emitted less rho
+    (tokens per second; None: those of plain rounds) times the seconds.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        lanes: int,
+        *,
+        tokens: bool,
+        mode: int,
+        limit: int = 0,
+        reward: str = "seconds",
+        rho: float | None = None,
+    ) -> None:
+        if reward not in REWARDS:
+            raise InputError(f"reward is {reward!r}; known: {', '.join(REWARDS)}")
+        if rho is not None and not 0.0 <= rho < float("inf"):
+            raise InputError(f"rho is {rho}; give tokens per second, at least 0")
+        self.pool, self.tokens, self.rho = pool, tokens, rho
+        self.numbers = len(ROUND) + (len(DRAFTING) if tokens else 0)
+        bucket_tokens = next(iter(pool.tables.values())).bucket_tokens
+        rules = [mode, limit, bucket_tokens, pool.max_gamma, int(reward == "average")]
+        shown = (lanes, self.numbers)
+        self.world = Lanes(
+            requests=pool.requests,
+            accept_len=pool.accept_len,
+            top1_prob=pool.top1_prob,
+            entropy=pool.entropy,
+            **self._costs(),
+            choices=np.zeros(0, dtype=np.int64),
+            rules=np.asarray(rules, dtype=np.int64),
+            lanes=np.zeros(lanes, dtype=LANE),
+            memory=np.zeros((lanes, MEMORY)),
+            seen=np.zeros(shown, dtype=np.float32),
+            actions=np.zeros(lanes, dtype=np.int64),
+            obs=np.zeros(shown, dtype=np.float32),
+            final=np.zeros(shown, dtype=np.float32),
+            rewards=np.zeros(lanes),
+            terminated=np.zeros(lanes, dtype=np.uint8),
+            truncated=np.zeros(lanes, dtype=np.uint8),
+            played=np.zeros(lanes, dtype=np.uint8),
+            outcomes=np.zeros(lanes, dtype=OUTCOME),
+        )
+        self._first: dict[tuple[int, ...], int] = {}  # of what may be drawn, in choices
+        self.allow({}, slice(None))
+
+    def _costs(self) -> dict[str, Any]:
+        """The arrays that hang on the pool's tables."""
+        draft_s, verify_s = self.pool.seconds()
+        units = verify_s[:, 0, 1]
+        if not float(units.min()) > 0.0:
+            raise InputError("the costs say that a plain round takes no time; measure them")
+        rates = np.zeros((len(units), 4))
+        rates[:, SIGNAL_S] = [self.pool.signal_s(table) for table in self.pool.tables.values()]
+        rates[:, UNIT_S] = units
+        rates[:, RHO] = 1.0 / units if self.rho is None else self.rho
+        rates[:, BATCH] = [cost.load for cost in self.pool.tables]
+        return {
+            "draft_s": draft_s,
+            "verify_s": verify_s,
+            "rates": rates,
+            "facts": self.pool.facts(),
+        }
+
+    def allow(self, options: Mapping[str, Any], lanes: Any) -> None:
+        """Let the next episodes of some lanes be drawn from what the options name."""
+        tables = len(self.pool.tables)
+        rows, costs = self.pool.choose(options)
+        allowed = tuple(rows + costs)
+        if allowed not in self._first:
+            self._first[allowed] = len(self.world.choices)
+            joined = np.concatenate([self.world.choices, np.asarray(allowed, dtype=np.int64)])
+            changes: dict[str, Any] = {"choices": joined}
+            if len(self.pool.tables) > tables:
+                changes |= self._costs()
+            self.world = self.world._replace(**changes)
+            self.pinned = Pinned(self.world, tokens=self.tokens)
+        first, states = self._first[allowed], self.world.lanes
+        states["first_request"][lanes], states["requests"][lanes] = first, len(rows)
+        states["first_cost"][lanes], states["costs"][lanes] = first + len(rows), len(costs)
+
+    def seed(self, keys: Sequence[int], lanes: Any) -> None:
+        """Give some lanes a key of their draws, and start counting their episodes."""
+        self.world.lanes["key"][lanes] = keys
+        self.world.lanes["episode"][lanes] = 0
+
+    def reset(self, lanes: Any) -> None:
+        """Begin an episode in some lanes."""
+        self.world.actions[:] = 0
+        self.world.actions[lanes] = 1
+        self.pinned.reset()
+
+    def view(self, lane: int) -> View:
+        """What a policy is shown of a lane before its round."""
+        world = self.world
+        state = world.lanes[lane]
+        cost, bucket = int(state["cost"]), int(state["bucket"])
+        return View(
+            context_tokens=int(state["prompt"]) + int(state["at"]) - int(state["begin"]),
+            batch_size=int(world.rates[cost, BATCH]),
+            waiting=0,
+            room=int(state["room"]),
+            draft_step_s=float(world.draft_s[cost, bucket, 1]) + float(world.rates[cost, SIGNAL_S]),
+            verify_s=world.verify_s[cost, bucket].copy(),
+        )
+
+    def outcome(self, lane: int) -> Outcome:
+        """The last round of a lane."""
+        row = self.world.outcomes[lane]
+        return Outcome(
+            gamma=int(row["gamma"]),
+            drafted=int(row["drafted"]),
+            accepted=int(row["accepted"]),
+            emitted=int(row["emitted"]),
+            elapsed_s=float(row["elapsed_s"]),
+        )
+
+    def unit_s(self, lane: int) -> float:
+        """Seconds that count as 1 in the reward of a lane's episode."""
+        return float(self.world.rates[self.world.lanes[lane]["cost"], UNIT_S])
+
+    def draft(self, drafted: int, at: int) -> Draft:
+        """What the draft showed with token number `drafted` of the round at this position."""
+        top1 = float(self.world.top1_prob[at, drafted - 1])
+        return Draft(drafted, top1, float(self.world.entropy[at, drafted - 1]))

@@ -1,0 +1,283 @@
+"""Lanes: many requests side by side, each waiting for the next decision of a learner.
+
+A lane plays one request at a time by the rule of simulator.rounds, cut where a decision is due:
+before a round (step_rounds: how many tokens to draft) or before every token (step_tokens: draft one
+more, or verify). Plain Python of plain arithmetic; simulator.pins compiles it and hands it the
+arrays. Letters: L lanes, R requests and N positions of all traces, G depth, M cost tables of C
+context buckets and W = widest step + 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.base import FloatArray, IntArray, clamp_gamma
+from policies.observation import (
+    FACTS,
+    forget,
+    remember,
+    show_draft,
+    show_no_draft,
+    show_request,
+)
+from policies.randomness import Rng, round_key, uniform
+from traces.costs import Prices, lag_after, round_seconds
+
+NEXT_STEP, SAME_STEP, DISABLED = range(3)  # what follows the end of an episode
+BEGIN, END, PROMPT, LAST = range(4)  # columns of Lanes.requests
+SIGNAL_S, UNIT_S, RHO, BATCH = range(4)  # columns of Lanes.rates
+MODE, LIMIT, BUCKET_TOKENS, MAX_GAMMA, AVERAGE = range(5)  # entries of Lanes.rules
+
+LANE = np.dtype(
+    [
+        (name, kind)
+        for kind, names in (
+            (np.float64, "spent_s"),
+            (np.int64, "key episode"),
+            (
+                np.int32,
+                "request cost begin at end prompt last room bucket edge lag round steps done "
+                "tokens first_request requests first_cost costs",
+            ),
+        )
+        for name in names.split()
+    ],
+    align=True,
+)
+"""One lane. key, episode: of its draws; request, cost: drawn for this episode. begin, at, end: its
+positions; prompt, last: see Lanes.requests; room, bucket, lag: of the round at hand, edge: where
+the bucket ends; round: of the request, steps: of the episode, done: 1 after its end. tokens:
+drafted so far in the round, spent_s: seconds of these. first_request, requests, first_cost, costs:
+what may be drawn, as stretches of Lanes.choices."""
+
+OUTCOME = np.dtype(
+    [
+        ("elapsed_s", np.float64),
+        *((name, np.int32) for name in ("gamma", "drafted", "accepted", "emitted")),
+    ],
+    align=True,
+)
+"""policies.base.Outcome of the last round of a lane."""
+
+
+class Lanes(NamedTuple):
+    """Everything a step touches.
+
+    requests [R, 4] int64: begin, end (positions), prompt (tokens), last (no draft reaches beyond
+    output position last - 1). accept_len [N]; top1_prob, entropy [N, G] float32 or [0, 0].
+    draft_s, verify_s [M, C, W] seconds. rates [M, 4]: seconds of a signal, seconds that count as
+    1 in the reward, tokens per second in the average-reward form, batch size. facts [M, C, 6]
+    float32: what policies.observation shows of costs and load. choices [any] int64. rules [5]
+    int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for average
+    reward. lanes [L] LANE; memory [L, 6]; seen [L, K] float32, what is shown, kept.
+    actions [L] int64. Out: obs, final [L, K] float32; rewards [L]; terminated, truncated, played
+    [L] uint8, played: 1 where the step ended a round; outcomes [L] OUTCOME.
+    """
+
+    requests: IntArray
+    accept_len: npt.NDArray[np.int16]
+    top1_prob: npt.NDArray[np.float32]
+    entropy: npt.NDArray[np.float32]
+    draft_s: FloatArray
+    verify_s: FloatArray
+    rates: FloatArray
+    facts: npt.NDArray[np.float32]
+    choices: IntArray
+    rules: IntArray
+    lanes: Any
+    memory: FloatArray
+    seen: Any
+    actions: IntArray
+    obs: Any
+    final: Any
+    rewards: FloatArray
+    terminated: npt.NDArray[np.uint8]
+    truncated: npt.NDArray[np.uint8]
+    played: npt.NDArray[np.uint8]
+    outcomes: Any
+
+
+def step_rounds(world: Lanes) -> int:
+    """One round in every lane; the number of the first lane with an impossible action (then
+    nothing was done), else -1.
+    """
+    lanes = world.lanes.shape[0]
+    bad = unusable(world, int(world.rules[MAX_GAMMA]))
+    for i in range(lanes if bad < 0 else 0):
+        if restarted(world, i):
+            continue
+        lane = world.lanes[i]
+        cap = clamp_gamma(int(world.actions[i]), int(lane.room))
+        emitted = end_round(world, i, cap, cap)
+        close_step(world, i, float(world.outcomes[i].elapsed_s), emitted)
+    return bad
+
+
+def step_tokens(world: Lanes) -> int:
+    """One decision in every lane: 1 drafts a token, 0 verifies what was drafted; so does the token
+    that fills the room. Returns as step_rounds does.
+    """
+    lanes = world.lanes.shape[0]
+    bad = unusable(world, 1)
+    for i in range(lanes if bad < 0 else 0):
+        if restarted(world, i):
+            continue
+        lane = world.lanes[i]
+        seconds, room = 0.0, int(lane.room)
+        if int(world.actions[i]) == 1 and room > 0:
+            seconds += draft_token(world, i)
+        drafted, emitted = int(lane.tokens), 0
+        if int(world.actions[i]) == 0 or drafted >= room:
+            charged_s = float(lane.spent_s) - seconds  # by the steps before
+            emitted = end_round(world, i, room, drafted)
+            seconds = float(world.outcomes[i].elapsed_s) - charged_s
+        close_step(world, i, seconds, emitted)
+    return bad
+
+
+def unusable(world: Lanes, highest: int) -> int:
+    """The first lane whose action lies outside 0..highest, or that waits for a reset; else -1."""
+    actions = world.actions
+    for i in range(actions.shape[0]):
+        if actions[i] < 0 or actions[i] > highest:
+            return i
+    if world.rules[MODE] == DISABLED:
+        for i in range(actions.shape[0]):
+            if world.lanes[i].done == 1:
+                return i
+    return -1
+
+
+def restarted(world: Lanes, i: int) -> bool:
+    """Next-step mode: begin the next episode in place of this step if the last one has ended."""
+    if int(world.lanes[i].done) == 0:
+        world.played[i] = 0
+        return False
+    begin(world, i)
+    world.rewards[i] = 0.0
+    world.terminated[i] = 0
+    world.truncated[i] = 0
+    world.played[i] = 0
+    return True
+
+
+def begin(world: Lanes, i: int) -> None:
+    """Draw a request and a cost table for the next episode of a lane and show its start."""
+    lane = world.lanes[i]
+    draw = Rng(round_key(int(lane.key), int(lane.episode), 0))
+    request = int(lane.first_request) + int(uniform(draw, 0) * int(lane.requests))
+    cost = int(lane.first_cost) + int(uniform(draw, 1) * int(lane.costs))
+    lane.episode += 1
+    lane.request, lane.cost = int(world.choices[request]), int(world.choices[cost])
+    row = int(lane.request)
+    lane.begin, lane.at = int(world.requests[row, BEGIN]), int(world.requests[row, BEGIN])
+    lane.end = int(world.requests[row, END])
+    lane.prompt, lane.last = int(world.requests[row, PROMPT]), int(world.requests[row, LAST])
+    lane.lag, lane.round, lane.steps, lane.done, lane.edge = 1, 0, 0, 0, 0
+    forget(world.memory, i)
+    open_round(world, i)
+    show(world, i, world.obs)
+
+
+def open_round(world: Lanes, i: int) -> None:
+    """The next round of a lane is due: its room, its prices, what is shown of them."""
+    lane = world.lanes[i]
+    place = int(lane.at) - int(lane.begin)
+    context = int(lane.prompt) + place
+    lane.room = max(0, min(int(world.rules[MAX_GAMMA]), int(lane.last) - place - 1))
+    lane.tokens, lane.spent_s = 0, 0.0
+    if context >= int(lane.edge):
+        size = int(world.rules[BUCKET_TOKENS])
+        lane.bucket = min(context // size, int(world.verify_s.shape[1]) - 1)
+        lane.edge = (context // size + 1) * size
+        for k in range(int(world.facts.shape[2])):
+            world.seen[i, FACTS + k] = world.facts[lane.cost, lane.bucket, k]
+    show_request(world.memory, i, int(lane.room), context, world.seen, i)
+    if world.seen.shape[1] > FACTS + world.facts.shape[2]:
+        show_no_draft(world.seen, i)
+
+
+def prices_at(world: Lanes, cost: int) -> Prices:
+    """One cost table as traces.costs prices rounds with it; prompts cost nothing here."""
+    return Prices(
+        world.draft_s[cost, 0],
+        world.draft_s[cost],
+        world.verify_s[cost],
+        float(world.rates[cost, SIGNAL_S]),
+        int(world.rules[BUCKET_TOKENS]),
+    )
+
+
+def draft_token(world: Lanes, i: int) -> float:
+    """Draft one more token and look at it; its seconds."""
+    lane = world.lanes[i]
+    depth = int(lane.tokens)
+    lane.tokens = depth + 1
+    read = 1 if depth > 0 else min(int(lane.lag), int(world.draft_s.shape[2]) - 1)
+    seconds = float(world.draft_s[lane.cost, lane.bucket, read])
+    seconds += float(world.rates[lane.cost, SIGNAL_S])
+    lane.spent_s += seconds
+    top1 = float(world.top1_prob[lane.at, depth])
+    entropy = float(world.entropy[lane.at, depth])
+    show_draft(depth + 1, top1, entropy, world.seen, i)
+    return seconds
+
+
+def end_round(world: Lanes, i: int, gamma: int, drafted: int) -> int:
+    """Verify what was drafted, by the rule of simulator.rounds, and open the next round; returns
+    the tokens emitted.
+    """
+    lane = world.lanes[i]
+    at, end = int(lane.at), int(lane.end)
+    accepted = min(drafted, int(world.accept_len[at]))
+    emitted = min(accepted + 1, end - at)
+    prices = prices_at(world, int(lane.cost))
+    out = world.outcomes[i]
+    out.elapsed_s = round_seconds(prices, int(lane.bucket), drafted, int(lane.lag))
+    out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
+    lane.lag = lag_after(int(lane.lag), drafted, accepted)
+    lane.at = at + emitted
+    lane.round += 1
+    world.played[i] = 1
+    remember(world.memory, i, drafted, accepted)
+    open_round(world, i)
+    return emitted
+
+
+def close_step(world: Lanes, i: int, seconds: float, emitted: int) -> None:
+    """What a step hands back: reward, the end of the episode and what follows it, what is seen."""
+    lane = world.lanes[i]
+    if world.rules[AVERAGE] == 1:
+        world.rewards[i] = emitted - float(world.rates[lane.cost, RHO]) * seconds
+    else:
+        world.rewards[i] = -seconds / float(world.rates[lane.cost, UNIT_S])
+    lane.steps += 1
+    terminated = 1 if int(lane.at) >= int(lane.end) else 0
+    limit = int(world.rules[LIMIT])
+    truncated = 1 if 0 < limit <= int(lane.steps) else 0
+    world.terminated[i] = terminated
+    world.truncated[i] = truncated
+    if terminated + truncated > 0:
+        lane.done = 1
+        if world.rules[MODE] == SAME_STEP:
+            show(world, i, world.final)
+            begin(world, i)
+            return
+    show(world, i, world.obs)
+
+
+def show(world: Lanes, i: int, out: Any) -> None:
+    """Copy what is seen of a lane into out[i]."""
+    for k in range(world.seen.shape[1]):
+        out[i, k] = world.seen[i, k]
+
+
+def reset_lanes(world: Lanes) -> int:
+    """Begin an episode in every lane whose `actions` entry is 1."""
+    for i in range(world.lanes.shape[0]):
+        if int(world.actions[i]) == 1:
+            begin(world, i)
+    return -1

@@ -1,0 +1,98 @@
+"""Call a compiled step over lanes at the price of one argument.
+
+Unboxing an array costs a call 70 ns, and a step takes twenty of them: as much as the step itself.
+So the addresses of the arrays are noted once, in one array, and compiled code finds them there. The
+arrays must outlive every call and never move: Pinned keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray
+from numba.core import types
+from numba.extending import intrinsic
+
+from policies.base import IntArray
+from simulator.kernels import compiled
+from simulator.lanes import LANE, OUTCOME, Lanes, reset_lanes, step_rounds, step_tokens
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba ships no types
+def pointer(context: Any, address: Any) -> Any:
+    """An integer as the pointer that it is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+def unpin(n: IntArray) -> Lanes:
+    """The arrays, in compiled code; n [21, 4]: address and lengths of the axes of each."""
+    return Lanes(
+        carray(pointer(n[0, 0]), (n[0, 1], n[0, 2]), np.int64),
+        carray(pointer(n[1, 0]), (n[1, 1],), np.int16),
+        carray(pointer(n[2, 0]), (n[2, 1], n[2, 2]), np.float32),
+        carray(pointer(n[3, 0]), (n[3, 1], n[3, 2]), np.float32),
+        carray(pointer(n[4, 0]), (n[4, 1], n[4, 2], n[4, 3]), np.float64),
+        carray(pointer(n[5, 0]), (n[5, 1], n[5, 2], n[5, 3]), np.float64),
+        carray(pointer(n[6, 0]), (n[6, 1], n[6, 2]), np.float64),
+        carray(pointer(n[7, 0]), (n[7, 1], n[7, 2], n[7, 3]), np.float32),
+        carray(pointer(n[8, 0]), (n[8, 1],), np.int64),
+        carray(pointer(n[9, 0]), (n[9, 1],), np.int64),
+        carray(pointer(n[10, 0]), (n[10, 1],), LANE),
+        carray(pointer(n[11, 0]), (n[11, 1], n[11, 2]), np.float64),
+        carray(pointer(n[12, 0]), (n[12, 1], n[12, 2]), np.float32),
+        carray(pointer(n[13, 0]), (n[13, 1],), np.int64),
+        carray(pointer(n[14, 0]), (n[14, 1], n[14, 2]), np.float32),
+        carray(pointer(n[15, 0]), (n[15, 1], n[15, 2]), np.float32),
+        carray(pointer(n[16, 0]), (n[16, 1],), np.float64),
+        carray(pointer(n[17, 0]), (n[17, 1],), np.uint8),
+        carray(pointer(n[18, 0]), (n[18, 1],), np.uint8),
+        carray(pointer(n[19, 0]), (n[19, 1],), np.uint8),
+        carray(pointer(n[20, 0]), (n[20, 1],), OUTCOME),
+    )
+
+
+def pinned_rounds(pins: IntArray) -> int:
+    """simulator.lanes.step_rounds."""
+    return step_rounds(unpin(pins))
+
+
+def pinned_tokens(pins: IntArray) -> int:
+    """simulator.lanes.step_tokens."""
+    return step_tokens(unpin(pins))
+
+
+def pinned_reset(pins: IntArray) -> int:
+    """simulator.lanes.reset_lanes."""
+    return reset_lanes(unpin(pins))
+
+
+class Pinned:
+    """The compiled steps of one set of arrays: rounds(), tokens(), reset(), as in simulator.lanes.
+
+    Replacing an array (not its contents) needs another Pinned.
+    """
+
+    def __init__(self, world: Lanes, *, tokens: bool) -> None:
+        self.world = world
+        self.pins = np.zeros((len(world), 4), dtype=np.int64)
+        for k, array in enumerate(world):
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{Lanes._fields[k]} is not contiguous")
+            self.pins[k, 0] = array.ctypes.data
+            self.pins[k, 1 : 1 + array.ndim] = array.shape
+        self._step: Callable[[IntArray], int] = compiled(pinned_tokens if tokens else pinned_rounds)
+        self._reset: Callable[[IntArray], int] = compiled(pinned_reset)
+
+    def step(self) -> int:
+        """One step in every lane."""
+        return self._step(self.pins)
+
+    def reset(self) -> int:
+        """Begin an episode in the lanes whose `actions` entry is 1."""
+        return self._reset(self.pins)

@@ -1,0 +1,140 @@
+"""The native vector environments against so many single ones, bit for bit, across autoresets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import simulator.env  # noqa: F401  registers the environments
+from policies.base import Outcome
+from simulator.env_pool import GREEDY, TIMING
+
+IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
+LANES = 7
+OPTIONS = {"cost_ratios": [0, 4.0, 11.0], "loads": [1, 4]}
+
+
+def pair(name: str, mode: AutoresetMode, limit: int, copy: bool = True) -> tuple[Any, Any]:
+    """The native one and gymnasium's SyncVectorEnv of single ones."""
+    single = {"trace": GREEDY, "timing": TIMING}
+    native = gymnasium.make_vec(
+        name, LANES, max_episode_steps=limit, autoreset_mode=mode, copy=copy, **single
+    )
+    makers = [
+        lambda: gymnasium.make(name, max_episode_steps=limit, disable_env_checker=True, **single)
+    ] * LANES
+    return native, SyncVectorEnv(makers, autoreset_mode=mode)
+
+
+def assert_outcomes(ours: Any, theirs: Any) -> None:
+    """Records against the objects that SyncVectorEnv collects."""
+    masks = theirs.get("_outcome", np.zeros(LANES, dtype=bool))
+    assert np.array_equal(ours["_outcome"], masks)
+    for lane in np.flatnonzero(masks):
+        row = ours["outcome"][lane]
+        assert Outcome(*(row[name].item() for name in Outcome._fields)) == theirs["outcome"][lane]
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("limit", [9, 4096])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", IDS)
+def test_bit_for_bit(name: str, mode: AutoresetMode, limit: int, copy: bool) -> None:
+    native, sync = pair(name, mode, limit, copy)
+    assert native.metadata["autoreset_mode"] is mode
+    assert native.single_observation_space == sync.single_observation_space
+    assert native.action_space == sync.action_space
+    ours, _ = native.reset(seed=11, options=dict(OPTIONS))
+    theirs, _ = sync.reset(seed=11, options=dict(OPTIONS))
+    assert np.array_equal(ours, theirs)
+    rng, ends = np.random.default_rng(0), 0
+    for step in range(900):
+        actions = rng.integers(0, native.single_action_space.n, LANES)
+        if step == 400:  # in the middle of things, without a seed and with other options
+            ours, _ = native.reset(options={"requests": [0, 9]})
+            theirs, _ = sync.reset(options={"requests": [0, 9]})
+            assert np.array_equal(ours, theirs)
+        left, right = native.step(actions), sync.step(actions)
+        for mine, other in zip(left[:4], right[:4], strict=True):
+            assert mine.dtype == other.dtype and np.array_equal(mine, other)
+        assert_outcomes(left[4], right[4])
+        ended = left[2] | left[3]
+        ends += int(ended.sum())
+        if mode is AutoresetMode.SAME_STEP and ended.any():
+            assert np.array_equal(left[4]["_final_obs"], right[4]["_final_obs"])
+            assert np.array_equal(left[4]["_final_info"], right[4]["_final_info"])
+            assert_outcomes(left[4]["final_info"], right[4]["final_info"])
+            for lane in range(LANES):
+                mine, other = left[4]["final_obs"][lane], right[4]["final_obs"][lane]
+                assert (mine is None) == (other is None)
+                assert mine is None or np.array_equal(mine, other)
+    assert ends > 20
+    assert left[3].dtype == np.bool_
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_disabled_and_partial_resets(name: str) -> None:
+    native, sync = pair(name, AutoresetMode.DISABLED, 12)
+    ours, _ = native.reset(seed=list(range(LANES)))
+    theirs, _ = sync.reset(seed=list(range(LANES)))
+    rng = np.random.default_rng(1)
+    for turn in range(200):
+        actions = rng.integers(0, native.single_action_space.n, LANES)
+        left, right = native.step(actions), sync.step(actions)
+        for mine, other in zip(left[:4], right[:4], strict=True):
+            assert np.array_equal(mine, other)
+        ended = left[2] | left[3]
+        if ended.any():
+            with pytest.raises(ResetNeeded):
+                native.step(actions)
+            options = {"reset_mask": ended} | ({"loads": [1, 2]} if turn % 2 else {})
+            seed = [turn + i for i in range(LANES)] if turn % 3 == 0 else None
+            ours, _ = native.reset(seed=seed, options=dict(options))
+            theirs, _ = sync.reset(seed=seed, options=dict(options))
+            assert np.array_equal(ours, theirs)
+
+
+def test_copies_stay_and_buffers_do_not() -> None:
+    for copy in (True, False):
+        native, _ = pair(IDS[0], AutoresetMode.NEXT_STEP, 4096, copy)
+        first, _ = native.reset(seed=0)
+        kept = first.copy()
+        second, rewards, *_, infos = native.step(np.full(LANES, 3))
+        third, later, *_, others = native.step(np.full(LANES, 1))
+        assert np.array_equal(first, kept) == copy
+        assert (second is third) != copy and (rewards is later) != copy
+        assert (infos["outcome"] is others["outcome"]) != copy
+
+
+def test_refusals_change_nothing() -> None:
+    native, _ = pair(IDS[0], AutoresetMode.NEXT_STEP, 4096)
+    with pytest.raises(ResetNeeded):
+        native.step(np.zeros(LANES, dtype=np.int64))
+    native.reset(seed=0)
+    before = native.stage.world.lanes.tobytes()
+    for wrong in (np.full(LANES, 17), np.full(LANES, -1), np.zeros(LANES + 1, dtype=np.int64)):
+        with pytest.raises(InvalidAction):
+            native.step(wrong)
+    with pytest.raises(TypeError):
+        native.step(np.zeros(LANES))
+    assert native.stage.world.lanes.tobytes() == before
+    for mask in (np.zeros(LANES, dtype=bool), np.ones(LANES)):
+        with pytest.raises(ValueError, match="reset_mask"):
+            native.reset(options={"reset_mask": mask})
+    with pytest.raises(ValueError, match="seeds"):
+        native.reset(seed=[1, 2])
+
+
+def test_pictures() -> None:
+    native = gymnasium.make_vec(IDS[1], 2, render_mode="rgb_array")
+    native.reset(seed=0)
+    for _ in range(5):
+        native.step(np.array([1, 0]))
+    left, right = native.render()
+    assert left.dtype == np.uint8 and left.shape == right.shape
