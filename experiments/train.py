@@ -33,7 +33,7 @@ from traces.errors import InputError
 from traces.store import content_hash, refuse_existing, write_atomically
 
 ALGORITHMS = ("ppo", "clone", "sb3-ppo", "sb3-dqn")
-THREADS = 2  # of torch: sums in another order would end elsewhere
+THREADS = 1  # of torch: sums in another order would end elsewhere, and layers are small
 DEMONSTRATED = 512  # steps of every lane
 
 

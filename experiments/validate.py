@@ -24,6 +24,7 @@ from experiments.agreement import (
 )
 from experiments.statistics import divide, kendall_tau
 from policies.base import Policy, uses_signals
+from policies.charge import charged
 from policies.shelf import DEFAULT, label
 from real_backend.passes import Measured, Passes, Step, chunks_of
 from simulator.metrics import per_request
@@ -151,7 +152,8 @@ def judge(
         name = label(policy)
         predicted[name] = join_logs([replay(policy, part, costs, seed=seed) for part in parts])
         reads[name] = uses_signals(policy)
-        priced[name] = [price_log(log, costs, reads[name]) for log in measured.timed[name]]
+        own = charged(policy, costs)
+        priced[name] = [price_log(log, own, reads[name]) for log in measured.timed[name]]
     acceptance = _acceptance(measured)
     repeatable = trace.meta.temperature == 0.0 or acceptance != "own"
     checks = [
