@@ -29,12 +29,12 @@ class Settings:
     lambda of the advantages; entropy: its bonus, falling to 0 with the learning rate.
     """
 
-    iterations: int = 600
-    horizon: int = 32
+    iterations: int = 1500
+    horizon: int = 64
     hidden: int = 32
-    epochs: int = 2
-    minibatches: int = 4
-    learning_rate: float = 2e-3
+    epochs: int = 4
+    minibatches: int = 8
+    learning_rate: float = 1e-3
     clip: float = 0.2
     trace: float = 0.95
     entropy: float = 0.005

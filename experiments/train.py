@@ -44,7 +44,7 @@ def fit_ppo(
     lanes: int,
     folder: Path,
     check: int = 25,
-    patience: int = 40,
+    patience: int = 30,
     warm: bool = False,
 ) -> Progress:
     """Train; every `check` iterations the policy is judged on the validation requests, the run

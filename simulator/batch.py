@@ -24,7 +24,7 @@ from simulator.records import GAPS, Record, World
 from simulator.rounds import room_at
 from traces.costs import lag_after
 
-IDLE, LIMIT, FULL, READY = range(4)  # why `advance` came back; READY: it may go on
+IDLE, LIMIT, FULL, DUE = range(4)  # why `advance` came back
 FINEST_GAP_S, GAPS_PER_DOUBLING = 1e-6, 16
 NETWORK_KEY = 0x1F83D9AB  # keeps the network's draws apart from the policies'
 
@@ -37,9 +37,12 @@ STOPS = False  # the policy overrides proceed
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
 WIDE = False  # the policy chooses one gamma for the whole batch
+PAUSES = False  # `advance` comes back whenever the policy is about to be asked
 
 
-def bindings(cls: type[Policy], *, confidences: bool, logs: bool) -> dict[str, Any]:
+def bindings(
+    cls: type[Policy], *, confidences: bool, logs: bool, pauses: bool = False
+) -> dict[str, Any]:
     """The globals of this module for a policy class."""
     stops = cls.proceed is not Policy.proceed
     hooks = {name: getattr(cls, name) for name in HOOKS}
@@ -48,6 +51,7 @@ def bindings(cls: type[Policy], *, confidences: bool, logs: bool) -> dict[str, A
         "SIGNALS": stops or confidences,
         "LOGS": logs,
         "WIDE": cls.batch_wide,
+        "PAUSES": pauses,
     }
 
 
@@ -55,62 +59,38 @@ def advance(self: Any, state: State, world: World, seed: int, until_s: float) ->
     """Play iterations that start before until_s; returns why it stopped.
 
     IDLE: nobody runs or waits, and nobody known will come. LIMIT: the next iteration, or the next
-    arrival, is at until_s or later. FULL: the log has no room for another iteration.
-    """
-    while True:
-        why = ready(self, state, world, until_s)
-        if why != READY:
-            return why
-        iterate(self, state, world, seed)
-
-
-def ready(self: Any, state: State, world: World, until_s: float) -> int:
-    """Let in who has come, and wait for somebody if nobody is here; READY if an iteration is to
-    start now, else why not, as `advance` says.
+    arrival, is at until_s or later. FULL: the log has no room for another iteration. DUE, where
+    PAUSES: the policy is about to be asked; the next call goes on from there.
     """
     desk, rules = world.desk[0], world.rules
     while True:
-        coming = next_arrival(world)
-        if coming <= float(desk.now_s):
-            take_arrivals(world)
-        elif int(desk.running) == 0 and int(desk.waiting) == 0:
-            if coming < until_s:
-                desk.now_s = coming
-                continue
-            return IDLE if coming == math.inf else LIMIT
-        if float(desk.now_s) >= until_s:
-            return LIMIT
-        if LOGS and int(desk.written) + rules.slots > world.log.shape[0]:
-            return FULL
-        while int(desk.waiting) > 0 and int(desk.running) < rules.slots and may_enter(world):
-            admit(self, state, enter(world))
-        return READY
-
-
-def iterate(self: Any, state: State, world: World, seed: int) -> None:
-    """One iteration of those who run."""
-    n, context = choose(self, state, world, seed)
-    chunk_s = read_chunks(world) if world.rules.chunk_tokens > 0 else 0.0
-    if n > 0:
-        draft(self, state, world, n)
-        elapsed = price(world, n, context_bucket(world.costs, context), seed) + chunk_s
-        conclude(self, state, world, n, elapsed)
-    elif chunk_s > 0.0:
-        end_iteration(world, chunk_s + float(world.costs.prefill_s[0]), 0, 0)
-
-
-def turn(self: Any, state: State, world: World, seed: int, begun: bool) -> int:
-    """One iteration, unless nothing has begun, and on to the next one in which a row decodes.
-
-    READY: that one is to start now, and the policy will be asked. IDLE: all is done.
-    """
-    if begun:
-        iterate(self, state, world, seed)
-    while True:
-        why = ready(self, state, world, math.inf)
-        if why != READY or decoding(world) > 0:
-            return why
-        iterate(self, state, world, seed)
+        if not PAUSES or int(desk.due) == 0:
+            coming = next_arrival(world)
+            if coming <= float(desk.now_s):
+                take_arrivals(world)
+            elif int(desk.running) == 0 and int(desk.waiting) == 0:
+                if coming < until_s:
+                    desk.now_s = coming
+                    continue
+                return IDLE if coming == math.inf else LIMIT
+            if float(desk.now_s) >= until_s:
+                return LIMIT
+            if LOGS and int(desk.written) + rules.slots > world.log.shape[0]:
+                return FULL
+            while int(desk.waiting) > 0 and int(desk.running) < rules.slots and may_enter(world):
+                admit(self, state, enter(world))
+            if PAUSES and decoding(world) > 0:
+                desk.due = 1
+                return DUE
+        desk.due = 0
+        n, context = choose(self, state, world, seed)
+        chunk_s = read_chunks(world) if rules.chunk_tokens > 0 else 0.0
+        if n > 0:
+            draft(self, state, world, n)
+            elapsed = price(world, n, context_bucket(world.costs, context), seed) + chunk_s
+            conclude(self, state, world, n, elapsed)
+        elif chunk_s > 0.0:
+            end_iteration(world, chunk_s + float(world.costs.prefill_s[0]), 0, 0)
 
 
 def next_arrival(world: World) -> float:

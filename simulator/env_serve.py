@@ -6,7 +6,6 @@ One step is one iteration of simulator.batch, on the very code that simulator.se
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -60,7 +59,6 @@ Info = dict[str, Any]
 REWARDS = ("seconds", "average")
 LOADS = {"users": "users", "rate": "rate_per_s"}  # options of reset: fields of a Workload
 BUCKET_TOKENS = 64
-SHOWN = 40  # rounds of a slot that are rendered
 
 
 class ServeEnv(gymnasium.Env[Observation, np.int64]):
@@ -86,7 +84,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             the undiscounted return times scale_s is minus the sum of all times from arrival to the
             reply's end. "average": tokens emitted less rho times the seconds (average-reward form;
             rho in tokens per second, None for those of plain rounds with all slots busy).
-        render_mode: "ansi" or "rgb_array": the latest rounds of every slot, as strips.
+        render_mode: "ansi" or "rgb_array": the reply of every slot so far, as a strip.
 
     Options of reset (kept until others are given; {} for the workload's own): users (closed loop)
     or rate (per second, Poisson or gamma): one value or a list to draw from, uniformly.
@@ -143,31 +141,30 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         numbers = len(ROUND) + len(BATCH)
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (numbers,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(self.limits.max_gamma + 1)
+        modes = self.metadata["render_modes"]
+        if render_mode is not None and render_mode not in modes:
+            raise InputError(f"render_mode is {render_mode!r}; known: {', '.join(modes)}")
         self.render_mode = render_mode
         confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
-        names = batch.bindings(Commanded, confidences=confidences, logs=False)
-        variant = f"turn{int(confidences)}"
-        self._recipe, self._key = (
-            recipe(Commanded, batch.turn, names, variant),
-            (Commanded, variant),
-        )
+        names = batch.bindings(Commanded, confidences=confidences, logs=False, pauses=True)
+        variant = f"steps{int(confidences)}"
+        self._recipe = recipe(Commanded, batch.advance, names, variant)
+        self._key = (Commanded, variant)
         self._observe = compiled(observe)
         self._rows = np.zeros((self.server.slots, 6), dtype=np.int64)
         self._scratch = np.zeros((self.server.slots, len(ROUND)))
         self._counted = np.zeros(4)
         self._loads = self._workloads({})
-        self._rounds: list[collections.deque[Outcome]] = [
-            collections.deque(maxlen=SHOWN) for _ in range(self.server.slots)
-        ]
+        self._rounds: list[list[Outcome]] = [[] for _ in range(self.server.slots)]
         self._episode, self._ended = -1, True
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, Info]:
         """Begin another episode; raises InputError for options that do not fit the workload."""
-        super().reset(seed=seed)
         if options is not None:
             self._loads = self._workloads(options)
+        super().reset(seed=seed)
         if seed is not None or self._episode < 0:
             self._draws, self._episode = int(self.np_random.integers(1 << 63)), -1
         self._episode += 1
@@ -185,7 +182,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         for rounds in self._rounds:
             rounds.clear()
         self._since_s, self._emitted = 0.0, 0.0
-        shown = self._turn(begun=False)
+        shown = self._go_on()
         return shown, self._info(0.0, ())
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -195,7 +192,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         if self._ended:
             raise ResetNeeded("all requests are served, or none has come: call reset")
         self._state.command[0] = action
-        shown = self._turn(begun=True)
+        shown = self._go_on()
         elapsed_s = float(self._counted[NOW_S]) - self._since_s
         emitted = float(self._counted[EMITTED]) - self._emitted
         self._since_s, self._emitted = float(self._counted[NOW_S]), float(self._counted[EMITTED])
@@ -220,20 +217,28 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         return collect([self._world], [[]], self._run.replica_of, self.trace, self.server, meta)
 
     def render(self) -> Any:
-        """The latest rounds of every slot's request, a line each: text, or a picture [H, W, 3]."""
+        """The reply of every slot so far: a line of text each, or a picture [40 S, 640, 3] uint8 of
+        its newest two lines.
+        """
         if self.render_mode == "ansi":
             return "\n".join([*(strip(rounds) for rounds in self._rounds), LEGEND])
         if self.render_mode == "rgb_array":
-            return np.concatenate([rgb(rounds, lines=1) for rounds in self._rounds])
+            return np.concatenate([rgb(rounds, lines=2) for rounds in self._rounds])
         return None
 
-    def _turn(self, *, begun: bool) -> Observation:
+    def _go_on(self) -> Observation:
         """Go on to where the next decision is due, and look."""
         world, state = self._world, self._state
         why = run_recipe(
-            Commanded(), self._recipe, self._key, state, world, low_bits(self.episode_seed), begun
+            Commanded(),
+            self._recipe,
+            self._key,
+            state,
+            world,
+            low_bits(self.episode_seed),
+            math.inf,
         )
-        self._ended = why == batch.IDLE
+        self._ended = why != batch.DUE
         shown = np.zeros(len(ROUND) + len(BATCH), dtype=np.float32)
         self._n = self._observe(
             world, state.memory, self._since_s, self.scale_s, self._rows, self._scratch,
@@ -315,7 +320,8 @@ def play_serve(
     options: Mapping[str, Any] | None = None,
 ) -> Served:
     """Let a policy play an episode, as batch-wide ones play in `serve`: the first row is asked, and
-    all learn. Batch-wide policies, and fixed ones, do there what they do here.
+    all learn. Batch-wide policies, and fixed ones, do there what they do here; but what a policy's
+    own arithmetic costs (Policy.control_s) is charged there alone.
 
     Raises InputError for a policy that looks at the draft's signals, which this environment hides.
     """

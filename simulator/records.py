@@ -92,13 +92,14 @@ DESK = record(
     free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
     preemptions=np.int64, drafted=np.int64, verified=np.int64, accepted=np.int64,
     emitted=np.int64, steps=np.int64, ahead=np.int64, asked=np.int64, asked_waiting=np.int64,
-    quiet=np.int64,
+    quiet=np.int64, due=np.int64,
 )  # fmt: skip
 """One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
 drafted before the target verified, ahead: meanwhile; asked, asked_waiting: batch size and waiting
-line that policies were shown; quiet: 1 after an iteration without a draft. The others are totals.
+line that policies were shown; quiet: 1 after an iteration without a draft; due: 1 where one has
+been announced (simulator.batch.DUE). The others are totals.
 """
 
 BIN = record(

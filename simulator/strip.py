@@ -1,8 +1,9 @@
 """A reply as a strip, in letters or as a picture: what every round drafted and what came of it.
 
-Shape tells as much as colour: accepted drafts are whole blocks, rejected ones frames, the target's
-own token a block of another colour, half as high where the round had no draft. The colours are of
-the set of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people tell apart.
+Shape and lightness tell as much as colour: accepted drafts are green blocks, rejected ones red
+frames, the target's own token a light blue block, or half a black one where the round had no draft.
+The colours are of the set of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind
+people tell apart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LEGEND = (
 )
 
 PAPER = (255, 255, 255)
-INK = {ACCEPTED: (0, 114, 178), REJECTED: (213, 94, 0), TARGET: (230, 159, 0), ALONE: (0, 0, 0)}
+INK = {ACCEPTED: (0, 158, 115), REJECTED: (213, 94, 0), TARGET: (86, 180, 233), ALONE: (0, 0, 0)}
 CELL, GAP, BETWEEN = 9, 1, 5  # pixels: side of a token, space behind it, more behind a round
 MARGIN, LINE = 4, 16  # pixels: around the picture, from line to line
 

@@ -32,7 +32,7 @@ from simulator.costs import Affine
 from simulator.env_serve import ServeEnv, play_serve
 from simulator.server import serve
 from simulator.server_options import Server
-from simulator.strip import LEGEND
+from simulator.strip import LEGEND, LINE, MARGIN, PAPER
 from traces import synthetic
 from traces.errors import InputError
 
@@ -256,6 +256,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         ({"requests": 0}, "requests must be a whole number"),
         ({"reward": "tokens"}, "reward is 'tokens'; known: seconds, average"),
         ({"rho": -1.0}, "rho is -1.0; give tokens per second"),
+        ({"render_mode": "human"}, "render_mode is 'human'; known: ansi, rgb_array"),
         ({"max_gamma": 9}, r"max_gamma is 9; this trace can play 0\.\.8"),
         ({"max_gamma": 0}, "leaves nothing to choose"),
         ({"server": Server(replicas=2)}, "replicas is 2; this environment plays one"),
@@ -317,4 +318,8 @@ def test_strips() -> None:
     picture.step(2)
     assert picture.render().shape == empty.shape
     assert (picture.render() != empty).any()
+    while len(picture._rounds[0]) < 8:  # six fit on a line
+        picture.step(8)
+    for line in range(2):
+        assert (picture.render()[MARGIN + line * LINE + LINE // 2] != PAPER).any()
     assert make().render() is None

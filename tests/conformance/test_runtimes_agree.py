@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.base import Policy, State, View, uses_signals
+from policies.neural import neural_policy
 from policies.randomness import Rng
 from policies.shelf import SHELF, parse_policy
 from simulator import kernels
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from tests.specimens import random_costs, random_trace
+from tests.test_neural import KINDS, random_network
 from traces import synthetic
 from traces.costs import tabulate
 from traces.roundlog import RoundLog
@@ -81,6 +83,18 @@ def test_synthetic_traces(spec: str) -> None:
     ):
         log = same(parse_policy(spec), trace, costs, seed=3)
         assert int(log.emitted.sum()) == trace.positions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(1, 24), st.integers(1, 128), st.integers(1, 128))
+def test_networks(kind: tuple[int, int], world: int, depth: int, one: int, two: int) -> None:
+    """They come from files, not from the shelf; layers of any two widths."""
+    generator = np.random.default_rng(world)
+    trace, costs = random_trace(generator, 2, depth), random_costs(generator, depth)
+    policy = neural_policy(random_network(kind, world, (one, two)), round_s=3e-5)
+    log = same(policy, trace, costs, seed=world)
+    assert int(log.emitted.sum()) == trace.positions
 
 
 def test_both_kinds_of_hooks_are_covered() -> None:

@@ -1,4 +1,4 @@
-"""The whole shelf, compiled, on a server with one slot and no queue: every round is the replay's.
+"""The shelf and networks, compiled, on a server with one slot and no queue: all rounds a replay's.
 
 The suite has this for the interpreted server and a few compiled policies; here every kernel of the
 server is compiled, which takes minutes:  pytest -m slow tests/conformance/test_server_shelf.py
@@ -9,11 +9,14 @@ from __future__ import annotations
 import pytest
 
 from experiments.suites import GREEDY, TIMING
+from policies.base import Policy
+from policies.neural import neural_policy
 from policies.shelf import SHELF
 from simulator.batch_costs import tabulate_batches
 from simulator.replay import replay
 from simulator.server import serve
 from simulator.server_options import Server
+from tests.test_neural import KINDS, random_network
 from traces.costs import Table, tabulate
 from traces.store import read_trace
 from traces.timing import read_timing
@@ -24,10 +27,13 @@ MODEL = Table(read_timing(TIMING))
 SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
 
 
+NETWORKS = [neural_policy(random_network(kind, 1), round_s=2e-5) for kind in KINDS]
+POLICIES = [*(cls() for cls in SHELF.values()), *NETWORKS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHELF)
-def test_one_slot_and_no_queue_is_the_replay(name: str) -> None:
-    policy = SHELF[name]()
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_one_slot_and_no_queue_is_the_replay(policy: Policy) -> None:
     asked = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
     costs = tabulate_batches(MODEL, 1, **SHAPE)
     served = serve(policy, TRACE, asked, costs, Server(slots=1), log=True)

@@ -1,0 +1,165 @@
+"""Learning curves and regret: what training gains with time, and what online learners lose by
+learning.
+
+    python -m experiments.regret --trace T.parquet --timing C.json --networks NET.json --out DIR
+
+Regret of a policy after n tokens: its decode seconds so far less those of the best fixed length
+(known in hindsight), requests in shuffled order, one after another as the environments play them.
+The clairvoyant schedule is the line no one can cross.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.compare import step_costs
+from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, finish
+from experiments.report import write_pictures
+from experiments.tables import table
+from policies.base import Policy
+from policies.shelf import label, parse_policies, title
+from simulator.env_pool import GREEDY, TIMING
+from simulator.hindsight import best_fixed, clairvoyant
+from simulator.metrics import per_request
+from simulator.replay import replay
+from traces.schema import Trace
+from traces.split import split_rows
+from traces.store import read_trace
+from traces.timing import StepCosts, read_timing
+
+FloatArray = npt.NDArray[np.float64]
+LEARNERS = "ucb,ucb1,thompson-beta,exp3,lin-thompson,payback,gammatune"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+def orders(trace: Trace, passes: int, seed: int) -> Trace:
+    """All requests in shuffled order, several times over."""
+    random = np.random.default_rng(seed)
+    rows = [random.permutation(trace.requests) for _ in range(passes)]
+    return trace.select([int(row) for row in np.concatenate(rows)])
+
+
+def regrets(
+    trace: Trace, costs: StepCosts, policies: Sequence[Policy], *, seed: int
+) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Tokens emitted after every request, and by policy the seconds lost to the best fixed length
+    until then.
+    """
+    _, fixed = best_fixed(trace, costs)
+    base = np.cumsum(per_request(fixed).decode_s)
+    found = {label(p): replay(p, trace, costs, seed=seed) for p in policies}
+    found["clairvoyant"] = clairvoyant(trace, costs)
+    lost = {name: np.cumsum(per_request(log).decode_s) - base for name, log in found.items()}
+    return np.cumsum(trace.reply_tokens).astype(np.float64), lost
+
+
+def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) -> Picture:
+    """Seconds lost against tokens emitted."""
+    figure, axes = canvas(9.0, 5.2)
+    shown = {name: line for name, line in lost.items() if name != "clairvoyant"}
+    for number, (name, line) in enumerate(sorted(shown.items(), key=lambda item: -item[1][-1])):
+        style = ("-", "--", "-.", ":")[number % 4]
+        axes.plot(tokens / 1e3, line, style, color=COLOURS[number % len(COLOURS)], linewidth=1.8)
+        axes.annotate(
+            f" {title(name)} {line[-1]:+.1f}",
+            (tokens[-1] / 1e3, line[-1]),
+            fontsize=9,
+            va="center",
+            color=COLOURS[number % len(COLOURS)],
+        )
+    axes.axhline(0.0, color=INK, linewidth=1.0)
+    axes.annotate(f"best fixed length ({best})", (0, 0), fontsize=9, va="bottom", color=INK)
+    axes.set_xlim(0, tokens[-1] / 1e3 * 1.28)
+    axes.set_xlabel("tokens emitted, thousands")
+    axes.set_ylabel("decode seconds lost to the best fixed length")
+    worst = max(shown, key=lambda name: shown[name][-1])
+    least = min(shown, key=lambda name: shown[name][-1])
+    ahead = -lost["clairvoyant"][-1]
+    return finish(
+        figure,
+        "regret",
+        f"{title(least)} gains most on the best fixed length, {title(worst)} loses most",
+        f"Below zero is better; the clairvoyant schedule ends {ahead:.1f} s below.",
+    )
+
+
+def read_curve(path: Path) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Seconds, score on the requests trained on, score on those kept for validation."""
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = (np.array([float(r[c]) for r in rows]) for c in ("seconds", "fit", "validation"))
+    seconds, fit, kept = columns
+    return seconds, fit, kept
+
+
+def curves_figure(curves: dict[str, Path]) -> Picture:
+    """Score against wall time, of every run that left a curve."""
+    figure, axes = canvas(9.0, 4.6)
+    tops = {}
+    for number, (name, path) in enumerate(curves.items()):
+        seconds, fit, kept = read_curve(path)
+        colour = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00")[number % 5]
+        axes.plot(seconds, fit, color=colour, linewidth=0.9, linestyle=":")
+        axes.plot(seconds, kept, color=colour, linewidth=1.8, label=name)
+        tops[name] = float(kept.max())
+    axes.axhline(1.0, color=GREY, linewidth=1.0)
+    axes.set_ylim(bottom=0.6)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("tokens/s over the best fixed length")
+    axes.legend(frameon=False, loc="lower right")
+    best = max(tops, key=lambda name: tops[name])
+    return finish(
+        figure,
+        "training",
+        f"{best} gets furthest: {tops[best]:.2f} on requests kept for validation",
+        "Solid: validation requests; dotted: requests trained on.",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Regret of online learners and networks on the held-out half; figures to --out."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.regret", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=GREEDY)
+    parser.add_argument("--timing", type=Path, default=TIMING)
+    parser.add_argument("--policies", default=LEARNERS)
+    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="policy files")
+    parser.add_argument("--passes", type=int, default=4, help="over the held-out half")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    whole = read_trace(args.trace)
+    trace = orders(whole.select(split_rows(whole)[1]), args.passes, args.seed)
+    costs = step_costs(read_timing(args.timing), trace)
+    policies = parse_policies(",".join([args.policies, *map(str, args.networks)]))
+    gamma, _ = best_fixed(trace, costs)
+    tokens, lost = regrets(trace, costs, policies, seed=args.seed)
+    pictures = [regret_figure(tokens, lost, f"gamma = {gamma}")]
+    curves = {path.stem: path.with_suffix(".run") / "curve.csv" for path in args.networks}
+    if curves := {name: path for name, path in curves.items() if path.is_file()}:
+        pictures.append(curves_figure(curves))
+    write_pictures(pictures, args.out)
+    quarter = len(tokens) // args.passes
+    rows = [
+        [
+            name,
+            f"{line[quarter - 1]:+.2f}",
+            f"{line[-1]:+.2f}",
+            f"{1e6 * line[-1] / tokens[-1]:+.1f}",
+        ]
+        for name, line in sorted(lost.items(), key=lambda item: item[1][-1])
+    ]
+    head = ["policy", "after one pass, s", f"after {args.passes}, s", "us per token"]
+    print(
+        f"regret to gamma = {gamma}, the best fixed length in hindsight; {tokens[-1]:,.0f} tokens"
+    )
+    print(table(head, [("", rows)]))
+
+
+if __name__ == "__main__":
+    main()
