@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("gammalab: interrupted; a capture or study resumes where it stopped", file=sys.stderr)
+        print(
+            "gammalab: interrupted; a capture, study, sweep or training resumes where it stopped",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`): keep the interpreter from complaining at exit.
@@ -238,7 +241,12 @@ def _add_train(train: Parser) -> None:
     train.add_argument("--lanes", type=count, default=256, help="environments (default 256)")
     train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
     train.add_argument("--rate", type=positive, default=1e-3, help="of learning (default 1e-3)")
-    train.add_argument("--warm-start", action="store_true", help="clone the clairvoyant first")
+    train.add_argument(
+        "--warm-start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ppo: clone the clairvoyant schedule first (default: yes)",
+    )
     train.add_argument("--seed", type=int, default=0, help="of everything drawn")
     train.add_argument("--split-seed", type=int, default=0, help="of the halves, as in compare")
     train.add_argument("--json", action="store_true", help="the curve as JSON on stdout")

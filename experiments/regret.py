@@ -14,6 +14,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +40,26 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def orders(trace: Trace, passes: int, seed: int) -> Trace:
-    """All requests in shuffled order, several times over."""
+    """All requests in shuffled order, several times over, each time under another name."""
     random = np.random.default_rng(seed)
-    rows = [random.permutation(trace.requests) for _ in range(passes)]
-    return trace.select([int(row) for row in np.concatenate(rows)])
+    parts = [trace.select(random.permutation(trace.requests)) for _ in range(passes)]
+
+    def joined(name: str) -> Any:
+        columns = [getattr(part, name) for part in parts]
+        return None if columns[0] is None else np.concatenate(columns)
+
+    ends = [part.offsets[1:] + k * trace.positions for k, part in enumerate(parts)]
+    names = [f"{name}#{k}" for k, part in enumerate(parts) for name in part.request_id]
+    return Trace(
+        meta=trace.meta,
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), *ends]),
+        prompt_tokens=joined("prompt_tokens"),
+        request_id=tuple(names),
+        category=tuple(task for part in parts for task in part.category),
+        accept_len=joined("accept_len"),
+        top1_prob=joined("top1_prob"),
+        entropy=joined("entropy"),
+    )
 
 
 def regrets(

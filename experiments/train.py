@@ -24,11 +24,11 @@ from experiments.arithmetic import own_seconds
 from experiments.cloning import clone, demonstrations
 from experiments.commands import progress, read_inputs
 from experiments.compare import Comparison, compare
-from experiments.files import dumps, versions, warn
+from experiments.files import dumps, versions
 from experiments.learning import Progress, Task, make_task, note
 from policies.base import Policy
-from policies.neural import neural_policy, quantise
-from policies.shelf import DEFAULT, label, parse_policy, write_policies
+from policies.neural import WIDEST, neural_policy, quantise
+from policies.shelf import DEFAULT, label, parse_policy, title, write_policies
 from traces.errors import InputError
 from traces.store import content_hash, refuse_existing, write_atomically
 
@@ -45,7 +45,7 @@ def fit_ppo(
     folder: Path,
     check: int = 25,
     patience: int = 30,
-    warm: bool = False,
+    warm: bool = True,
 ) -> Progress:
     """Train; every `check` iterations the policy is judged on the validation requests, the run
     saved to `folder`, and stopped if it has not got better `patience` times. Goes on from `folder`.
@@ -148,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out if args.out.suffix == ".json" else args.out.with_name(args.out.name + ".json")
     if args.algo not in ALGORITHMS:
         raise InputError(f"--algo is {args.algo!r}; known: {', '.join(ALGORITHMS)}")
+    if args.hidden > WIDEST:
+        raise InputError(f"--hidden is {args.hidden}; a layer holds at most {WIDEST} numbers")
     refuse_existing(out, args.force)
     traces, timing = read_inputs(args.trace, args.timing)
     ratios = [0.0] if args.cost_ratios is None else numbers("--cost-ratios", args.cost_ratios)
@@ -177,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     write_policies([policy], out, meta, overwrite=args.force)
     text = "\n\n".join(held_out(where, part) for where, part in judged)
     steps = f"{found.curve[-1]['steps']:,.0f} steps in {found.curve[-1]['seconds']:.0f} s"
-    lines = [text, "", f"{out}: {label(policy)}; {steps}; curve in {folder / 'curve.csv'}"]
+    lines = [text, "", f"{out}: {title(label(policy))}; {steps}; curve in {folder / 'curve.csv'}"]
     print(dumps({"policy": str(out), "curve": found.curve}) if args.json else "\n".join(lines))
     return 0
 
@@ -188,8 +190,6 @@ def train(
     """The run of one algorithm."""
     if algo == "ppo":
         return fit_ppo(task, settings, lanes=lanes, folder=folder, warm=warm)
-    if warm:
-        warn("--warm-start is for ppo alone")
     if algo == "clone":
         return fit_clone(task, settings, lanes=lanes)
     try:
@@ -237,5 +237,7 @@ def held_out(where: str, part: Comparison) -> str:
     for row in part.rows:
         if row.role in ("policy", "tuned", "clairvoyant"):
             value, low, high = row.vs_fixed
-            lines.append(f"  {row.name:38}{value:7.3f} ({low:.3f}-{high:.3f})  {row.verdict}")
+            lines.append(
+                f"  {title(row.name):42}{value:7.3f} ({low:.3f}-{high:.3f})  {row.verdict}"
+            )
     return "\n".join(lines)

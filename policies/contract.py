@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma, field_values
+from policies.base import (
+    Draft,
+    Outcome,
+    Policy,
+    State,
+    View,
+    clamp_gamma,
+    field_values,
+    uses_signals,
+)
 from policies.randomness import Rng, round_key
 
 _SLOTS = 3
@@ -49,6 +58,11 @@ def _check_description(policy: Policy) -> None:
         f"{cls.__name__} must be a frozen dataclass: @dataclasses.dataclass(frozen=True)",
     )
     _require(bool(cls.name and cls.rule and cls.source), "name, rule and source must be filled in")
+    own_s = policy.control_s()
+    sane = len(own_s) == 2 and all(0.0 <= seconds < float("inf") for seconds in own_s)
+    _require(sane, f"control_s must be two numbers of seconds, not {own_s}")
+    reads = uses_signals(policy) or own_s[1] == 0.0
+    _require(reads, "control_s charges per token, but nothing is decided per token")
     for field, value in field_values(policy).items():
         scalar = type(value) in (int, float, bool)
         _require(scalar, f"field {field} must be int, float or bool, is {type(value).__name__}")

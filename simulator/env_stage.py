@@ -50,6 +50,7 @@ class Stage:
         bucket_tokens = next(iter(pool.tables.values())).bucket_tokens
         rules = [mode, limit, bucket_tokens, pool.max_gamma, int(reward == "average")]
         shown = (lanes, self.numbers)
+        obs = np.zeros(shown, dtype=np.float32)
         self.world = Lanes(
             requests=pool.requests,
             accept_len=pool.accept_len,
@@ -60,9 +61,9 @@ class Stage:
             rules=np.asarray(rules, dtype=np.int64),
             lanes=np.zeros(lanes, dtype=LANE),
             memory=np.zeros((lanes, MEMORY)),
-            seen=np.zeros(shown, dtype=np.float32),
+            seen=np.zeros(shown, dtype=np.float32) if tokens else obs,
             actions=np.zeros(lanes, dtype=np.int64),
-            obs=np.zeros(shown, dtype=np.float32),
+            obs=obs,
             final=np.zeros(shown, dtype=np.float32),
             rewards=np.zeros(lanes),
             terminated=np.zeros(lanes, dtype=np.uint8),

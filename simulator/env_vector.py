@@ -6,7 +6,7 @@ in all three autoreset modes (https://farama.org/Vector-Autoreset-Mode).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -31,6 +31,10 @@ MODES = {
 }
 Observations = npt.NDArray[np.float32]
 Info = dict[str, Any]
+
+
+def _not_begun(pins: Any) -> int:
+    raise ResetNeeded("no episode has begun: call reset")
 
 
 class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int64], Any]):
@@ -83,7 +87,6 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self.render_mode = render_mode
         self._rounds: list[list[Outcome]] = [[] for _ in range(num_envs)]
         self._seeded = np.zeros(num_envs, dtype=np.bool_)
-        self._reset_once = False
         self._bind()
 
     def _bind(self) -> None:
@@ -95,6 +98,11 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self._played, self._outcomes = world.played.view(np.bool_), world.outcomes
         self._same: Info = {"outcome": self._outcomes, "_outcome": self._played}
         self._shape = (self.num_envs,)
+        self._result = (self._obs, self._rewards, self._terminated, self._truncated, self._same)
+        same_step = self.mode is AutoresetMode.SAME_STEP
+        self._bare = not (self.copy or same_step or self.render_mode)  # the same at every step
+        self._pins = self.stage.pinned.pins
+        self._step: Callable[[Any], int] = _not_begun
 
     def reset(
         self,
@@ -126,7 +134,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         for lane in np.flatnonzero(mask) if self.render_mode else ():
             self._rounds[lane] = []
         self.stage.reset(mask)
-        self._reset_once = True
+        self._step, self._pins = self.stage.pinned.call, self.stage.pinned.pins
         return self._obs.copy() if self.copy else self._obs, {}
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
@@ -141,14 +149,16 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         """One decision in every lane; raises gymnasium's InvalidAction (nothing was done then) and
         ResetNeeded.
         """
-        if np.shape(actions) != self._shape:
-            raise InvalidAction(f"{self.num_envs} actions are due, not {np.shape(actions)}")
-        np.copyto(self._actions, actions, casting="same_kind")
-        if not self._reset_once:
-            raise ResetNeeded("no episode has begun: call reset")
-        bad = self.stage.pinned.step()
+        if getattr(actions, "shape", None) != self._shape:
+            actions = np.asarray(actions)
+            if actions.shape != self._shape:
+                raise InvalidAction(f"{self.num_envs} actions are due, not {actions.shape}")
+        np.copyto(self._actions, actions)
+        bad = self._step(self._pins)
         if bad >= 0:
             self._refuse(bad)
+        if self._bare:
+            return self._result
         infos = self._same
         if self.copy:
             infos = {"outcome": self._outcomes.copy(), "_outcome": self._played.copy()}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from policies.base import FloatArray, IntArray, clamp_gamma
 from policies.observation import (
     FACTS,
+    ROUND,
     forget,
     remember,
     show_draft,
@@ -72,7 +73,7 @@ class Lanes(NamedTuple):
     1 in the reward, tokens per second in the average-reward form, batch size. facts [M, C, 6]
     float32: what policies.observation shows of costs and load. choices [any] int64. rules [5]
     int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for average
-    reward. lanes [L] LANE; memory [L, 6]; seen [L, K] float32, what is shown, kept.
+    reward. lanes [L] LANE; memory [L, 6]; seen [L, K] float32, see of_tokens.
     actions [L] int64. Out: obs, final [L, K] float32; rewards [L]; terminated, truncated, played
     [L] uint8, played: 1 where the step ended a round; outcomes [L] OUTCOME.
     """
@@ -179,7 +180,8 @@ def begin(world: Lanes, i: int) -> None:
     lane.lag, lane.round, lane.steps, lane.done, lane.edge = 1, 0, 0, 0, 0
     forget(world.memory, i)
     open_round(world, i)
-    show(world, i, world.obs)
+    if of_tokens(world):
+        show(world, i, world.obs)
 
 
 def open_round(world: Lanes, i: int) -> None:
@@ -193,10 +195,11 @@ def open_round(world: Lanes, i: int) -> None:
         size = int(world.rules[BUCKET_TOKENS])
         lane.bucket = min(context // size, int(world.verify_s.shape[1]) - 1)
         lane.edge = (context // size + 1) * size
-        for k in range(int(world.facts.shape[2])):
-            world.seen[i, FACTS + k] = world.facts[lane.cost, lane.bucket, k]
+    cost, bucket = int(lane.cost), int(lane.bucket)
+    for k in range(len(ROUND) - FACTS):
+        world.seen[i, FACTS + k] = world.facts[cost, bucket, k]
     show_request(world.memory, i, int(lane.room), context, world.seen, i)
-    if world.seen.shape[1] > FACTS + world.facts.shape[2]:
+    if of_tokens(world):
         show_no_draft(world.seen, i)
 
 
@@ -266,7 +269,13 @@ def close_step(world: Lanes, i: int, seconds: float, emitted: int) -> None:
             show(world, i, world.final)
             begin(world, i)
             return
-    show(world, i, world.obs)
+    if of_tokens(world):
+        show(world, i, world.obs)
+
+
+def of_tokens(world: Lanes) -> bool:
+    """A decision per token. Per round, `seen` is `obs`: it is written anew in every step."""
+    return int(world.seen.shape[1]) > len(ROUND)
 
 
 def show(world: Lanes, i: int, out: Any) -> None:

@@ -73,7 +73,7 @@ def pinned_reset(pins: IntArray) -> int:
 
 
 class Pinned:
-    """The compiled steps of one set of arrays: rounds(), tokens(), reset(), as in simulator.lanes.
+    """The compiled steps of one set of arrays, as in simulator.lanes; call(pins) is step().
 
     Replacing an array (not its contents) needs another Pinned.
     """
@@ -86,12 +86,12 @@ class Pinned:
                 raise ValueError(f"{Lanes._fields[k]} is not contiguous")
             self.pins[k, 0] = array.ctypes.data
             self.pins[k, 1 : 1 + array.ndim] = array.shape
-        self._step: Callable[[IntArray], int] = compiled(pinned_tokens if tokens else pinned_rounds)
+        self.call: Callable[[IntArray], int] = compiled(pinned_tokens if tokens else pinned_rounds)
         self._reset: Callable[[IntArray], int] = compiled(pinned_reset)
 
     def step(self) -> int:
         """One step in every lane."""
-        return self._step(self.pins)
+        return self.call(self.pins)
 
     def reset(self) -> int:
         """Begin an episode in the lanes whose `actions` entry is 1."""
