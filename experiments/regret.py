@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, f
 from experiments.report import write_pictures
 from experiments.tables import table
 from policies.base import Policy
-from policies.shelf import label, parse_policies, title
+from policies.shelf import label, parse_policies, read_policies, title
 from simulator.env_pool import GREEDY, TIMING
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import per_request
@@ -63,14 +63,14 @@ def orders(trace: Trace, passes: int, seed: int) -> Trace:
 
 
 def regrets(
-    trace: Trace, costs: StepCosts, policies: Sequence[Policy], *, seed: int
+    trace: Trace, costs: StepCosts, policies: Mapping[str, Policy], *, seed: int
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
     """Tokens emitted after every request, and by policy the seconds lost to the best fixed length
     until then.
     """
     _, fixed = best_fixed(trace, costs)
     base = np.cumsum(per_request(fixed).decode_s)
-    found = {label(p): replay(p, trace, costs, seed=seed) for p in policies}
+    found = {name: replay(p, trace, costs, seed=seed) for name, p in policies.items()}
     found["clairvoyant"] = clairvoyant(trace, costs)
     lost = {name: np.cumsum(per_request(log).decode_s) - base for name, log in found.items()}
     return np.cumsum(trace.reply_tokens).astype(np.float64), lost
@@ -84,14 +84,16 @@ def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) ->
         style = ("-", "--", "-.", ":")[number % 4]
         axes.plot(tokens / 1e3, line, style, color=COLOURS[number % len(COLOURS)], linewidth=1.8)
         axes.annotate(
-            f" {title(name)} {line[-1]:+.1f}",
+            f" {name} {line[-1]:+.1f}",
             (tokens[-1] / 1e3, line[-1]),
             fontsize=9,
             va="center",
             color=COLOURS[number % len(COLOURS)],
         )
     axes.axhline(0.0, color=INK, linewidth=1.0)
-    axes.annotate(f"best fixed length ({best})", (0, 0), fontsize=9, va="bottom", color=INK)
+    axes.annotate(
+        f" best length: {best}", (tokens[-1] / 1e3, 0.0), fontsize=9, va="bottom", color=INK
+    )
     axes.set_xlim(0, tokens[-1] / 1e3 * 1.28)
     axes.set_xlabel("tokens emitted, thousands")
     axes.set_ylabel("decode seconds lost to the best fixed length")
@@ -101,7 +103,7 @@ def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) ->
     return finish(
         figure,
         "regret",
-        f"{title(least)} gains most on the best fixed length, {title(worst)} loses most",
+        f"{least} gains most on the best fixed length, {worst} loses most",
         f"Below zero is better; the clairvoyant schedule ends {ahead:.1f} s below.",
     )
 
@@ -153,7 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     whole = read_trace(args.trace)
     trace = orders(whole.select(split_rows(whole)[1]), args.passes, args.seed)
     costs = step_costs(read_timing(args.timing), trace)
-    policies = parse_policies(",".join([args.policies, *map(str, args.networks)]))
+    policies = {title(label(policy)): policy for policy in parse_policies(args.policies)}
+    for path in args.networks:
+        for number, policy in enumerate(read_policies(path)):
+            policies[f"{path.stem}{f'-{number + 1}' * (number > 0)} ({policy.name})"] = policy
     gamma, _ = best_fixed(trace, costs)
     tokens, lost = regrets(trace, costs, policies, seed=args.seed)
     pictures = [regret_figure(tokens, lost, f"gamma = {gamma}")]

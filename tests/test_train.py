@@ -117,10 +117,10 @@ def test_regret_of_the_best_length_is_none_and_of_the_clairvoyant_least() -> Non
     trace = regret.orders(read_trace(GREEDY).select(list(range(0, 60, 5))), 2, seed=0)
     costs = tabulate(Affine(), 1, max_context=1024, width=18)
     best, _ = regret.best_fixed(trace, costs)
-    tokens, lost = regret.regrets(trace, costs, [Fixed(best), Fixed(0)], seed=0)
+    tokens, lost = regret.regrets(trace, costs, {"best": Fixed(best), "plain": Fixed(0)}, seed=0)
     assert tokens[-1] == trace.positions
-    assert not lost[f"fixed:gamma={best}"].any()
-    assert lost["clairvoyant"][-1] < 0.0 < lost["fixed:gamma=0"][-1]
+    assert not lost["best"].any()
+    assert lost["clairvoyant"][-1] < 0.0 < lost["plain"][-1]
 
 
 def test_transfer_by_hand(
