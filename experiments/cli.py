@@ -237,7 +237,7 @@ def _add_train(train: Parser) -> None:
     train.add_argument(
         "--cost-ratios", help="e.g. 0,4,8,16; 0: the measured costs (default: those alone)"
     )
-    train.add_argument("--iterations", type=count, default=1500, help="of ppo (default 1500)")
+    train.add_argument("--iterations", type=count, default=800, help="of ppo (default 800)")
     train.add_argument("--lanes", type=count, default=256, help="environments (default 256)")
     train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
     train.add_argument("--rate", type=positive, default=1e-3, help="of learning (default 1e-3)")

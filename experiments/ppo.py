@@ -29,7 +29,7 @@ class Settings:
     lambda of the advantages; entropy: its bonus, falling to 0 with the learning rate.
     """
 
-    iterations: int = 1500
+    iterations: int = 800
     horizon: int = 64
     hidden: int = 32
     epochs: int = 4
