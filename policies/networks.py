@@ -11,13 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from policies.neural import KINDS, Network, NeuralRound, NeuralToken, fault, kind_of, neural_policy
+from policies.neural import (
+    KINDS,
+    WIDEST,
+    Network,
+    NeuralRound,
+    NeuralToken,
+    fault,
+    kind_of,
+    neural_policy,
+)
 from traces.errors import InputError
 from traces.store import write_atomically
 
 NETWORK_KIND = "gammalab-network"
 NETWORK_VERSION = "1"
 SUFFIX = ".safetensors"
+LARGEST_BYTES = 1 << 20  # looked at before anything is read: the widest network takes a fifth
 AGAIN = "copy it again with its policy file, or make both anew with `gammalab train`"
 FROM_FILE = "is a network and comes from its file: give the NAME.json that `gammalab train` wrote"
 
@@ -52,6 +62,8 @@ def read_network(path: Path) -> Network:
 
     if not path.is_file():
         raise InputError(f"{path}: no such network file; {AGAIN}")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise InputError(f"{path} is too large for a network of {WIDEST} numbers a layer; {AGAIN}")
     try:
         with safe_open(path, framework="numpy") as file:
             header, names = file.metadata() or {}, set(file.keys())

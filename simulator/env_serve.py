@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -150,7 +150,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         variant = f"steps{int(confidences)}"
         self._recipe = recipe(Commanded, batch.advance, names, variant)
         self._key = (Commanded, variant)
-        self._observe = compiled(observe)
+        self._observe: Callable[..., int] | None = None
         self._rows = np.zeros((self.server.slots, 6), dtype=np.int64)
         self._scratch = np.zeros((self.server.slots, len(ROUND)))
         self._counted = np.zeros(4)
@@ -240,10 +240,13 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         )
         self._ended = why != batch.DUE
         shown = np.zeros(len(ROUND) + len(BATCH), dtype=np.float32)
-        self._n = self._observe(
+        arguments = (
             world, state.memory, self._since_s, self.scale_s, self._rows, self._scratch,
             self._counted, shown,
         )  # fmt: skip
+        if self._observe is None:
+            self._observe = compiled(observe, *arguments)
+        self._n = self._observe(*arguments)
         return shown
 
     def _info(self, elapsed_s: float, outcomes: tuple[Outcome, ...]) -> Info:

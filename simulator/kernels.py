@@ -125,11 +125,16 @@ def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
     return _guarded(recipe, plain, lambda kernel: kernel.call(*arguments))
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain function of plain arithmetic, with all that it calls in place, to be called often."""
+def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """A plain function of plain arithmetic, with all that it calls in place, compiled for arguments
+    like these: to be called often.
+    """
     plain = cast(types.FunctionType, function)
     recipe = Recipe(plain, {}, (plain.__module__, plain.__qualname__), inline=True)
-    return cast(Callable[..., Any], _kernel(recipe, (plain, "inline")).call)
+    kinds = tuple(map(numba.typeof, arguments))
+    key = (plain, "inline")
+    _guarded(recipe, key, lambda kernel: kernel.call.compile(kinds))
+    return cast(Callable[..., Any], _kernels[key].call)
 
 
 def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:

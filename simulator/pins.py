@@ -86,8 +86,9 @@ class Pinned:
                 raise ValueError(f"{Lanes._fields[k]} is not contiguous")
             self.pins[k, 0] = array.ctypes.data
             self.pins[k, 1 : 1 + array.ndim] = array.shape
-        self.call: Callable[[IntArray], int] = compiled(pinned_tokens if tokens else pinned_rounds)
-        self._reset: Callable[[IntArray], int] = compiled(pinned_reset)
+        step = pinned_tokens if tokens else pinned_rounds
+        self.call: Callable[[IntArray], int] = compiled(step, self.pins)
+        self._reset: Callable[[IntArray], int] = compiled(pinned_reset, self.pins)
 
     def step(self) -> int:
         """One step in every lane."""
