@@ -412,9 +412,9 @@ def setting(args: argparse.Namespace) -> Setting:
     server = settings(Server(slots=priced.slots or 64), args.server, "--server")
     args.warmup, args.timeline = 0.1, False
     check_inputs(trace, priced, server, args)
+    policies = parse_policies(args.policies or ADAPTIVE)
     if args.policies and args.question == "table":
         raise InputError("--policies is not for `fleet table`, which is about fixed lengths alone")
-    policies = parse_policies(args.policies or ADAPTIVE)
     if not args.policies:
         policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
     seeds = range(args.seed, args.seed + args.seeds)
