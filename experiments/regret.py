@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from simulator.env_pool import GREEDY, TIMING
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import per_request
 from simulator.replay import replay
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import read_trace
@@ -141,17 +143,8 @@ def curves_figure(curves: dict[str, Path]) -> Picture:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def answer(args: argparse.Namespace) -> None:
     """Regret of online learners and networks on the held-out half; figures to --out."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.regret", description=__doc__)
-    parser.add_argument("--trace", type=Path, default=GREEDY)
-    parser.add_argument("--timing", type=Path, default=TIMING)
-    parser.add_argument("--policies", default=LEARNERS)
-    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="policy files")
-    parser.add_argument("--passes", type=int, default=4, help="over the held-out half")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(arguments)
     whole = read_trace(args.trace)
     trace = orders(whole.select(split_rows(whole)[1]), args.passes, args.seed)
     costs = step_costs(read_timing(args.timing), trace)
@@ -183,5 +176,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(head, [("", rows)]))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.regret", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=GREEDY)
+    parser.add_argument("--timing", type=Path, default=TIMING)
+    parser.add_argument("--policies", default=LEARNERS)
+    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="policy files")
+    parser.add_argument("--passes", type=int, default=4, help="over the held-out half")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"regret: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -210,7 +210,7 @@ def begin(folder: Path, about: dict[str, Any], *, force: bool) -> None:
             (folder / name).unlink(missing_ok=True)
     elif path.exists() and path.read_text("utf-8").strip() != text.strip():
         raise InputError(
-            f"{path}: another run was begun there; choose another --out, or pass --force"
+            f"{path}: another run was begun there; choose another --out, or delete that one"
         )
     write_atomically(path, lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True)
 

@@ -5,13 +5,14 @@ ten-line rule beats it.
 
 Every cell is tokens/s on the held-out half of a world over those of its best fixed length, chosen
 on its training half. A network has seen the training half of its own world alone. Runs lie in
-DIR/runs and are not made twice.
+DIR/runs and are not made twice; what they were made of is noted in DIR/run.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,16 +23,17 @@ from experiments.commands import progress
 from experiments.files import dumps
 from experiments.learning import Task, make_task
 from experiments.tables import table
-from experiments.train import fit_ppo
+from experiments.train import begin, fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.neural import neural_policy, quantise
 from policies.shelf import parse_policy
 from simulator.env_pool import GREEDY, TIMING
 from simulator.tally import tally
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
-from traces.store import read_trace, write_atomically
+from traces.store import content_hash, read_trace, write_atomically
 from traces.timing import StepCosts, Timing, read_timing
 
 RATIOS = (2.0, 4.0, 8.0, 16.0)
@@ -114,18 +116,16 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def answer(args: argparse.Namespace) -> None:
     """Train where there is no run yet, judge, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.transfer", description=__doc__)
-    parser.add_argument("--trace", type=Path, default=GREEDY)
-    parser.add_argument("--timing", type=Path, default=TIMING)
-    parser.add_argument("--unit", default="token", help="decide per token or round")
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--lanes", type=int, default=256)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(arguments)
-    worlds = worlds_of(read_trace(args.trace), read_timing(args.timing), args.unit)
+    trace, timing = read_trace(args.trace), read_timing(args.timing)
+    worlds = worlds_of(trace, timing, args.unit)
     settings = ppo.Settings(iterations=args.iterations)
+    about = {
+        "trace": content_hash(trace), "timing": timing.meta, "unit": args.unit, "lanes": args.lanes,
+        "settings": dataclasses.asdict(settings),
+    }  # fmt: skip
+    begin(args.out, about, force=False)
     scores = study(worlds, settings, args.lanes, args.out / "runs")
     text = text_of(worlds, scores)
     result = {"worlds": [world.name for world in worlds], "scores": scores}
@@ -138,5 +138,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.transfer", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=GREEDY)
+    parser.add_argument("--timing", type=Path, default=TIMING)
+    parser.add_argument("--unit", default="token", help="decide per token or round")
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--lanes", type=int, default=256)
+    parser.add_argument("--out", type=Path, required=True)
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -137,6 +137,8 @@ def test_transfer_by_hand(
     found = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert found["worlds"] == [whole.category[0], "all, measured", "c = 4"]
     assert all(len(row) == 3 for row in found["scores"].values())
+    again = [*options, "--unit", "round", "--out", str(tmp_path / "out")]
+    assert transfer.main([*again, "--iterations", "2"]) == 2  # not the runs that lie there
     rule = found["scores"]["hf-confidence"]
     below = sum(
         a < b
@@ -145,3 +147,12 @@ def test_transfer_by_hand(
         for a, b in zip(row, rule, strict=True)
     )
     assert len(re.findall(r"\d\.\d{3}-", said)) == below
+
+
+def test_the_studies_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere, out = str(tmp_path / "no"), str(tmp_path / "out")
+    assert regret.main(["--networks", f"{nowhere}.json", "--out", out]) == 2
+    assert transfer.main(["--trace", nowhere, "--out", out]) == 2
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("regret: ") and second.startswith("transfer: ")
+    assert nowhere in first and nowhere in second
