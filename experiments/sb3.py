@@ -116,7 +116,7 @@ def actor_weights(model: Any) -> list[Any]:
     return ppo.weights_of(torch.nn.Sequential(body, model.policy.action_net))
 
 
-class _Judge(BaseCallback):  # type: ignore[misc]
+class _Judge(BaseCallback):  # type: ignore[misc]  # as LaneVecEnv
     """Every so many steps: judge the policy on the validation requests."""
 
     def __init__(self, task: Task, run: Progress, every: int) -> None:

@@ -106,7 +106,8 @@ def resume(state: ppo.State, run: Progress, folder: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["progress"])
-            saved: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names: list[str] = file.keys()  # the file itself cannot be looped over
+            saved: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
         state.load(saved)
         run.best = [saved[f"best.{k}"].numpy() for k in range(6)]
         run.curve, run.best_score = about["curve"], about["score"]
