@@ -33,7 +33,7 @@ def table_figure(
     """Tokens/s over plain decoding by users and fixed gamma; the chosen gamma is framed."""
     values = np.asarray(speeds)
     ratio = values / values[:, :1]
-    figure, axes = canvas(1.8 + 0.8 * len(gammas), 1.6 + 0.45 * len(sizes))
+    figure, axes = canvas(1.8 + 0.8 * len(gammas), max(3.4, 1.6 + 0.45 * len(sizes)))
     spread = max(float(np.abs(ratio - 1).max()), 0.05)
     sns.heatmap(
         ratio, ax=axes, annot=True, fmt=".2f", linewidths=1.2,
@@ -43,13 +43,19 @@ def table_figure(
         cbar_kws={"label": "tokens/s over plain decoding"},
     )  # fmt: skip
     for row, gamma in enumerate(best):
-        axes.add_patch(Rectangle((gamma, row), 1, 1, fill=False, edgecolor=INK, linewidth=2.4))
+        frame = Rectangle((gamma, row), 1, 1, fill=False, edgecolor=INK, linewidth=2.4)
+        frame.set_clip_on(False)  # whole at the edges, too
+        axes.add_patch(frame)
     axes.set(xlabel="gamma, tokens drafted per round", ylabel="users (= slots)")
     axes.tick_params(length=0, labelrotation=0)
     finding = (
         f"The best fixed gamma goes from {best[0]} with {sizes[0]} user{'s' * (sizes[0] > 1)} to "
         f"{best[-1]} with {sizes[-1]}"
     )
+    if len(set(best)) == 1:
+        more = f" to {sizes[-1]}" if len(sizes) > 1 else ""
+        finding = f"The best fixed gamma is {best[0]} with {sizes[0]}{more} user"
+        finding += "s" * (sizes[-1] > 1)
     caption = (
         "Closed loop: every user asks again as soon as a reply has ended. The frame marks the "
         "smallest gamma within half a percent of the fastest. Orange: slower than not drafting."
@@ -69,6 +75,7 @@ def loads_figure(loads: Sequence[float], faster: Mapping[str, Sequence[float]]) 
         axes.plot(loads, faster[name], styles[k % 4], color=color, marker="osDv^P*X"[k % 8],
                   markersize=5, label=title(name))  # fmt: skip
     axes.axhline(1.0, color=GREY, linewidth=1)
+    axes.set_ylim(bottom=min(0.9, *(min(faster[name]) - 0.05 for name in names)))
     axes.set_xlabel("load: requests/s over what plain decoding finishes with all slots busy")
     axes.set_ylabel("mean seconds of a reply, plain over policy")
     axes.legend(frameon=False, fontsize=9, ncols=2)
