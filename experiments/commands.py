@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.compare import Comparison, compare, default_policies, step_costs
 from experiments.compare_text import text_of, to_dict, write_logs
@@ -20,12 +20,18 @@ from experiments.files import (
     warn,
     write_result,
 )
-from experiments.validate import DEFAULT_POLICIES, Validation, judge, validate
+from experiments.validate import DEFAULT_POLICIES, Validation, judge
 from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import file_name, label, parse_policies, parse_policy
-from real_backend.passes import exact_path, read_measured, timed_path, write_rounds
+from real_backend.sitting import (
+    PLACEBO,
+    anchor_context,
+    read_measured,
+    write_measured,
+    write_rounds,
+)
 from simulator.hindsight import best_fixed
 from traces.errors import InputError
 from traces.schema import Trace
@@ -126,25 +132,43 @@ def run_compare(args: argparse.Namespace) -> int:
     return 0
 
 
+class Chosen(NamedTuple):
+    """What a sitting decodes. winner, runner_up: whose claims are judged, None: the fastest."""
+
+    policies: list[Policy]
+    baseline: Policy
+    winner: str | None = None
+    runner_up: str | None = None
+
+
 def validation_policies(
-    trace: Trace, costs: StepCosts, specs: str | None, seed: int, winner: str | None = None
-) -> list[Policy]:
-    """The policies to confirm: those asked for, or never, the tuned fixed gamma, a selection of the
-    shelf, and the winner of a comparison if it is none of these.
+    trace: Trace,
+    costs: StepCosts,
+    specs: str | None,
+    seed: int,
+    winner: str | None = None,
+    runner_up: str | None = None,
+) -> Chosen:
+    """The policies to confirm and the baseline, the fixed gamma tuned on the training half.
+
+    Those asked for and the baseline, or never, the baseline, a selection of the shelf, and the
+    winner and the runner-up of a comparison.
     """
+    train, _ = split_rows(trace, seed=seed)
+    tuned, _ = best_fixed(trace.select(train), costs)
+    baseline: Policy = Fixed(tuned) if tuned else Never()
     if specs:
         chosen = parse_policies(specs)
+        if len({label(policy) for policy in chosen}) < len(chosen):
+            raise InputError("--policies names the same policy twice")
+        wanted = [*chosen, baseline]
     else:
-        train, _ = split_rows(trace, seed=seed)
-        tuned, _ = best_fixed(trace.select(train), costs)
         shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
-        chosen = [Never(), Fixed(tuned)] if tuned else [Never()]
-        chosen += [p for p in shelf if trace.has_signals or not uses_signals(p)]
-        if winner is not None and winner not in map(label, chosen):
-            chosen.append(parse_policy(winner))
-    if len({label(policy) for policy in chosen}) < len(chosen):
-        raise InputError("--policies names the same policy twice")
-    return chosen
+        usable = [p for p in shelf if trace.has_signals or not uses_signals(p)]
+        claimed = [parse_policy(name) for name in (winner, runner_up) if name is not None]
+        wanted = [Never(), baseline, *usable, *claimed]
+    policies = {label(policy): policy for policy in wanted}
+    return Chosen(list(policies.values()), baseline, winner, runner_up)
 
 
 def validate_files(
@@ -155,23 +179,26 @@ def validate_files(
     out: Path | None,
     force: bool = False,
     winner: str | None = None,
-) -> tuple[str, dict[str, Any], list[str]]:
-    """Run the validation that `args` describe; text, content of validate.json, findings.
+    runner_up: str | None = None,
+) -> tuple[Validation, dict[str, Any]]:
+    """Run the validation that `args` describe; it, and the content of validate.json.
 
-    winner: see validation_policies.
+    winner, runner_up: see validation_policies.
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
-    With `out`, also writes out/validate.json, the rounds that ran (see real_backend.passes) and
+    With `out`, also writes out/validate.json, the sitting (see real_backend.sitting) and
     out/predicted/.
     """
     if out is not None:
         refuse_existing(out / "validate.json", force)
     (trace,), timing = read_inputs([args.trace], args.timing)
-    costs = step_costs(timing, trace)
     if args.measured is None:
-        outcome = _run_here(args, trace, costs, repeats, limit, winner)
+        chosen = validation_policies(
+            trace, step_costs(timing, trace), args.policies, args.seed, winner, runner_up
+        )
+        outcome = _sit(args, trace, timing, chosen, repeats, limit)
     else:
-        outcome = judge_folder(args.measured, trace, costs, args.policies)
+        outcome = judge_folder(args.measured, trace, timing, args.policies)
     about = next(iter(outcome.measured.timed.values()))[0].meta
     result = describe_inputs(trace, args.trace.name, timing.meta) | validation_dict(outcome)
     result |= {
@@ -183,33 +210,46 @@ def validate_files(
         "findings": findings(outcome, args.max_error),
     }
     if out is not None:
-        _write_validation(outcome, result, out, force)
-    note = random_weights_note(timing.meta, trace.meta.pair)
-    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
-    return text, result, result["findings"]
+        write_measured(outcome.measured, out)
+        write_rounds(
+            (out / "predicted" / f"{file_name(n)}.parquet", log)
+            for n, log in outcome.predicted.items()
+        )
+        write_result("validate", result, out / "validate.json", overwrite=force)
+    return outcome, result
 
 
-def _run_here(
+def _sit(
     args: argparse.Namespace,
     trace: Trace,
-    costs: StepCosts,
+    timing: Timing,
+    chosen: Chosen,
     repeats: int,
     limit: int,
-    winner: str | None,
 ) -> Validation:
-    """Load the pair and run the policies on it."""
-    policies = validation_policies(trace, costs, args.policies, args.seed, winner)
-    from real_backend.engine import passes_from_args  # torch: only once the files are good
+    """Load the pair, run the policies on it, judge them."""
+    from real_backend.sitting import sitting_from_args  # torch: only once the files are good
 
-    passes = passes_from_args(args, trace, costs, limit=limit)
-    with progress(passes.units(len(policies), repeats), "validate") as step:
-        return validate(passes, costs, policies, repeats=repeats, step=step)
+    sitting = sitting_from_args(
+        args, trace, step_costs(timing, trace), context=anchor_context(timing), limit=limit
+    )
+    with progress(sitting.turns(len(chosen.policies), repeats), "validate") as step:
+        measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, step=step)
+    return judge(
+        measured,
+        sitting.trace,
+        timing,
+        chosen.policies,
+        seed=sitting.seed,
+        winner=chosen.winner,
+        runner_up=chosen.runner_up,
+    )
 
 
-def judge_folder(folder: Path, trace: Trace, costs: StepCosts, specs: str | None) -> Validation:
-    """Set round logs that lie in a folder, made here or elsewhere, beside their replay.
+def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) -> Validation:
+    """Set a sitting that lies in a folder, made here or elsewhere, beside its replay.
 
-    Raises InputError if the folder's runs are not of this trace, or lack a policy of `specs`.
+    Raises InputError if it is not of this trace, or lacks a policy of `specs`.
     """
     measured = read_measured(folder)
     about = next(iter(measured.timed.values()))[0].meta
@@ -218,33 +258,26 @@ def judge_folder(folder: Path, trace: Trace, costs: StepCosts, specs: str | None
     ran = trace if missing else trace.select([rows[name] for name in about["requests"]])
     if missing or content_hash(ran) != about["trace_sha256"]:
         raise InputError(f"{folder}: its rounds ran the requests of another trace; give that one")
-    names = list(measured.timed) if specs is None else [label(p) for p in parse_policies(specs)]
-    if absent := [name for name in names if name not in measured.timed]:
+    seats = [seat for seat in measured.timed if seat != PLACEBO]
+    names = seats if specs is None else [label(policy) for policy in parse_policies(specs)]
+    if absent := [name for name in names if name not in seats]:
         raise InputError(f"{folder} has no rounds of {', '.join(absent)}")
-    policies = [parse_policy(name) for name in names]
-    return judge(measured, ran, costs, policies, seed=about["seed"], chunk=about["chunk"])
-
-
-def _write_validation(outcome: Validation, result: dict[str, Any], out: Path, force: bool) -> None:
-    measured, predicted = outcome.measured, outcome.predicted
-    write_rounds((exact_path(out, name), log) for name, log in measured.exact.items())
-    write_rounds(
-        (timed_path(out, name, repeat), log)
-        for name, logs in measured.timed.items()
-        for repeat, log in enumerate(logs)
-    )
-    write_rounds(
-        (out / "predicted" / f"{file_name(n)}.parquet", log) for n, log in predicted.items()
-    )
-    write_result("validate", result, out / "validate.json", overwrite=force)
+    kept = dict.fromkeys([*names, measured.baseline])
+    timed = {seat: measured.timed[seat] for seat in (*kept, PLACEBO)}
+    policies = [parse_policy(name) for name in kept]
+    return judge(measured._replace(timed=timed), ran, timing, policies, seed=about["seed"])
 
 
 def run_validate(args: argparse.Namespace) -> int:
-    """`gammalab validate`; 1 if a prediction missed its bound."""
-    text, result, found = validate_files(
+    """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
+    missed its bound.
+    """
+    outcome, result = validate_files(
         args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
     )
+    note = random_weights_note(result["timing_meta"], result["trace_meta"]["pair"])
+    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     print(dumps(result) if args.json else text)
-    for line in found:
+    for line in result["findings"]:
         warn(line)
-    return 1 if found else 0
+    return 1 if result["findings"] else 0

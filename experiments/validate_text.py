@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +10,118 @@ from typing import Any
 
 from experiments.agreement import REASONS, Cell
 from experiments.files import forced_note, jsonable
-from experiments.tables import number, percent, table
+from experiments.statistics import FEWEST, Estimate
+from experiments.tables import number, percent, table, with_interval
 from experiments.validate import Check, Validation
-from real_backend.passes import timed_path
+from experiments.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
+from real_backend.sitting import timed_path
+
+CLOCKS = {
+    "cpu": "the processor's clock (on a GPU: events in its stream)",
+    "wall": "the wall's clock",
+}
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """0.031 -> "+3.1%"."""
     return f"{100 * value:+.1f}%"
 
 
+def claim_line(ratio: Ratio) -> str:
+    """ "payback over fixed:gamma=3: predicted 1.057, measured 1.042 (1.031-1.054; ...): word"."""
+    found = f"{with_interval(ratio.time, 3)}, with other questions {_range(ratio.others, 3)}"
+    return (
+        f"{ratio.policy} over {ratio.reference}: predicted {ratio.predicted:.3f}, measured {found}: "
+        f"{ratio.word}"
+    )
+
+
+def _range(found: Estimate, digits: int) -> str:
+    return f"{number(found.low, digits)}-{number(found.high, digits)}"
+
+
+def placebo_line(outcome: Validation) -> str:
+    """The placebo by name, its ratio, and whether it is the tie that it must be."""
+    found = outcome.placebo
+    said = (
+        "a tie, as it must be"
+        if outcome.placebo_tie
+        else f"NOT a tie at {100 * PLACEBO_CONFIDENCE:.0f} %: this sitting confirms nothing"
+    )
+    return (
+        f"placebo, a second copy of {outcome.baseline}: {with_interval(found.time, 3)}, {said}"
+    )
+
+
+def claim_lines(outcome: Validation) -> list[str]:
+    """What the sitting says, most important first."""
+    lines = [claim_line(claim) for claim in outcome.claims]
+    if outcome.questions < FEWEST:
+        lines.append(
+            f"{outcome.questions} questions are too few to judge by (at least {FEWEST}); raise "
+            "--limit"
+        )
+    found = outcome.claims[0].detectable_percent if outcome.claims else math.nan
+    if math.isfinite(found):
+        lines.append(
+            f"the smallest gain that this sitting could have found 8 times in 10 is {found:.1f} %"
+        )
+    return [*lines, placebo_line(outcome)]
+
+
+def ratio_table(outcome: Validation) -> str:
+    """Every policy over the baseline, fastest first."""
+    base = outcome.check(outcome.baseline).recalibrated_tokens_per_s
+    rows = []
+    for check in sorted(outcome.checks, key=lambda check: -check.measured_tokens_per_s):
+        ratio, again = check.ratio, check.recalibrated_tokens_per_s
+        if ratio is None:
+            rows.append([check.policy, "1", "1", "", "", "", "baseline"])
+            continue
+        rows.append(
+            [
+                check.policy,
+                _with_error(ratio),
+                number(ratio.measured, 3),
+                _range(ratio.time, 3),
+                _range(ratio.others, 3),
+                "-" if again is None or base is None else number(again / base, 3),
+                ratio.word,
+            ]
+        )
+    header = (
+        f"over {outcome.baseline}",
+        "predicted",
+        "measured",
+        "95 %,\nthese replies",
+        "95 %, other\nquestions",
+        "by the\nanchors",
+        "",
+    )
+    notes = (
+        "ratios of tokens/s; predicted -+ the standard error that the timing's own repeats give it\n"
+        "contradicted: the prediction lies outside the interval of these replies, the timing's error\n"
+        "added; confirmed: inside, and the interval over other questions excludes 1 on its side\n"
+        "by the anchors: the prediction with step times measured again during the sitting"
+    )
+    return table(header, [("", rows)]) + "\n\n" + notes
+
+
+def _with_error(ratio: Ratio) -> str:
+    if not math.isfinite(ratio.timing_error):
+        return number(ratio.predicted, 3)
+    return f"{ratio.predicted:.3f} -+ {ratio.predicted * ratio.timing_error:.3f}"
+
+
 def speed_table(outcome: Validation) -> str:
-    """Measured beside predicted, per policy, fastest first."""
+    """Measured beside predicted tokens/s, per policy, fastest first."""
     rows = [
         [
             check.policy,
             number(check.predicted_tokens_per_s, 1),
             number(check.measured_tokens_per_s, 1),
-            f"{number(check.repeats_low, 1)}..{number(check.repeats_high, 1)}",
-            _signed(check.error),
+            number(check.wall_tokens_per_s, 1),
+            signed(check.error),
             percent(check.request_error, 1),
             _milliseconds(check.measured_s - check.predicted_s),
             _milliseconds(check.costs_s),
@@ -35,10 +130,10 @@ def speed_table(outcome: Validation) -> str:
         for check in sorted(outcome.checks, key=lambda check: -check.measured_tokens_per_s)
     ]
     header = (
-        "policy",
+        "tokens/s",
         "predicted",
         "measured",
-        "repeats",
+        "wall clock",
         "error",
         "per reply",
         "missed ms",
@@ -46,7 +141,7 @@ def speed_table(outcome: Validation) -> str:
         "by rounds",
     )
     notes = (
-        "predicted, measured: tokens/s without prefill; error: predicted / measured - 1\n"
+        f"predicted, measured: without prefill, by {CLOCKS[outcome.clock]}\n"
         "per reply: median absolute error of one reply; missed: measured - predicted, of which\n"
         "by costs: the rounds that ran cost more than the model says; by rounds: other rounds ran"
     )
@@ -58,53 +153,58 @@ def _milliseconds(seconds: float) -> str:
 
 
 def rounds_table(outcome: Validation) -> str:
-    """How many rounds were the replay's, with the cost model's clock and with the wall's."""
-    rows = [_rounds_row(check, outcome) for check in outcome.checks]
-    header = ("policy", "rounds", "differ", "replies=trace", "timed rounds", "differ", "why")
-    table_ = table(header, [("", rows)])
-    return table_ + (
-        "\n\nrounds, differ: (drafted, accepted, emitted) against the replay, controllers told the "
-        "model's\nseconds; timed rounds: the same with the wall clock, all repeats"
-    )
-
-
-def _rounds_row(check: Check, outcome: Validation) -> list[str]:
-    if check.exact is None:
-        return [
+    """How many rounds of the first repeat were the replay's."""
+    rows = [
+        [
             check.policy,
-            "-",
-            "-",
-            "-",
-            str(check.timed_rounds),
-            "-",
+            "-" if check.agreement is None else str(check.agreement.rounds),
+            "-" if check.agreement is None else str(check.agreement.differing),
+            "-" if check.replies_equal is None else f"{check.replies_equal}/{outcome.requests}",
             why(check, outcome),
         ]
-    equal = "-" if check.replies_equal is None else f"{check.replies_equal}/{outcome.requests}"
-    return [
-        check.policy,
-        str(check.exact.rounds),
-        str(check.exact.differing),
-        equal,
-        str(check.timed_rounds),
-        str(check.clock_rounds),
-        why(check, outcome),
+        for check in outcome.checks
     ]
+    header = ("policy", "rounds", "differ", "replies=trace", "why")
+    return table(header, [("", rows)]) + (
+        "\n\nrounds, differ: (drafted, accepted, emitted) against the replay of the same replies"
+    )
 
 
 def why(check: Check, outcome: Validation) -> str:
     """The reason of whatever differs, in a few words."""
-    if check.exact is None:
-        return "no exact pass" if outcome.exactness == "exact" else "sampled: only laws agree"
-    if check.exact.differing:
-        first = {k: n for k, n in check.exact.first.items() if n}
-        return "first: " + ", ".join(f"{n} {k}" for k, n in first.items())
-    return "reads the clock" if check.reads_clock else ""
+    if check.agreement is None:
+        return "sampled: only laws agree"
+    if not check.agreement.differing:
+        return ""
+    first = {k: n for k, n in check.agreement.first.items() if n}
+    said = "first: " + ", ".join(f"{n} {k}" for k, n in first.items())
+    return f"reads the clock; {said}" if check.reads_clock else said
 
 
 def reasons(outcome: Validation) -> list[str]:
     """The meaning of the words that `why` uses in this validation."""
-    used = {k for c in outcome.checks if c.exact for k, n in c.exact.first.items() if n}
+    used = {k for c in outcome.checks if c.agreement for k, n in c.agreement.first.items() if n}
     return [f"{word}: {REASONS[word]}" for word in REASONS if word in used]
+
+
+def drift_table(outcome: Validation) -> str:
+    """The anchors: steps measured again during the sitting; empty without any."""
+    if not outcome.drift:
+        return ""
+    rows = [
+        [
+            f"{one.operation} {one.tokens}",
+            number(one.factor, 3),
+            number(one.begin, 3),
+            number(one.end, 3),
+            str(one.blocks),
+        ]
+        for one in outcome.drift
+    ]
+    header = ("step, tokens", "of timing", "first third", "last third", "blocks")
+    return table(header, [("", rows)]) + (
+        "\n\nseconds of a step during the sitting over those of the timing, medians"
+    )
 
 
 def error_table(outcome: Validation) -> str:
@@ -134,35 +234,60 @@ def frequent(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.rounds * 100 >= total]
 
 
-def summary_lines(outcome: Validation) -> str:
-    """The errors over all policies, in sentences."""
+def machine_lines(outcome: Validation) -> list[str]:
+    """How the machine behaved, and how well speeds and their order were predicted."""
     factor = outcome.machine_factor
     word = "slower" if factor >= 1 else "faster"
-    return "\n".join(
-        [
-            f"prediction error over {len(outcome.checks)} policies: median "
-            f"{100 * outcome.median_error:.1f} %, maximum {100 * outcome.max_error:.1f} %; "
-            f"rank agreement (Kendall's tau) {number(outcome.tau)}",
-            f"the machine ran {100 * abs(factor - 1):.1f} % {word} than its timing says; without "
-            f"that: median {100 * outcome.median_error_scaled:.1f} %, maximum "
-            f"{100 * outcome.max_error_scaled:.1f} %",
-            f"prefill of the {outcome.requests} prompts, not part of the speeds: predicted "
-            f"{outcome.prefill_predicted_s:.3f} s, measured {outcome.prefill_measured_s:.3f} s",
-        ]
+    lines = [
+        f"the machine ran {100 * abs(factor - 1):.1f} % {word} than its timing says (median over "
+        "policies)"
+    ]
+    if math.isfinite(outcome.waiting):
+        lines[0] += f"; {100 * outcome.waiting:.1f} % of the wall's seconds went to others"
+    lines.append(
+        f"prediction error of tokens/s over {len(outcome.checks)} policies: median "
+        f"{100 * outcome.median_error:.1f} %, largest {100 * outcome.max_error:.1f} %; without that "
+        f"factor median {100 * outcome.median_error_scaled:.1f} %, largest "
+        f"{100 * outcome.max_error_scaled:.1f} %"
+    )
+    lines.append(ranking_line(outcome))
+    return lines
+
+
+def ranking_line(outcome: Validation) -> str:
+    """Rank agreement over the pairs that the sitting could tell apart."""
+    found = outcome.ranking
+    if found.pairs == 0:
+        return "order: no two policies were far enough apart to compare predicted and measured order"
+    return (
+        f"order: Kendall's tau {found.tau:.2f} ({_range(Estimate(found.tau, found.low, found.high), 2)}) over the "
+        f"{found.pairs} of {found.of} pairs that the sitting could tell apart, never left out"
+    )
+
+
+def basis_line(outcome: Validation) -> str:
+    """Who decoded what, and how it was ordered."""
+    times = "once" if outcome.repeats == 1 else f"{outcome.repeats} times"
+    return (
+        f"{outcome.requests} held-out replies of {outcome.questions} questions, {times}; for each, "
+        f"all {len(outcome.checks)} policies and the placebo in a random order (seed "
+        f"{outcome.seed}); trace {outcome.exactness}; {outcome.sitting_s:.0f} s"
     )
 
 
 def validation_text(outcome: Validation) -> str:
     """Everything `gammalab validate` prints."""
-    basis = (
-        f"{outcome.requests} replies, {outcome.repeats} repeats in rotated order, "
-        f"trace {outcome.exactness}, seed {outcome.seed}"
-    )
     note = forced_note(next(iter(outcome.measured.timed.values()))[0].meta)
-    basis = "\n".join(filter(None, [basis, textwrap.fill(note, 98)]))
+    head = [*claim_lines(outcome), *machine_lines(outcome), basis_line(outcome), note]
+    lines = "\n".join(textwrap.fill(line, 98, subsequent_indent="  ") for line in head if line)
     rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
-    parts = [basis, speed_table(outcome), energy_table(outcome), rounds, error_table(outcome)]
-    return "\n\n".join([*filter(None, parts), summary_lines(outcome)])
+    tables = [ratio_table(outcome), speed_table(outcome), drift_table(outcome)]
+    parts = [lines, *tables, energy_table(outcome), rounds, error_table(outcome)]
+    prefill = (
+        f"prefill of the {outcome.requests} prompts, not part of the speeds: predicted "
+        f"{outcome.prefill_predicted_s:.3f} s, measured {outcome.prefill_measured_s:.3f} s"
+    )
+    return "\n\n".join([*filter(None, parts), prefill])
 
 
 def energy_table(outcome: Validation) -> str:
@@ -183,14 +308,19 @@ def energy_table(outcome: Validation) -> str:
 
 
 def findings(outcome: Validation, max_error_percent: float) -> list[str]:
-    """What is wrong, one line each: policies whose prediction missed the bound."""
-    return [
+    """What is wrong, one line each: a placebo that is no tie, contradicted claims, and policies
+    whose prediction missed the bound.
+    """
+    found = [] if outcome.placebo_tie else [placebo_line(outcome)]
+    found += [claim_line(claim) for claim in outcome.claims if claim.word == CONTRADICTED]
+    found += [
         f"{check.policy}: predicted {check.predicted_tokens_per_s:.1f} tokens/s, measured "
-        f"{check.measured_tokens_per_s:.1f}: off by {_signed(check.error)}, allowed "
+        f"{check.measured_tokens_per_s:.1f}: off by {signed(check.error)}, allowed "
         f"{max_error_percent:g} %"
         for check in outcome.checks
         if abs(check.error) > max_error_percent / 100
     ]
+    return found
 
 
 def validation_dict(outcome: Validation) -> dict[str, Any]:
@@ -201,9 +331,12 @@ def validation_dict(outcome: Validation) -> dict[str, Any]:
         if field not in ("measured", "predicted")
     }
     for check, shown in zip(outcome.checks, raw["checks"], strict=True):
-        if check.exact is not None:
-            shown["exact"]["differing"] = check.exact.differing
+        if check.agreement is not None:
+            shown["agreement"]["differing"] = check.agreement.differing
     raw["reasons"] = {check.policy: why(check, outcome) for check in outcome.checks}
+    raw["lines"] = {"claims": claim_lines(outcome), "machine": machine_lines(outcome)}
+    raw["basis"] = basis_line(outcome)
+    raw["anchors"] = [jsonable(list(anchor)) for anchor in outcome.measured.anchors]
     folder = Path()
     raw["log_files"] = {
         name: [timed_path(folder, name, k).as_posix() for k in range(len(logs))]

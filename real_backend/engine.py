@@ -9,41 +9,29 @@ equals plain greedy decoding, sampled output has the target's law.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.charge import charged
-from policies.shelf import label, parse_policies
+from policies.shelf import label
+from real_backend.clock import ProcessorClock
 from real_backend.energy import Meter
 from real_backend.faults import device_faults
 from real_backend.graphs import GraphSteps, graphs_possible
-from real_backend.models import Pair, pair_from_args
-from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
-from real_backend.passes import Passes, exact_path, timed_path, write_rounds
-from real_backend.prompts import (
-    Request,
-    forced_requests,
-    questions_of,
-    requests_of_trace,
-)
+from real_backend.models import Pair
+from real_backend.prompts import Request
 from real_backend.slots import Forced, Limits, Slot
 from real_backend.steps import EagerSteps, Law, Steps
-from traces.costs import Table, prices_of, round_seconds, tabulate
-from traces.errors import InputError
-from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog
+from traces.costs import prices_of, round_seconds
+from traces.roundlog import ROUND_DTYPES, RoundLog
 from traces.schema import Trace
-from traces.split import spread_rows
-from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import StepCosts
 
 SMALLER = "a smaller --batch, shorter prompts or replies, half precision, or a smaller pair"
 
@@ -122,6 +110,8 @@ class Engine:
         batch: int = 1,
         clock: str = "wall",
         state: State | None = None,
+        first: int = 0,
+        began: float | None = None,
         acceptance: Trace | None = None,
         progress: Callable[[], object] | None = None,
         emit: Emit | None = None,
@@ -131,7 +121,9 @@ class Engine:
         batch: rows decoded at once; a row that ends takes the next request. clock "wall" tells
         policies the measured seconds of a round; "model" tells them what `costs` says (batch 1), so
         that controllers that read seconds decide as in a replay; the log always holds wall seconds.
-        state: continue with this policy state instead of a new one. acceptance: a trace with a row
+        state: continue with this policy state instead of a new one; first: number of requests that
+        it has seen, so that draws go on as in one run. began: moment (time.perf_counter) from which
+        start_s counts, default now. acceptance: a trace with a row
         per request whose acceptance, tokens and signals stand in for what the models say, while
         every forward is real. emit: see Emit.
 
@@ -148,6 +140,7 @@ class Engine:
         shortest = min((len(r.prompt_ids) for r in requests), default=1)
         steps.prepare(sampling.law, uses_signals(policy), self.max_gamma, shortest)
         loop = _Loop(self, steps, policy, sampling, acceptance, clock, state)
+        loop.first, loop.began = first, time.perf_counter() if began is None else began
         doing = f"decoding at batch {batch}, in {steps.capacity} tokens of cache"
         with device_faults(doing, SMALLER), Meter(self.pair.device) as meter:
             loop.run(requests, progress, emit)
@@ -187,6 +180,8 @@ class _Loop:
         self.replies: list[list[int]] = []
         self.prefill_s: list[float] = []
         self.rows: list[tuple[float, ...]] = []
+        self.processor = ProcessorClock(engine.pair.device)
+        self.first, self.began = 0, 0.0
 
     def run(
         self, requests: Sequence[Request], progress: Callable[[], object] | None, emit: Emit | None
@@ -194,7 +189,6 @@ class _Loop:
         """Decode them all; fills replies, prefill_s and rows."""
         self.replies = [[] for _ in requests]
         self.prefill_s = [0.0] * len(requests)
-        self.began = time.perf_counter()
         free, waiting = list(range(self.steps.batch)), list(range(len(requests)))[::-1]
         running: list[Slot] = []
         while waiting or running:
@@ -217,7 +211,7 @@ class _Loop:
         eos_ids = engine.pair.eos_ids if trace is None else frozenset[int]()
         limits = Limits(sampling.max_new_tokens, context, engine.max_gamma, eos_ids)
         forced = None if trace is None else Forced(trace, index, engine.pair.vocab_size)
-        slot = Slot(requests[index], index, row, sampling.seed, limits, forced)
+        slot = Slot(requests[index], index, row, sampling.seed, limits, forced, self.first + index)
         began = time.perf_counter()
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
@@ -228,8 +222,9 @@ class _Loop:
     def _round(self, running: list[Slot]) -> list[int]:
         """One round of all running slots; how many tokens each one emitted."""
         policy, state, steps = self.policy, self.state, self.steps
-        start_s = time.perf_counter() - self.began
         began = time.perf_counter()
+        start_s = began - self.began
+        self.processor.start()
         prices = self.prices[min(len(running), len(self.prices)) - 1]
         wish: int | None = None
         for slot in running:
@@ -250,6 +245,7 @@ class _Loop:
             policy.learn(state, slot.row, slot.view, outcome)
             slot.close(outcome)
         wall = time.perf_counter() - began  # what the controller learns is on its own bill
+        self.processor.stop(len(running))
         for slot, accepted, emitted in outcomes:
             place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
             self.rows.append((*place, slot.gamma, slot.drafted, accepted, emitted, wall))
@@ -280,69 +276,5 @@ class _Loop:
             name: np.asarray(column, dtype=dtype)
             for (name, dtype), column in zip(ROUND_DTYPES.items(), columns, strict=True)
         }
-        return RoundLog(**arrays, prefill_s=np.asarray(self.prefill_s), meta=meta)
-
-
-def passes_from_args(
-    args: argparse.Namespace,
-    trace: Trace,
-    costs: StepCosts | Sequence[StepCosts],
-    *,
-    limit: int = 0,
-    batch: int = 1,
-) -> Passes:
-    """Load the pair that `args` name and make its engine ready for about `limit` of the requests.
-
-    costs: as for Engine.
-
-    args: pair options, prompts, acceptance, seed. Raises InputError if the pair is not the trace's,
-    unless acceptance is "trace".
-    """
-    forced = args.acceptance == "trace"
-    questions = None if forced else questions_of(args)
-    pair = pair_from_args(args)
-    if questions is None:
-        requests = forced_requests(trace, pair)
-    else:
-        requests = requests_of_trace(questions, trace, pair)
-    rows = spread_rows(trace, limit, args.seed)
-    engine = Engine(pair, costs, max_gamma=trace.meta.depth)
-    chosen = [requests[row] for row in rows]
-    return Passes(engine, trace.select(rows), chosen, args.seed, batch, forced)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Decode a trace's requests again under each policy; every pass is saved as soon as it ends.
-
-    With --resume, passes whose files are there are kept.
-    """
-    policies = parse_policies(args.policies)
-    trace, timing = read_trace(args.trace), read_timing(args.timing)
-    names, repeats = [label(policy) for policy in policies], range(args.repeats)
-    files = [exact_path(args.out, name) for name in names]
-    files += [timed_path(args.out, name, repeat) for name in names for repeat in repeats]
-    if not args.resume and not args.force:
-        for file in files:
-            if file.exists():
-                raise InputError(f"{file} exists; choose another --out, --resume or --force")
-    longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
-    costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
-    passes = passes_from_args(args, trace, costs, limit=args.limit, batch=args.batch)
-    total = passes.units(len(policies), args.repeats)
-    with tqdm(total=total, desc="engine", disable=None, leave=False) as bar:
-        for policy, name in zip(policies, names, strict=True):
-            if args.batch == 1 and not (args.resume and exact_path(args.out, name).exists()):
-                write_rounds([(exact_path(args.out, name), passes.exact(policy, bar.update))])
-        for repeat in repeats:
-            paths = {name: timed_path(args.out, name, repeat) for name in names}
-            if not (args.resume and all(path.exists() for path in paths.values())):
-                timed = passes.timed(policies, repeat, args.repeats, bar.update)
-                write_rounds((paths[name], log) for name, log in timed.items())
-    for name in names:
-        logs = [read_roundlog(timed_path(args.out, name, repeat)) for repeat in repeats]
-        speeds = [float(log.emitted.sum() / log.elapsed_s.sum()) for log in logs]
-        print(f"{name:32} {np.median(speeds):9.1f} tokens/s, {logs[0].meta['device_name']}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_module("engine", __doc__, [add_pair_arguments, add_decode_arguments], run))
+        cpu_s = np.asarray(self.processor.seconds(), dtype=np.float64)
+        return RoundLog(**arrays, prefill_s=np.asarray(self.prefill_s), meta=meta, cpu_s=cpu_s)

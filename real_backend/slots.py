@@ -69,7 +69,8 @@ class Forced(NamedTuple):
 class Slot:
     """One row of the running batch.
 
-    index: the request's number in the run; row: its place in the batch and in the policy's state.
+    index: the request's number in the run; row: its place in the batch and in the policy's state;
+    number: what keys the policy's draws for it.
     """
 
     def __init__(
@@ -80,8 +81,9 @@ class Slot:
         seed: int,
         limits: Limits,
         forced: Forced | None,
+        number: int,
     ) -> None:
-        self.request, self.index, self.row = request, index, row
+        self.request, self.index, self.row, self.number = request, index, row, number
         self.limits, self.forced, self.seed = limits, forced, seed
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
@@ -126,7 +128,7 @@ class Slot:
         step_s = float(prices.draft_s[self.bucket, 1]) + prices.signal_s
         self.view = View(context, batch_size, 0, room, step_s, prices.verify_s[self.bucket])
         if wish is None:
-            rng = Rng(round_key(self.seed, self.index, self.rounds))
+            rng = Rng(round_key(self.seed, self.number, self.rounds))
             wish = policy.gamma(state, self.row, self.view, rng)
         self.gamma = clamp_gamma(wish, room)
         self.drafted = 0

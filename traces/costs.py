@@ -244,17 +244,32 @@ def lag_after(lag: int, drafted: int, accepted: int) -> int:
 
 
 def price_log(log: RoundLog, costs: StepCosts, signals: bool) -> FloatArray:
-    """[K] seconds that the rounds of a log should have taken at these costs.
+    """[K] seconds that the rounds of a log should have taken at these costs: `round_seconds` of all
+    at once, in the same order of operations.
 
     signals: the policy reads them, so that they are charged. Rounds of a request are in order.
     """
-    prices, seconds = prices_of(costs, signals), np.empty(len(log))
-    columns = (log.request, log.context_tokens, log.drafted, log.accepted)
-    request, lag = -1, 1
-    for k, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        owner, context, drafted, accepted = row
-        if owner != request:
-            request, lag = owner, 1
-        seconds[k] = round_seconds(prices, bucket_of(prices, context), drafted, lag)
-        lag = lag_after(lag, drafted, accepted)
-    return seconds
+    prices, lag = prices_of(costs, signals), lags_of(log)
+    last = int(prices.draft_s.shape[0]) - 1
+    bucket = np.minimum(log.context_tokens // prices.bucket_tokens, last)
+    drafted, some = log.drafted.astype(np.int64), log.drafted > 0
+    widest = prices.draft_s.shape[1] - 1
+    seconds = np.where(some, prices.draft_s[bucket, np.minimum(lag, widest)], 0.0)
+    seconds += np.where(some, (drafted - 1) * prices.draft_s[bucket, 1], 0.0)
+    seconds += np.where(some, drafted * prices.signal_s, 0.0)
+    return seconds + prices.verify_s[bucket, drafted + 1]
+
+
+def lags_of(log: RoundLog) -> npt.NDArray[np.int64]:
+    """[K] what `lag_after` says before each round of a log."""
+    rounds = np.arange(len(log))
+    if len(log) == 0:
+        return rounds
+    first = np.r_[True, log.request[1:] != log.request[:-1]]
+    drafted_before = np.r_[False, log.drafted[:-1] > 0]
+    after = np.r_[1, np.where(log.accepted[:-1] == log.drafted[:-1], 2, 1)]
+    begins = first | drafted_before  # here the lag is known; behind it grows by one a round
+    since = np.maximum.accumulate(np.where(begins, rounds, 0))
+    known = np.where(first, 1, after)
+    lags: npt.NDArray[np.int64] = known[since] + rounds - since
+    return lags

@@ -40,7 +40,8 @@ class RoundLog:
     batch_size [K] int32; gamma [K] int32: cap in force; drafted, accepted, emitted [K] int32;
     elapsed_s [K] float64: seconds of the round. prefill_s [R] float64: seconds from the start of
     each request to its first round. meta: policy, clock ("simulated" or "measured"), device and so
-    on.
+    on. cpu_s [K] float64: processor seconds of the deciding thread, on a GPU seconds between events
+    in its stream; None where nobody looked.
     """
 
     request: npt.NDArray[np.int32]
@@ -55,6 +56,7 @@ class RoundLog:
     elapsed_s: npt.NDArray[np.float64]
     prefill_s: npt.NDArray[np.float64]
     meta: dict[str, Any]
+    cpu_s: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -65,8 +67,12 @@ class RoundLog:
         return all(getattr(self, n).tobytes() == getattr(other, n).tobytes() for n in names)
 
 
-def join_logs(logs: Sequence[RoundLog]) -> RoundLog:
-    """One log of runs one after another, their requests numbered on; joules add up."""
+def join_logs(logs: Sequence[RoundLog], *, one_clock: bool = False) -> RoundLog:
+    """One log of runs one after another, their requests numbered on; joules add up.
+
+    one_clock: all start_s are seconds since the same moment; else each run begins where the one
+    before it ended.
+    """
     columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in ROUND_DTYPES}
     requests, clock = 0, 0.0
     for log in logs:
@@ -74,13 +80,15 @@ def join_logs(logs: Sequence[RoundLog]) -> RoundLog:
             column = getattr(log, name)
             if name == "request":
                 column = (column + requests).astype(column.dtype)
-            elif name == "start_s":
+            elif name == "start_s" and not one_clock:
                 column = column + clock
             parts.append(column)
         requests += len(log.prefill_s)
         clock += float(log.elapsed_s.sum() + log.prefill_s.sum())
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     prefill = np.concatenate([log.prefill_s for log in logs])
+    timed = [log.cpu_s for log in logs if log.cpu_s is not None]
+    cpu_s = np.concatenate(timed) if len(timed) == len(logs) else None
     meta = dict(logs[0].meta)
     for field, together in (("energy_j", sum), ("peak_memory_bytes", max)):
         values = [log.meta[field] for log in logs if field in log.meta]
@@ -88,12 +96,14 @@ def join_logs(logs: Sequence[RoundLog]) -> RoundLog:
             meta[field] = together(values)
         else:
             meta.pop(field, None)
-    return RoundLog(**joined, prefill_s=prefill, meta=meta)
+    return RoundLog(**joined, prefill_s=prefill, meta=meta, cpu_s=cpu_s)
 
 
 def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> None:
     """One Parquet file, atomically; prefill_s and meta travel in the schema metadata."""
     table = pa.table({name: getattr(log, name) for name in ROUND_DTYPES})
+    if log.cpu_s is not None:
+        table = table.append_column("cpu_s", pa.array(log.cpu_s))
     header = {
         b"gammalab": json.dumps(
             {
@@ -117,4 +127,5 @@ def read_roundlog(path: Path) -> RoundLog:
         name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
     }
     prefill = np.asarray(header["prefill_s"], dtype=np.float64)
-    return RoundLog(**columns, prefill_s=prefill, meta=header["meta"])
+    cpu_s = table.column("cpu_s").to_numpy() if "cpu_s" in table.column_names else None
+    return RoundLog(**columns, prefill_s=prefill, meta=header["meta"], cpu_s=cpu_s)

@@ -87,3 +87,9 @@ def spread_rows(trace: Trace, limit: int, seed: int = 0) -> list[int]:
             if depth < len(queue) and (limit <= 0 or len(rows) < limit):
                 rows += queue[depth]
     return rows
+
+
+def held_out_rows(trace: Trace, limit: int, seed: int = 0) -> list[int]:
+    """`spread_rows` of the half that `split_rows` holds out: nothing was tuned on these."""
+    _, test = split_rows(trace, seed=seed)
+    return [test[row] for row in spread_rows(trace.select(test), limit, seed)]

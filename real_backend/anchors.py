@@ -1,0 +1,38 @@
+"""Steps of the timing measured again during a sitting, a block between two requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from real_backend.measure import LAGS, Bench
+from real_backend.models import Pair
+from real_backend.sitting import Anchor
+
+KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2, 4 and 7 tokens
+
+
+class Anchors:
+    """Blocks as `measure` times them, one kind of round a call, the kinds in random order.
+
+    context: tokens in the caches, one of the timing's.
+    """
+
+    def __init__(self, pair: Pair, context: int, seed: int) -> None:
+        self.context = context
+        self.bench = Bench(pair, 1, context + max(KINDS) + 1)
+        self._generator = np.random.default_rng(seed)
+        self._waiting: list[int] = []
+
+    def __call__(self, began: float) -> list[Anchor]:
+        """One block now; began: the moment (time.perf_counter) from which at_s counts."""
+        if not self._waiting:
+            self._waiting = self._generator.permutation(len(KINDS)).tolist()
+        at_s = time.perf_counter() - began
+        samples = self.bench.block(KINDS[self._waiting.pop()], LAGS[:1], self.context)
+        return [
+            Anchor(at_s, operation, tokens, context, *medians)
+            for (operation, _, tokens, context), medians in samples.items()
+        ]
