@@ -107,10 +107,10 @@ def _compare_one(
         policies, skipped = default_policies(trace)
         if skipped:
             warn(f"{path} has no draft signals; left out: {', '.join(skipped)}")
-    costs = step_costs(timing, trace)
+    costs, control_s = step_costs(timing, trace), timing.settled().control_s
     try:
         with progress(len(policies) + 2, "compare") as step:
-            return compare(trace, costs, policies, control_s=timing.control_s, seed=seed, step=step)
+            return compare(trace, costs, policies, control_s=control_s, seed=seed, step=step)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -61,6 +61,7 @@ class SingleCosts(NamedTuple):
 
 def single_costs(timing: Timing, steps: StepCosts) -> SingleCosts:
     """Tell the first draft step's excess apart: tabulate again as if there were none."""
+    timing = timing.settled()
     further = {(c.batch, c.context): c.median_s for c in timing.cells if c.operation == "draft"}
     cells = [
         dataclasses.replace(cell, median_s=further.get((cell.batch, cell.context), cell.median_s))

@@ -266,7 +266,7 @@ def prediction_table(confirmed: Confirmed) -> str:
     Predicted is what the timing charges for the very rounds that ran: the replay's prediction where
     decisions are the replay's, which `gammalab validate --measured` checks.
     """
-    trace, timing = read_trace(confirmed.trace), read_timing(confirmed.timing)
+    trace, timing = read_trace(confirmed.trace), read_timing(confirmed.timing).on("wall")
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
     steps = dataclasses.replace(timing, control_s=0.0, signal_s=0.0)
     costs, bare = (

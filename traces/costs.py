@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
 from traces.roundlog import RoundLog
-from traces.timing import OPERATIONS, Grid, StepCosts, Timing
+from traces.timing import OPERATIONS, Grid, OwnSeconds, StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,7 +40,15 @@ class CostModel(Protocol):
         """Reading top-1 probability and entropy of one drafted token to the host."""
 
     def control_s(self) -> float:
-        """The engine's own fixed seconds per round, controller's arithmetic included."""
+        """The engine's own fixed seconds per round, without any rule's arithmetic."""
+
+
+@runtime_checkable
+class KnowsRules(Protocol):
+    """A cost model that knows what rules' own arithmetic costs on its machine, too."""
+
+    def own_s(self) -> OwnSeconds:
+        """By policy name; see policies.overhead."""
 
 
 class _Axis:
@@ -108,12 +116,13 @@ class Table:
     What was measured is kept: a verify of five tokens that was faster than one of four stays
     faster. The first draft step of a round, right behind the target's, costs more than a further
     one; the excess is part of verify_s where something was drafted, so that draft_step_s is what
-    one more token costs. Raises InputError if the timing lacks a grid point.
+    one more token costs. A timing on which no clock was chosen is read on its default one: the
+    processor's where one thread did all the work. Raises InputError if it lacks a grid point.
     """
 
     def __init__(self, timing: Timing) -> None:
-        self.timing = timing
-        self._surface = {name: _Surface(timing.grid(name)) for name in OPERATIONS}
+        self.timing = timing.settled()
+        self._surface = {name: _Surface(self.timing.grid(name)) for name in OPERATIONS}
 
     def prefill_s(self, tokens: float, batch: int) -> float:
         return self._surface["prefill"].at(batch, 0, tokens)
@@ -138,6 +147,9 @@ class Table:
 
     def control_s(self) -> float:
         return self.timing.control_s
+
+    def own_s(self) -> OwnSeconds:
+        return self.timing.own_s
 
 
 def tabulate(
@@ -169,6 +181,7 @@ def tabulate(
         draft_s=fill(lambda x, n: model.draft_step_s(batch, x, n)),
         verify_s=fill(lambda x, n: model.verify_s(n, batch, x) + control),
         signal_s=model.signal_s(),
+        own_s=model.own_s() if isinstance(model, KnowsRules) else {},
     )
 
 

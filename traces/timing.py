@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,31 @@ import numpy.typing as npt
 
 from traces.errors import InputError
 from traces.store import write_atomically
+from traces.timing_fields import cell_fields, own_fields, repeats_fields, seconds_of
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
-TIMING_VERSION = 1
+WALL, CPU = "wall", "cpu"
+TIMING_VERSION = 2
+READABLE = (1, 2)
 
 FloatArray = npt.NDArray[np.float64]
+OwnSeconds = Mapping[str, tuple[float, float]]
+"""Of a rule's own arithmetic by policy name: (seconds per round, seconds per drafted token)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Seconds of one operation at one grid point: median and quartiles over `repeats` runs.
+    """Seconds of one operation at one grid point.
 
     operation: "prefill" (target and draft read a prompt of `tokens`), "first" (the first draft
     forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
     token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and the
     accept decision). context: tokens already in the caches.
+    median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen). q25_s, q75_s: quartiles of all `repeats`,
+    wall.
+    blocks_s: the median within each sweep of `measure`, wall or, on a GPU, the stream's own; NaN
+    where a sweep missed the cell. cpu_blocks_s: the same on the processor's clock of the thread.
+    Number k is the same sweep in all cells; empty where unknown.
     """
 
     operation: str
@@ -39,6 +49,25 @@ class Cell:
     q25_s: float
     q75_s: float
     repeats: int
+    blocks_s: tuple[float, ...] = ()
+    cpu_blocks_s: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Independent measurements of one overhead, seconds, on both clocks; empty where unknown."""
+
+    wall_s: tuple[float, ...] = ()
+    cpu_s: tuple[float, ...] = ()
+
+    def on(self, clock: str) -> tuple[float, ...]:
+        """Those of one clock."""
+        return self.cpu_s if clock == CPU else self.wall_s
+
+    def drawn(self, generator: np.random.Generator) -> Repeats:
+        """As many of them, drawn with replacement, the same ones on both clocks."""
+        draw = generator.integers(max(1, len(self.wall_s)), size=len(self.wall_s)).tolist()
+        return Repeats(_picked(self.wall_s, draw), _picked(self.cpu_s, draw))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +93,7 @@ class StepCosts:
     verify_s [C, W]: the target step over n = index tokens, with the engine's fixed cost per round
     and, for n > 1, what the first draft step of a round costs beyond a further one. Column 0 is 0.
     signal_s: reading top-1 probability and entropy of one drafted token.
+    own_s: what rules' own arithmetic costs, not yet in any of these; see policies.overhead.
     """
 
     batch: int
@@ -72,6 +102,7 @@ class StepCosts:
     draft_s: FloatArray
     verify_s: FloatArray
     signal_s: float
+    own_s: OwnSeconds = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("draft_s", "verify_s"):
@@ -87,15 +118,92 @@ class Timing:
     """What `gammalab measure` found on one machine for one pair.
 
     meta: pair, target, draft, weights ("loaded" or "random"), device, device_name, dtype, engine,
-    threads, versions and fingerprints. signal_s: seconds that a drafted token costs more if its
-    top-1 probability and entropy are read; control_s: the engine's own fixed seconds per round with
-    a trivial controller.
+    threads, versions and fingerprints.
+    signal_s: seconds that a drafted token costs more if its top-1 probability and entropy are read.
+    control_s: the engine's own fixed seconds per round. Both without any rule's arithmetic.
+    own_s: a rule's own arithmetic by policy name; empty in files of version 1.
+    chosen: the clock of median_s, signal_s and control_s, if `on` has chosen one; None: as read,
+    which is wall.
     """
 
     meta: dict[str, Any]
     cells: tuple[Cell, ...]
     signal_s: float
     control_s: float
+    own_s: OwnSeconds = dataclasses.field(default_factory=dict)
+    signal_repeats: Repeats = Repeats()
+    control_repeats: Repeats = Repeats()
+    chosen: str | None = None
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """("wall",), or ("wall", "cpu") if every cell has been timed on the processor's too."""
+        both = bool(self.cells) and all(cell.cpu_blocks_s for cell in self.cells)
+        return (WALL, CPU) if both else (WALL,)
+
+    @property
+    def clock(self) -> str:
+        """The clock that predictions are made on by default: "cpu" where one processor thread did
+        all the work, since then nothing else on the machine leaves a trace in it, else "wall".
+        """
+        alone = self.meta.get("device") == "cpu" and self.meta.get("threads") == 1
+        return CPU if alone and CPU in self.clocks else WALL
+
+    @property
+    def sweeps(self) -> int:
+        """How many sweeps of `measure` are known one by one; 0: the spread is unknown."""
+        return len(self.cells[0].blocks_s) if self.cells else 0
+
+    def on(self, clock: str) -> Timing:
+        """The same with the medians of this clock; raises InputError if it was not timed on it."""
+        if clock not in self.clocks:
+            raise InputError(
+                f"this timing has no {clock!r} clock, only {', '.join(self.clocks)}; measure again"
+            )
+        cells = tuple(
+            dataclasses.replace(cell, median_s=_median(blocks)) if blocks else cell
+            for cell in self.cells
+            for blocks in [cell.cpu_blocks_s if clock == CPU else cell.blocks_s]
+        )
+        signal, control = self.signal_repeats.on(clock), self.control_repeats.on(clock)
+        return dataclasses.replace(
+            self,
+            cells=cells,
+            signal_s=max(0.0, _median(signal)) if signal else self.signal_s,
+            control_s=max(0.0, _median(control)) if control else self.control_s,
+            chosen=clock,
+        )
+
+    def settled(self) -> Timing:
+        """On the clock that `on` chose, else on the default one. Whatever prices steps comes
+        through traces.costs.Table, and Table through here.
+        """
+        return self if self.chosen else self.on(self.clock)
+
+    def resampled(self, generator: np.random.Generator) -> Timing:
+        """As if measured again: sweeps drawn with replacement, the same ones for all cells; an
+        overhead's repeats likewise. On the clock that `on` chose, else on the default one.
+
+        Raises InputError where the sweeps are not known one by one.
+        """
+        if not self.sweeps:
+            raise InputError("this timing keeps no sweeps, so its spread is unknown; measure again")
+        draw = generator.integers(self.sweeps, size=self.sweeps).tolist()
+        cells = tuple(
+            dataclasses.replace(
+                cell,
+                blocks_s=_drawn(cell.blocks_s, draw),
+                cpu_blocks_s=_drawn(cell.cpu_blocks_s, draw),
+            )
+            for cell in self.cells
+        )
+        again = dataclasses.replace(
+            self,
+            cells=cells,
+            signal_repeats=self.signal_repeats.drawn(generator),
+            control_repeats=self.control_repeats.drawn(generator),
+        )
+        return again.on(self.chosen or self.clock)
 
     def grid(self, operation: str) -> Grid:
         """The cells of one operation as a full grid; raises InputError if a grid point is
@@ -123,58 +231,107 @@ class Timing:
         return Grid(arrays[0], arrays[1], arrays[2], seconds)
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """One JSON file, atomically."""
-        raw = {"kind": "timing", "version": TIMING_VERSION, **dataclasses.asdict(self)}
-        raw["cells"] = [dataclasses.astuple(cell) for cell in self.cells]
-        raw["cell_fields"] = [f.name for f in dataclasses.fields(Cell)]
-        text = json.dumps(raw, indent=1).replace(",\n   ", ", ").replace("[\n   ", "[")
-        write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite)
+        """One JSON file, atomically; a cell or a rule a line."""
+        timing = self.on(WALL) if self.chosen else self
+        head = {
+            "kind": "timing",
+            "version": TIMING_VERSION,
+            "meta": timing.meta,
+            "signal_s": timing.signal_s,
+            "control_s": timing.control_s,
+            "cell_fields": [field.name for field in dataclasses.fields(Cell)],
+        }
+        repeats = {"signal": timing.signal_repeats, "control": timing.control_repeats}
+        fields = [
+            *(f' "{name}_repeats": {_line(dataclasses.asdict(r))}' for name, r in repeats.items()),
+            _lines("own_s", "{}", [f"{_line(k)}: {_line(v)}" for k, v in timing.own_s.items()]),
+            _lines("cells", "[]", [_line(dataclasses.astuple(cell)) for cell in timing.cells]),
+        ]
+        text = json.dumps(head, indent=1).removesuffix("\n}")
+        text = ",\n".join([text, *fields]) + "\n}\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text), overwrite)
+
+
+def _line(value: Any) -> str:
+    """JSON of one line, null for NaN."""
+    return json.dumps(_nan_as(None, value), allow_nan=False)
+
+
+def _lines(name: str, brackets: str, entries: list[str]) -> str:
+    body = ",\n".join(f"  {entry}" for entry in entries)
+    return f' "{name}": {brackets[0]}\n{body}\n {brackets[1]}'
+
+
+def _nan_as(other: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_as(other, one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_as(other, one) for one in value]
+    return other if isinstance(value, float) and math.isnan(value) else value
+
+
+def _median(values: tuple[float, ...]) -> float:
+    """Of those that are known; at least one is."""
+    return float(np.nanmedian(values))
+
+
+def _picked(values: tuple[float, ...], draw: list[int]) -> tuple[float, ...]:
+    return tuple(values[k] for k in draw) if values else ()
+
+
+def _drawn(blocks: tuple[float, ...], draw: list[int]) -> tuple[float, ...]:
+    """The blocks of the drawn sweeps; all blocks if the drawn ones missed the cell."""
+    drawn = _picked(blocks, draw)
+    return blocks if all(math.isnan(block) for block in drawn) else drawn
 
 
 def read_timing(path: Path) -> Timing:
-    """Inverse of Timing.write; raises InputError naming file and field."""
+    """Inverse of Timing.write, version 1 too; raises InputError naming file and field."""
     if not path.is_file():
         raise InputError(f"{path}: no such timing file; make one with `gammalab measure`")
     try:
         raw = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); truncated?") from None
     if not isinstance(raw, dict) or raw.get("kind") != "timing":
         raise InputError(f"{path} is JSON, but not a GammaLab timing")
-    if raw.get("version") != TIMING_VERSION:
+    if raw.get("version") not in READABLE:
         raise InputError(f"{path} has timing version {raw.get('version')}; measure again")
     try:
-        cells = tuple(_cell(row) for row in raw["cells"])
-        timing = Timing(
-            dict(raw["meta"]), cells, _seconds(raw["signal_s"]), _seconds(raw["control_s"])
-        )
-        for operation in OPERATIONS:
-            timing.grid(operation)
+        return _timing(raw)
     except KeyError as error:
         raise InputError(f"{path}: field {error} is missing; measure again") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _timing(raw: dict[str, Any]) -> Timing:
+    if not isinstance(raw["meta"], dict):
+        raise InputError("field meta must be an object")
+    if not isinstance(raw["cells"], list):
+        raise InputError("field cells must be a list")
+    rows = [cell_fields(row, OPERATIONS, f"cells[{k}]") for k, row in enumerate(raw["cells"])]
+    fields: dict[str, Any] = {n: seconds_of(raw[n], n) for n in ("signal_s", "control_s")}
+    if raw["version"] >= 2:
+        fields["own_s"] = own_fields(raw["own_s"])
+        for name in ("signal_repeats", "control_repeats"):
+            fields[name] = Repeats(**repeats_fields(raw[name], name))
+    timing = Timing(meta=raw["meta"], cells=tuple(Cell(**row) for row in rows), **fields)
+    _check_sweeps(timing)
+    for operation in OPERATIONS:
+        timing.grid(operation)
     return timing
 
 
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InputError(f"a time of {value} seconds is not possible")
-    return seconds
-
-
-def _cell(row: Iterable[Any]) -> Cell:
-    operation, batch, tokens, context, median, q25, q75, repeats = row
-    if operation not in OPERATIONS:
-        raise InputError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
-    return Cell(
-        operation,
-        int(batch),
-        int(tokens),
-        int(context),
-        _seconds(median),
-        _seconds(q25),
-        _seconds(q75),
-        int(repeats),
-    )
+def _check_sweeps(timing: Timing) -> None:
+    """Sweep number k is the same one in all cells, on both clocks."""
+    for k, cell in enumerate(timing.cells):
+        if len(cell.blocks_s) != timing.sweeps:
+            raise InputError(
+                f"cells[{k}]: blocks_s has {len(cell.blocks_s)} sweeps, cells[0] {timing.sweeps}"
+            )
+        if len(cell.cpu_blocks_s) not in (0, timing.sweeps):
+            raise InputError(
+                f"cells[{k}]: cpu_blocks_s has {len(cell.cpu_blocks_s)} sweeps, blocks_s "
+                f"{timing.sweeps}"
+            )
