@@ -16,7 +16,7 @@ class Drift:
     """One step during the sitting, as factors on its seconds in the timing, on one clock.
 
     factor: median over all anchors; begin, end: over the first and the last third of the sitting.
-    blocks: how many.
+    points: (seconds since the sitting began, factor) of every anchor.
     """
 
     operation: str
@@ -24,7 +24,7 @@ class Drift:
     factor: float
     begin: float
     end: float
-    blocks: int
+    points: tuple[tuple[float, float], ...]
 
 
 def drift_of(timing: Timing, anchors: Sequence[Anchor], clock: str) -> tuple[Drift, ...]:
@@ -41,12 +41,13 @@ def drift_of(timing: Timing, anchors: Sequence[Anchor], clock: str) -> tuple[Dri
 
 
 def _drift(operation: str, tokens: int, rows: list[tuple[float, float]]) -> Drift:
-    factors = np.asarray([factor for _, factor in sorted(rows)])
+    points = tuple(sorted(rows))
+    factors = np.asarray([factor for _, factor in points])
     third = max(1, len(factors) // 3)
     middle, begin, end = (
         float(np.median(part)) for part in (factors, factors[:third], factors[-third:])
     )
-    return Drift(operation, tokens, middle, begin, end, len(factors))
+    return Drift(operation, tokens, middle, begin, end, points)
 
 
 def recalibrated(timing: Timing, drift: Sequence[Drift]) -> Timing:

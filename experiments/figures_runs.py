@@ -1,4 +1,4 @@
-"""Figures of runs: where the seconds go, gamma along a reply, predicted against measured speed."""
+"""Figures of single runs: where the seconds go, and gamma along a reply."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from experiments.figure_style import (
     GREY,
     INK,
     ORANGE,
-    PALE,
     PALE_BLUE,
     PALE_ORANGE,
-    Json,
     Picture,
     canvas,
     finish,
@@ -104,59 +102,6 @@ def reply_figure(logs: dict[str, RoundLog], request: int, task: str) -> Picture:
         "acceptance comes and goes along the text."
     )
     return finish(figure, "reply", finding, caption)
-
-
-def prediction_figure(validation: Json) -> Picture:
-    """Predicted against measured tokens/s with the identity line and a band of 5 %."""
-    checks = sorted(validation["checks"], key=lambda check: float(check["predicted_tokens_per_s"]))
-    measured = np.asarray([check["measured_tokens_per_s"] for check in checks])
-    predicted = np.asarray([check["predicted_tokens_per_s"] for check in checks])
-    low = float(min(measured.min(), predicted.min()))
-    high = float(max(measured.max(), predicted.max()))
-    pad = 0.08 * (high - low) + 0.03 * high
-    low, high = low - pad, high + pad
-    figure, axes = canvas(9.0, 6.4)
-    line = np.asarray([low, high])
-    axes.fill_between(line, line * 0.95, line * 1.05, color=PALE, label="within 5 %", zorder=0)
-    axes.plot(line, line, color=INK, linewidth=1.1, label="predicted = measured", zorder=1)
-    within = np.abs(predicted / measured - 1.0) <= 0.05
-    heights = np.linspace(low + 0.05 * (high - low), high - 0.05 * (high - low), len(checks))
-    for k, check in enumerate(checks):
-        color, marker = (BLUE, "o") if within[k] else (ORANGE, "v")
-        repeats = [check["repeats_low"], check["repeats_high"]]
-        axes.plot(repeats, [predicted[k]] * 2, color=color, linewidth=1.6)
-        axes.plot(measured[k], predicted[k], marker, color=color, markersize=8)
-        axes.annotate(
-            f"{title(check['policy'])}  {100 * check['error']:+.1f} %",
-            (measured[k], predicted[k]),
-            (high + 0.08 * (high - low), heights[k]),
-            va="center",
-            color=color,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": GREY,
-                "linewidth": 0.6,
-                "shrinkB": 5,
-                "relpos": (0.0, 0.5),
-            },
-        )
-    axes.set(xlim=(low, high), ylim=(low, high), box_aspect=1)
-    axes.set_xlabel("measured tokens/s (bar: slowest to fastest repeat)")
-    axes.set_ylabel("predicted tokens/s")
-    axes.legend(loc="upper left", frameon=False)
-    sns.despine(ax=axes)
-    finding = (
-        f"{int(within.sum())} of {len(checks)} predictions are within 5 % of the measurement; "
-        f"median error {100 * validation['median_error']:.1f} %, largest "
-        f"{100 * validation['max_error']:.1f} %"
-    )
-    caption = (
-        "Each point is a controller that ran on the real models; its height is what the simulator "
-        "had predicted from the recorded acceptance and the timing of this machine. Above the line "
-        "the simulator promised too much. Labels give the error of the prediction."
-    )
-    return finish(figure, "prediction", finding, caption)
 
 
 def ledger_figure(logs: dict[str, RoundLog], featured: str) -> Picture:

@@ -15,15 +15,11 @@ from experiments.figures import (
     speedup_figure,
     task_figure,
 )
-from experiments.figures_runs import (
-    ledger_figure,
-    lively_request,
-    prediction_figure,
-    reply_figure,
-)
+from experiments.figures_runs import ledger_figure, lively_request, reply_figure
+from experiments.figures_sitting import drift_figure, prediction_figure
 from experiments.files import read_result
-from experiments.report_view import comparison_view, points, provenance_view, validation_view
-from experiments.tables import percent
+from experiments.headline import headline
+from experiments.report_view import comparison_view, provenance_view, validation_view
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.store import write_atomically
@@ -49,6 +45,17 @@ GLOSSARY = (
     (
         "headroom",
         "What lies between the tuned fixed gamma and the clairvoyant schedule, in seconds.",
+    ),
+    (
+        "placebo",
+        "A second copy of the baseline in the sitting: a ratio of equals that shows what chance "
+        "does.",
+    ),
+    (
+        "confirmed, contradicted, too noisy to say",
+        "Contradicted: the measured interval of these replies, widened by the timing's own error, "
+        "excludes the prediction. Confirmed: it does not, and the interval over other questions "
+        "lies on the predicted side of 1. Too noisy to say: neither, or the placebo was no tie.",
     ),
     (
         "replay",
@@ -79,7 +86,7 @@ def write_report(folder: Path) -> Path:
     measured = folder / "validate.json"
     validation = read_result("validate", measured) if measured.exists() else None
     pictures = [comparison_pictures(part, folder) for part in compared["comparisons"]]
-    checked = [prediction_figure(validation)] if validation else []
+    checked = [prediction_figure(validation), drift_figure(validation)] if validation else []
     several = len(pictures) > 1
     for part, group in zip(compared["comparisons"], pictures, strict=True):
         prefix = f"{Path(part['trace']).stem}-" if several else ""
@@ -130,12 +137,9 @@ def render(
     template = Path(__file__).with_name("report.html.j2").read_text()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     parts = compared["comparisons"]
-    first = parts[0]
-    answers = [part["answer"] for part in parts]
     return environment.from_string(template).render(
-        title=f"GammaLab study of {first['trace_meta']['pair']}",
-        answer=" ".join([*answers, _prediction_sentence(validation)]).strip(),
-        cards=_cards(first, validation),
+        title=f"GammaLab study of {parts[0]['trace_meta']['pair']}",
+        screens=[{"trace": part["trace"], "lines": headline(part, validation)} for part in parts],
         comparisons=[
             comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
         ],
@@ -143,41 +147,3 @@ def render(
         provenance=provenance_view(compared, validation),
         glossary=GLOSSARY,
     )
-
-
-def _prediction_sentence(validation: Json | None) -> str:
-    if validation is None:
-        return "Not confirmed on the real models yet."
-    return (
-        f"Confirmed on the real models: {len(validation['checks'])} predictions were off by "
-        f"{points(validation['median_error'])} in the median and by "
-        f"{points(validation['max_error'])} at most."
-    )
-
-
-def _cards(part: Json, validation: Json | None) -> list[dict[str, str]]:
-    chosen = next(row for row in part["rows"] if row["name"] == part["recommended"])
-    fixed = by_role(part, "tuned")
-    cards = [
-        (f"{chosen['speedup']['value']:.2f}x", f"{chosen['name']} over plain decoding"),
-        (
-            f"{100 * (chosen['vs_fixed']['value'] - 1):+.1f} %",
-            f"speed against {fixed['name']} ({_verdict(chosen)})",
-        ),
-        (
-            percent(chosen["headroom"]["value"]).replace("%", " %"),
-            "of the remaining headroom captured",
-        ),
-    ]
-    if validation:
-        cards.append((f"{100 * validation['median_error']:.1f} %", "median prediction error"))
-        differing = [c["exact"]["differing"] for c in validation["checks"] if c["exact"]]
-        rounds = sum(c["exact"]["rounds"] for c in validation["checks"] if c["exact"])
-        if differing:
-            cards.append((str(sum(differing)), f"of {rounds} real rounds unlike the replay"))
-    return [{"value": value, "text": text} for value, text in cards]
-
-
-def _verdict(row: Json) -> str:
-    words = {"tie": "a tie", "baseline": "it is that"}
-    return words.get(row["verdict"], str(row["verdict"]))

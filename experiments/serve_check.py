@@ -2,10 +2,11 @@
 
     python -m experiments.serve_check --trace T --timing TIMING --batch 1,2,4,8
 
-Every batch size decodes the same replies for real (policies in rotated order, several repeats) and
-in the simulator: as many users as slots, the next reply as soon as one ends, which is what the
-engine does. Set side by side: tokens per second of the iterations, and the mean seconds of an
-iteration. The timing must have been measured at these batch sizes.
+Every batch size decodes the same held-out replies for real and in the simulator: blocks of four
+replies a slot, as many users as slots, the next reply as soon as one ends, which is what the engine
+does. All policies and a placebo take a block in a random order before the next one starts. Set side
+by side: tokens per second of the iterations, and the mean seconds of an iteration. The timing must
+have been measured at these batch sizes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from experiments.rooflines import read_costs
 from experiments.serving import costs_for
 from experiments.tables import number, percent, table
 from policies.base import Policy
-from policies.shelf import label, parse_policies
+from policies.shelf import parse_policies, parse_policy
+from real_backend.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve
 from simulator.server_options import Server
 from traces.errors import InputError
-from traces.roundlog import RoundLog
-from traces.schema import Trace
+from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace
 from traces.workload import Workload, demand
 
@@ -53,18 +54,28 @@ def speed_of(log: RoundLog) -> Speed:
     return Speed(tokens / float(seconds.sum()), float(seconds.mean()), len(starts))
 
 
-def predicted(policy: Policy, trace: Trace, costs: BatchCosts, batch: int) -> Speed:
-    """The simulator's."""
-    server = Server(slots=batch, longest=True)  # as wide as real_backend reads its caches
-    asked = Workload(requests=trace.requests, process="closed", users=batch, order="recorded")
-    served = serve(policy, trace, demand(asked, trace.category, 0), costs, server, log=True)
-    assert served.round_log is not None
-    return speed_of(served.round_log)
+def predicted(policy: Policy, sitting: Sitting, costs: BatchCosts) -> Speed:
+    """The simulator's, block by block with fresh state as they ran."""
+    server = Server(slots=sitting.batch, longest=True)  # as wide as real_backend reads its caches
+    logs = []
+    for block in sitting.blocks():
+        part = sitting.trace.select(list(block))
+        asked = Workload(
+            requests=part.requests, process="closed", users=sitting.batch, order="recorded"
+        )
+        served = serve(policy, part, demand(asked, part.category, 0), costs, server, log=True)
+        assert served.round_log is not None
+        logs.append(served.round_log)
+    return speed_of(join_logs(logs))
+
+
+def at_batch(sitting: Sitting, batch: int) -> Sitting:
+    """The same requests in a batch, four replies a slot and turn."""
+    return dataclasses.replace(sitting, batch=batch, block=4 * batch, carries=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check and print its tables."""
-    from real_backend.engine import passes_from_args
     from real_backend.options import add_pair_arguments
     from traces.costs import Table, tabulate
     from traces.timing import read_timing
@@ -89,21 +100,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             tabulate(timing, rows, max_context=longest, width=width)
             for rows in range(1, max(batches) + 1)
         ]
-        passes = passes_from_args(args, trace, costs, limit=args.limit)
-        played, rows = passes.trace, list[tuple[int, str, Speed, list[Speed]]]()
-        with progress(len(batches) * args.repeats * len(policies), "serve-check") as step:
+        loaded = sitting_from_args(args, trace, costs, limit=args.limit)
+        rows = list[tuple[int, str, Speed, list[Speed]]]()
+        turns = sum(at_batch(loaded, batch).turns(len(policies), args.repeats) for batch in batches)
+        with progress(turns, "serve-check") as step:
             for batch in batches:
-                whole = dataclasses.replace(passes, batch=batch, chunk=len(passes.requests))
-                logs = [whole.timed(policies, r, args.repeats, step) for r in range(args.repeats)]
-                tables = costs_for(read_costs(str(args.timing)), played, Server(slots=batch))
-                for policy in policies:
-                    told = predicted(policy, played, tables, batch)
-                    runs = [speed_of(log[label(policy)]) for log in logs]
-                    rows.append((batch, label(policy), told, runs))
+                sitting = at_batch(loaded, batch)
+                baseline = baseline_of(policies)
+                ran = sitting.run(policies, baseline, repeats=args.repeats, step=step).timed
+                tables = costs_for(read_costs(str(args.timing)), sitting.trace, Server(slots=batch))
+                for seat, logs in ran.items():
+                    policy = baseline if seat == PLACEBO else parse_policy(seat)
+                    told = predicted(policy, sitting, tables)
+                    rows.append((batch, seat, told, [speed_of(log) for log in logs]))
     except InputError as error:
         print(f"serve_check: {error}", file=sys.stderr)
         return 2
-    print(text_of(rows, len(passes.requests), args.repeats))
+    print(text_of(rows, len(loaded.requests), args.repeats))
     return 0
 
 
@@ -135,7 +148,7 @@ def text_of(rows: Sequence[tuple[int, str, Speed, list[Speed]]], replies: int, r
     ]
     everything = np.abs(np.concatenate([np.asarray(part) for part in errors.values()]))
     lines.append(f"all: median {percent(float(np.median(everything)), 1)}")
-    head = f"{replies} replies, medians of {repeats} repeats in rotated order; prefill left out"
+    head = f"{replies} held-out replies, medians of {repeats} repeats; prefill left out"
     return "\n\n".join([head, table(header, groups), "\n".join(lines)])
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.commands import compare_files, validate_files
-from experiments.files import read_result, warn, write_result
+from experiments.files import read_result, write_result
+from experiments.headline import headline_text
 from experiments.report import write_report
+from experiments.validate_text import validation_text
 from real_backend.options import refuse_shape
 from traces.errors import InputError
 from traces.schema import Trace
@@ -39,7 +41,7 @@ FILES = (
 
 
 class Effort(NamedTuple):
-    """How much work a study does. questions_per_task 0: all of them."""
+    """How much work a study does. questions_per_task, validate_replies 0: all of them."""
 
     questions_per_task: int
     max_new_tokens: int
@@ -55,7 +57,7 @@ QUICK = Effort(5, 64, (1,), 30, 12, 2)
 
 
 def run(args: argparse.Namespace) -> int:
-    """`gammalab study`: 0 also if a prediction missed its bound, which is then said on stderr."""
+    """`gammalab study`: 0 also if a claim was contradicted, which the first screen then says."""
     refuse_shape(args.pair, "study")
     out: Path = args.out
     effort = QUICK if args.quick else FULL
@@ -67,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
         write_result("study", {"settings": settings}, out / "study.json", overwrite=False)
     _stage("measure", out / "timing.json", lambda: _measure(args, effort, out))
     _stage("compare", out / "compare.txt", lambda: _compare(args, out))
+    print((out / "compare.txt").read_text(), flush=True)  # the sitting takes a while
     _stage("validate", out / "validate.txt", lambda: _validate(args, effort, out))
-    print((out / "compare.txt").read_text())
     print((out / "validate.txt").read_text())
-    for line in read_result("validate", out / "validate.json")["findings"]:
-        warn(line)
+    (compared,) = read_result("compare", out / "compare.json")["comparisons"]
+    print(headline_text(compared, read_result("validate", out / "validate.json")))
     print(f"report: {write_report(out)}")
     return 0
 
@@ -196,15 +198,17 @@ def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
     options.trace = args.trace or out / "trace.parquet"
     options.timing, options.policies = out / "timing.json", None
     options.acceptance, options.measured = "own", None
-    text, *_ = validate_files(
+    (compared,) = read_result("compare", out / "compare.json")["comparisons"]
+    outcome, _ = validate_files(
         options,
         repeats=effort.validate_repeats,
         limit=effort.validate_replies,
         out=out,
         force=True,
-        winner=read_result("compare", out / "compare.json")["comparisons"][0]["recommended"],
+        winner=compared["recommended"],
+        runner_up=compared["runner_up"],
     )
-    _save(text, out / "validate.txt")
+    _save(validation_text(outcome), out / "validate.txt")
 
 
 def _save(text: str, path: Path) -> None:

@@ -115,8 +115,10 @@ class Validation:
     max_error_scaled: what remains once predictions are divided by it. waiting: share of the wall's
     seconds in which the processor was not ours, NaN without its clock.
     ranking: agreement of the two orders, `never` left out; tau: Kendall's over all pairs.
-    cells, residual: where the cost model is off, per round. drift: of the anchors. prefill_*:
-    seconds of all prompts, not part of the speeds. sitting_s: from its begin to its last round.
+    cells, residual: where the cost model is off, per round. drift: of the anchors. course: request
+    by request, when (seconds since the sitting began) and the measured over the priced seconds of
+    all policies together. prefill_*: seconds of all prompts, not part of the speeds. sitting_s:
+    from its begin to its last round.
     timing_draws: how many resampled timings the timing errors rest on, 0 if it has no repeats.
     acceptance: "own", or whose trace stood in for it, the forwards being real. measured: see
     Measured; predicted: one log per policy.
@@ -139,6 +141,7 @@ class Validation:
     cells: tuple[Cell, ...]
     residual: Residual
     drift: tuple[Drift, ...]
+    course: tuple[tuple[float, float], ...]
     prefill_predicted_s: float
     prefill_measured_s: float
     sitting_s: float
@@ -216,7 +219,9 @@ class _Judge:
             seat: [on_clock(log, self.clock) for log in logs]
             for seat, logs in measured.timed.items()
         }
-        self.priced = {seat: [self._price(seat, log) for log in self.logs[seat]] for seat in self.logs}
+        self.priced = {
+            seat: [self._price(seat, log) for log in self.logs[seat]] for seat in self.logs
+        }
         self.turns = {seat: self._turns(seat) for seat in self.logs}
         questions = [question_of(request_id) for request_id in trace.request_id]
         self.questions = len(set(questions))
@@ -329,6 +334,7 @@ class _Judge:
             cells=tuple(cells),
             residual=fit_residual(cells),
             drift=self.drift,
+            course=self._course(),
             prefill_predicted_s=float(np.median(expected)),
             prefill_measured_s=float(np.median([log.prefill_s.sum() for log in every])),
             sitting_s=max(float((log.start_s + log.elapsed_s).max()) for log in every),
@@ -377,6 +383,17 @@ class _Judge:
             peak_memory_bytes=max(peaks, default=None),
         )
 
+    def _course(self) -> tuple[tuple[float, float], ...]:
+        """See Validation."""
+        spent = np.sum([turns.seconds for turns in self.turns.values()], axis=0)
+        priced = np.sum([turns.priced for turns in self.turns.values()], axis=0)
+        starts = [
+            np.concatenate([log.start_s[_first_rounds(log)] for log in logs])
+            for logs in self.logs.values()
+        ]
+        at_s = np.min(starts, axis=0)
+        return tuple(zip(at_s.tolist(), (spent / priced).tolist(), strict=True))
+
     def _recalibrated(self, name: str) -> float | None:
         """Tokens/s of the replayed rounds at the anchors' step times."""
         if self.calibrated is None:
@@ -384,6 +401,12 @@ class _Judge:
         log, policy = self.predicted[name], self.policies[name]
         seconds = price_log(log, charged(policy, self.calibrated), uses_signals(policy))
         return float(log.emitted.sum() / seconds.sum())
+
+
+def _first_rounds(log: RoundLog) -> npt.NDArray[np.intp]:
+    """[R] the first round of every request."""
+    first: npt.NDArray[np.intp] = np.unique(log.request, return_index=True)[1]
+    return first
 
 
 def _speed(logs: Sequence[RoundLog]) -> float:
@@ -411,4 +434,3 @@ def _acceptance(measured: Measured) -> str:
 
 def _metered(log: RoundLog) -> bool:
     return log.meta.get("energy_j") is not None
-

@@ -31,8 +31,8 @@ def claim_line(ratio: Ratio) -> str:
     """ "payback over fixed:gamma=3: predicted 1.057, measured 1.042 (1.031-1.054; ...): word"."""
     found = f"{with_interval(ratio.time, 3)}, with other questions {_range(ratio.others, 3)}"
     return (
-        f"{ratio.policy} over {ratio.reference}: predicted {ratio.predicted:.3f}, measured {found}: "
-        f"{ratio.word}"
+        f"{ratio.policy} over {ratio.reference}: predicted {ratio.predicted:.3f}, measured "
+        f"{found}: {ratio.word}"
     )
 
 
@@ -48,9 +48,7 @@ def placebo_line(outcome: Validation) -> str:
         if outcome.placebo_tie
         else f"NOT a tie at {100 * PLACEBO_CONFIDENCE:.0f} %: this sitting confirms nothing"
     )
-    return (
-        f"placebo, a second copy of {outcome.baseline}: {with_interval(found.time, 3)}, {said}"
-    )
+    return f"placebo, a second copy of {outcome.baseline}: {with_interval(found.time, 3)}, {said}"
 
 
 def claim_lines(outcome: Validation) -> list[str]:
@@ -99,9 +97,10 @@ def ratio_table(outcome: Validation) -> str:
         "",
     )
     notes = (
-        "ratios of tokens/s; predicted -+ the standard error that the timing's own repeats give it\n"
-        "contradicted: the prediction lies outside the interval of these replies, the timing's error\n"
-        "added; confirmed: inside, and the interval over other questions excludes 1 on its side\n"
+        "ratios of tokens/s; predicted -+ the standard error that the timing's repeats give it\n"
+        "contradicted: the prediction lies outside the interval of these replies, the timing's\n"
+        "error added; confirmed: inside, and the interval over other questions excludes 1 on its\n"
+        "side\n"
         "by the anchors: the prediction with step times measured again during the sitting"
     )
     return table(header, [("", rows)]) + "\n\n" + notes
@@ -197,7 +196,7 @@ def drift_table(outcome: Validation) -> str:
             number(one.factor, 3),
             number(one.begin, 3),
             number(one.end, 3),
-            str(one.blocks),
+            str(len(one.points)),
         ]
         for one in outcome.drift
     ]
@@ -246,8 +245,8 @@ def machine_lines(outcome: Validation) -> list[str]:
         lines[0] += f"; {100 * outcome.waiting:.1f} % of the wall's seconds went to others"
     lines.append(
         f"prediction error of tokens/s over {len(outcome.checks)} policies: median "
-        f"{100 * outcome.median_error:.1f} %, largest {100 * outcome.max_error:.1f} %; without that "
-        f"factor median {100 * outcome.median_error_scaled:.1f} %, largest "
+        f"{100 * outcome.median_error:.1f} %, largest {100 * outcome.max_error:.1f} %; without "
+        f"that factor median {100 * outcome.median_error_scaled:.1f} %, largest "
         f"{100 * outcome.max_error_scaled:.1f} %"
     )
     lines.append(ranking_line(outcome))
@@ -258,10 +257,13 @@ def ranking_line(outcome: Validation) -> str:
     """Rank agreement over the pairs that the sitting could tell apart."""
     found = outcome.ranking
     if found.pairs == 0:
-        return "order: no two policies were far enough apart to compare predicted and measured order"
+        return (
+            "order: no two policies were far enough apart to compare predicted and measured order"
+        )
+    held = _range(Estimate(found.tau, found.low, found.high), 2)
     return (
-        f"order: Kendall's tau {found.tau:.2f} ({_range(Estimate(found.tau, found.low, found.high), 2)}) over the "
-        f"{found.pairs} of {found.of} pairs that the sitting could tell apart, never left out"
+        f"order: Kendall's tau {found.tau:.2f} ({held}) over the {found.pairs} of {found.of} pairs "
+        "that the sitting could tell apart, never left out"
     )
 
 
@@ -336,7 +338,6 @@ def validation_dict(outcome: Validation) -> dict[str, Any]:
     raw["reasons"] = {check.policy: why(check, outcome) for check in outcome.checks}
     raw["lines"] = {"claims": claim_lines(outcome), "machine": machine_lines(outcome)}
     raw["basis"] = basis_line(outcome)
-    raw["anchors"] = [jsonable(list(anchor)) for anchor in outcome.measured.anchors]
     folder = Path()
     raw["log_files"] = {
         name: [timed_path(folder, name, k).as_posix() for k in range(len(logs))]

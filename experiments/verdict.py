@@ -15,7 +15,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from experiments.statistics import ALONE_Z, FEWEST, POWER_Z, Estimate, divide, estimate, kendall_tau
+from experiments.statistics import (
+    ALONE_Z,
+    FEWEST,
+    NO_SPREAD,
+    POWER_Z,
+    Estimate,
+    divide,
+    estimate,
+    kendall_tau,
+)
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -83,9 +92,7 @@ def time_error(ours: Turns, theirs: Turns) -> float:
 
 def _surprise(turns: Turns) -> FloatArray:
     """[T] measured minus priced share of the seconds, sum 0."""
-    surprise: FloatArray = (
-        turns.seconds / turns.seconds.sum() - turns.priced / turns.priced.sum()
-    )
+    surprise: FloatArray = turns.seconds / turns.seconds.sum() - turns.priced / turns.priced.sum()
     return surprise
 
 
@@ -152,7 +159,7 @@ def inside(predicted: float, interval: Estimate, timing_error: float) -> bool:
     known = timing_error if math.isfinite(timing_error) else 0.0
     off = math.log(predicted / interval.value)
     half = math.log(interval.high / interval.value if off > 0 else interval.value / interval.low)
-    return abs(off) <= math.hypot(half, ALONE_Z * known)
+    return abs(off) <= max(math.hypot(half, ALONE_Z * known), NO_SPREAD)
 
 
 def word_for(predicted: float, agrees: bool, others: Estimate) -> str:
@@ -172,7 +179,9 @@ def word_for(predicted: float, agrees: bool, others: Estimate) -> str:
 def is_tie(placebo: Turns, baseline: Turns) -> bool:
     """The placebo cannot be told from its baseline; never so with a single turn."""
     measured = placebo.tokens_per_s / baseline.tokens_per_s
-    found = around(measured, time_error(placebo, baseline), len(placebo.seconds), PLACEBO_CONFIDENCE)
+    found = around(
+        measured, time_error(placebo, baseline), len(placebo.seconds), PLACEBO_CONFIDENCE
+    )
     return found.low <= 1.0 <= found.high
 
 
@@ -212,8 +221,8 @@ def rank_agreement(
     pairs = [(a, b) for k, a in enumerate(names) for b in names[:k]]
     apart = []
     for a, b in pairs:
-        found = (ALONE_Z + POWER_Z) * time_error(turns[a], turns[b])
-        if abs(math.log(predicted[a] / predicted[b])) > found:
+        least = (ALONE_Z + POWER_Z) * time_error(turns[a], turns[b])
+        if abs(math.log(predicted[a] / predicted[b])) > least:
             apart.append((a, b))
     if not apart:
         return Ranking(float("nan"), float("nan"), float("nan"), 0, len(pairs))
@@ -225,8 +234,8 @@ def rank_agreement(
     resampled = np.mean(
         [s * np.sign(drawn[a] - drawn[b]) for s, (a, b) in zip(signs, apart, strict=True)], axis=0
     )
-    found = estimate(float(value), resampled)
-    return Ranking(float(value), found.low, found.high, len(apart), len(pairs))
+    held = estimate(float(value), resampled)
+    return Ranking(held.value, held.low, held.high, len(apart), len(pairs))
 
 
 def tau_of_all(predicted: Sequence[float], measured: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from real_backend.measure import LAGS, Bench
+from real_backend.measure import LAGS, Bench, Samples
 from real_backend.models import Pair
 from real_backend.sitting import Anchor
 
@@ -22,7 +22,8 @@ class Anchors:
 
     def __init__(self, pair: Pair, context: int, seed: int) -> None:
         self.context = context
-        self.bench = Bench(pair, 1, context + max(KINDS) + 1)
+        self._samples: Samples = {}
+        self._bench = Bench(pair, 1, context + max(KINDS) + 1, self._samples)
         self._generator = np.random.default_rng(seed)
         self._waiting: list[int] = []
 
@@ -31,8 +32,9 @@ class Anchors:
         if not self._waiting:
             self._waiting = self._generator.permutation(len(KINDS)).tolist()
         at_s = time.perf_counter() - began
-        samples = self.bench.block(KINDS[self._waiting.pop()], LAGS[:1], self.context)
+        self._samples.clear()
+        self._bench.block(KINDS[self._waiting.pop()], LAGS[:1], self.context)
         return [
-            Anchor(at_s, operation, tokens, context, *medians)
-            for (operation, _, tokens, context), medians in samples.items()
+            Anchor(at_s, operation, tokens, context, *np.median(spent, axis=0).tolist())
+            for (operation, _, tokens, context), spent in self._samples.items()
         ]

@@ -43,7 +43,9 @@ class ProcessorClock:
         if self._cuda:
             torch.cuda.synchronize()
         return [
-            self._between(start, stop) for start, stop, times in self._stretches for _ in range(times)
+            self._between(start, stop)
+            for start, stop, times in self._stretches
+            for _ in range(times)
         ]
 
     def _between(self, start: Any, stop: Any) -> float:

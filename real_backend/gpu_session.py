@@ -27,7 +27,7 @@ import numpy as np
 from policies.base import uses_signals
 from policies.shelf import file_name, label, parse_policies, parse_policy
 from real_backend.options import add_session_arguments, run_module
-from real_backend.passes import exact_path, read_measured, timed_path
+from real_backend.sitting import PLACEBO, read_measured, timed_path
 from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.store import read_trace, write_atomically
@@ -128,16 +128,15 @@ class _Planner:
         name = file_name(pair.removeprefix("shape:")) + f"-{dtype}"
         folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")
         arguments = ["--pair", pair, "--dtype", dtype, "--trace", trace, "--timing", timing]
-        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder, "--resume"]
+        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder, "--force"]
         arguments += ["--repeats", self.effort.repeats, "--limit", self.effort.replies]
         arguments += ["--policies", self.effort.policies, "--batch", batch]
-        names = [label(policy) for policy in parse_policies(self.effort.policies)]
-        results = [timed_path(folder, n, k) for n in names for k in range(self.effort.repeats)]
+        seats = [*map(label, parse_policies(self.effort.policies)), PLACEBO]
+        results = [timed_path(folder, n, k) for n in seats for k in range(self.effort.repeats)]
         title = f"decode {pair} {dtype}" + (f" batch {batch}" if batch > 1 else "")
         if batch == 1:
-            results += [exact_path(folder, n) for n in names]
             self.plan.confirmed.append(Confirmed(title, folder, trace, timing))
-        self._add(title, "engine", arguments, results, 30)
+        self._add(title, "sitting", arguments, results, 30)
 
     def lossless(self, dtype: str) -> None:
         """Speculative output beside plain output, differences explained."""
@@ -274,8 +273,9 @@ def prediction_table(confirmed: Confirmed) -> str:
         for each in (timing, steps)
     )
     rows = []
-    for name, logs in read_measured(confirmed.folder).timed.items():
-        looks = uses_signals(parse_policy(name))
+    measured = read_measured(confirmed.folder)
+    for name, logs in measured.timed.items():
+        looks = uses_signals(parse_policy(measured.baseline if name == PLACEBO else name))
         tokens = sum(int(log.emitted.sum()) for log in logs)
         seconds = sum(float(log.elapsed_s.sum()) for log in logs)
         priced = sum(float(price_log(log, costs, looks).sum()) for log in logs)

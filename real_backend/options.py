@@ -122,10 +122,11 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, required=True, help="folder for the round logs")
     add_acceptance_argument(group)
     group.add_argument("--batch", type=int, default=1, help="requests decoded at once")
-    group.add_argument("--repeats", type=int, default=1, help="timed passes of every policy")
-    group.add_argument("--limit", type=int, default=0, help="about N requests, all tasks alike")
+    group.add_argument("--repeats", type=int, default=1, help="how often the sitting goes round")
+    group.add_argument(
+        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
+    )
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--resume", action="store_true", help="keep the passes that are there")
     group.add_argument("--force", action="store_true", help="overwrite")
 
 

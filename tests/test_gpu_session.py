@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from real_backend.passes import timed_path, write_rounds
 
 from policies.shelf import parse_policy
 from real_backend import gpu_session
@@ -25,7 +26,6 @@ from real_backend.gpu_session import (
     prediction_table,
 )
 from real_backend.options import SESSION_SHAPES
-from real_backend.passes import timed_path, write_rounds
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import Table, tabulate

@@ -11,17 +11,20 @@ import pytest
 
 from experiments.agreement import agree, fit_residual, residual_cells
 from experiments.compare import step_costs
-from experiments.validate import validate
+from experiments.validate import Validation, judge
 from experiments.validate_text import findings, validation_dict, validation_text
-from policies.base import Policy
+from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
+from policies.base import Policy, State
+from policies.fixed import Fixed
 from policies.shelf import label, parse_policies
-from real_backend.passes import Passes, rotated
+from real_backend.sitting import PLACEBO, Sitting
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import price_log
+from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.schema import Trace
-from traces.timing import StepCosts
+from traces.timing import StepCosts, Timing
 
 POLICIES = "never,fixed:gamma=2,gammatune,tail-pruning"
 
@@ -32,15 +35,20 @@ class Run(NamedTuple):
 
 
 class FakeEngine:
-    """Replays the trace and lies about it: seconds scaled by policy and repeat, rounds changed.
-
-    Requests are rows of the trace. slower: factor on the seconds of a policy; lie: changes a log.
+    """Replays the trace and lies about it: seconds times a factor and plus some a round by policy,
+    noise of its own and of the machine's by turn. Requests are rows of the trace.
     """
 
-    def __init__(self, trace: Trace, costs: StepCosts, slower: dict[str, float]) -> None:
-        self.trace, self.costs, self.slower = trace, costs, slower
-        self.calls: list[tuple[str, str, int]] = []
+    def __init__(self, trace: Trace, timing: Timing, **lies: Any) -> None:
+        self.trace, self.costs = trace, step_costs(timing, trace)
+        self.slower: dict[str, float] = lies.get("slower", {})
+        self.extra_s: dict[str, float] = lies.get("extra_s", {})
+        self.noise: float = lies.get("noise", 0.0)
+        self.random = np.random.default_rng(lies.get("seed", 0))
+        self.calls: list[tuple[str, int]] = []
+        self.mood = 1.0
         self.wrong_reply = False
+        self.clock_s = 0.0
 
     def decode(
         self,
@@ -51,120 +59,226 @@ class FakeEngine:
         top_p: float,
         seed: int,
         max_new_tokens: int,
-        clock: str,
         batch: int,
+        state: State | None,
+        first: int,
+        began: float,
         acceptance: Trace | None,
     ) -> Run:
         rows = list(requests)
-        part = self.trace.select(rows)
-        self.calls.append((label(policy), clock, rows[0]))
-        log = replay(policy, part, self.costs, seed=seed)
-        factor = self.slower.get(label(policy), 1.0)
-        assert part.token_ids is not None
-        replies = [r.tolist() for r in np.split(part.token_ids, part.offsets[1:-1])]
-        if self.wrong_reply and label(policy) == "never":
-            replies[0][-1] += 1
-        return Run(replies, dataclasses.replace(log, elapsed_s=log.elapsed_s * factor))
+        assert state is None or rows[0] == first
+        self.calls.append((label(policy), rows[0]))
+        log = replay(policy, self.trace, self.costs, seed=seed)
+        pick = np.isin(log.request, rows)
+        columns = {
+            f.name: getattr(log, f.name)[pick]
+            for f in dataclasses.fields(log)
+            if f.name not in ("prefill_s", "meta", "cpu_s")
+        }
+        self.mood *= float(np.exp(0.3 * self.noise * self.random.standard_normal()))
+        factor = self.slower.get(label(policy), 1.0) * self.mood
+        factor *= float(np.exp(self.noise * self.random.standard_normal()))
+        columns["elapsed_s"] = columns["elapsed_s"] * factor + self.extra_s.get(label(policy), 0.0)
+        columns["request"] = columns["request"] - rows[0]
+        columns["start_s"] = self.clock_s + np.cumsum(columns["elapsed_s"])
+        self.clock_s = float(columns["start_s"][-1])
+        assert self.trace.token_ids is not None
+        replies = np.split(self.trace.token_ids, self.trace.offsets[1:-1])
+        tokens = [replies[row].tolist() for row in rows]
+        if self.wrong_reply and label(policy) == "never" and rows[0] % 6 == 0:
+            tokens[0][-1] += 1
+        part = log.prefill_s[rows]
+        return Run(tokens, RoundLog(**columns, prefill_s=part, meta=dict(log.meta)))
 
 
-def setup(slower: dict[str, float]) -> tuple[Trace, StepCosts, FakeEngine]:
-    trace = lively_trace()
-    costs = step_costs(make_timing(), trace)
-    return trace, costs, FakeEngine(trace, costs, slower)
-
-
-def run(slower: dict[str, float], engine: FakeEngine | None = None) -> Any:
-    trace, costs, fresh = setup(slower)
-    passes = passes_of(engine or fresh, trace, chunk=7)
-    return validate(passes, costs, parse_policies(POLICIES), repeats=2)
-
-
-def passes_of(engine: FakeEngine, trace: Trace, chunk: int = 12) -> Passes:
+def sitting_of(engine: FakeEngine, trace: Trace) -> Sitting:
     rows: list[Any] = list(range(trace.requests))
-    return Passes(engine, trace, rows, chunk=chunk)
+    return Sitting(engine, trace, rows)
+
+
+def run(
+    *,
+    trace: Trace | None = None,
+    told: Timing | None = None,
+    repeats: int = 1,
+    policies: str = POLICIES,
+    **lies: Any,
+) -> Validation:
+    """A sitting of the fake engine, which runs at make_timing(), judged by the timing `told`."""
+    trace, timing = trace or lively_trace(), make_timing()
+    engine = FakeEngine(trace, timing, **lies)
+    engine.wrong_reply = bool(lies.get("wrong_reply"))
+    chosen = parse_policies(policies)
+    measured = sitting_of(engine, trace).run(chosen, Fixed(2), repeats=repeats)
+    return judge(measured, trace, told or timing, chosen, seed=0)
 
 
 def test_an_engine_as_predicted_has_no_error() -> None:
-    found = run({})
-    assert found.max_error == 0.0 and found.tau == pytest.approx(1.0)
-    assert [check.exact.differing for check in found.checks] == [0, 0, 0, 0]
-    assert [check.replies_equal for check in found.checks] == [24, 24, 24, 24]
+    found = run()
+    assert found.max_error == pytest.approx(0.0, abs=1e-12) and found.tau == pytest.approx(1.0)
+    assert [check.agreement.differing for check in found.checks if check.agreement] == [0] * 4
+    assert [check.replies_equal for check in found.checks] == [24] * 4
     assert not findings(found, 1.0)
     assert found.residual.round_s == pytest.approx(0.0, abs=1e-9)
+    assert found.placebo.measured == pytest.approx(1.0) and found.placebo_tie
 
 
 def test_errors_by_hand() -> None:
     """never 25 % slower: predicted 1.25 times what is measured; gammatune 10 % faster: 0.9."""
-    found = run({"never": 1.25, "gammatune": 0.9})
+    found = run(slower={"never": 1.25, "gammatune": 0.9})
     errors = {check.policy: check.error for check in found.checks}
     assert errors["never"] == pytest.approx(0.25)
     assert errors["gammatune"] == pytest.approx(-0.1)
-    assert errors["fixed:gamma=2"] == pytest.approx(0.0)
+    assert errors["fixed:gamma=2"] == pytest.approx(0.0, abs=1e-12)
     assert found.max_error == pytest.approx(0.25)
     assert found.median_error == pytest.approx((0.0 + 0.1) / 2)
-    never = found.checks[0]
+    never = found.check("never")
     assert never.request_error == pytest.approx(0.25)
     assert never.measured_s == pytest.approx(1.25 * never.predicted_s)
     assert never.costs_s == pytest.approx(0.25 * never.predicted_s)
     assert never.decisions_s == pytest.approx(0.0)
-    assert [line.split(":")[0] for line in findings(found, 20.0)] == ["never"]
-    assert [line.split(":")[0] for line in findings(found, 8.0)] == ["never", "gammatune"]
+    assert never.ratio is not None
+    assert never.ratio.measured == pytest.approx(never.ratio.predicted / 1.25)
+    missed = [line.split(":")[0] for line in findings(found, 20.0)]
+    assert "never" in missed and "gammatune" not in missed
+    assert {"never", "gammatune"} <= {line.split(":")[0] for line in findings(found, 8.0)}
 
 
-def test_one_factor_for_all_is_the_machine() -> None:
-    found = run(dict.fromkeys(("never", "fixed:gamma=2", "gammatune", "tail-pruning"), 1.5))
+def test_one_factor_for_all_is_the_machine_and_no_ratio() -> None:
+    found = run(slower=dict.fromkeys(POLICIES.split(","), 1.5) | {"fixed:gamma=2": 1.5})
     assert found.machine_factor == pytest.approx(1.5)
     assert found.median_error == pytest.approx(0.5)
     assert found.max_error_scaled == pytest.approx(0.0, abs=1e-12)
+    for check in found.checks:
+        assert check.ratio is None or check.ratio.agrees
 
 
-def test_tau_counts_swapped_ranks() -> None:
-    """Make the fastest policy the slowest: it leaves its place in all 3 of 6 pairs."""
-    base = {check.policy: check.predicted_tokens_per_s for check in run({}).checks}
-    fastest = max(base, key=lambda name: base[name])
-    assert run({fastest: 100.0}).tau == pytest.approx((3 - 3) / 6)
+def test_a_quiet_sitting_confirms_what_it_promised() -> None:
+    found = run(noise=0.01, policies="never,fixed:gamma=2,fixed:gamma=4,gammatune")
+    best = found.claims[0]
+    assert best.policy == "gammatune" and best.predicted > 1.05
+    assert best.reference == "fixed:gamma=2" and best.word == CONFIRMED
+    assert found.placebo_tie and 0.97 < found.placebo.measured < 1.03
+    assert best.time.low < best.predicted < best.time.high
+
+
+def test_a_sabotaged_policy_is_contradicted() -> None:
+    """What it promised it does not keep: a second more in rounds of 10 to 14."""
+    name = run().claims[0].policy
+    found = run(noise=0.01, extra_s={name: 1.0})
+    claim = next(c for c in found.checks if c.policy == name).ratio
+    assert claim is not None and claim.word == CONTRADICTED and not claim.agrees
+    assert any(line.startswith(name) and CONTRADICTED in line for line in findings(found, 1e9))
+    others = [c.ratio for c in found.checks if c.ratio is not None and c.policy != name]
+    assert all(ratio.word != CONTRADICTED for ratio in others)
+
+
+def test_a_sabotaged_cost_model_is_contradicted() -> None:
+    """Told that verifying four tokens and more costs 20 % more than it does."""
+    timing = make_timing()
+    cells = []
+    for cell in timing.cells:
+        if cell.operation == "verify":
+            width = (3,) if cell.tokens == 1 else ()
+            dear = 1.0 if cell.tokens == 1 else 1.2
+            cells.append(dataclasses.replace(cell, median_s=cell.median_s * dear))
+            cells += [dataclasses.replace(cell, tokens=n) for n in width]
+            cells += [
+                dataclasses.replace(cell, tokens=4, median_s=cell.median_s * 1.2) for _ in width
+            ]
+        else:
+            cells.append(cell)
+    told = dataclasses.replace(timing, cells=tuple(cells))
+    found = run(noise=0.01, told=told, policies="never,fixed:gamma=2,fixed:gamma=4,tail-pruning")
+    word = {check.policy: check.ratio.word for check in found.checks if check.ratio}
+    assert word["fixed:gamma=4"] == word["tail-pruning"] == CONTRADICTED
+    assert word["never"] != CONTRADICTED
+
+
+def test_four_replies_say_nothing() -> None:
+    trace = lively_trace(questions=2)
+    found = run(trace=trace, noise=0.01)
+    assert found.requests == 4
+    assert {check.ratio.word for check in found.checks if check.ratio} == {NOISY}
+    assert "too few to judge" in validation_text(found)
+
+
+def test_a_placebo_that_is_no_tie_confirms_nothing() -> None:
+    """The second copy of the baseline is 5 % slower than the first: chance is not that large."""
+
+    class Partial(FakeEngine):
+        def decode(self, policy: Policy, requests: Sequence[Any], **rest: Any) -> Run:
+            self.seen = getattr(self, "seen", 0)
+            ran = super().decode(policy, requests, **rest)
+            if label(policy) == "fixed:gamma=2":
+                self.seen += 1
+                if rest["state"] is not None and id(rest["state"]) == self.second:
+                    log = dataclasses.replace(ran.log, elapsed_s=ran.log.elapsed_s * 1.05)
+                    return Run(ran.tokens, log)
+                if rest["state"] is not None and not hasattr(self, "first"):
+                    self.first = id(rest["state"])
+                elif rest["state"] is not None and id(rest["state"]) != self.first:
+                    self.second = id(rest["state"])
+            return ran
+
+        second = 0
+
+    trace, timing = lively_trace(), make_timing()
+    chosen = parse_policies(POLICIES)
+    engine = Partial(trace, timing, noise=0.005)
+    found = judge(sitting_of(engine, trace).run(chosen, Fixed(2)), trace, timing, chosen, seed=0)
+    assert not found.placebo_tie
+    assert {check.ratio.word for check in found.checks if check.ratio} == {NOISY}
+    assert "NOT a tie" in validation_text(found) and "NOT a tie" in findings(found, 1e9)[0]
 
 
 def test_replies_that_differ_are_counted() -> None:
-    engine = setup({})[2]
-    engine.wrong_reply = True
-    found = run({}, engine)
-    # Chunks of 7 rows: 4 of them, the first reply of each is wrong.
+    found = run(wrong_reply=True)
     assert [check.replies_equal for check in found.checks] == [20, 24, 24, 24]
 
 
-def test_chunks_are_interleaved_and_the_order_rotates() -> None:
-    trace, costs, engine = setup({})
-    steps: list[int] = []
+def test_every_request_has_all_policies_in_an_order_of_its_own() -> None:
+    trace, timing = lively_trace(), make_timing()
+    engine, steps = FakeEngine(trace, timing), list[int]()
+    sitting = sitting_of(engine, trace)
     policies = parse_policies(POLICIES)
-    passes = passes_of(engine, trace)
-    validate(passes, costs, policies, repeats=2, step=lambda: steps.append(1))
-    assert len(steps) == passes.units(4, 2) == len(engine.calls) == 24
-    timed = [(name, row) for name, clock, row in engine.calls if clock == "wall"]
-    assert [row for _, row in timed] == ([0] * 4 + [12] * 4) * 2
-    firsts = [timed[k][0] for k in range(0, 16, 4)]
-    assert len(set(firsts)) == 4  # every policy begins once
-    for k in range(0, 16, 4):
-        assert len({name for name, _ in timed[k : k + 4]}) == 4
+    sitting.run(policies, Fixed(2), repeats=2, step=lambda: steps.append(1))
+    assert len(steps) == sitting.turns(4, 2) == 5 * 2 * 24
+    calls = engine.calls[5:]  # the first five warm up
+    assert [row for _, row in calls] == [row for row in range(24) for _ in range(5)] * 2
+    orders = [tuple(name for name, _ in calls[k : k + 5]) for k in range(0, len(calls), 5)]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len(set(orders)) > 20 and {order[0] for order in orders} == set(orders[0])
+    again = FakeEngine(trace, timing)
+    sitting_of(again, trace).run(policies, Fixed(2), repeats=2)
+    assert again.calls == engine.calls  # seeded
+    with pytest.raises(InputError, match="baseline"):
+        sitting.run(policies, Fixed(9))
+
+
+def test_repeats_are_new_sittings_of_the_same_requests() -> None:
+    found = run(noise=0.02, repeats=3)
+    assert found.repeats == 3 and {len(logs) for logs in found.measured.timed.values()} == {3}
+    one = run(noise=0.02)
+    width = [f.claims[0].time.high / f.claims[0].time.low for f in (one, found)]
+    assert width[1] < width[0]
 
 
 def test_sampled_traces_are_compared_by_speed_alone() -> None:
-    trace, costs, _ = setup({})
+    trace = lively_trace()
     meta = dataclasses.replace(trace.meta, temperature=1.0, exactness="in-law")
     trace = dataclasses.replace(trace, meta=meta)
-    passes = passes_of(FakeEngine(trace, costs, {"never": 2.0}), trace)
-    found = validate(passes, costs, parse_policies(POLICIES), repeats=1)
-    assert [check.exact for check in found.checks] == [None] * 4
+    found = run(trace=trace, slower={"never": 2.0})
+    assert [check.agreement for check in found.checks] == [None] * 4
     assert [check.replies_equal for check in found.checks] == [None] * 4
     assert found.max_error == pytest.approx(1.0)
     assert "only laws agree" in validation_text(found)
 
 
-def test_rotation_is_a_permutation() -> None:
-    for count in (1, 3, 10):
-        seen = [rotated(count, repeat, 0, 3) for repeat in range(3)]
-        assert all(sorted(order) == list(range(count)) for order in seen)
-        assert count == 1 or len({order[0] for order in seen}) == min(count, 3)
+def test_seats_hold_what_was_asked() -> None:
+    found = run()
+    assert set(found.measured.timed) == {*POLICIES.split(","), PLACEBO}
+    assert found.measured.timed[PLACEBO][0].meta["policy"] == "fixed:gamma=2"
 
 
 def made_log(rows: Sequence[tuple[int, int, int, int, int, int]]) -> RoundLog:
@@ -251,10 +365,10 @@ def test_residual_is_blamed_on_the_right_term() -> None:
 
 
 def test_text_fits_a_terminal_and_json_has_no_nan() -> None:
-    found = run({"never": 1.25})
+    found = run(slower={"never": 1.25})
     text = validation_text(found)
     assert max(map(len, text.splitlines())) <= 100
-    assert "+25.0%" in text and "tail-pruning" in text
+    assert "+25.0%" in text and "tail-pruning" in text and "placebo" in text
     raw = validation_dict(found)
-    assert raw["checks"][0]["exact"]["differing"] == 0
-    assert len(raw["log_files"]["never"]) == 2
+    assert raw["checks"][0]["agreement"]["differing"] == 0
+    assert len(raw["log_files"]["never"]) == 1

@@ -1,0 +1,156 @@
+"""The first screen: what to set, what was measured, what it hangs on. From result files alone, so
+that terminal and page cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import NamedTuple
+
+from experiments.certainty_text import percent_change
+from experiments.figure_style import Json
+from experiments.verdict import NOISY
+
+
+class Line(NamedTuple):
+    """One point of the first screen: a word or two, and a sentence."""
+
+    head: str
+    text: str
+
+
+def headline(part: Json, validation: Json | None) -> list[Line]:
+    """part: a comparison of compare.json; validation: validate.json, None if nothing ran yet."""
+    found = [
+        Line("Set", _set(part)),
+        *_measured(part, validation),
+        Line("Arithmetic", _arithmetic(part)),
+        Line("Order", _order(part)),
+        Line("Stale timing", _stale(part)),
+        Line("Runner-up", _others(part)),
+        Line("Scope", _scope(part, validation)),
+    ]
+    if validation is not None:
+        found.append(
+            Line("Machine", ". ".join(_sentence(x) for x in validation["lines"]["machine"]))
+        )
+        found += [Line("Finding", line) for line in validation["findings"]]
+    return found
+
+
+def headline_text(part: Json, validation: Json | None) -> str:
+    """The first screen of a terminal."""
+    lines = headline(part, validation)
+    width = max(len(line.head) for line in lines) + 2
+    return "\n".join(
+        textwrap.fill(line.head.ljust(width) + line.text, 98, subsequent_indent=" " * width)
+        for line in lines
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def row_of(part: Json, name: str) -> Json:
+    """The row of that name."""
+    found: Json = next(row for row in part["rows"] if row["name"] == name)
+    return found
+
+
+def _tuned(part: Json) -> str:
+    return str(next(row["name"] for row in part["rows"] if row["role"] == "tuned"))
+
+
+def _set(part: Json) -> str:
+    name = part["recommended"]
+    row = row_of(part, name)
+    if row["role"] == "never":
+        return "no draft: no controller decoded faster than the target alone on the tuning half"
+    if row["role"] == "tuned":
+        return f"{name}, a constant length: no controller beat it on the tuning half"
+    return f"{name} (`gammalab policies {name.partition(':')[0]}`; chosen on the tuning half)"
+
+
+def _measured(part: Json, validation: Json | None) -> list[Line]:
+    """The gain over the tuned fixed length and over the runner-up, measured beside predicted."""
+    if validation is None:
+        row = row_of(part, part["recommended"])
+        return [
+            Line(
+                "Predicted",
+                f"{percent_change(row['vs_fixed']['value'])} than {_tuned(part)}; nothing was "
+                "measured on the real models yet: `gammalab validate` does it",
+            )
+        ]
+    lines = []
+    for claim in validation["claims"]:
+        again = "" if validation["placebo_tie"] else ", for the placebo was no tie"
+        lines.append(
+            Line(
+                "Measured",
+                f"{claim['policy']} {percent_change(claim['measured'])} than {claim['reference']} "
+                f"({_span(claim['time'])} on these replies, {_span(claim['others'])} with other "
+                f"questions); predicted {percent_change(claim['predicted'])}: "
+                f"{claim['word'].upper()}{again if claim['word'] == NOISY else ''}",
+            )
+        )
+    placebo = next(x for x in validation["lines"]["claims"] if x.startswith("placebo"))
+    return [*lines, Line("Placebo", placebo.removeprefix("placebo, "))]
+
+
+def _span(found: Json) -> str:
+    if found["low"] is None:
+        return "no interval"
+    return f"{100 * (found['low'] - 1):+.1f} to {100 * (found['high'] - 1):+.1f} %"
+
+
+def _arithmetic(part: Json) -> str:
+    row = row_of(part, part["recommended"])
+    free = row.get("uncharged")
+    if free is None or not math.isfinite(free):
+        return "what its own arithmetic costs is not known"
+    return (
+        f"predicted ratio to {_tuned(part)} {row['vs_fixed']['value']:.3f} with every rule's own "
+        f"arithmetic charged, {free:.3f} without"
+    )
+
+
+def _order(part: Json) -> str:
+    row = row_of(part, part["recommended"])
+    shuffled = row.get("shuffled")
+    if not shuffled:
+        return "other orders of the replies were not replayed"
+    return (
+        f"{shuffled['value']:.3f} in {part['orders']} shuffled orders of the replies "
+        f"({shuffled['low']:.3f} to {shuffled['high']:.3f}), {shuffled['recorded']:.3f} in the "
+        "recorded one"
+    )
+
+
+def _stale(part: Json) -> str:
+    return _sentence(". ".join(_sentence(line) for line in part["stale"]))
+
+
+def _others(part: Json) -> str:
+    second, simple = part.get("runner_up"), part.get("simplest")
+    if second is None:
+        return "no other controller was compared"
+    said = f"{second}, {percent_change(row_of(part, second)['vs_fixed']['value'])} than the same"
+    if simple is not None and simple != part["recommended"]:
+        said += f"; the simplest rule that cannot be told from the first: {simple}"
+    return said
+
+
+def _scope(part: Json, validation: Json | None) -> str:
+    meta, timing = part["trace_meta"], part["timing_meta"]
+    sampling = (
+        "greedy" if meta["temperature"] == 0 else f"sampled at temperature {meta['temperature']:g}"
+    )
+    where = timing.get("device_name", "an unknown device")
+    said = f"pair {meta['pair']}, {timing.get('dtype', '?')} on {where}, {sampling}, batch 1"
+    said += f"; {part['questions']} held-out questions"
+    if validation is not None and validation["acceptance"] != "own":
+        said += f"; acceptance: {validation['acceptance']}"
+    return said

@@ -1,0 +1,106 @@
+"""What a ratio hangs on besides the questions: the order of the replies, and the timing's chance.
+
+Letters: R requests, B resamples of the questions, D timings: the one at hand, then resampled ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.statistics import Estimate, divide, estimate
+from policies.base import NoState, Policy, field_values
+from policies.fixed import Fixed, Never
+from traces.schema import Trace
+from traces.split import named_generator
+from traces.timing import Timing
+
+FloatArray = npt.NDArray[np.float64]
+
+ORDERS = 8
+TIMING_DRAWS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """A ratio over shuffled orders of the same replies: mean, least and largest; recorded: in the
+    trace's own order.
+    """
+
+    value: float
+    low: float
+    high: float
+    recorded: float
+
+
+def shuffled(trace: Trace, count: int, seed: int) -> list[Trace]:
+    """The same replies in `count` random orders."""
+    generator = named_generator(seed, "order of replies")
+    return [trace.select(generator.permutation(trace.requests).tolist()) for _ in range(count)]
+
+
+def orders_of(recorded: float, ratios: Sequence[float]) -> Orders:
+    """`recorded`, and the ratios of the shuffled orders."""
+    found = np.asarray(ratios)
+    return Orders(float(found.mean()), float(found.min()), float(found.max()), recorded)
+
+
+def redrawn(timing: Timing, draws: int, seed: int) -> list[Timing]:
+    """The timing as it would be if it were measured again, `draws` times; none where its sweeps are
+    not known one by one.
+    """
+    if timing.sweeps < 2:
+        return []
+    generator = named_generator(seed, "timing")
+    return [timing.resampled(generator) for _ in range(draws)]
+
+
+def ratio_over_timings(above: FloatArray, below: FloatArray, weights: FloatArray) -> Estimate:
+    """Sum of `above` over sum of `below`, seconds [D, R], at the timing at hand; the interval is
+    over resampled questions [B, R], each at one of the resampled timings.
+    """
+    value = float(divide(above[0].sum(), below[0].sum()))
+    turn = np.zeros(len(weights), dtype=np.intp)
+    if len(above) > 1:
+        turn = 1 + np.arange(len(weights)) % (len(above) - 1)
+    tops, bottoms = ((weights * seconds[turn]).sum(axis=1) for seconds in (above, below))
+    return estimate(value, divide(tops, bottoms))
+
+
+def timing_error(above: FloatArray, below: FloatArray) -> float:
+    """Standard error of the log ratio that the timing alone gives it; NaN without resampled ones.
+    Seconds [D, R].
+    """
+    if len(above) < 3:
+        return float("nan")
+    return float(np.std(np.log(above[1:].sum(axis=1) / below[1:].sum(axis=1)), ddof=1))
+
+
+def simplicity(policy: Policy) -> tuple[int, int]:
+    """Smaller is simpler: plain decoding, a constant, no memory, memory; then fields."""
+    if isinstance(policy, Never):
+        return 0, 0
+    if isinstance(policy, Fixed):
+        return 1, 0
+    kind = 2 if isinstance(policy.new_state(1), NoState) else 3
+    return kind, len(field_values(policy))
+
+
+def simplest(
+    first: str,
+    entrants: Mapping[str, Policy],
+    seconds: Mapping[str, FloatArray],
+    weights: FloatArray,
+) -> str:
+    """The simplest policy that cannot be told from `first`: the 95 % interval of its ratio to it
+    reaches 1. Of equally simple ones the fastest.
+    """
+    equals = [
+        name
+        for name in entrants
+        if name == first or ratio_over_timings(seconds[first], seconds[name], weights).high >= 1.0
+    ]
+    return min(equals, key=lambda name: (simplicity(entrants[name]), seconds[name][0].sum()))
