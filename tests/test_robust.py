@@ -1,0 +1,104 @@
+"""Orders of replies, resampled timings, and the simplest rule: by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from experiments.robust import (
+    orders_of,
+    ratio_over_timings,
+    redrawn,
+    shuffled,
+    simplest,
+    simplicity,
+    timing_error,
+)
+from experiments.statistics import bootstrap_weights, ratio_of_sums
+from policies.fixed import Fixed, Never
+from policies.shelf import parse_policies
+from tests.results import lively_trace, make_timing
+from traces.timing import Timing
+
+
+def swept(factors: list[float]) -> Timing:
+    """make_timing, each sweep as many times as dear."""
+    timing = make_timing()
+    cells = tuple(
+        dataclasses.replace(cell, blocks_s=tuple(cell.median_s * f for f in factors))
+        for cell in timing.cells
+    )
+    return dataclasses.replace(timing, cells=cells)
+
+
+def test_other_orders_hold_the_same_replies() -> None:
+    trace = lively_trace()
+    first, second = shuffled(trace, 2, seed=1)
+    assert sorted(first.request_id) == sorted(trace.request_id)
+    assert first.request_id != trace.request_id != second.request_id != first.request_id
+    assert [t.request_id for t in shuffled(trace, 2, seed=1)] == [
+        first.request_id,
+        second.request_id,
+    ]
+
+
+def test_orders_by_hand() -> None:
+    found = orders_of(1.2, [1.0, 1.1, 1.05])
+    assert (found.value, found.low, found.high, found.recorded) == pytest.approx(
+        (1.05, 1.0, 1.1, 1.2)
+    )
+
+
+def test_a_timing_without_sweeps_cannot_be_redrawn() -> None:
+    assert redrawn(make_timing(), 3, seed=0) == []
+    timings = redrawn(swept([0.9, 1.0, 1.1]), 20, seed=0)
+    medians = {round(t.cells[0].median_s / 5.0, 6) for t in timings}
+    assert len(timings) == 20 and medians <= {0.9, 1.0, 1.1} and len(medians) > 1
+
+
+def test_the_timings_chance_widens_the_interval() -> None:
+    """Without resampled timings it is the ratio of sums; with them it covers their spread."""
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.gamma(5.0, 1.0, (2, 30))
+    weights = bootstrap_weights([str(k) for k in range(30)], seed=0, resamples=1000)
+    plain = ratio_over_timings(ours[None], theirs[None], weights)
+    assert plain == pytest.approx(ratio_of_sums(ours, theirs, weights))
+    factors = np.exp(0.2 * generator.standard_normal(25))
+    wide = ratio_over_timings(
+        np.vstack([ours, factors[1:, None] * ours]), np.tile(theirs, (25, 1)), weights
+    )
+    assert wide.value == plain.value
+    assert wide.low < plain.low < plain.high < wide.high
+    error = timing_error(np.vstack([ours, factors[1:, None] * ours]), np.tile(theirs, (25, 1)))
+    assert error == pytest.approx(np.std(np.log(factors[1:]), ddof=1))
+    assert math.isnan(timing_error(ours[None], theirs[None]))
+
+
+def test_simplicity_has_an_order() -> None:
+    threshold, moving, bandit = parse_policies("hf-confidence,gammatune,ucb")
+    order = [Never(), Fixed(3), threshold, moving]
+    assert sorted(order[::-1], key=simplicity) == order
+    assert simplicity(threshold) < simplicity(bandit)
+
+
+def test_the_simplest_that_cannot_be_told_from_the_first() -> None:
+    generator = np.random.default_rng(2)
+    weights = bootstrap_weights([str(k) for k in range(40)], seed=0, resamples=500)
+    base = generator.gamma(5.0, 1.0, 40)
+    entrants = dict(
+        zip(
+            ("never", "fixed", "threshold", "moving"),
+            [Never(), Fixed(3), *parse_policies("hf-confidence,gammatune")],
+            strict=True,
+        )
+    )
+    noise = [1.5, 1.2, 1.002, 1.0]
+    seconds = {
+        name: (base * f * np.exp(0.05 * generator.standard_normal(40)))[None]
+        for name, f in zip(entrants, noise, strict=True)
+    }
+    assert simplest("moving", entrants, seconds, weights) == "threshold"
+    assert simplest("never", entrants, seconds, weights) == "never"
