@@ -24,7 +24,7 @@ from experiments.agreement import (
 )
 from experiments.statistics import divide, kendall_tau
 from policies.base import Policy, uses_signals
-from policies.charge import charged
+from policies.overhead import charged
 from policies.shelf import DEFAULT, label
 from real_backend.passes import Measured, Passes, Step, chunks_of
 from simulator.metrics import per_request

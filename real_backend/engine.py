@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from policies.base import Outcome, Policy, State, uses_signals
-from policies.charge import charged
+from policies.overhead import charged
 from policies.shelf import label, parse_policies
 from real_backend.energy import Meter
 from real_backend.faults import device_faults
