@@ -31,10 +31,12 @@ from experiments.statistics import (
 )
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
+from policies.overhead import is_known, uncharged
 from policies.shelf import SHELF, label
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import PerRequest, per_request, summarize
 from simulator.replay import replay
+from simulator.tally import tally
 from traces.costs import Table, tabulate
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -65,7 +67,8 @@ class Row:
     test of this controller alone would have found 8 times in 10, NaN without spread. Both are NaN
     for what is not a controller. headroom: share of the seconds between the tuned fixed gamma and
     the clairvoyant schedule that it saves; saving: the same, counted from never drafting. regret_s:
-    decode seconds above the clairvoyant schedule.
+    decode seconds above the clairvoyant schedule. uncharged: vs_fixed where no policy pays for its
+    own arithmetic.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Row:
     tpot_s: float
     rounds: int
     tasks: dict[str, Estimate]
+    uncharged: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +105,7 @@ class Comparison:
     detectable_percent: median over the controllers of the difference to the tuned fixed gamma that
     would have been found 8 times in 10; detectable_among_percent: the same where their number is
     corrected for. sensitivity: of the ranking to the costs.
+    unpriced: controllers whose own arithmetic the costs do not know, and which paid nothing.
     """
 
     rows: tuple[Row, ...]
@@ -122,6 +127,7 @@ class Comparison:
     seed: int
     resamples: int
     logs: dict[str, RoundLog]
+    unpriced: tuple[str, ...]
     censoring: Censoring | None = None
 
     def row(self, name: str) -> Row:
@@ -152,7 +158,9 @@ class _Held:
 
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
-    """The measured costs at batch 1, as wide and as long as the trace needs."""
+    """The measured costs at batch 1, as wide and as long as the trace needs, on the clock that
+    Timing.on chose or else the timing's default one (traces.costs.Table).
+    """
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     return tabulate(Table(timing), 1, max_context=longest + 32, width=trace.meta.depth + 2)
 
@@ -209,14 +217,18 @@ def compare(
     roles = {"never": "never", tuned_name: "tuned"}
     for policy in policies:
         entrants.setdefault(label(policy), policy)
-    logs, train_s = {}, {}
+    logs, train_s, free_s = {}, {}, {}
+    free = uncharged(costs)
     for name, policy in entrants.items():
         logs[name] = replay(policy, test, costs, seed=seed)
+        free_s[name] = float(tally(policy, test, free, seed=seed).decode_s.sum())
         train_s[name] = float(replay(policy, train, costs, seed=seed).elapsed_s.sum())
         roles.setdefault(name, "policy")
         step()
     recommended = min(train_s, key=lambda name: train_s[name])
     logs |= {"best fixed": curve[hindsight_gamma], "clairvoyant": clairvoyant(test, costs)}
+    free_s["best fixed"] = float(tally(Fixed(hindsight_gamma), test, free).decode_s.sum())
+    free_s["clairvoyant"] = float(logs["clairvoyant"].elapsed_s.sum())  # it pays nothing anyway
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
 
     censoring = None
@@ -225,7 +237,8 @@ def compare(
         held_out = select(completed, test_rows, trace)
         censoring = _left_open(held_out, chosen, costs, tuned_name, seed, resamples)
     held = _held(test, logs["never"], logs[tuned_name], logs["clairvoyant"], seed, resamples)
-    rows, family = _rows(logs, roles, held)
+    free_speed = {name: free_s[tuned_name] / seconds for name, seconds in free_s.items()}
+    rows, family = _rows(logs, roles, held, free_speed)
     never_s = float(logs["never"].elapsed_s.sum())
     return Comparison(
         rows=rows,
@@ -255,6 +268,11 @@ def compare(
         seed=seed,
         resamples=resamples,
         logs=logs,
+        unpriced=tuple(
+            name
+            for name, policy in entrants.items()
+            if roles[name] == "policy" and not is_known(policy, costs.own_s)
+        ),
         censoring=censoring,
     )
 
@@ -311,7 +329,10 @@ def by_question_speed(sums: PerRequest, question_index: npt.NDArray[np.intp]) ->
 
 
 def _rows(
-    logs: Mapping[str, RoundLog], roles: Mapping[str, str], held: _Held
+    logs: Mapping[str, RoundLog],
+    roles: Mapping[str, str],
+    held: _Held,
+    free_speed: Mapping[str, float],
 ) -> tuple[tuple[Row, ...], Family]:
     """The rows, by role and speed, and the controllers judged together."""
     controllers = [name for name in logs if roles[name] == "policy"]
@@ -319,7 +340,7 @@ def _rows(
     columns = (family.adjusted_p.tolist(), family.detectable_percent().tolist())
     judged = dict(zip(controllers, zip(*columns, strict=True), strict=True))
     rows = [
-        _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan)))
+        _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan)), free_speed[name])
         for name, log in logs.items()
     ]
     order = list(ROLES)
@@ -328,7 +349,13 @@ def _rows(
 
 
 def _row(
-    name: str, role: str, log: RoundLog, held: _Held, adjusted_p: float, detectable_percent: float
+    name: str,
+    role: str,
+    log: RoundLog,
+    held: _Held,
+    adjusted_p: float,
+    detectable_percent: float,
+    free_speed: float,
 ) -> Row:
     sums, facts = per_request(log), summarize(log)
     everything = np.arange(len(sums.tokens))
@@ -364,4 +391,5 @@ def _row(
         tasks={
             task: _faster(sums, held.never, held.weights, rows) for task, rows in held.tasks.items()
         },
+        uncharged=free_speed,
     )

@@ -21,6 +21,7 @@ HEADER = (
     "policy",
     "speed-up\n95 %",
     "vs tuned fixed\n95 %",
+    "un-\ncharged",
     "verdict",
     "head-\nroom",
     "tokens\n/round",
@@ -33,6 +34,7 @@ HEADER = (
 NOTES = """\
 speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
 vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
+uncharged  the same if no rule paid for its own arithmetic
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
            of any other row: tie if its interval covers 1, not corrected
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
@@ -50,6 +52,7 @@ def _cells(row: Row) -> list[str]:
         title(row.name),
         with_interval(row.speedup),
         "1.000" if fixed else with_interval(row.vs_fixed, 3),
+        number(row.uncharged, 3),
         "-" if fixed else row.verdict,
         percent(row.headroom.value),
         number(row.tokens_per_round),
@@ -112,6 +115,7 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
         f"censored positions: {comparison.censored_positions}"
         + ("; accepted lengths there are lower bounds" if comparison.censored_positions else ""),
         *([STAND_IN] if comparison.censoring else []),
+        *unpriced_lines(comparison),
         f"seed {comparison.seed}, {comparison.resamples} bootstrap resamples; "
         + _corrected(comparison),
         f"no controller may draft more than {len(comparison.fixed_curve) - 1} tokens, the depth of "
@@ -125,6 +129,16 @@ def _corrected(comparison: Comparison) -> str:
         return "intervals and verdicts are not corrected for the number of rows"
     count = sum(row.role == "policy" for row in comparison.rows)
     return f"verdicts are corrected for {count} controllers, intervals are not"
+
+
+def unpriced_lines(comparison: Comparison) -> list[str]:
+    """One line on the controllers that paid nothing for want of a measurement; none if all paid."""
+    names = comparison.unpriced
+    if not names:
+        return []
+    count = sum(row.role == "policy" for row in comparison.rows)
+    said = "any controller" if len(names) == count else ", ".join(map(title, names))
+    return [f"own arithmetic not known, so not charged: {said}"]
 
 
 def percent_change(ratio: float) -> str:

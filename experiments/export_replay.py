@@ -20,6 +20,7 @@ from policies.base import Policy
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from policies.heuristic import HFHeuristic
+from policies.overhead import charged
 from policies.roc import HFRocConfidence
 from simulator.replay import check_inputs, replay, tape_of
 from simulator.rounds import room_at
@@ -99,8 +100,10 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
     (ggml-org/llama.cpp, common/speculative.cpp, since PR #22506). No policy can do that: what a
     policy drafts is verified.
     """
-    limits = check_inputs(HFConfidence(cap, p_min), trace, costs.steps)
-    tape, prices = tape_of(trace, signals=True), prices_of(costs.steps, signals=True)
+    rule = HFConfidence(cap, p_min)
+    limits = check_inputs(rule, trace, costs.steps)
+    prices = prices_of(charged(rule, costs.steps), signals=True)
+    tape = tape_of(trace, signals=True)
     # How many tokens the draft is sure of from each position, whatever the room.
     doubtful = tape.top1_prob.astype(np.float64) < p_min
     sure_from = np.where(doubtful.any(axis=1), doubtful.argmax(axis=1), doubtful.shape[1]).tolist()
@@ -167,7 +170,10 @@ def run_batches(trace: Trace, timing: Timing, costs: StepCosts, sizes: Sequence[
     seconds, idle = np.empty((len(sizes), len(logs))), np.empty(len(sizes))
     for row, size in enumerate(sizes):
         at_size = tabulate_like(costs, table, size)
-        seconds[row] = [price_log(log, at_size, signals=False).sum() for log in logs]
+        paid = [charged(Fixed(gamma), at_size) for gamma in range(len(logs))]
+        seconds[row] = [
+            price_log(log, own, signals=False).sum() for log, own in zip(logs, paid, strict=True)
+        ]
         buckets = logs[0].context_tokens // at_size.bucket_tokens
         idle[row] = at_size.draft_s[np.minimum(buckets, len(at_size.draft_s) - 1), 1].sum()
     return Batches(tuple(sizes), seconds, idle, int(logs[0].emitted.sum()))

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.certainty_text import certainty
 from experiments.compare import Comparison, Row, compare
-from experiments.compare_text import to_dict, write_logs
+from experiments.compare_text import to_dict, unpriced_lines, write_logs
 from experiments.figure_style import Picture
 from experiments.figures_sweep import cost_ratio_figure
 from experiments.files import command_line, describe_inputs, versions, write_result
@@ -25,7 +25,14 @@ from simulator.metrics import per_request
 from traces.schema import Trace
 from traces.split import question_of
 
-HEADER = ("policy", "over plain\n95 %", "over tuned fixed\n95 %", "verdict", "head-\nroom")
+HEADER = (
+    "policy",
+    "over plain\n95 %",
+    "over tuned fixed\n95 %",
+    "un-\ncharged",
+    "verdict",
+    "head-\nroom",
+)
 
 
 def compare_worlds(
@@ -90,6 +97,7 @@ def world_text(
             number(never_s / bound.decode_s),
             number(fixed_s / bound.decode_s, 3),
             "",
+            "",
             percent((fixed_s - bound.decode_s) / (fixed_s - best_s)),
         ]
         for bound in bounds
@@ -101,6 +109,7 @@ def world_text(
         f"({comparison.exactness})",
         table(HEADER, groups),
         "",
+        *unpriced_lines(comparison),
         *(
             wrapped
             for line in certainty(comparison)
@@ -117,6 +126,7 @@ def _cells(row: Row) -> list[str]:
         title(row.name),
         with_interval(row.speedup),
         "1.000" if fixed else with_interval(row.vs_fixed, 3),
+        number(row.uncharged, 3),
         "-" if fixed else row.verdict,
         percent(row.headroom.value),
     ]

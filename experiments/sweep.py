@@ -31,16 +31,16 @@ from experiments.tuning import candidates
 from experiments.workers import run_jobs
 from policies.base import Policy, field_values, uses_signals
 from policies.shelf import label, parse_policy
-from simulator.costs import Affine
+from simulator.costs import Affine, at_ratio
 from simulator.tally import Tally, tally
-from traces.costs import tabulate
+from traces.costs import CostModel, Table, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_table, write_atomically
 from traces.timing import StepCosts, Timing
 
-DRAFT_STEP_S = 1e-3  # of a world whose cost is a ratio; only the ratio matters
+TARGET_STEP_S = 1e-2  # of a world whose cost is a ratio, where nothing was measured
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +74,9 @@ class Job(NamedTuple):
 
 def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     """Step costs by name: "measured" (of the timing), or "c=8", the cost ratio of the GammaTune
-    paper: a draft step costs 1, a target step of any width 8, nothing else costs anything.
+    paper: a target step of any width costs 8 draft steps, no other step costs anything. The unit is
+    the timing's own one-token verify (simulator.costs.at_ratio), so that its own_s weighs there as
+    much beside a target step as on that machine; without a timing no rule pays.
 
     Raises InputError for other names, or if "measured" has no timing.
     """
@@ -89,8 +91,8 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
         ratio = 0.0
     if name != "c" or not 0.0 < ratio < 1e6:
         raise InputError(f"cost {cost!r} is unknown; known: {MEASURED}, c=RATIO")
-    model = Affine(draft_fixed=DRAFT_STEP_S, target_fixed=DRAFT_STEP_S * ratio)
-    return tabulate(model, 1, max_context=0, width=trace.meta.depth + 2)
+    unit: CostModel = Affine(target_fixed=TARGET_STEP_S) if timing is None else Table(timing)
+    return tabulate(at_ratio(unit, ratio), 1, max_context=0, width=trace.meta.depth + 2)
 
 
 def worlds_of(
@@ -187,7 +189,9 @@ def fingerprints(worlds: Sequence[World], jobs: Sequence[Job]) -> list[str]:
         digest.update((content_hash(world.train) + content_hash(world.test)).encode())
         for table in (world.costs.prefill_s, world.costs.draft_s, world.costs.verify_s):
             digest.update(np.ascontiguousarray(table).tobytes())
-        digest.update(repr((world.costs.bucket_tokens, world.costs.signal_s)).encode())
+        costs = world.costs
+        facts = (costs.bucket_tokens, costs.signal_s, sorted(costs.own_s.items()))
+        digest.update(repr(facts).encode())
         about.append(digest.hexdigest())
     keys = (f"{about[job.world]} {label(job.policy)} {job[2:]}" for job in jobs)
     return [hashlib.sha256(key.encode()).hexdigest()[:20] for key in keys]

@@ -81,10 +81,12 @@ def read_traces(paths: Sequence[Path]) -> dict[str, Trace]:
 
 
 def timing_of(args: argparse.Namespace, suite: Suite) -> Timing | None:
-    """The timing of the measured cost; the shipped one goes with the shipped traces alone."""
-    if MEASURED not in suite.costs:
-        return None
+    """The timing of the measured cost, and the seconds that cost ratios and rules' own arithmetic
+    are in; the shipped one goes with the shipped traces alone.
+    """
     if args.timing is None and args.trace:
+        if MEASURED not in suite.costs:
+            return None
         raise InputError("--timing is missing: the measured cost of your trace; or --cost c=8")
     return read_timing(args.timing or TIMING)
 

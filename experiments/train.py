@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from experiments import ppo
-from experiments.arithmetic import own_seconds
 from experiments.cloning import clone, demonstrations
 from experiments.commands import progress, read_inputs
 from experiments.compare import Comparison, compare
@@ -28,6 +27,7 @@ from experiments.files import dumps, versions
 from experiments.learning import Progress, Task, make_task, note
 from policies.base import Policy
 from policies.neural import WIDEST, neural_policy, quantise
+from policies.overhead import own_seconds
 from policies.shelf import DEFAULT, label, parse_policy, title, write_policies
 from traces.errors import InputError
 from traces.store import content_hash, refuse_existing, write_atomically

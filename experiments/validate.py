@@ -36,7 +36,7 @@ from experiments.verdict import (
     tau_of_all,
 )
 from policies.base import Policy, reads_seconds, uses_signals
-from policies.charge import charged
+from policies.overhead import charged
 from policies.shelf import DEFAULT, label
 from real_backend.sitting import PLACEBO, Measured
 from simulator.metrics import per_request

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from policies.base import Outcome, Policy, State, uses_signals
-from policies.charge import charged
+from policies.overhead import charged
 from policies.shelf import label
 from real_backend.clock import ProcessorClock
 from real_backend.energy import Meter

@@ -3,14 +3,17 @@
 Steps are timed inside rounds, as the engine runs them: the first draft step, further ones, the
 verify with its read-back. Nothing is synchronised between them: on a GPU the marks are events in
 its own stream. Warm-up, then medians and quartiles over repeats; the kinds of rounds are visited in
-a shuffled order, several times over, so that a slow minute of the machine does not fall on one of
-them. What the engine adds per round beyond these steps is measured on real rounds and becomes
-control_s.
+a shuffled order, sweep by sweep, so that a slow minute of the machine does not fall on one of them;
+the median of every sweep is kept, on a CPU by the wall and by the processor's clock. What the
+engine adds per round beyond these steps is measured on real rounds and becomes control_s. What the
+rules of the registry take for their own arithmetic is measured apart (policies.overhead).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,30 +24,34 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from policies.confidence import HFConfidence
-from policies.fixed import Fixed
-from real_backend.engine import Engine, steps_for
+from policies.overhead import ROUNDS, own_seconds_of
+from policies.shelf import SHELF
+from real_backend.engine import steps_for
 from real_backend.faults import device_faults
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
-from real_backend.prompts import Request
-from real_backend.steps import Feed, Law, Steps
-from traces.costs import Table, price_log, tabulate
+from real_backend.round_overheads import round_overheads
+from real_backend.steps import Feed, Law
 from traces.errors import InputError
-from traces.timing import Cell, Timing
+from traces.timing import WALL, Cell, Repeats, Timing
 
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
 _WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block
+_NANOSECONDS = 9  # digits kept of a block
 _WARM_S = 0.05  # at least: a forward that repeats itself settles only after some tens of rounds
 
 Key = tuple[str, int, int, int]
 """(operation, batch, tokens, context) of one cell."""
+Spent = tuple[float, float]
+"""Seconds by the wall, or in a GPU's stream; and by the processor's clock of this thread, NaN on a
+GPU."""
+Samples = dict[Key, list[Spent]]
 
 
 class Marks:
-    """Moments between steps: the host's clock, or events in a GPU's stream."""
+    """Moments between steps: both clocks of the host, or events in a GPU's stream."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
@@ -59,23 +66,21 @@ class Marks:
             event.record()
             self._marks.append(event)
         else:
-            self._marks.append(time.perf_counter())
+            self._marks.append((time.perf_counter(), time.thread_time()))
 
-    def seconds(self) -> list[float]:
+    def seconds(self) -> list[Spent]:
         """What passed between one mark and the next."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         if self.cuda:
             torch.cuda.synchronize()
-            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
-        return [after - before for before, after in pairs]
+            return [(before.elapsed_time(after) / 1e3, math.nan) for before, after in pairs]
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
 
 class Bench:
     """Rounds of one batch size on caches of their own, timed step by step into `samples`."""
 
-    def __init__(
-        self, pair: Pair, batch: int, longest: int, samples: dict[Key, list[float]]
-    ) -> None:
+    def __init__(self, pair: Pair, batch: int, longest: int, samples: Samples) -> None:
         self.pair, self.batch, self.samples = pair, batch, samples
         self.steps = steps_for(pair, batch, longest)
         generator = torch.Generator().manual_seed(batch)
@@ -88,9 +93,9 @@ class Bench:
 
     def _keep(self, keys: Sequence[tuple[str, int, int]], marks: Marks) -> None:
         """Each (operation, tokens, context) took the time between two marks."""
-        for (operation, tokens, context), seconds in zip(keys, marks.seconds(), strict=True):
+        for (operation, tokens, context), spent in zip(keys, marks.seconds(), strict=True):
             key = (operation, self.batch, tokens, context)
-            self.samples.setdefault(key, []).append(seconds)
+            self.samples.setdefault(key, []).append(spent)
 
     def prefill(self, tokens: int) -> None:
         """Both models read a prompt in each row."""
@@ -155,11 +160,11 @@ def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
 
 def _sample(
     pair: Pair, batches: Sequence[int], contexts: Sequence[int], repeats: int
-) -> dict[Key, list[float]]:
-    """Seconds of every cell; blocks and prompts of all kinds in one shuffled order, sweep by
-    sweep.
+) -> list[Samples]:
+    """Seconds of every cell, sweep by sweep; in each, blocks and prompts of all kinds in one
+    shuffled order.
     """
-    samples: dict[Key, list[float]] = {}
+    samples: Samples = {}
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
     benches = [Bench(pair, batch, longest, samples) for batch in batches]
     blocks: list[Callable[[], None]] = []
@@ -174,98 +179,62 @@ def _sample(
             bench.prefill(n)  # warm-up
             samples.clear()
     sweeps = -(-repeats // _TIMED_ROUNDS)
-    order = np.random.default_rng(0)
+    order, found = np.random.default_rng(0), []
     for _ in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
         for index in order.permutation(len(blocks)):
             blocks[index]()
-    return samples
+        found.append(dict(samples))
+        samples.clear()
+    return found
 
 
-class _Stopwatch:
-    """Steps that note the seconds spent in them, round by round (a verify ends a round)."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self.rounds: list[float] = []
-        self._spent = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._steps, name)
-        if name not in ("draft_first", "draft_next", "verify"):
-            return found
-
-        def timed(*args: Any) -> Any:
-            began = time.perf_counter()
-            result = found(*args)
-            self._spent += time.perf_counter() - began
-            if name == "verify":
-                self.rounds.append(self._spent)
-                self._spent = 0.0
-            return result
-
-        return timed
-
-
-def _round_overheads(
-    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int
-) -> tuple[float, float]:
-    """(signal_s, control_s) from real rounds of controllers that do nothing but draft a fixed
-    number.
-
-    tokens: of each of 27 replies. control_s: median seconds of a round outside of its steps, so
-    that a machine that drifts between two runs leaves no trace in it. signal_s: what a drafted
-    token costs more if the controller looks at its signals. A random prompt does: what is drafted
-    or accepted does not change what a step costs.
-    """
-    costs = tabulate(Table(timing), max_context=prompt_tokens + 256)
-    engine = Engine(pair, costs, max_gamma=8)
-    generator = np.random.default_rng(0)
-    prompt = generator.integers(pair.vocab_size, size=prompt_tokens).tolist()
-    request = [Request("control.1", "", prompt)]
-    watch = _Stopwatch(engine.steps(1, prompt_tokens + tokens + 9))
-    engine.use(watch)
-    outside: list[float] = []
-    added = {gamma: [0.0, 0.0] for gamma in (1, 2, 4, 8)}
-    for gamma in (0, *added) * 3:
-        watch.rounds.clear()
-        plain = engine.decode(Fixed(gamma), request, max_new_tokens=tokens).log
-        outside += (plain.elapsed_s - np.asarray(watch.rounds)).tolist()
-        if gamma:
-            looking = HFConfidence(gamma_max=gamma, threshold=0.0)
-            log = engine.decode(looking, request, max_new_tokens=tokens).log
-            beyond = [run.elapsed_s - price_log(run, costs, signals=False) for run in (log, plain)]
-            added[gamma][0] += float(np.median(beyond[0]) - np.median(beyond[1]))
-            added[gamma][1] += gamma
-    signal_s = sum(a for a, _ in added.values()) / sum(n for _, n in added.values())
-    return max(0.0, signal_s), float(np.median(outside))
+def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
+    """Every cell that some sweep has visited."""
+    cells = []
+    for key in sorted(set().union(*sweeps)):
+        spent = np.asarray([pair for sweep in sweeps for pair in sweep.get(key, [])])
+        blocks = [
+            np.median(sweep[key], axis=0) if key in sweep else np.full(2, np.nan)
+            for sweep in sweeps
+        ]
+        wall, cpu = np.round(np.asarray(blocks), _NANOSECONDS).T.tolist()
+        quartiles = np.quantile(spent[:, 0], (0.25, 0.75))
+        q25_s, q75_s = np.round(quartiles, _NANOSECONDS).tolist()
+        cells.append(
+            Cell(
+                *key,
+                median_s=float(np.nanmedian(wall)),
+                q25_s=q25_s,
+                q75_s=q75_s,
+                repeats=len(spent),
+                blocks_s=tuple(wall),
+                cpu_blocks_s=() if np.isnan(spent[:, 1]).all() else tuple(cpu),
+            )
+        )
+    return tuple(cells)
 
 
 @torch.inference_mode()
 def measure(
     pair: Pair, *, batches: Sequence[int], contexts: Sequence[int], repeats: int = 100
 ) -> Timing:
-    """Time the pair on its device; repeats: timed rounds of every kind, rounded up to whole blocks.
+    """Time the pair on its device; repeats: timed rounds of every kind, rounded up to whole blocks,
+    and of every rule of the registry.
 
     Raises InputError if a context does not fit the pair.
     """
     if repeats < 1:
         raise InputError("--repeats must be at least 1")
-    samples = _sample(pair, batches, contexts, repeats)
-    cells = tuple(
-        Cell(
-            *key,
-            median_s=float(np.median(times)),
-            q25_s=float(np.quantile(times, 0.25)),
-            q75_s=float(np.quantile(times, 0.75)),
-            repeats=len(times),
-        )
-        for key, times in sorted(samples.items())
-    )
-    steps = Timing(pair.describe(), cells, 0.0, 0.0)
-    signal_s = control_s = 0.0
+    timing = Timing(pair.describe(), _cells(_sample(pair, batches, contexts, repeats)), 0.0, 0.0)
+    rules = [rule() for rule in SHELF.values()]
+    own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
+    signal = control = Repeats()
     if 1 in batches:
-        signal_s, control_s = _round_overheads(pair, steps, min(contexts), min(64, max(8, repeats)))
-    return Timing(pair.describe(), cells, signal_s, control_s)
+        signal, control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)))
+    timing = dataclasses.replace(
+        timing, own_s=own_s, signal_repeats=signal, control_repeats=control
+    )
+    return dataclasses.replace(timing.on(WALL), chosen=None)
 
 
 def run(args: argparse.Namespace) -> Timing:

@@ -11,14 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from policies.base import Policy
+from policies.overhead import EVERY_RULE, FREE, seconds_of
 from traces.costs import CostModel, read_only, tabulate
+from traces.timing import OwnSeconds
 
 FloatArray = npt.NDArray[np.float64]
 
 
 class BatchCosts(NamedTuple):
     """prefill_s [C], of one prompt; draft_s, verify_s [S, C, W], a step in which each of the rows
-    reads n = index tokens at this mean context; signal_s per draft step; bucket_tokens.
+    reads n = index tokens at this mean context; signal_s per draft step; bucket_tokens. own_s:
+    what rules' own arithmetic costs, in none of these yet; None where that is not known, or has
+    been charged: the only form that compiled code takes.
     """
 
     prefill_s: FloatArray
@@ -26,6 +31,7 @@ class BatchCosts(NamedTuple):
     verify_s: FloatArray
     signal_s: float
     bucket_tokens: int
+    own_s: OwnSeconds | None = None
 
 
 def tabulate_batches(
@@ -60,17 +66,19 @@ def tabulate_batches(
         read_only(np.stack([table.verify_s for table in tables]), np.float64),
         float(drafts[0].signal_s),
         bucket_tokens,
+        tables[0].own_s,
     )
 
 
-def with_control(costs: BatchCosts, control_s: tuple[float, float]) -> BatchCosts:
-    """Costs with those of a policy's own arithmetic, Policy.control_s; the same ones if it is free.
+def charged(policy: Policy, costs: BatchCosts) -> BatchCosts:
+    """Costs with those of the policy's own arithmetic, as policies.overhead charges them, and
+    nothing left to charge.
 
     Rows decide one after the other: b rows pay b times, per target step and per draft step.
     """
-    round_s, token_s = control_s
+    round_s, token_s = seconds_of(policy, {} if costs.own_s is None else costs.own_s)
     if round_s == 0.0 and token_s == 0.0:
-        return costs
+        return costs._replace(own_s=None)
     rows = np.arange(1, costs.verify_s.shape[0] + 1)[:, None, None]
     verify_s, draft_s = costs.verify_s.copy(), costs.draft_s.copy()
     verify_s[:, :, 1:] += round_s * rows
@@ -79,7 +87,13 @@ def with_control(costs: BatchCosts, control_s: tuple[float, float]) -> BatchCost
         draft_s=read_only(draft_s, np.float64),
         verify_s=read_only(verify_s, np.float64),
         signal_s=costs.signal_s + token_s,
+        own_s=None,
     )
+
+
+def uncharged(costs: BatchCosts) -> BatchCosts:
+    """These costs for every policy, networks included."""
+    return costs._replace(own_s={EVERY_RULE: FREE})
 
 
 def context_bucket(costs: BatchCosts, context_tokens: int) -> int:

@@ -1,7 +1,8 @@
 """Seconds of the steps of speculative decoding: cost models, their tables, and closed forms.
 
 A round of a batch costs sum_j [draft_step_s(active_j) + signal_s] + verify_s(sum(drafted + 1))
-+ control_s. Nothing is hidden in another term.
++ control_s, and what the rule's own arithmetic costs (policies.overhead). Nothing is hidden in
+another term.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
+
+from traces.costs import CostModel, KnowsRules
+from traces.timing import OwnSeconds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -21,7 +25,8 @@ class Affine:
     All in seconds. A draft forward over t tokens costs draft_fixed + draft_token * (t - 1), a
     target forward target_fixed + target_token * (t - 1); target_fixed / draft_fixed is the c of
     `gammatune_seconds`.
-    `row` is added per further row of the batch, `context_token` per token in the cache.
+    `row` is added per further row of the batch, `context_token` per token in the cache. own: of the
+    rules' own arithmetic, see policies.overhead.
     """
 
     draft_fixed: float = 1.0e-3
@@ -34,6 +39,7 @@ class Affine:
     context_token: float = 0.0
     signal: float = 0.0
     control: float = 0.0
+    own: OwnSeconds = dataclasses.field(default_factory=dict, hash=False)
 
     def prefill_s(self, tokens: float, batch: int) -> float:
         return self.prefill_fixed + self.prefill_token * tokens * batch
@@ -51,6 +57,19 @@ class Affine:
 
     def control_s(self) -> float:
         return self.control
+
+    def own_s(self) -> OwnSeconds:
+        return self.own
+
+
+def at_ratio(model: CostModel, ratio: float) -> CostModel:
+    """The world in which a target step of any width costs `ratio` draft steps and nothing else
+    costs anything, in seconds of this model: a target step is its one-token verify at batch 1
+    without context. A rule's own arithmetic costs what it costs there.
+    """
+    target_s = model.verify_s(1, 1, 0)
+    own_s = model.own_s() if isinstance(model, KnowsRules) else {}
+    return Affine(draft_fixed=target_s / ratio, target_fixed=target_s, own=own_s)
 
 
 def roofline_s(tokens: float, memory_s: float, token_s: float, fixed_s: float = 0.0) -> float:

@@ -61,6 +61,8 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
     cost_ratios (c of a target to a draft forward, each a table of its own), loads (rows of the
     batch): one value or a list to draw from, uniformly.
 
+    Nobody's own arithmetic is charged before `charge` has said whose.
+
     info: view (policies.base.View of the next decision), outcome (Outcome, of a step that ended a
     round), draft (Draft, of a step that drafted a token), request, round (its number in the reply),
     unit_s (seconds that count as 1 in the reward).
@@ -86,6 +88,13 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self._rounds: list[Outcome] = []
         self._begun = False
+
+    def charge(self, player: Policy | None) -> None:
+        """From the next reset on this policy plays, and pays for its own arithmetic, as
+        policies.overhead charges it; None: whoever plays pays nothing.
+        """
+        self.stage.charge(player)
+        self.stage.world.lanes["done"][:] = 1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -156,9 +165,11 @@ def play(
 ) -> list[tuple[int, Outcome]]:
     """Let a policy of the shelf play these requests, one after another: its rounds.
 
-    They are those of simulator.replay with this seed. Per-round policies play gammalab/Round-v0,
-    those that look at the draft's signals gammalab/Token-v0.
+    They are those of simulator.replay with this seed, its own arithmetic charged. Per-round
+    policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0.
     """
+    base: Any = env.unwrapped
+    base.charge(policy)
     rounds, state = [], policy.new_state(1)
     for request in requests:
         _, info = env.reset(options={"requests": [request]})

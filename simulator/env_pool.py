@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 import traces
-from policies.base import FloatArray, IntArray
+from policies.base import FloatArray, IntArray, Policy
 from policies.observation import FACTS, ROUND, show_costs
-from simulator.costs import Affine
+from policies.overhead import charged
+from simulator.costs import at_ratio
 from traces.costs import CostModel, Table, read_only, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
@@ -60,6 +61,7 @@ class Pool:
     """Requests and cost tables as arrays; letters as in simulator.lanes.
 
     signals: the draft's signals are shown, and charged. Tables are added as options ask for them.
+    player: the policy whose own arithmetic is charged on them; None: nobody's.
     Raises InputError for traces that cannot be played.
     """
 
@@ -78,6 +80,7 @@ class Pool:
             raise InputError("no trace given to draw requests from")
         self.model = as_costs(TIMING if costs is None else costs)
         self.signals = signals
+        self.player: Policy | None = None
         depth = min(trace.meta.depth for trace in self.traces)
         self.max_gamma = depth if max_gamma is None else max_gamma
         if not 1 <= self.max_gamma <= depth:
@@ -119,20 +122,22 @@ class Pool:
 
     def costs_of(self, wanted: Sequence[Cost]) -> list[int]:
         """The numbers of these tables, made if need be."""
+        size = {"max_context": self.longest + 32, "width": self.max_gamma + 2}
         for cost in wanted:
             if cost not in self.tables:
-                model = self.model
-                if cost.ratio > 0.0:
-                    model = Affine(draft_fixed=1e-3, target_fixed=cost.ratio * 1e-3)
-                self.tables[cost] = tabulate(
-                    model, cost.load, max_context=self.longest + 32, width=self.max_gamma + 2
-                )
+                model = self.model if cost.ratio == 0.0 else at_ratio(self.model, cost.ratio)
+                self.tables[cost] = tabulate(model, cost.load, **size)
         known = list(self.tables)
         return [known.index(cost) for cost in wanted]
 
+    def paid(self) -> list[StepCosts]:
+        """All tables with the player's own arithmetic."""
+        tables, player = self.tables.values(), self.player
+        return list(tables) if player is None else [charged(player, table) for table in tables]
+
     def seconds(self) -> tuple[FloatArray, FloatArray]:
-        """draft_s, verify_s [M, C, W] of all tables."""
-        tables = self.tables.values()
+        """draft_s, verify_s [M, C, W] of all tables, as the player pays."""
+        tables = self.paid()
         return np.stack([t.draft_s for t in tables]), np.stack([t.verify_s for t in tables])
 
     def signal_s(self, table: StepCosts) -> float:
@@ -143,7 +148,7 @@ class Pool:
         """[M, C, 6], what policies.observation shows of costs and load."""
         shown = np.zeros((1, len(ROUND)))
         found = np.zeros((len(self.tables), *self.seconds()[0].shape[1:2], len(ROUND) - FACTS))
-        for m, (cost, table) in enumerate(self.tables.items()):
+        for m, (cost, table) in enumerate(zip(self.tables, self.paid(), strict=True)):
             for c, (draft_s, verify_s) in enumerate(
                 zip(table.draft_s, table.verify_s, strict=True)
             ):

@@ -22,7 +22,7 @@ from policies.randomness import Rng, round_key
 from policies.shelf import label
 from simulator import batch
 from simulator.allotment import ALLOTMENTS, TETRIS
-from simulator.batch_costs import tabulate_batches
+from simulator.batch_costs import charged, tabulate_batches
 from simulator.commanded import (
     BATCH,
     BUCKET,
@@ -86,6 +86,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             rho in tokens per second, None for those of plain rounds with all slots busy).
         render_mode: "ansi" or "rgb_array": the reply of every slot so far, as a strip.
 
+    Nobody's own arithmetic is charged before `charge` has said whose.
+
     Options of reset (kept until others are given; {} for the workload's own): users (closed loop)
     or rate (per second, Poisson or gamma): one value or a list to draw from, uniformly.
 
@@ -118,10 +120,11 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         )
         longest = int((self.trace.prompt_tokens + self.trace.reply_tokens).max())
         depth = self.trace.meta.depth
-        self.costs = tabulate_batches(
+        self._uncharged = tabulate_batches(
             as_costs(timing), self.server.slots, max_context=longest + BUCKET_TOKENS,
             width=depth + 2, bucket_tokens=BUCKET_TOKENS,
         )  # fmt: skip
+        self.costs = self._uncharged._replace(own_s=None)
         self.limits = check(
             Commanded(), self.trace, _every_row(self.trace.requests), self.costs, self.server
         )
@@ -157,6 +160,14 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self._loads = self._workloads({})
         self._rounds: list[list[Outcome]] = [[] for _ in range(self.server.slots)]
         self._episode, self._ended = -1, True
+
+    def charge(self, player: Policy | None) -> None:
+        """From the next reset on this policy decides for all rows, and each pays for its own
+        arithmetic, as policies.overhead charges it; None: whoever plays pays nothing.
+        """
+        bare = self._uncharged
+        self.costs = bare._replace(own_s=None) if player is None else charged(player, bare)
+        self._ended = True
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -323,8 +334,8 @@ def play_serve(
     options: Mapping[str, Any] | None = None,
 ) -> Served:
     """Let a policy play an episode, as batch-wide ones play in `serve`: the first row is asked, and
-    all learn. Batch-wide policies, and fixed ones, do there what they do here; but what a policy's
-    own arithmetic costs (Policy.control_s) is charged there alone.
+    all learn. Batch-wide policies, and fixed ones, do there what they do here, and pay the same for
+    their own arithmetic.
 
     Raises InputError for a policy that looks at the draft's signals, which this environment hides.
     """
@@ -334,6 +345,7 @@ def play_serve(
             f"policy {label(policy)!r} stops drafts by their signals, which gammalab/Serve-v0 does "
             "not show; take another, or `serve`"
         )
+    base.charge(policy)
     state, ended = policy.new_state(base.server.slots), False
     _, info = env.reset(seed=seed, options=None if options is None else dict(options))
     while not ended:

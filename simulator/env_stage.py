@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.base import Draft, Outcome, View
+from policies.base import Draft, Outcome, Policy, View
 from policies.observation import DRAFTING, MEMORY, ROUND
 from simulator.env_pool import Pool
 from simulator.lanes import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
@@ -81,7 +81,7 @@ class Stage:
         if not float(units.min()) > 0.0:
             raise InputError("the costs say that a plain round takes no time; measure them")
         rates = np.zeros((len(units), 4))
-        rates[:, SIGNAL_S] = [self.pool.signal_s(table) for table in self.pool.tables.values()]
+        rates[:, SIGNAL_S] = [self.pool.signal_s(table) for table in self.pool.paid()]
         rates[:, UNIT_S] = units
         rates[:, RHO] = 1.0 / units if self.rho is None else self.rho
         rates[:, BATCH] = [cost.load for cost in self.pool.tables]
@@ -91,6 +91,12 @@ class Stage:
             "rates": rates,
             "facts": self.pool.facts(),
         }
+
+    def charge(self, player: Policy | None) -> None:
+        """From now on this policy plays, and pays for its own arithmetic."""
+        self.pool.player = player
+        self.world = self.world._replace(**self._costs())
+        self.pinned = Pinned(self.world, tokens=self.tokens)
 
     def allow(self, options: Mapping[str, Any], lanes: Any) -> None:
         """Let the next episodes of some lanes be drawn from what the options name."""

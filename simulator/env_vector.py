@@ -17,7 +17,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from policies.base import Outcome, View
+from policies.base import Outcome, Policy, View
 from simulator.env import LaneEnv, observation_space
 from simulator.env_pool import CostsLike, Pool, TraceLike
 from simulator.env_stage import Stage
@@ -103,6 +103,11 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self._bare = not (self.copy or same_step or self.render_mode)  # the same at every step
         self._pins = self.stage.pinned.pins
         self._step: Callable[[Any], int] = _not_begun
+
+    def charge(self, player: Policy | None) -> None:
+        """See simulator.env.LaneEnv.charge."""
+        self.stage.charge(player)
+        self._bind()
 
     def reset(
         self,

@@ -12,6 +12,7 @@ from policies.base import IntArray, Outcome, Policy, State, View
 from policies.confidence import HFConfidence, TailPruning
 from policies.entropy import SVIP
 from policies.fixed import Fixed
+from policies.overhead import uncharged
 from policies.randomness import Rng
 from policies.shelf import label
 from simulator.kernels import run_function, run_policy
@@ -63,8 +64,8 @@ class Clairvoyant(Policy):
 def clairvoyant(trace: Trace, costs: StepCosts, *, max_gamma: int | None = None) -> RoundLog:
     """The rounds with the least decode seconds per request, priced as in a replay.
 
-    Exact on traces of kind `exact` and `synthetic`: no causal policy, with signals or without, can
-    be faster. Raises InputError if the costs do not fit the trace.
+    It pays nothing for knowing. Exact on traces of kind `exact` and `synthetic`: no causal policy,
+    with signals or without, can be faster. Raises InputError if the costs do not fit the trace.
     """
     policy = Clairvoyant()
     limits = check_inputs(policy, trace, costs, max_gamma)
@@ -109,12 +110,12 @@ THRESHOLDS = 24  # tried per signal, at quantiles of what the draft shows
 
 def ceilings(trace: Trace, costs: StepCosts) -> list[Ceiling]:
     """Bounds from settings chosen on the very trace they are judged on: the best length of every
-    request, and for every signal the best threshold to stop at.
+    request, and for every signal the best threshold to stop at. Bounds pay for no arithmetic.
 
     A rule that sees only the *position* in the draft can do no better than stop at one position,
     so its ceiling is the best fixed length. Signals are left out where the trace has none.
     """
-    depth = trace.meta.depth
+    depth, costs = trace.meta.depth, uncharged(costs)
     lengths = [Fixed(gamma) for gamma in range(depth + 1)]
     seconds = np.stack([sums.decode_s for sums in tally_many(lengths, trace, costs)])  # [G + 1, R]
     best = int(seconds.sum(axis=1).argmin())

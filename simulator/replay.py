@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from policies.base import Policy, State, uses_signals
-from policies.charge import charged
+from policies.overhead import charged
 from policies.shelf import label
 from simulator import rounds
 from simulator.kernels import run_policy

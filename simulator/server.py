@@ -22,7 +22,7 @@ from simulator import batch
 from simulator.admission import ORDERS
 from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch import FULL
-from simulator.batch_costs import BatchCosts, with_control
+from simulator.batch_costs import BatchCosts, charged
 from simulator.kernels import recipe, run_recipe
 from simulator.records import Records, Rules, World, new_requests, new_world
 from simulator.replay import low_bits, tape_of
@@ -86,7 +86,7 @@ class Run:
         self.policy, self.trace, self.demand, self.server = policy, trace, demand, server
         self.limits, self.seed, self.until_s, self.log = limits, seed, until_s, log
         self.signals = reads_signals(policy, server)
-        costs = with_control(costs, policy.control_s())
+        costs = charged(policy, costs)
         self.costs = costs if self.signals else costs._replace(signal_s=0.0)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)

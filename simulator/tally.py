@@ -21,7 +21,7 @@ from policies.base import (
     reads_seconds,
     uses_signals,
 )
-from policies.charge import charged, with_control
+from policies.overhead import charged
 from policies.shelf import label
 from simulator.kernels import run_policy
 from simulator.replay import check_inputs, low_bits, tape_of
@@ -91,14 +91,18 @@ class StepCounts:
     """How often which step ran, laid out as the tables of StepCosts.
 
     counts [2, C, W] int64: [DRAFT, c, n] forwards of the draft that read n tokens, one per drafted
-    token; [VERIFY, c, n] target steps over n tokens, one per round. signals: were they read?
-    control_s: of the policy, see policies.base.
+    token; [VERIFY, c, n] target steps over n tokens, one per round.
+    policy: whose rounds they are; it decides what is charged on top.
     """
 
     counts: IntArray
     bucket_tokens: int
-    signals: bool
-    control_s: tuple[float, float] = (0.0, 0.0)
+    policy: Policy
+
+    @property
+    def signals(self) -> bool:
+        """Were they read?"""
+        return uses_signals(self.policy)
 
 
 def add_steps(sink: IntArray, place: Place, outcome: Outcome) -> None:
@@ -125,7 +129,7 @@ def count_steps(
     counts = np.zeros((2, *costs.draft_s.shape), dtype=np.int64)
     tape, prices, state = tape_of(trace, signals), prices_of(costs, signals), policy.new_state(1)
     run_policy(policy, add_steps, state, tape, prices, limits, low_bits(seed), counts)
-    return StepCounts(counts, costs.bucket_tokens, signals, policy.control_s())
+    return StepCounts(counts, costs.bucket_tokens, policy)
 
 
 def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
@@ -144,7 +148,7 @@ def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
                 f"the tables of cost model {row} are not laid out as those that the steps were "
                 "counted in; tabulate both with one max_context, width and bucket_tokens"
             )
-        whole = with_control(costs, steps.control_s)
+        whole = charged(steps.policy, costs)
         signal_s = whole.signal_s if steps.signals else 0.0
         seconds[row] = np.stack([whole.draft_s + signal_s, whole.verify_s]).ravel()[used]
     return seconds @ steps.counts.ravel()[used]

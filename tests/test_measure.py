@@ -6,10 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, measure
+from policies.base import Policy, uses_signals
+from policies.confidence import HFConfidence
+from policies.fixed import Fixed
+from policies.shelf import SHELF
+from real_backend import round_overheads
+from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, _cells, measure
 from real_backend.models import load_pair, resolve_pair
 from traces.costs import Table, tabulate
 from traces.errors import InputError
@@ -29,7 +35,14 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
     assert timing.grid("verify").seconds.shape == (2, 2, len(DRAFTED))
     assert all(0 < c.q25_s <= c.median_s <= c.q75_s for c in timing.cells)
     assert timing.signal_s >= 0 and timing.meta["engine"] == ("lean" if lean else "general")
+    assert (timing.clocks, timing.sweeps) == (("wall", "cpu"), 1)
+    assert all(len(c.blocks_s) == len(c.cpu_blocks_s) == 1 for c in timing.cells)
+    assert all(0 < cpu <= 1.05 * c.q75_s for c in timing.on("cpu").cells for cpu in [c.median_s])
+    assert list(timing.own_s) == list(SHELF)
+    for rule, (round_s, token_s) in timing.own_s.items():
+        assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(SHELF[rule]())
     costs = tabulate(Table(timing), max_context=256)
+    assert costs.own_s == timing.own_s
     assert (costs.verify_s[:, 1:] > timing.control_s).all()
 
 
@@ -45,6 +58,53 @@ def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.Monke
     assert timing.grid("verify").seconds.min() > 0.02
     assert timing.grid("first").seconds.max() < 0.02
     assert timing.grid("draft").seconds.max() < 0.02
+
+
+def test_cells_keep_the_median_of_every_sweep() -> None:
+    key = ("verify", 1, 2, 64)
+    wall, cpu = [[1.0, 2.0, 9.0], [4.0], [5.0, 7.0]], [[0.5, 1.0, 1.5], [2.0], [3.0, 3.0]]
+    sweeps: list[Any] = [
+        {key: list(zip(w, c, strict=True))} for w, c in zip(wall, cpu, strict=True)
+    ]
+    (cell,) = _cells([*sweeps, {}])
+    assert cell.blocks_s[:3] == (2.0, 4.0, 6.0) and np.isnan(cell.blocks_s[3])
+    assert cell.cpu_blocks_s[:3] == (1.0, 2.0, 3.0) and cell.median_s == 4.0
+    assert (cell.q25_s, cell.q75_s, cell.repeats) == (2.5, 6.5, 6)
+
+
+def busy(seconds: float) -> None:
+    """Arithmetic for so long, by the processor's clock."""
+    began = time.thread_time()
+    while time.thread_time() - began < seconds:
+        pass
+
+
+def test_no_rules_arithmetic_is_in_an_overhead(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of rules of the registry, nor that of those that play the timed rounds."""
+    timing = measure(pair, batches=[1], contexts=[16], repeats=10)
+
+    def overheads() -> tuple[float, float]:
+        signal, control = round_overheads.round_overheads(pair, timing, 16, 16)
+        assert len(signal.cpu_s) == len(control.cpu_s) == len(signal.wall_s) > 2
+        return float(np.median(signal.cpu_s)), float(np.median(control.cpu_s))
+
+    def slow(cls: type[Policy], hook: str) -> None:
+        fast = getattr(cls, hook)
+
+        def hooked(*args: Any) -> Any:
+            busy(5e-3)
+            return fast(*args)
+
+        monkeypatch.setattr(cls, hook, hooked)
+
+    before = overheads()
+    for rule in (HFConfidence, Fixed):
+        for hook in ("proceed", "gamma", "learn"):
+            slow(rule, hook)
+    slow(round_overheads._Looking, "proceed")
+    slow(round_overheads._Length, "gamma")
+    after = overheads()
+    assert after[0] - before[0] < 5e-4 and after[1] - before[1] < 1e-3
 
 
 def test_impossible_grids_are_refused(pair: Any) -> None:

@@ -18,9 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from experiments.agreement import agree
-from experiments.arithmetic import own_seconds
 from policies.base import Policy, reads_seconds, uses_signals
-from policies.charge import charged
 from policies.contract import check_policy
 from policies.fixed import Fixed
 from policies.networks import read_network, write_network
@@ -34,6 +32,7 @@ from policies.neural import (
     quantise,
 )
 from policies.observation import DRAFTING, GRID, ROUND
+from policies.overhead import charged, own_seconds
 from policies.shelf import (
     FAMILIES,
     SHELF,
@@ -44,7 +43,8 @@ from policies.shelf import (
     read_policies,
     write_policies,
 )
-from simulator.batch_costs import BatchCosts, tabulate_batches, with_control
+from simulator import batch_costs
+from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from simulator.server import serve
@@ -557,8 +557,8 @@ def test_counted_steps_pay_too() -> None:
 
 def test_rows_of_a_batch_decide_one_after_the_other() -> None:
     costs = tabulate_batches(MODEL, 3, max_context=64, width=6, bucket_tokens=16)
-    assert with_control(costs, (0.0, 0.0)) is costs
-    paid = with_control(costs, (2e-5, 1e-5))
+    policy = neural_policy(random_network(PER_TOKEN, 4), round_s=2e-5, token_s=1e-5)
+    paid = batch_costs.charged(policy, costs)
     for b in (1, 2, 3):
         added = paid.verify_s[b - 1, :, 1:] - costs.verify_s[b - 1, :, 1:]
         assert np.allclose(added, b * 2e-5, rtol=1e-9)

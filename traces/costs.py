@@ -2,7 +2,8 @@
 round.
 
 A round of a batch costs sum_j [draft_step_s(active_j) + signal_s] + verify_s(sum(drafted + 1))
-+ control_s. Nothing is hidden in another term. The simulator prices rounds with it; the real engine
++ control_s, and what the rule's own arithmetic costs (policies.overhead adds it to these tables).
+Nothing is hidden in another term. The simulator prices rounds with it; the real engine
 shows policies the same step costs and needs nothing of the simulator for that.
 """
 

@@ -34,8 +34,8 @@ class Cell:
     forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
     token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and the
     accept decision). context: tokens already in the caches.
-    median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen). q25_s, q75_s: quartiles of all `repeats`,
-    wall.
+    median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen). q25_s, q75_s:
+    quartiles of all `repeats`, wall.
     blocks_s: the median within each sweep of `measure`, wall or, on a GPU, the stream's own; NaN
     where a sweep missed the cell. cpu_blocks_s: the same on the processor's clock of the thread.
     Number k is the same sweep in all cells; empty where unknown.

@@ -1,0 +1,167 @@
+"""What a rule's own arithmetic costs: measured as the real engine pays it, and added to what steps
+cost, in every runtime the same.
+
+own_s throughout: by policy name (seconds per round, seconds per drafted token), as `measure` writes
+it into a Timing and traces.costs.tabulate hands it on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signals
+from policies.randomness import Rng
+from traces.timing import OwnSeconds, StepCosts
+
+EVERY_RULE = "*"  # as a name in own_s: what any rule pays
+FREE = (0.0, 0.0)
+ARBITER = "arbiter/"
+
+WARM_UP, ROUNDS = 20, 100  # of each rule; the first ones do not count
+TIMED_TOKENS = 2  # of a round; a median over so many rounds will do
+BETWEEN_BYTES = 1 << 24  # read before a timed call: between two calls an engine reads its models
+NANOSECONDS = 9  # digits kept: the clock says no more
+
+
+def seconds_of(policy: Policy, own_s: OwnSeconds) -> tuple[float, float]:
+    """What this policy's own arithmetic costs, per round and per drafted token.
+
+    By its name in own_s, whatever its fields. `arbiter/X` that is not there itself: X's seconds and
+    the share that the arbiter has of another rule known bare and wrapped. Else what the policy says
+    of itself (Policy.control_s): networks carry theirs in their files, others say 0.
+    """
+    found = _measured(policy.name, own_s)
+    return policy.control_s() if found is None else found
+
+
+def is_known(policy: Policy, own_s: OwnSeconds) -> bool:
+    """True unless the policy is charged 0 for want of a measurement."""
+    says_itself = type(policy).control_s is not Policy.control_s
+    return says_itself or _measured(policy.name, own_s) is not None
+
+
+def _measured(name: str, own_s: OwnSeconds) -> tuple[float, float] | None:
+    if EVERY_RULE in own_s:
+        return own_s[EVERY_RULE]
+    if name in own_s or not name.startswith(ARBITER):
+        return own_s.get(name)
+    inner = own_s.get(name.removeprefix(ARBITER))
+    for other, wrapped in own_s.items():
+        bare = own_s.get(other.removeprefix(ARBITER))
+        if other.startswith(ARBITER) and bare is not None and inner is not None:
+            share = max(0.0, wrapped[0] - bare[0])  # per token none: `proceed` is inherited
+            return inner[0] + share, inner[1]
+    return None
+
+
+def charged(policy: Policy, costs: StepCosts) -> StepCosts:
+    """The step costs of a machine on which this policy decides, which nothing is charged on again;
+    `costs` itself if the policy is free.
+
+    Rows decide one after the other, so a batch of b pays b times. What a policy takes per token is
+    charged where signals are: only to one that reads them.
+    """
+    round_s, token_s = seconds_of(policy, costs.own_s)
+    if round_s == 0.0 and token_s == 0.0:
+        return costs
+    verify_s = costs.verify_s.copy()
+    verify_s[:, 1:] += round_s * costs.batch
+    signal_s = costs.signal_s + token_s * costs.batch
+    return uncharged(dataclasses.replace(costs, verify_s=verify_s, signal_s=signal_s))
+
+
+def uncharged(costs: StepCosts) -> StepCosts:
+    """These costs for every policy, networks included."""
+    return dataclasses.replace(costs, own_s={EVERY_RULE: FREE})
+
+
+class _Trial:
+    """Rounds of one rule on random acceptance and confidence, its hooks timed: round_s, seconds of
+    gamma and learn together; token_s, of proceed.
+
+    A rule that would not draft is asked about one token all the same, so that `proceed` is timed.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.looks = policy, uses_signals(policy)
+        self.state = policy.new_state(1)
+        self.generator = np.random.default_rng(0)
+        self.verify_s = np.concatenate([[0.0], 1e-2 + 2e-4 * np.arange(1, 34)])
+        self.round_s: list[float] = []
+        self.token_s: list[float] = []
+        policy.admit(self.state, 0)
+
+    def round(self, index: int, between: Callable[[], object]) -> None:
+        """One round; between: called before every timed hook."""
+        policy, state, clock = self.policy, self.state, time.thread_time
+        view, rng = View(40 + index % 400, 1, 0, 16, 2e-3, self.verify_s), Rng(index)
+        between()
+        began = clock()
+        wish = policy.gamma(state, 0, view, rng)
+        spent = clock() - began
+        cap = clamp_gamma(wish, view.room)
+        drafted, going = cap, self.looks
+        if self.looks:
+            cap, drafted = max(1, cap), 0
+        while going and drafted < cap:
+            drafted += 1
+            top1 = float(self.generator.beta(4.0, 1.0))
+            draft = Draft(drafted, top1, 2.0 * (1.0 - top1))
+            if drafted <= TIMED_TOKENS:
+                between()
+            began = clock()
+            going = policy.proceed(state, 0, draft)
+            if drafted <= TIMED_TOKENS:
+                self.token_s.append(clock() - began)
+        accepted = min(drafted, int(self.generator.geometric(0.3)) - 1)
+        elapsed_s = drafted * view.draft_step_s + float(self.verify_s[drafted + 1])
+        outcome = Outcome(cap, drafted, accepted, accepted + 1, elapsed_s)
+        between()
+        began = clock()
+        policy.learn(state, 0, view, outcome)
+        self.round_s.append(spent + clock() - began)
+
+
+def own_seconds_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> list[tuple[float, float]]:
+    """Median seconds that gamma and learn take per round, and proceed per token (0 for a policy
+    that decides nothing per token), by policy, to the nanosecond.
+
+    On the processor's clock, as plain Python with cold caches, as the engine runs hooks between two
+    forwards; what reading the clock takes is taken off. The policies take turns round by round, so
+    that a slow moment of the machine falls on all of them.
+    """
+    models, clock = np.ones(BETWEEN_BYTES // 8), time.thread_time
+    trials = [_Trial(policy) for policy in policies]
+    for trial in trials:
+        for index in range(WARM_UP):
+            trial.round(index, lambda: None)
+        trial.round_s.clear()
+        trial.token_s.clear()
+    reading = []
+    for index in range(rounds):
+        models.sum()
+        began = clock()
+        reading.append(clock() - began)
+        for trial in trials:
+            trial.round(WARM_UP + index, models.sum)
+    reading_s = float(np.median(reading))
+    return [
+        (_median_s(trial.round_s, 2 * reading_s), _median_s(trial.token_s, reading_s))
+        for trial in trials
+    ]
+
+
+def _median_s(seconds: Sequence[float], clocks_s: float) -> float:
+    """Without what the clock took; 0 of none."""
+    if not seconds:
+        return 0.0
+    return round(max(0.0, float(np.median(seconds)) - clocks_s), NANOSECONDS)
+
+
+def own_seconds(policy: Policy, rounds: int = ROUNDS) -> tuple[float, float]:
+    """`own_seconds_of` one policy."""
+    return own_seconds_of([policy], rounds)[0]
