@@ -36,6 +36,11 @@ def _detectable(comparison: Comparison, fixed: str) -> list[str]:
     return [f"{line}{together} (medians over the controllers)"]
 
 
+def stale(comparison: Comparison) -> list[str]:
+    """Would the first row stay first on a machine that is not as its timing says?"""
+    return [ranking(comparison.sensitivity)]
+
+
 def ranking(found: Sensitivity) -> str:
     """Settled or unsettled, by whom and by which cost term."""
     first, total = found.first, len(found.cases)

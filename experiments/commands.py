@@ -20,6 +20,7 @@ from experiments.files import (
     warn,
     write_result,
 )
+from experiments.robust import TIMING_DRAWS, redrawn
 from experiments.validate import DEFAULT_POLICIES, Validation, judge
 from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
@@ -107,10 +108,18 @@ def _compare_one(
         policies, skipped = default_policies(trace)
         if skipped:
             warn(f"{path} has no draft signals; left out: {', '.join(skipped)}")
-    costs, control_s = step_costs(timing, trace), timing.settled().control_s
+    again = [step_costs(one, trace) for one in redrawn(timing, TIMING_DRAWS, seed)]
     try:
         with progress(len(policies) + 2, "compare") as step:
-            return compare(trace, costs, policies, control_s=control_s, seed=seed, step=step)
+            return compare(
+                trace,
+                step_costs(timing, trace),
+                policies,
+                control_s=timing.settled().control_s,
+                redrawn=again,
+                seed=seed,
+                step=step,
+            )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

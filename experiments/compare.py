@@ -16,6 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.censored import Censoring, Completed, complete, left_open, select
+from experiments.robust import (
+    ORDERS,
+    Orders,
+    orders_of,
+    ratio_over_timings,
+    shuffled,
+    simplest,
+    timing_error,
+)
 from experiments.sensitivity import Sensitivity, sensitivity
 from experiments.statistics import (
     RESAMPLES,
@@ -36,7 +45,6 @@ from policies.shelf import SHELF, label
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import PerRequest, per_request, summarize
 from simulator.replay import replay
-from simulator.tally import tally
 from traces.costs import Table, tabulate
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -59,7 +67,8 @@ ROLES = {
 class Row:
     """One schedule on the held-out requests.
 
-    speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds).
+    speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds); its
+    interval and that of vs_fixed are over other questions and other timings.
     speedup_by_question: the convention of Spec-Bench, mean tokens/s of the questions over the
     baseline's mean. vs_fixed: tokens/s over the tuned fixed gamma's, with the interval of this row
     alone. adjusted_p: of vs_fixed among all controllers; a controller's verdict follows it, any
@@ -68,7 +77,8 @@ class Row:
     for what is not a controller. headroom: share of the seconds between the tuned fixed gamma and
     the clairvoyant schedule that it saves; saving: the same, counted from never drafting. regret_s:
     decode seconds above the clairvoyant schedule. uncharged: vs_fixed where no policy pays for its
-    own arithmetic.
+    own arithmetic. orders: vs_fixed in shuffled orders of the replies; None for a ceiling.
+    timing_error: standard error of log vs_fixed from the timing alone, NaN if not known.
     """
 
     name: str
@@ -92,13 +102,19 @@ class Row:
     rounds: int
     tasks: dict[str, Estimate]
     uncharged: float
+    orders: Orders | None
+    timing_error: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
     """Rows, and what they rest on. logs: simulated rounds by row name.
 
-    recommended: the row with the fewest seconds on the training half, ceilings left out.
+    recommended: the row with the fewest seconds on the training half, ceilings left out: the mean
+    over its recorded order and `orders` shuffled ones. runner_up: the next one (recommended itself
+    if there is no other). simplest: the simplest row that cannot be told from the recommended one
+    on the held-out half. timing_draws: resampled timings in the intervals; 0: its spread is not
+    known.
     censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
     imputations. None for every other trace.
     fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
@@ -113,6 +129,10 @@ class Comparison:
     detectable_among_percent: float
     sensitivity: Sensitivity
     recommended: str
+    runner_up: str
+    simplest: str
+    orders: int
+    timing_draws: int
     tuned_gamma: int
     hindsight_gamma: int
     fixed_curve: tuple[float, ...]
@@ -137,8 +157,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Held:
-    """What every row is measured against: sums by request of the references, bootstrap weights."""
+    """What every row is measured against: sums by request of the references, bootstrap weights;
+    drawn: decode seconds [D, R] by row, at the timing at hand and at resampled ones; tuned: the
+    name of the tuned fixed gamma.
+    """
 
+    tuned: str
+    drawn: Mapping[str, FloatArray]
     weights: FloatArray
     never: PerRequest
     fixed: PerRequest
@@ -146,7 +171,7 @@ class _Held:
     question_index: npt.NDArray[np.intp]
     tasks: dict[str, npt.NDArray[np.intp]]
 
-    def judge(self, schedules: Sequence[PerRequest]) -> Family:
+    def judge(self, schedules: Sequence[PerRequest], timing_errors: FloatArray) -> Family:
         """These schedules against the tuned fixed gamma."""
         _, first = np.unique(self.question_index, return_index=True)
 
@@ -154,7 +179,17 @@ class _Held:
             return np.bincount(self.question_index, weights=sums.decode_s).astype(np.float64)
 
         ours = np.asarray([by_question(sums) for sums in schedules]).reshape(-1, len(first))
-        return judge_together(by_question(self.fixed), ours, self.weights[:, first])
+        return judge_together(
+            by_question(self.fixed), ours, self.weights[:, first], np.nan_to_num(timing_errors)
+        )
+
+    def over(self, above: str, below: str) -> Estimate:
+        """Tokens/s of row `below` over that of `above`, which emit the same tokens."""
+        return ratio_over_timings(self.drawn[above], self.drawn[below], self.weights)
+
+    def timing_error(self, name: str) -> float:
+        """See Row."""
+        return timing_error(self.drawn[self.tuned], self.drawn[name])
 
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
@@ -193,6 +228,8 @@ def compare(
     policies: Sequence[Policy],
     *,
     control_s: float = 0.0,
+    redrawn: Sequence[StepCosts] = (),
+    orders: int = ORDERS,
     seed: int = 0,
     resamples: int = RESAMPLES,
     step: Step = lambda: None,
@@ -200,8 +237,10 @@ def compare(
     """Compare policies on the held-out half of a trace; see the module docstring.
 
     control_s: the part of costs.verify_s that is the engine's fixed seconds per round, 0 if not
-    known; only the sensitivity asks. step is called once per policy, never drafting and the tuned
-    fixed gamma included, for a progress bar.
+    known; only the sensitivity asks. redrawn: the costs by resampled timings, shaped like `costs`;
+    none: the timing's spread is left out. orders: shuffled orders of the replies, at least 1. step
+    is called once per policy, never drafting and the tuned fixed gamma included, for a progress
+    bar.
     Raises InputError if the trace cannot be split or a policy cannot be replayed on it.
     """
     train_rows, test_rows = split_rows(trace, seed=seed)
@@ -217,17 +256,29 @@ def compare(
     roles = {"never": "never", tuned_name: "tuned"}
     for policy in policies:
         entrants.setdefault(label(policy), policy)
-    logs, train_s, free_s = {}, {}, {}
-    free = uncharged(costs)
+    logs, train_s, free_s, mixed_s, drawn = {}, {}, {}, {}, {}
+    free, mixed = uncharged(costs), shuffled(test, orders, seed)
+    trains = [train, *shuffled(train, orders, seed + 1)]
+
+    def seconds(policy: Policy, on: Trace, at: StepCosts) -> float:
+        return float(replay(policy, on, at, seed=seed).elapsed_s.sum())
+
     for name, policy in entrants.items():
         logs[name] = replay(policy, test, costs, seed=seed)
-        free_s[name] = float(tally(policy, test, free, seed=seed).decode_s.sum())
-        train_s[name] = float(replay(policy, train, costs, seed=seed).elapsed_s.sum())
+        free_s[name] = seconds(policy, test, free)
+        train_s[name] = sum(seconds(policy, part, costs) for part in trains)
+        mixed_s[name] = [seconds(policy, part, costs) for part in mixed]
+        drawn[name] = _drawn(logs[name], [replay(policy, test, at, seed=seed) for at in redrawn])
         roles.setdefault(name, "policy")
         step()
-    recommended = min(train_s, key=lambda name: train_s[name])
+    ranked = sorted(train_s, key=lambda name: train_s[name])
+    recommended = ranked[0]
     logs |= {"best fixed": curve[hindsight_gamma], "clairvoyant": clairvoyant(test, costs)}
-    free_s["best fixed"] = float(tally(Fixed(hindsight_gamma), test, free).decode_s.sum())
+    drawn["best fixed"] = _drawn(
+        logs["best fixed"], [replay(Fixed(hindsight_gamma), test, at) for at in redrawn]
+    )
+    drawn["clairvoyant"] = _drawn(logs["clairvoyant"], [clairvoyant(test, at) for at in redrawn])
+    free_s["best fixed"] = seconds(Fixed(hindsight_gamma), test, free)
     free_s["clairvoyant"] = float(logs["clairvoyant"].elapsed_s.sum())  # it pays nothing anyway
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
 
@@ -236,9 +287,16 @@ def compare(
         chosen = entrants | {"best fixed": Fixed(hindsight_gamma)}
         held_out = select(completed, test_rows, trace)
         censoring = _left_open(held_out, chosen, costs, tuned_name, seed, resamples)
-    held = _held(test, logs["never"], logs[tuned_name], logs["clairvoyant"], seed, resamples)
+    held = _held(test, logs, tuned_name, drawn, seed, resamples)
+    in_orders = {
+        name: orders_of(
+            float(logs[tuned_name].elapsed_s.sum() / logs[name].elapsed_s.sum()),
+            [f / s for f, s in zip(mixed_s[tuned_name], found, strict=True)],
+        )
+        for name, found in mixed_s.items()
+    }
     free_speed = {name: free_s[tuned_name] / seconds for name, seconds in free_s.items()}
-    rows, family = _rows(logs, roles, held, free_speed)
+    rows, family = _rows(logs, roles, held, free_speed, in_orders)
     never_s = float(logs["never"].elapsed_s.sum())
     return Comparison(
         rows=rows,
@@ -254,6 +312,10 @@ def compare(
             seed=seed,
         ),
         recommended=recommended,
+        runner_up=ranked[1] if len(ranked) > 1 else recommended,
+        simplest=simplest(recommended, entrants, drawn, held.weights),
+        orders=orders,
+        timing_draws=len(redrawn),
         tuned_gamma=tuned_gamma,
         hindsight_gamma=hindsight_gamma,
         fixed_curve=tuple(never_s / float(log.elapsed_s.sum()) for log in curve),
@@ -300,16 +362,28 @@ def _median(percents: FloatArray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
+def _drawn(log: RoundLog, redrawn: Sequence[RoundLog]) -> FloatArray:
+    """[D, R] decode seconds by request of a replay and of those at resampled timings."""
+    return np.stack([per_request(one).decode_s for one in (log, *redrawn)])
+
+
 def _held(
-    test: Trace, never: RoundLog, fixed: RoundLog, best: RoundLog, seed: int, resamples: int
+    test: Trace,
+    logs: Mapping[str, RoundLog],
+    tuned: str,
+    drawn: Mapping[str, FloatArray],
+    seed: int,
+    resamples: int,
 ) -> _Held:
     questions = [question_of(request_id) for request_id in test.request_id]
     category = np.asarray(test.category)
     return _Held(
         weights=bootstrap_weights(questions, seed=seed, resamples=resamples),
-        never=per_request(never),
-        fixed=per_request(fixed),
-        best=per_request(best),
+        tuned=tuned,
+        drawn=drawn,
+        never=per_request(logs["never"]),
+        fixed=per_request(logs[tuned]),
+        best=per_request(logs["clairvoyant"]),
         question_index=np.unique(np.asarray(questions), return_inverse=True)[1],
         tasks={task: np.flatnonzero(category == task) for task in dict.fromkeys(test.category)},
     )
@@ -333,14 +407,22 @@ def _rows(
     roles: Mapping[str, str],
     held: _Held,
     free_speed: Mapping[str, float],
+    in_orders: Mapping[str, Orders],
 ) -> tuple[tuple[Row, ...], Family]:
     """The rows, by role and speed, and the controllers judged together."""
     controllers = [name for name in logs if roles[name] == "policy"]
-    family = held.judge([per_request(logs[name]) for name in controllers])
+    family = held.judge(
+        [per_request(logs[name]) for name in controllers],
+        np.asarray([held.timing_error(name) for name in controllers]),
+    )
     columns = (family.adjusted_p.tolist(), family.detectable_percent().tolist())
     judged = dict(zip(controllers, zip(*columns, strict=True), strict=True))
     rows = [
-        _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan)), free_speed[name])
+        dataclasses.replace(
+            _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan))),
+            uncharged=free_speed[name],
+            orders=in_orders.get(name),
+        )
         for name, log in logs.items()
     ]
     order = list(ROLES)
@@ -355,11 +437,9 @@ def _row(
     held: _Held,
     adjusted_p: float,
     detectable_percent: float,
-    free_speed: float,
 ) -> Row:
     sums, facts = per_request(log), summarize(log)
-    everything = np.arange(len(sums.tokens))
-    vs_fixed = _faster(sums, held.fixed, held.weights, everything)
+    vs_fixed = held.over(held.tuned, name)
     if role == "tuned":
         said = "baseline"
     elif role == "policy":
@@ -371,7 +451,7 @@ def _row(
     return Row(
         name=name,
         role=role,
-        speedup=_faster(sums, held.never, held.weights, everything),
+        speedup=held.over("never", name),
         speedup_by_question=by_question / by_question_speed(held.never, held.question_index),
         vs_fixed=vs_fixed,
         adjusted_p=adjusted_p,
@@ -391,5 +471,7 @@ def _row(
         tasks={
             task: _faster(sums, held.never, held.weights, rows) for task, rows in held.tasks.items()
         },
-        uncharged=free_speed,
+        uncharged=float("nan"),
+        orders=None,
+        timing_error=held.timing_error(name),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.censored_text import open_table, open_task_table
-from experiments.certainty_text import certainty
+from experiments.certainty_text import certainty, stale
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
 from experiments.tables import number, percent, table, with_interval
@@ -22,6 +22,7 @@ HEADER = (
     "speed-up\n95 %",
     "vs tuned fixed\n95 %",
     "un-\ncharged",
+    "shuffled",
     "verdict",
     "head-\nroom",
     "tokens\n/round",
@@ -35,6 +36,7 @@ NOTES = """\
 speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
 vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
 uncharged  the same if no rule paid for its own arithmetic
+shuffled   the same in other orders of the replies, mean
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
            of any other row: tie if its interval covers 1, not corrected
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
@@ -53,6 +55,7 @@ def _cells(row: Row) -> list[str]:
         with_interval(row.speedup),
         "1.000" if fixed else with_interval(row.vs_fixed, 3),
         number(row.uncharged, 3),
+        "" if row.orders is None else number(row.orders.value, 3),
         "-" if fixed else row.verdict,
         percent(row.headroom.value),
         number(row.tokens_per_round),
@@ -223,6 +226,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     }
     raw["answer"] = answer(comparison)
     raw["certainty"] = certainty(comparison)
+    raw["stale"] = stale(comparison)
     raw["sensitivity"]["settled"] = comparison.sensitivity.settled
     raw["log_files"] = {name: f"{file_name(name)}.parquet" for name in comparison.logs}
     return raw

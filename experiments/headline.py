@@ -4,11 +4,10 @@ that terminal and page cannot disagree.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from typing import NamedTuple
 
-from experiments.certainty_text import percent_change
+from experiments.compare_text import percent_change
 from experiments.figure_style import Json
 from experiments.verdict import NOISY
 
@@ -108,39 +107,40 @@ def _span(found: Json) -> str:
 
 def _arithmetic(part: Json) -> str:
     row = row_of(part, part["recommended"])
-    free = row.get("uncharged")
-    if free is None or not math.isfinite(free):
-        return "what its own arithmetic costs is not known"
+    if part["recommended"] in part["unpriced"]:
+        return "what its own arithmetic costs is not known: nothing was charged"
     return (
         f"predicted ratio to {_tuned(part)} {row['vs_fixed']['value']:.3f} with every rule's own "
-        f"arithmetic charged, {free:.3f} without"
+        f"arithmetic charged, {row['uncharged']:.3f} without"
     )
 
 
 def _order(part: Json) -> str:
     row = row_of(part, part["recommended"])
-    shuffled = row.get("shuffled")
-    if not shuffled:
-        return "other orders of the replies were not replayed"
+    found = row["orders"]
     return (
-        f"{shuffled['value']:.3f} in {part['orders']} shuffled orders of the replies "
-        f"({shuffled['low']:.3f} to {shuffled['high']:.3f}), {shuffled['recorded']:.3f} in the "
-        "recorded one"
+        f"{found['value']:.3f} over {part['orders']} shuffled orders of the replies "
+        f"({found['low']:.3f} to {found['high']:.3f}), {found['recorded']:.3f} in the recorded one"
     )
 
 
 def _stale(part: Json) -> str:
-    return _sentence(". ".join(_sentence(line) for line in part["stale"]))
+    return ". ".join(_sentence(line) for line in part["stale"])
 
 
 def _others(part: Json) -> str:
-    second, simple = part.get("runner_up"), part.get("simplest")
-    if second is None:
+    first, second, simple = (part[key] for key in ("recommended", "runner_up", "simplest"))
+    if second == first:
         return "no other controller was compared"
-    said = f"{second}, {percent_change(row_of(part, second)['vs_fixed']['value'])} than the same"
-    if simple is not None and simple != part["recommended"]:
-        said += f"; the simplest rule that cannot be told from the first: {simple}"
-    return said
+    gain = row_of(part, second)["vs_fixed"]["value"]
+    said = f"{second}, predicted {percent_change(gain)} than {_tuned(part)}"
+    if simple == first:
+        return f"{said}; no simpler rule is as fast as the first"
+    gain = row_of(part, simple)["vs_fixed"]["value"]
+    return (
+        f"{said}; the simplest rule whose interval reaches the first's: {simple}, predicted "
+        f"{percent_change(gain)}"
+    )
 
 
 def _scope(part: Json, validation: Json | None) -> str:

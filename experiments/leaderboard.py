@@ -15,15 +15,17 @@ from experiments.compare_text import to_dict, unpriced_lines, write_logs
 from experiments.figure_style import Picture
 from experiments.figures_sweep import cost_ratio_figure
 from experiments.files import command_line, describe_inputs, versions, write_result
+from experiments.robust import TIMING_DRAWS, redrawn
 from experiments.statistics import bootstrap_weights, ratio_of_sums
 from experiments.suites import MEASURED
-from experiments.sweep import World, rows_of, tuned
+from experiments.sweep import World, costs_of, rows_of, tuned
 from experiments.tables import number, percent, table, with_interval
 from policies.shelf import FAMILIES, label, title, write_policies
 from simulator.hindsight import Ceiling, ceilings
 from simulator.metrics import per_request
 from traces.schema import Trace
 from traces.split import question_of
+from traces.timing import Timing
 
 HEADER = (
     "policy",
@@ -39,7 +41,7 @@ def compare_worlds(
     worlds: Sequence[World],
     rows: Sequence[dict[str, Any]],
     traces: Mapping[str, Trace],
-    timing_meta: Mapping[str, Any],
+    timing: Timing | None,
     folder: Path,
     step: Callable[[], object],
 ) -> tuple[str, list[Comparison]]:
@@ -56,13 +58,22 @@ def compare_worlds(
         about["tuned_on"] = f"{world.train.requests} replies of the training half"
         write_policies(chosen, folder / "tuned" / f"{world.name}.json", about, overwrite=True)
         trace = traces[world.trace]
-        comparison = compare(trace, world.costs, chosen, seed=world.seed)
+        again = redrawn(timing, TIMING_DRAWS, world.seed) if timing else []
+        comparison = compare(
+            trace,
+            world.costs,
+            chosen,
+            redrawn=[costs_of(world.cost, one, trace) for one in again],
+            seed=world.seed,
+        )
         found.append(comparison)
         bounds = ceilings(world.test, world.costs)
         tried = rows_of(rows, world)
         text = world_text(world, len(tried), comparison, bounds)
         texts.append("\n".join([text, *duel_lines(tried, comparison)]))
-        meta = timing_meta if world.cost == MEASURED else {"device_name": f"none: {world.cost}"}
+        meta = {"device_name": f"none: {world.cost}"}
+        if world.cost == MEASURED and timing is not None:
+            meta = timing.meta
         entry = describe_inputs(trace, f"{world.name}.parquet", meta) | to_dict(comparison)
         entries.append(entry | {"timing": world.cost, "logs": f"simulated/{world.name}"})
         write_logs(comparison, folder / "simulated" / world.name)

@@ -179,9 +179,9 @@ def _ratios(validation: Json) -> dict[str, Any]:
         "note": (
             "Tokens/s over tokens/s. Contradicted: the prediction lies outside the interval of "
             "these replies, the timing's error added. Confirmed: inside, and the interval over "
-            "other questions excludes 1 on the predicted side. The anchors are steps of the timing that "
-            "were measured again during the sitting: where they explain a contradiction, the "
-            "timing was stale."
+            "other questions excludes 1 on the predicted side. The anchors are steps of the "
+            "timing that were measured again during the sitting: where they explain a "
+            "contradiction, the timing was stale."
         ),
     }
 

@@ -136,8 +136,15 @@ def max_t(observed: FloatArray, resampled: FloatArray) -> tuple[FloatArray, floa
     return (1 + reached) / (1 + len(largest)), critical
 
 
-def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArray) -> Family:
+def judge_together(
+    reference: FloatArray,
+    seconds: FloatArray,
+    weights: FloatArray,
+    other_error: FloatArray | float = 0.0,
+) -> Family:
     """K schedules against the reference: seconds by question [K, Q] and [Q], weights [B, Q].
+    other_error [K]: standard error of each log ratio that does not come from the questions; it is
+    added in squares.
 
     t is the log of the ratio of total seconds over its standard error over questions (delta
     method), in a resample the distance from the log ratio found over the resample's own error:
@@ -153,7 +160,8 @@ def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArr
     if len(spread) == 0:
         return Family(adjusted_p, float("nan"), errors)
     drawn, drawn_error = _log_ratios(reference, seconds[spread], weights)
-    errors[spread] = drawn.std(axis=0, ddof=1)
+    others = np.broadcast_to(other_error, len(seconds))[spread]
+    errors[spread] = np.hypot(drawn.std(axis=0, ddof=1), others)
     family = _carrying(reference, seconds[spread]) >= FEWEST
     if not family.any():
         return Family(adjusted_p, float("nan"), errors)
@@ -164,7 +172,8 @@ def judge_together(reference: FloatArray, seconds: FloatArray, weights: FloatArr
         distance, drawn_error[:, family], out=resampled, where=drawn_error[:, family] > NO_SPREAD
     )
     members = spread[family]
-    adjusted_p[members], critical = max_t(found[0, members] / error[0, members], resampled)
+    whole = np.hypot(error[0, members], others[family])
+    adjusted_p[members], critical = max_t(found[0, members] / whole, resampled)
     return Family(adjusted_p, critical, errors)
 
 

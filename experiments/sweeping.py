@@ -134,9 +134,8 @@ def conclude(
         return paper_text(worlds, rows)
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
-    meta = timing.meta if timing else {}
     with progress(len(worlds), "compare") as step:
-        text, comparisons = compare_worlds(worlds, rows, traces, meta, out, step)
+        text, comparisons = compare_worlds(worlds, rows, traces, timing, out, step)
     if picture := ratio_figure(worlds, comparisons):
         write_pictures([picture], out / "figures")
     return text
