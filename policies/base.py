@@ -121,8 +121,9 @@ class Policy:
         return True
 
     def control_s(self) -> tuple[float, float]:
-        """Seconds of its own arithmetic per round and per drafted token, beyond what the engine's
-        fixed cost covers; see policies.charge. Per token only if it overrides `proceed`.
+        """What the policy itself says its arithmetic takes: seconds per round and per drafted
+        token, the latter only if it overrides `proceed`. Charged where no timing knows the policy
+        by its name; see policies.overhead.
         """
         return 0.0, 0.0
 
