@@ -25,8 +25,7 @@ HEADER = (
     "shuffled",
     "verdict",
     "head-\nroom",
-    "tokens\n/round",
-    "mean\ngamma",
+    "per\nround",
     "mean\ndraft",
     "acc.\nrate",
     "tok/s",
@@ -40,7 +39,7 @@ shuffled   the same in other orders of the replies, mean
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
            of any other row: tie if its interval covers 1, not corrected
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
-gamma      mean cap in force; draft: tokens drafted per round; acc. rate: accepted / drafted"""
+per round  tokens emitted; draft: tokens drafted per round; acc. rate: accepted / drafted"""
 
 
 STAND_IN = (
@@ -59,7 +58,6 @@ def _cells(row: Row) -> list[str]:
         "-" if fixed else row.verdict,
         percent(row.headroom.value),
         number(row.tokens_per_round),
-        number(row.mean_gamma, 1),
         number(row.mean_drafted, 1),
         number(row.acceptance),
         number(row.tokens_per_s, 0),

@@ -110,7 +110,10 @@ def test_options_are_kept_and_checked(greedy: Any) -> None:
     seen = set()
     for _ in range(60):
         _, info = env.reset()
-        seen.add((info["request"], info["view"].batch_size, round(info["unit_s"] * 1e3)))
+        view = info["view"]
+        assert info["unit_s"] == view.verify_s[1]
+        ratio = round(info["unit_s"] / view.draft_step_s, 9)
+        seen.add((info["request"], view.batch_size, ratio))
     assert {request for request, _, _ in seen} == {175, 176}
     assert {(load, c) for _, load, c in seen} == {(1, 4), (1, 9), (8, 4), (8, 9)}
     env.reset(options={})

@@ -70,6 +70,8 @@ def test_cells_keep_the_median_of_every_sweep() -> None:
     assert cell.blocks_s[:3] == (2.0, 4.0, 6.0) and np.isnan(cell.blocks_s[3])
     assert cell.cpu_blocks_s[:3] == (1.0, 2.0, 3.0) and cell.median_s == 4.0
     assert (cell.q25_s, cell.q75_s, cell.repeats) == (2.5, 6.5, 6)
+    (cell,) = _cells([{key: [(1.0, np.nan), (2.0, np.nan)]}])  # a GPU's events
+    assert (cell.blocks_s, cell.cpu_blocks_s) == ((1.5,), ())
 
 
 def busy(seconds: float) -> None:
