@@ -22,12 +22,11 @@ HEADER = (
     "speed-up\n95 %",
     "vs tuned fixed\n95 %",
     "un-\ncharged",
-    "shuffled",
+    "shuf-\nfled",
     "verdict",
     "head-\nroom",
     "per\nround",
     "mean\ndraft",
-    "acc.\nrate",
     "tok/s",
 )
 
@@ -39,7 +38,7 @@ shuffled   the same in other orders of the replies, mean
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
            of any other row: tie if its interval covers 1, not corrected
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
-per round  tokens emitted; draft: tokens drafted per round; acc. rate: accepted / drafted"""
+per round  tokens emitted; draft: tokens drafted per round"""
 
 
 STAND_IN = (
@@ -59,7 +58,6 @@ def _cells(row: Row) -> list[str]:
         percent(row.headroom.value),
         number(row.tokens_per_round),
         number(row.mean_drafted, 1),
-        number(row.acceptance),
         number(row.tokens_per_s, 0),
     ]
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from real_backend.passes import timed_path, write_rounds
 
 from policies.shelf import parse_policy
 from real_backend import gpu_session
@@ -26,6 +25,7 @@ from real_backend.gpu_session import (
     prediction_table,
 )
 from real_backend.options import SESSION_SHAPES
+from real_backend.sitting import PLACEBO, timed_path, write_rounds
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import Table, tabulate
@@ -164,9 +164,12 @@ def test_prediction_table_by_hand(tmp_path: Path) -> None:
     write_trace(trace, tmp_path / "t.parquet")
     timing.write(tmp_path / "m.json")
     costs = tabulate(Table(timing), max_context=1024, width=trace.meta.depth + 2)
-    for text, factor in (("never", 1.25), ("fixed:gamma=3", 0.5)):
+    for seat, factor in (("never", 1.25), ("fixed:gamma=3", 0.5), (PLACEBO, 0.5)):
+        text = "fixed:gamma=3" if seat == PLACEBO else seat
         log = replay(parse_policy(text), trace, costs)
         about = {
+            "seat": seat,
+            "baseline": "fixed:gamma=3",
             "policy": text,
             "device_name": "X",
             "weights": "random",
@@ -174,12 +177,13 @@ def test_prediction_table_by_hand(tmp_path: Path) -> None:
         }
         about |= {"energy_j": 2.0 * float(log.emitted.sum()), "peak_memory_bytes": 3 << 20}
         log = dataclasses.replace(log, elapsed_s=log.elapsed_s * factor, meta=about)
-        write_rounds([(timed_path(tmp_path, text, k), log) for k in range(2)])
+        write_rounds([(timed_path(tmp_path, seat, k), log) for k in range(2)])
     text = prediction_table(
         Confirmed("a run", tmp_path, tmp_path / "t.parquet", tmp_path / "m.json")
     )
-    rows = {line.split()[0]: line.split() for line in text.splitlines()[2:4]}
+    rows = {line.split()[0]: line.split() for line in text.splitlines()[2:5]}
     assert rows["never"][3] == "+25.0%" and rows["fixed:gamma=3"][3] == "-50.0%"
+    assert rows[PLACEBO][1:] == rows["fixed:gamma=3"][1:]
     assert rows["never"][5:] == ["2.000", "3"]
     assert "a run: X, random weights, acceptance trace of p" in text
-    assert "error: median 37.5 %, largest 50.0 %" in text
+    assert "error: median 50.0 %, largest 50.0 %" in text

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.commands import compare_files
 from experiments.files import read_result, write_result
+from experiments.headline import headline
 from experiments.report import write_report
 from experiments.validate_text import validation_dict
 from tests.results import save_inputs
@@ -28,8 +29,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     trace, timing = save_inputs(folder)
     compare_files([trace], timing, out=folder)
-    found = validation_dict(run({"never": 1.25}))
+    found = validation_dict(run(slower={"never": 1.25}, noise=0.01))
     found |= {"machine": {"device_name": "<a CPU>"}, "command": "gammalab validate"}
+    found["findings"] = ["a finding of the sitting"]
     write_result("validate", found, folder / "validate.json", overwrite=False)
     write_report(folder)
     return folder
@@ -67,7 +69,7 @@ def parse(folder: Path) -> tuple[str, Resources]:
 
 def test_page_is_self_contained(study: Path) -> None:
     html, page = parse(study)
-    assert len(page.links) == 6
+    assert len(page.links) == 7
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"url\(|@import|https?://", html)
 
@@ -75,7 +77,7 @@ def test_page_is_self_contained(study: Path) -> None:
 def test_all_figures_are_there(study: Path) -> None:
     _, page = parse(study)
     files = sorted(path.stem for path in (study / "figures").glob("*.png"))
-    assert files == sorted([*FIGURES, "prediction"])
+    assert files == sorted([*FIGURES, "prediction", "drift"])
     shown = {base64.b64decode(link.partition(",")[2]) for link in page.links}
     assert shown == {path.read_bytes() for path in (study / "figures").glob("*.png")}
     assert all(data.startswith(b"\x89PNG") for data in shown)
@@ -85,12 +87,16 @@ def test_page_says_what_the_files_say(study: Path) -> None:
     html, page = parse(study)
     (part,) = read_result("compare", study / "compare.json")["comparisons"]
     text = " ".join(" ".join(page.text).split())
-    assert part["answer"] in text
+    (validation,) = [read_result("validate", study / "validate.json")]
+    for line in headline(part, validation):
+        assert line.head in text and line.text in text
+    assert "A finding of the sitting".lower() in text.lower() and "confirmed" in text.lower()
     assert len(part["certainty"]) == 3 and all(line[1:] in text for line in part["certainty"])
     for row in part["rows"]:
         assert row["name"] in text
     assert f"{part['rows'][0]['tokens_per_s']:.0f}" in text
-    assert "+25.0 %" in text  # never ran 25 % slower than predicted
+    never = next(check for check in validation["checks"] if check["policy"] == "never")
+    assert f"{100 * never['error']:+.1f} %" in text and 0.2 < never["error"] < 0.3
     assert part["trace_sha256"] in text and "exact" in text
     assert "<a CPU>" in text and "<a CPU>" not in html  # escaped
     assert text.count("Glossary") == 1
@@ -99,7 +105,8 @@ def test_page_says_what_the_files_say(study: Path) -> None:
 def test_titles_are_computed(study: Path) -> None:
     html, _ = parse(study)
     validation = read_result("validate", study / "validate.json")
-    assert f"median error {100 * validation['median_error']:.1f} %" in html
+    agree = sum(check["ratio"]["agrees"] for check in validation["checks"] if check["ratio"])
+    assert f"{agree} of 3 predicted ratios to {validation['baseline']}" in html
     (part,) = read_result("compare", study / "compare.json")["comparisons"]
     ceiling = next(row for row in part["rows"] if row["role"] == "clairvoyant")
     assert f"{100 * (ceiling['vs_fixed']['value'] - 1):.0f} % faster than" in html
@@ -118,7 +125,7 @@ def test_without_validation(study: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "figures")
     write_report(folder)
     html, page = parse(folder)
-    assert len(page.links) == 5 and "Not confirmed on the real models yet" in html
+    assert len(page.links) == 5 and "nothing was measured on the real models yet" in html
     assert sorted(path.stem for path in (folder / "figures").glob("*.png")) == FIGURES
 
 

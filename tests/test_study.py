@@ -10,6 +10,7 @@ import pytest
 
 from experiments import cli, study
 from experiments.files import read_result
+from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
 from tests.results import lively_trace
 from tests.specimens import write_prompts
 from traces.roundlog import read_roundlog
@@ -25,15 +26,17 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def stage(args: Any, *rest: Any) -> None:
             ran.append(name)
             for file in files:
-                path = args.out / file
-                path.write_text(json.dumps({"kind": "validate", "version": 1, "findings": ["x"]}))
+                kind = file.partition(".")[0]
+                held = {"comparisons": [{}], "findings": ["x"]}
+                (args.out / file).write_text(json.dumps({"kind": kind, "version": 1} | held))
 
         return stage
 
     monkeypatch.setattr(study, "_capture", stand_in("capture", "trace.parquet"))
     monkeypatch.setattr(study, "_measure", stand_in("measure", "timing.json"))
-    monkeypatch.setattr(study, "_compare", stand_in("compare", "compare.txt"))
+    monkeypatch.setattr(study, "_compare", stand_in("compare", "compare.json", "compare.txt"))
     monkeypatch.setattr(study, "_validate", stand_in("validate", "validate.json", "validate.txt"))
+    monkeypatch.setattr(study, "headline_text", lambda _, found: f"Finding {found['findings']}")
     monkeypatch.setattr(study, "write_report", lambda folder: folder / "report.html")
     return ran
 
@@ -69,7 +72,7 @@ def test_findings_are_said_but_do_not_fail_a_study(
     stages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["study", "--out", str(tmp_path)]) == 0
-    assert "gammalab: warning: x" in capsys.readouterr().err
+    assert "Finding ['x']" in capsys.readouterr().out
 
 
 def test_a_missing_prompt_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,19 +106,33 @@ def test_the_whole_loop_on_a_tiny_pair(
     argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]
     assert cli.main([*argv, "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "clairvoyant" in printed.out and "prediction error over" in printed.out
+    told = " ".join(printed.out.split())
+    assert "clairvoyant" in told and "placebo, a second copy of" in told
+    first = told[told.index("Set ") :]  # the first screen comes last
+    assert sum(word.upper() in first for word in (CONFIRMED, CONTRADICTED, NOISY)) >= 1
+    for head in (
+        "Measured",
+        "Placebo",
+        "Arithmetic",
+        "Order",
+        "Stale timing",
+        "Runner-up",
+        "Scope",
+    ):
+        assert head in first
     assert printed.out.strip().endswith("report.html")
     trace = read_trace(out / "trace.parquet")
     assert trace.requests == 18 and trace.meta.exactness == "exact"
     found = read_result("validate", out / "validate.json")
-    # Two repeats, told the model's seconds: every round and every reply is the replay's.
-    assert [check["exact"]["differing"] for check in found["checks"]] == [0] * len(found["checks"])
+    # Whoever does not read the clock takes the replay's rounds; every reply is the trace's.
+    blind = [check for check in found["checks"] if not check["reads_clock"]]
+    assert [check["agreement"]["differing"] for check in blind] == [0] * len(blind) != []
     assert {check["replies_equal"] for check in found["checks"]} == {found["requests"]}
     for name, files in found["log_files"].items():
-        assert len(files) == 2
+        assert len(files) == 1
         log = read_roundlog(out / files[0])
-        assert log.meta["policy"] == name and log.meta["clock"] == "measured"
-    assert (out / "report.html").read_text().count("data:image/png") == 6
+        assert log.meta["seat"] == name and log.meta["clock"] == "measured"
+    assert (out / "report.html").read_text().count("data:image/png") == 7
     # A second run keeps everything and prints the same tables.
     before = {path: path.read_bytes() for path in out.glob("*.json")}
     assert cli.main([*argv, "--out", str(out)]) == 0
