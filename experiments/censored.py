@@ -8,38 +8,38 @@ and on many imputations (traces.censoring). Two ranges come of it, and they are 
 - *interval*: 95 % of where the replay on the unknown truth of these same requests lies, by the
   imputations and the uncertainty of their model. Its point is the median over the imputations.
 
-Neither is about other requests; numbers named `others` resample the questions as well.
+Neither is about other requests; numbers named `others` draw the questions anew as well, and so does
+the verdict: experiments.rubin. A controller that draws lots has other luck in every imputation, so
+that its luck is part of every interval.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    Estimate,
-    bootstrap_weights,
-    divide,
-    estimate,
-    verdict,
-)
+from experiments.rubin import LEAST, judge_imputed, ratios
+from experiments.statistics import CONFIDENCE, RESAMPLES, Estimate, divide
 from simulator.metrics import per_request
 from traces.censoring import Spread, bounds, flags_of, imputations, learn
 from traces.importers.flags import UNKNOWN
 from traces.roundlog import RoundLog
 from traces.schema import Trace
-from traces.split import question_of
+from traces.split import named_generator, question_of
 
 FloatArray = npt.NDArray[np.float64]
-Schedule = Callable[[Trace], RoundLog]
 
-DRAWS = 20
+DRAWS = 30
+
+
+class Schedule(Protocol):
+    """A policy at its costs: the rounds that it plays on a trace, `seed` of its own lots."""
+
+    def __call__(self, trace: Trace, /, *, seed: int) -> RoundLog: ...
 
 
 class Span(NamedTuple):
@@ -65,7 +65,8 @@ class Open:
 
     speedup: tokens/s over never drafting; tasks: the same task by task. vs_fixed: tokens/s over the
     reference schedule, paired within every completed trace. `..._others`: with the interval that
-    it has if the questions could have been others as well; verdict: of vs_fixed_others.
+    it has if the questions could have been others as well, of this row alone; verdict, adjusted_p:
+    of the same ratio, see experiments.rubin.Judgement.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Open:
     speedup_others: Estimate
     vs_fixed: Span
     vs_fixed_others: Estimate
+    adjusted_p: float
     verdict: str
     tasks: dict[str, Span]
 
@@ -83,12 +85,17 @@ class Open:
 class Censoring:
     """What a censored trace leaves open, schedule by schedule.
 
-    unknown, positions: of the replayed requests. spread: see traces.censoring.Spread.
+    draws: imputations; resamples: draws of questions in each. controllers: rows that are judged
+    together, level: the p of its own that makes one of them significant. unknown, positions: of the
+    replayed requests. spread: see traces.censoring.Spread.
     """
 
     rows: tuple[Open, ...]
     reference: str
     draws: int
+    resamples: int
+    controllers: int
+    level: float
     unknown: int
     positions: int
     spread: Spread
@@ -159,9 +166,11 @@ class Sums(NamedTuple):
     rounds: FloatArray
 
 
-def play(schedule: Schedule, traces: Sequence[Trace]) -> Sums:
-    """Replay one schedule on every completed trace."""
-    sums = [per_request(schedule(trace)) for trace in traces]
+def play(schedule: Schedule, traces: Sequence[Trace], seed: int = 0) -> Sums:
+    """Replay one schedule on every completed trace, each with lots of its own."""
+    lots = named_generator(seed, "lots").integers(2**31, size=len(traces)).tolist()
+    logs = (schedule(trace, seed=lot) for trace, lot in zip(traces, lots, strict=True))
+    sums = [per_request(log) for log in logs]
     return Sums(
         np.stack([one.decode_s for one in sums]),
         np.stack([one.rounds.astype(np.float64) for one in sums]),
@@ -173,71 +182,104 @@ def left_open(
     schedules: Mapping[str, Schedule],
     *,
     reference: str,
+    controllers: Collection[str] | None = None,
     plain_s_per_token: float | None = None,
     resamples: int = RESAMPLES,
 ) -> Censoring:
     """What censoring leaves open about these schedules, on the requests of `completed`.
 
-    reference: the schedule of vs_fixed, one of them. Speed-ups are over the schedule "never", or
-    over plain decoding at plain_s_per_token if its engine is another one.
+    reference: the schedule of vs_fixed, one of them. controllers: those judged together (default:
+    all but the reference and "never"). Speed-ups are over the schedule "never", or over plain
+    decoding at plain_s_per_token if its engine is another one. resamples: of the questions, over
+    all imputations; at least LEAST in each.
     """
     chosen = completed.traces[0]
-    played = {name: play(schedule, completed.traces) for name, schedule in schedules.items()}
+    played = {name: play(one, completed.traces, completed.seed) for name, one in schedules.items()}
     if plain_s_per_token is None:
         base = played["never"].seconds
     else:
         plain = plain_s_per_token * chosen.reply_tokens
         base = np.broadcast_to(plain, played[reference].seconds.shape)
+    together = set(played) - {reference, "never"} if controllers is None else set(controllers)
     draws = len(completed.traces) - 2
-    weights = bootstrap_weights(
-        [question_of(request_id) for request_id in chosen.request_id],
-        seed=completed.seed,
-        resamples=max(1, resamples // draws),
+    each = max(LEAST, resamples // draws)
+    questions = [question_of(request_id) for request_id in chosen.request_id]
+    seconds = by_question(np.stack([one.seconds[2:] for one in played.values()], 1), questions)
+    fixed_s, how = played[reference].seconds, {"seed": completed.seed, "draws": each}
+    found = judge_imputed(
+        by_question(fixed_s[2:], questions), seconds, [name in together for name in played], **how
     )
-    rated = _Rated(chosen.reply_tokens, base, played[reference].seconds, weights)
+    faster = ratios(by_question(base[2:], questions), seconds, **how)
     category = np.asarray(chosen.category)
-    tasks = {task: category == task for task in dict.fromkeys(chosen.category)}
+    rated = _Rated(
+        chosen.reply_tokens,
+        base,
+        fixed_s,
+        {task: category == task for task in dict.fromkeys(chosen.category)},
+    )
     return Censoring(
-        rows=tuple(_open(name, sums, rated, tasks) for name, sums in played.items()),
+        rows=tuple(
+            _open(name, sums, rated, _Others(*others))
+            for (name, sums), *others in zip(
+                played.items(),
+                faster,
+                found.estimates,
+                found.adjusted_p.tolist(),
+                found.verdicts,
+                strict=True,
+            )
+        ),
         reference=reference,
         draws=draws,
+        resamples=each,
+        controllers=len(together & set(played)),
+        level=found.level,
         unknown=completed.unknown,
         positions=chosen.positions,
         spread=completed.spread,
     )
 
 
+def by_question(seconds: FloatArray, questions: Sequence[str]) -> FloatArray:
+    """[..., R] -> [..., Q], a question's turns added up."""
+    names, index = np.unique(np.asarray(questions), return_inverse=True)
+    sums = np.zeros((len(names), *seconds.shape[:-1]))
+    np.add.at(sums, index, np.moveaxis(seconds, -1, 0))
+    return np.moveaxis(sums, 0, -1)
+
+
 class _Rated(NamedTuple):
-    """Tokens [R], the seconds [2 + M, R] of baseline and reference, bootstrap weights [B, R]."""
+    """Tokens [R], the seconds [2 + M, R] of baseline and reference, the requests [R] of tasks."""
 
     tokens: npt.NDArray[np.int64]
     base: FloatArray
     reference: FloatArray
-    weights: FloatArray
+    tasks: dict[str, npt.NDArray[np.bool_]]
 
 
-def _open(name: str, sums: Sums, rated: _Rated, tasks: dict[str, npt.NDArray[np.bool_]]) -> Open:
+class _Others(NamedTuple):
+    """Of one schedule, if the questions were others as well."""
+
+    speedup: Estimate
+    vs_fixed: Estimate
+    adjusted_p: float
+    verdict: str
+
+
+def _open(name: str, sums: Sums, rated: _Rated, others: _Others) -> Open:
     seconds = sums.seconds
-    vs_fixed = spans(divide(rated.reference.sum(axis=1), seconds.sum(axis=1)))
-    speedup = spans(divide(rated.base.sum(axis=1), seconds.sum(axis=1)))
-    vs_others = _others(rated.reference, seconds, rated.weights, vs_fixed.value)
     return Open(
         name=name,
         tokens_per_s=spans(divide(rated.tokens.sum(), seconds.sum(axis=1))),
         tokens_per_round=spans(divide(rated.tokens.sum(), sums.rounds.sum(axis=1))),
-        speedup=speedup,
-        speedup_others=_others(rated.base, seconds, rated.weights, speedup.value),
-        vs_fixed=vs_fixed,
-        vs_fixed_others=vs_others,
-        verdict=verdict(vs_others),
+        speedup=spans(divide(rated.base.sum(axis=1), seconds.sum(axis=1))),
+        speedup_others=others.speedup,
+        vs_fixed=spans(divide(rated.reference.sum(axis=1), seconds.sum(axis=1))),
+        vs_fixed_others=others.vs_fixed,
+        adjusted_p=others.adjusted_p,
+        verdict=others.verdict,
         tasks={
             task: spans(divide(rated.base[:, of].sum(axis=1), seconds[:, of].sum(axis=1)))
-            for task, of in tasks.items()
+            for task, of in rated.tasks.items()
         },
     )
-
-
-def _others(above: FloatArray, below: FloatArray, weights: FloatArray, value: float) -> Estimate:
-    """Ratio of sums over resamples of the questions and imputations alike."""
-    ratios = divide(weights @ above[2:].T, weights @ below[2:].T)
-    return estimate(value, ratios.ravel())

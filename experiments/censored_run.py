@@ -1,6 +1,8 @@
 """Intervals for a censored trace at costs typed by hand: what would other lengths have given?
 
-`python -m experiments.censored_run --trace T.parquet --round-ms 22.3 --draft-ms 1.92`
+`python -m experiments.censored_run --trace T.parquet --round-ms 22.3 --draft-ms 1.92`; with
+`--seeds 20` in place of them how often each verdict was given over seeds 0, 1, ... 19 of
+imputations, draws of questions and the controllers' lots.
 """
 
 from __future__ import annotations
@@ -8,20 +10,46 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from experiments.censored import DRAWS, complete, left_open
+from experiments.censored import DRAWS, Censoring, Schedule, complete, left_open
 from experiments.censored_check import costs_for
-from experiments.censored_text import open_table, open_task_table, rate_table, survival_table
+from experiments.censored_text import (
+    open_table,
+    open_task_table,
+    rate_table,
+    seed_table,
+    survival_table,
+)
 from experiments.files import dumps
+from experiments.rubin import FEWEST_IMPUTATIONS
 from policies.shelf import label, parse_policies
 from simulator.replay import replay
 from traces.errors import InputError
+from traces.schema import Trace
 from traces.store import read_trace
 
 POLICIES = "gammatune,hf-heuristic:gamma0=5,goodput,ucb," + ",".join(
     f"fixed:gamma={gamma}" for gamma in range(9)
 )
+
+
+def schedules_of(trace: Trace, names: str, round_s: float, draft_s: float) -> dict[str, Schedule]:
+    """The named policies at a constant per round and per drafted token, and never drafting."""
+    costs = costs_for(trace, round_s, draft_s)
+    return {
+        label(policy): functools.partial(replay, policy, costs=costs)
+        for policy in parse_policies(f"{names},never")
+    }
+
+
+def over_seeds(
+    trace: Trace, schedules: dict[str, Schedule], reference: str, *, draws: int, seed: int
+) -> Censoring:
+    """What is left open, by the imputations of this seed."""
+    completed = complete(trace, draws=draws, seed=seed)
+    return left_open(completed, schedules, reference=reference)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,19 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plain-ms", type=float, help="plain decoding, per token; else gamma 0")
     parser.add_argument("--policies", default=POLICIES)
     parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
-    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="imputations")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=0, help="count verdicts over that many seeds")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
+    if args.draws < FEWEST_IMPUTATIONS:
+        raise InputError(f"--draws is {args.draws}; at least {FEWEST_IMPUTATIONS}")
     trace = read_trace(args.trace)
     if trace.censored is None:
         raise InputError(f"{args.trace} is not censored: `gammalab compare` says all there is")
-    costs = costs_for(trace, args.round_ms / 1e3, args.draft_ms / 1e3)
-    policies = parse_policies(f"{args.policies},{args.reference},never")
-    schedules = {
-        label(policy): functools.partial(replay, policy, costs=costs, seed=args.seed)
-        for policy in policies
-    }
+    names = f"{args.policies},{args.reference}"
+    schedules = schedules_of(trace, names, args.round_ms / 1e3, args.draft_ms / 1e3)
+    if args.seeds:
+        one = functools.partial(over_seeds, trace, schedules, args.reference, draws=args.draws)
+        with ProcessPoolExecutor(args.workers) as pool:
+            jobs = [pool.submit(one, seed=seed) for seed in range(args.seeds)]
+            print(seed_table([job.result() for job in jobs]))
+        return
     completed = complete(trace, draws=args.draws, seed=args.seed)
     found = left_open(
         completed,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from experiments.censored import Censoring, Completed, Span
+from experiments.rubin import UNDECIDED
 from experiments.tables import number, table, with_interval
 from traces.censoring import by_run, survival
 from traces.schema import Trace
@@ -14,8 +17,10 @@ NOTES = """\
            unknown, with the uncertainty of their model, around their median; "as is": nothing open
 extremes   every censored position stops; every one goes on: no model, but no bounds either, a
            controller can be faster or slower than both
-vs fixed   tokens/s over {reference}, within each imputation; others: the interval if the
-           questions were others as well; tie: that one covers 1"""
+vs fixed   tokens/s over {reference}, within each imputation; others: the interval of the
+           row alone if the questions were others as well
+verdict    of vs fixed, of other questions; {corrected};
+           undecided: an end lies so close to 1 that other imputations may say otherwise"""
 
 
 def span_text(span: Span, digits: int = 2) -> str:
@@ -53,14 +58,49 @@ def open_table(censoring: Censoring) -> str:
         )
     lines = [
         f"{censoring.unknown} of {censoring.positions} positions were never proposed to the "
-        f"target; {censoring.draws} imputations\n"
+        f"target; {censoring.draws} imputations,\nwith {censoring.resamples} draws of questions "
+        "in each\n"
         f"hidden positions of other recorders miss the model by {number(censoring.spread.task)} "
         f"per task and {number(censoring.spread.common)} in common,\nlog-odds; the imputations "
         "are shifted by as much",
         table(header, [("", cells)]),
-        NOTES.format(reference=censoring.reference),
+        NOTES.format(reference=censoring.reference, corrected=_corrected(censoring)),
     ]
     return "\n\n".join(lines)
+
+
+WORDS = ("faster", "slower", "tie", UNDECIDED)
+
+
+def seed_table(found: Sequence[Censoring]) -> str:
+    """How often each verdict was given over the seeds; a row is steady if it had one besides
+    "undecided".
+    """
+    header = ("verdicts over\nseeds", *(f"\n{word}" for word in WORDS), "\nsteady",
+              "vs fixed\nfrom", "\nto", "others\nlow end", "others\nhigh end")  # fmt: skip
+    cells = []
+    for name in (row.name for row in found[0].rows if row.name != found[0].reference):
+        rows = [one.row(name) for one in found]
+        counts = [sum(row.verdict == word for row in rows) for word in WORDS]
+        values = [row.vs_fixed_others.value for row in rows]
+        ends = np.array([row.vs_fixed_others[1:] for row in rows])
+        steady = "yes" if sum(count > 0 for count in counts[:3]) <= 1 else "NO"
+        low, high = (f"{n:.3f}..{x:.3f}" for n, x in zip(ends.min(0), ends.max(0), strict=True))
+        cells.append(
+            [name, *(str(count or "-") for count in counts), steady,
+             number(min(values), 3), number(max(values), 3), low, high]
+        )  # fmt: skip
+    first = found[0]
+    basis = (
+        f"{len(found)} seeds, each with {first.draws} imputations of {first.unknown} of "
+        f"{first.positions} positions and\n{first.resamples} draws of questions in each; ratio to "
+        f"{first.reference}; {_corrected(first)}"
+    )
+    return f"{basis}\n\n{table(header, [('', cells)])}"
+
+
+def _corrected(censoring: Censoring) -> str:
+    return f"corrected for {censoring.controllers} controllers (min-p, p < 0.05)"
 
 
 def open_task_table(censoring: Censoring) -> str:

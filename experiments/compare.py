@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.censored import Censoring, Completed, complete, left_open, select
+from experiments.censored import Censoring, Completed, Schedule, complete, left_open, select
 from experiments.robust import (
     ORDERS,
     Orders,
@@ -286,7 +286,8 @@ def compare(
     if completed is not None:
         chosen = entrants | {"best fixed": Fixed(hindsight_gamma)}
         held_out = select(completed, test_rows, trace)
-        censoring = _left_open(held_out, chosen, costs, tuned_name, seed, resamples)
+        judged = [name for name in entrants if roles[name] == "policy"]
+        censoring = _left_open(held_out, chosen, costs, tuned_name, judged, resamples)
     held = _held(test, logs, tuned_name, drawn, seed, resamples)
     in_orders = {
         name: orders_of(
@@ -344,16 +345,17 @@ def _left_open(
     chosen: Mapping[str, Policy],
     costs: StepCosts,
     reference: str,
-    seed: int,
+    judged: Sequence[str],
     resamples: int,
 ) -> Censoring:
     """What censoring leaves open about these policies and the clairvoyant schedule."""
-    schedules = {
-        name: functools.partial(replay, policy, costs=costs, seed=seed)
-        for name, policy in chosen.items()
+    schedules: dict[str, Schedule] = {
+        name: functools.partial(replay, policy, costs=costs) for name, policy in chosen.items()
     }
-    schedules["clairvoyant"] = functools.partial(clairvoyant, costs=costs)
-    return left_open(completed, schedules, reference=reference, resamples=resamples)
+    schedules["clairvoyant"] = lambda trace, *, seed: clairvoyant(trace, costs)
+    return left_open(
+        completed, schedules, reference=reference, controllers=judged, resamples=resamples
+    )
 
 
 def _median(percents: FloatArray) -> float:

@@ -12,6 +12,7 @@ from experiments.censored_text import open_table, open_task_table
 from experiments.certainty_text import certainty, stale
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
+from experiments.rubin import UNDECIDED
 from experiments.tables import number, percent, table, with_interval
 from policies.shelf import DEFAULT, file_name, title
 from traces.roundlog import write_roundlog
@@ -124,8 +125,6 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
 
 
 def _corrected(comparison: Comparison) -> str:
-    if comparison.censoring is not None:
-        return "intervals and verdicts are not corrected for the number of rows"
     count = sum(row.role == "policy" for row in comparison.rows)
     return f"verdicts are corrected for {count} controllers, intervals are not"
 
@@ -159,6 +158,8 @@ def answer(comparison: Comparison) -> str:
         )
     else:
         tie = f" - a tie, {_why_tie(row)}" if row.verdict == "tie" else ""
+        if row.verdict == UNDECIDED:
+            tie = " - undecided, another seed may say otherwise"
         head = (
             f"Use {row.name}: {row.speedup.value:.2f} times as fast as plain decoding and "
             f"{percent_change(row.vs_fixed.value)} than the best fixed length {fixed.name} "
@@ -193,6 +194,7 @@ def _said(comparison: Comparison, name: str) -> Row:
         row,
         speedup=known.speedup_others,
         vs_fixed=known.vs_fixed_others,
+        adjusted_p=known.adjusted_p,
         verdict=known.verdict if row.role != "tuned" else row.verdict,
         tokens_per_s=known.tokens_per_s.value,
     )

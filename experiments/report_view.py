@@ -61,7 +61,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "groups": groups,
         "recommended": part["recommended"],
         "resamples": part["resamples"],
-        "verdicts": UNCORRECTED if known else CORRECTED,
+        "verdicts": STEADILY if known else CORRECTED,
         "certainty": part["certainty"],
         "depth": part["trace_meta"]["depth"],
         "tasks": [task.replace("_", " ") for task in part["tasks"]],
@@ -79,9 +79,10 @@ CORRECTED = (
     "covers 1. Intervals are not corrected."
 )
 
-UNCORRECTED = (
-    "A difference whose 95 % interval covers 1 is a tie; neither verdicts nor intervals are "
-    "corrected for the number of rows."
+STEADILY = (
+    "The verdict on a controller is corrected for their number (single-step min-p over questions "
+    "drawn anew in every imputation, p < 0.05), any other row's is of its own interval; undecided: "
+    "other imputations may say otherwise. Intervals are not corrected."
 )
 
 OPEN = (

@@ -154,12 +154,12 @@ def judge_together(
     fewer than FEWEST questions (the reference itself: none) cannot be judged so, since many
     resamples hold none of them; it is no part of the family: p = 1.
     """
-    found, error = _log_ratios(reference, seconds, np.ones((1, len(reference))))
+    found, error = log_ratios(reference, seconds, np.ones((1, len(reference))))
     spread = np.flatnonzero(error[0] > NO_SPREAD)
     adjusted_p, errors = np.ones(len(seconds)), np.full(len(seconds), np.nan)
     if len(spread) == 0:
         return Family(adjusted_p, float("nan"), errors)
-    drawn, drawn_error = _log_ratios(reference, seconds[spread], weights)
+    drawn, drawn_error = log_ratios(reference, seconds[spread], weights)
     others = np.broadcast_to(other_error, len(seconds))[spread]
     errors[spread] = np.hypot(drawn.std(axis=0, ddof=1), others)
     family = _carrying(reference, seconds[spread]) >= FEWEST
@@ -185,7 +185,7 @@ def _carrying(reference: FloatArray, seconds: FloatArray) -> FloatArray:
     return divide(squares.sum(axis=1) ** 2, (squares**2).sum(axis=1))
 
 
-def _log_ratios(
+def log_ratios(
     reference: FloatArray, seconds: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """[B, K] log(sum of reference / sum of seconds) under each weighting, and its standard error.
