@@ -49,7 +49,7 @@ def own_seconds(policy: Policy, rounds: int = ROUNDS) -> tuple[float, float]:
                 per_token.append(clock() - began)
         accepted = min(drafted, int(generator.geometric(0.3)) - 1)
         elapsed = drafted * view.draft_step_s + float(verify_s[drafted + 1])
-        outcome = Outcome(cap, drafted, accepted, accepted + 1, elapsed)
+        outcome = Outcome(cap, drafted, accepted, accepted + 1, False, elapsed, elapsed)
         began = clock()
         policy.learn(state, 0, view, outcome)
         if index >= WARM_UP:

@@ -193,13 +193,12 @@ def close_round(
     taught both models.
     """
     state.clock[0] = memory * float(state.clock[0]) + outcome.emitted
-    state.clock[1] = memory * float(state.clock[1]) + outcome.elapsed_s
+    state.clock[1] = memory * float(state.clock[1]) + outcome.priced_s
     if view.batch_size > 1:
         for k in range(1, state.depth.shape[0]):
             deep = 1.0 if outcome.drafted >= k else 0.0
             state.depth[k] = memory * float(state.depth[k]) + (1.0 - memory) * deep
-    ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
-    judged = outcome.accepted if ended else min(outcome.accepted + 1, outcome.drafted)
+    judged = outcome.accepted if outcome.ended else min(outcome.accepted + 1, outcome.drafted)
     base, on_x, on_h = 0.0, 0.0, 0.0  # slopes of the log-loss, summed over the round
     next_base, next_on_x, next_on_h = 0.0, 0.0, 0.0
     x, h, following = 0.0, 0.0, 0.0
@@ -264,7 +263,7 @@ class Payback(Marginal):
         state.quiet[slot] = 0
         plain = float(view.verify_s[1])
         worth = (seconds_per_token(state) + plain) / 2.0
-        spent = outcome.elapsed_s
+        spent = outcome.priced_s
         if view.batch_size > 1:  # most of it passed because of others
             spent = float(state.price[slot, outcome.drafted])
         gain = (outcome.accepted * worth - (spent - plain)) / plain
