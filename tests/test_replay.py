@@ -133,9 +133,9 @@ def test_believed_costs_are_shown_and_price_but_do_not_pay(play: Any) -> None:
         costs, draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2, signal_s=0.5
     )
     assert play(Fixed(3), trace, costs, believed=half).same_rounds(play(Fixed(3), trace, costs))
-    narrow = dataclasses.replace(half, draft_s=half.draft_s[:, :-1])
+    longer = dataclasses.replace(half, bucket_tokens=16)
     with pytest.raises(InputError, match="not laid out as the costs"):
-        play(Fixed(3), trace, costs, believed=narrow)
+        play(Fixed(3), trace, costs, believed=longer)
 
 
 def test_what_a_hook_sees_of_believed_costs() -> None:

@@ -27,7 +27,7 @@ TRACE = read_trace(GREEDY)
 SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
 COSTS = tabulate_batches(Table(read_timing(TIMING)), 1, **SHAPE)
 ASKED = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
-DEAF = 0.6  # of the unpipelined speed; no rule of the shelf has a reason to fall below
+DEAF = 0.7  # of the unpipelined speed; no rule of the shelf has a reason to fall below
 
 
 def played(name: str, *, pipelined: bool, log: bool = False) -> Served:
