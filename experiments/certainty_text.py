@@ -6,16 +6,20 @@ import math
 from collections.abc import Iterable
 
 from experiments.compare import Comparison
-from experiments.sensitivity import LEVEL, Case, Sensitivity
+from experiments.sensitivity import LEVEL, MOVED, Case, Sensitivity
+from experiments.tables import table
 
 
 def certainty(comparison: Comparison) -> list[str]:
-    """The minimum detectable difference, who is first at other costs, which verdicts depend on it.
+    """The minimum detectable difference, who is first at other costs, which verdicts depend on it,
+    and which rules a machine slower or faster than its timing would mislead.
 
     Of a censored trace the first is left out and the others are about one imputation.
     """
     fixed = f"fixed:gamma={comparison.tuned_gamma}"
     costs = [ranking(comparison.sensitivity), sides(comparison.sensitivity, fixed)]
+    if comparison.sensitivity.beliefs:
+        costs.append(misled(comparison.sensitivity, fixed))
     if comparison.censoring is not None:
         return [f"{line} (on one imputation)" for line in costs]
     return [*_detectable(comparison, fixed), *costs]
@@ -64,6 +68,32 @@ def sides(found: Sensitivity, fixed: str) -> str:
         rows = "; ".join(f"{name} {cases}" for name, cases in _grouped(turned, len(found.cases)))
         return f"verdicts against {fixed} that change their sign: {rows}"
     return f"no verdict against {fixed} changes its sign there"
+
+
+def misled(found: Sensitivity, fixed: str) -> str:
+    """The rules that read seconds and decide worse, or better, where the timing is off."""
+    factors = found.beliefs[0].factors
+    pace = f"a machine {min(factors):g} to {max(factors):g} times as slow as its timing"
+    moved = [belief for belief in found.beliefs if belief.moves]
+    if not moved:
+        return (
+            f"on {pace} no rule that reads seconds changes its speed over {fixed} by more than "
+            f"{100 * MOVED:g} percentage points"
+        )
+    rows = ", ".join(
+        f"{belief.policy} ({min(belief.speed):.3f} to {max(belief.speed):.3f})" for belief in moved
+    )
+    return f"on {pace} the speed over {fixed} moves for {rows}"
+
+
+def belief_table(found: Sensitivity) -> str:
+    """Speed over the tuned fixed length of every rule that reads seconds, by how slow the machine
+    is against its timing.
+    """
+    factors = found.beliefs[0].factors if found.beliefs else ()
+    header = ("machine's seconds\nover its timing's", *(f"{factor:g}" for factor in factors))
+    rows = [[b.policy, *(f"{speed:.3f}" for speed in b.speed)] for b in found.beliefs]
+    return table(header, [("rules that read seconds", rows)])
 
 
 def _grouped(pairs: Iterable[tuple[str, Case]], total: int) -> list[tuple[str, str]]:

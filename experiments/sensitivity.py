@@ -1,4 +1,5 @@
 """Would another row be first if a cost term were 10 % wrong? Every policy replayed at such costs.
+And: what are the rules that read seconds worth where the machine is slower than its timing says?
 
 One cost term at a time is scaled; policies that look at costs or at the clock decide anew. The
 tuned fixed length stays the one that the costs as they are have chosen. The rows are those that can
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from policies.base import Policy
+from policies.base import Policy, reads_seconds
 from simulator.replay import replay
 from traces.schema import Trace
 from traces.timing import StepCosts
 
 FACTORS = (0.9, 1.1)
+SLOWER = (0.8, 1.0, 1.3, 1.5, 2.0)  # the machine's seconds over those of its timing
+MOVED = 0.005  # of the tuned fixed length's speed: less is no change
 LEVEL = 0.001  # of the first row's seconds: closer rows are level
 
 
@@ -57,14 +60,31 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class Belief:
+    """A rule that reads seconds, on a machine `factors` times as slow as the timing that it is
+    shown. speed: over the tuned fixed length's, at each factor.
+    """
+
+    policy: str
+    factors: tuple[float, ...]
+    speed: tuple[float, ...]
+
+    @property
+    def moves(self) -> bool:
+        """The machine's pace against its timing matters to the rule."""
+        return max(self.speed) - min(self.speed) > MOVED
+
+
+@dataclasses.dataclass(frozen=True)
 class Sensitivity:
     """The ranking under perturbed costs. first: the winner at the costs as they are, by its seconds
-    on the held-out half; race: its lead there.
+    on the held-out half; race: its lead there. beliefs: of every entrant that reads seconds.
     """
 
     first: str
     race: Race
     cases: tuple[Case, ...]
+    beliefs: tuple[Belief, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -161,7 +181,35 @@ def sensitivity(
     for term, factor, scaled in perturbed(costs, control_s):
         found = play(scaled)
         cases.append(Case(term, factor, race(found, first), turned(found, verdicts, reference)))
-    return Sensitivity(first, race(seconds, first), tuple(cases))
+    beliefs = wrong_beliefs(entrants, test, costs, seconds[reference], seed)
+    return Sensitivity(first, race(seconds, first), tuple(cases), tuple(beliefs))
+
+
+def wrong_beliefs(
+    entrants: Mapping[str, Policy], test: Trace, costs: StepCosts, reference_s: float, seed: int
+) -> Iterator[Belief]:
+    """Entrants that read seconds, clocked and paid by `costs` while their View and priced_s are
+    those of a timing that says 1 / factor of them. reference_s: of the tuned fixed length.
+    """
+    for name, policy in entrants.items():
+        if reads_seconds(policy):
+            logs = (
+                replay(policy, test, costs, seed=seed, believed=scale_all(costs, 1.0 / factor))
+                for factor in SLOWER
+            )
+            speed = tuple(reference_s / float(log.elapsed_s.sum()) for log in logs)
+            yield Belief(name, SLOWER, speed)
+
+
+def scale_all(costs: StepCosts, factor: float) -> StepCosts:
+    """Every second."""
+    return dataclasses.replace(
+        costs,
+        prefill_s=costs.prefill_s * factor,
+        draft_s=costs.draft_s * factor,
+        verify_s=costs.verify_s * factor,
+        signal_s=costs.signal_s * factor,
+    )
 
 
 def race(seconds: Mapping[str, float], first: str) -> Race:

@@ -125,7 +125,7 @@ class CensoredEma(Policy):
         ema = float(state.ema[slot])
         if outcome.accepted == outcome.drafted:
             state.ema[slot] = ema + self.probe
-        elif outcome.emitted > outcome.accepted:
+        elif not outcome.ended:
             state.ema[slot] = (1.0 - self.weight) * ema + self.weight * outcome.accepted
 
 
@@ -186,7 +186,7 @@ class RateBuckets(Policy):
         return self.length_very_low
 
     def learn(self, state: PooledRateState, slot: int, view: View, outcome: Outcome) -> None:
-        if outcome.drafted == 0 or outcome.emitted <= outcome.accepted:
+        if outcome.drafted == 0 or outcome.ended:
             return
         seen = outcome.accepted / outcome.drafted
         state.rate[0] = (1.0 - self.weight) * float(state.rate[0]) + self.weight * seen

@@ -13,8 +13,9 @@ price is one rule: **a hook may read the fields of self, read and write state, c
 `policies.randomness` and other module-level functions of plain arithmetic, and nothing else.** Read
 arrays through a cast (`int(a[slot])`, `float(p[slot, k])`): `np.float32(0.7) < 0.7` is not the same
 question in NumPy and in compiled code. Loops are explicit, logarithms are `math.log`. Never call
-another hook through self: compiled, self is only the tuple of fields. One exception: whole small
-arrays may be multiplied (`x @ w`) where every sum is exact whatever its order, see policies.neural.
+another hook through self: compiled, self is only the tuple of fields. Two exceptions: whole small
+arrays may be copied (`a[slot, :n] = b[:n]`), and multiplied (`x @ w`) where every sum is exact
+whatever its order, see policies.neural.
 """
 
 from __future__ import annotations
@@ -74,15 +75,27 @@ class Outcome(NamedTuple):
 
     gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
     `proceed` stopped). accepted: drafted tokens the target accepted. emitted: tokens added to the
-    reply, accepted + 1 unless the reply ended inside the round. elapsed_s: seconds of the round.
+    reply: accepted, and one of the target's own unless the reply ended before it or (drafting ahead
+    while the target verifies) a full acceptance goes on without it.
+    ended: the reply ended at one of the drafted tokens or before them, so what lies behind the
+    accepted ones was not judged, let alone rejected. Never infer it from emitted <= accepted.
     accepted == drafted is censored information: the run of acceptable tokens was *at least* that.
+
+    Two clocks. elapsed_s: seconds of the round by the runtime's clock, comparable with other
+    elapsed seconds only. priced_s: what the step costs that the View came from charge for the round
+    that ran (traces.costs.round_seconds). Rules that weigh seconds against draft_step_s or verify_s
+    take priced_s: their decisions are then those of a replay on the real engine too, whatever the
+    machine is slowed down by or interrupted for. Rules that compare rounds with rounds take
+    elapsed_s: what the machine really does is what they are there to learn.
     """
 
     gamma: int
     drafted: int
     accepted: int
     emitted: int
+    ended: bool
     elapsed_s: float
+    priced_s: float
 
 
 class NoState(NamedTuple):
@@ -150,7 +163,7 @@ def uses_signals(policy: Policy) -> bool:
 
 
 STEP_COSTS = frozenset({"draft_step_s", "verify_s"})  # fields of View
-SECONDS = STEP_COSTS | {"elapsed_s"}  # and of Outcome
+SECONDS = STEP_COSTS | {"elapsed_s", "priced_s"}  # and of Outcome
 
 
 def reads_seconds(policy: Policy, fields: Set[str] = SECONDS) -> bool:
@@ -159,7 +172,12 @@ def reads_seconds(policy: Policy, fields: Set[str] = SECONDS) -> bool:
 
     Read off the bytecode: who takes such a field by its number (view[4]) goes unnoticed.
     """
-    waiting: list[Any] = [getattr(type(policy), name) for name in HOOKS]
+    return hooks_read(type(policy), fields)
+
+
+def hooks_read(cls: type[Policy], fields: Set[str]) -> bool:
+    """`reads_seconds` of a class."""
+    waiting: list[Any] = [getattr(cls, name) for name in HOOKS]
     seen: set[types.FunctionType] = set()
     while waiting:
         function = waiting.pop()

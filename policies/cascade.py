@@ -136,7 +136,7 @@ class Cascade(Policy):
         if testing:
             plain_s = float(view.verify_s[1])
             state.gain[slot, TOKENS] += outcome.emitted
-            state.gain[slot, PRICE] += outcome.elapsed_s / plain_s if plain_s > 0.0 else 1.0
+            state.gain[slot, PRICE] += outcome.priced_s / plain_s if plain_s > 0.0 else 1.0
         if int(state.plan[slot, LEFT]) > 0:
             return
         if testing:

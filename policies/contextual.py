@@ -154,11 +154,10 @@ class LinUCB(Policy):
     def learn(self, state: LinearState, slot: int, view: View, outcome: Outcome) -> None:
         if outcome.drafted == 0:
             return
-        ended = outcome.emitted <= outcome.accepted
-        if not ended:
+        if not outcome.ended:
             fill_features(state.x, outcome.drafted, self.gamma_max, recent_rate(state, slot))
             absorb(state, float(outcome.emitted))
-        rejected = 0.0 if ended or outcome.accepted == outcome.drafted else 1.0
+        rejected = 0.0 if outcome.ended or outcome.accepted == outcome.drafted else 1.0
         passed = self.memory * float(state.passed[slot]) + outcome.accepted
         reached = self.memory * float(state.reached[slot]) + outcome.accepted + rejected
         state.passed[slot] = passed
@@ -197,12 +196,13 @@ class LinThompson(LinUCB):
 
 class NightjarState(NamedTuple):
     """Shared, B = batch_max batch sizes, K = gamma_max + 1 arms (arm k drafts k): tokens, seconds
-    [B, K]; rounds [B]; arm [B], locked for this bin. Per request: idle [slots], 1 if its last round
-    drafted nothing.
+    [B, K]; clocks [2], elapsed and priced seconds of all rounds; rounds [B]; arm [B], locked for
+    this bin. Per request: idle [slots], 1 if its last round drafted nothing.
     """
 
     tokens: FloatArray
     seconds: FloatArray
+    clocks: FloatArray
     rounds: IntArray
     arm: IntArray
     idle: IntArray
@@ -222,6 +222,12 @@ def cheapest_arm(state: NightjarState, row: int, switch_s: float) -> int:
     return best
 
 
+def slowness(state: NightjarState) -> float:
+    """Seconds on the runtime's clock per second of the step costs, 1 before the first round."""
+    elapsed_s, priced_s = float(state.clocks[0]), float(state.clocks[1])
+    return elapsed_s / priced_s if elapsed_s > 0.0 and priced_s > 0.0 else 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Nightjar(Policy):
     """Nightjar's planner: one bandit per batch size, an arm locked for a bin of rounds, and a price
@@ -232,7 +238,8 @@ class Nightjar(Policy):
     of seconds per token + [the last round drafted nothing and gamma > 0] * switching cost / gamma.
     Bins of sqrt(H_j) rounds are our reading: they give the claimed regret of order sqrt(T). Seconds
     per token is a ratio of sums. The paper looks its switching cost up in a table measured by skip
-    length; here it is `switch_steps` draft steps, which is what this engine pays to catch up.
+    length; here it is `switch_steps` draft steps, which is what this engine pays to catch up, at
+    the step costs times what rounds have taken beyond their price.
     Each row's round counts as one round of its batch size; moving the draft model out of GPU memory
     is beyond a controller.
     """
@@ -258,6 +265,7 @@ class Nightjar(Policy):
         return NightjarState(
             np.zeros(shape),
             np.zeros(shape),
+            np.zeros(2),
             np.zeros(self.batch_max, dtype=np.int64),
             np.zeros(self.batch_max, dtype=np.int64),
             np.zeros(slots, dtype=np.int64),
@@ -279,12 +287,15 @@ class Nightjar(Policy):
             if uniform(rng, 0) * number < 1.0:
                 state.arm[row] = int(uniform(rng, 1) * (self.gamma_max + 1))
             else:
-                switch_s = int(state.idle[slot]) * self.switch_steps * view.draft_step_s
+                step_s = view.draft_step_s * slowness(state)
+                switch_s = int(state.idle[slot]) * self.switch_steps * step_s
                 state.arm[row] = cheapest_arm(state, row, switch_s)
         return int(state.arm[row])
 
     def learn(self, state: NightjarState, slot: int, view: View, outcome: Outcome) -> None:
         state.idle[slot] = 1 if outcome.gamma == 0 else 0
+        state.clocks[0] += outcome.elapsed_s
+        state.clocks[1] += outcome.priced_s
         if outcome.gamma <= self.gamma_max:
             row = min(view.batch_size, self.batch_max) - 1
             state.tokens[row, outcome.gamma] += outcome.emitted

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from policies.base import (
+    STEP_COSTS,
     Draft,
     Outcome,
     Policy,
@@ -20,11 +21,13 @@ from policies.base import (
     View,
     clamp_gamma,
     field_values,
+    hooks_read,
     uses_signals,
 )
 from policies.randomness import Rng, round_key
 
 _SLOTS = 3
+_FULL_ROUNDS = 200
 
 
 class ContractError(AssertionError):
@@ -42,13 +45,64 @@ def check_policy(policy: Policy, *, rounds: int = 400, seed: int = 0) -> None:
     Checked: frozen dataclass with scalar fields, described and tagged; state a NamedTuple of arrays
     whose leading axis is [slots] or shared; hooks return int and bool (no NumPy scalars), stay
     inside their slot, leave view and self alone, keep nothing outside the state, accept any room;
-    `admit` twice equals `admit` once.
+    `admit` twice equals `admit` once; elapsed_s is not weighed against step costs; a full
+    acceptance without a token of the target's own is learned from like any other.
     """
     _check_description(policy)
     _check_state(policy)
     first, second = _play(policy, rounds, seed), _play(policy, rounds, seed)
     _require(first == second, "same seed, other decisions: something is kept outside the state")
     _check_admit(policy, seed)
+    _check_clocks(policy)
+    _check_full_acceptance(policy, seed)
+
+
+def _check_clocks(policy: Policy) -> None:
+    """Only priced_s is on the clock of the step costs, and only it translates between the two. The
+    hooks around a wrapped policy (policies.arbiter) are none of its business.
+    """
+    cls: type[Policy] = getattr(type(policy), "inner", type(policy))
+    elapsed, steps, priced = (
+        hooks_read(cls, fields) for fields in ({"elapsed_s"}, STEP_COSTS, {"priced_s"})
+    )
+    _require(
+        priced or not (elapsed and steps),
+        "two clocks: compare priced_s with step costs, and elapsed_s with elapsed_s only",
+    )
+
+
+def _check_full_acceptance(policy: Policy, seed: int) -> None:
+    """Play rounds in which every draft is accepted, with a token of the target's own and without:
+    arrays of the state that only the former ever change belong to a rule that takes the latter for
+    the end of the reply.
+    """
+    with_own, without = (_touched(policy, seed, own) for own in (1, 0))
+    missing = ", ".join(sorted(with_own - without))
+    _require(
+        not missing,
+        f"a full acceptance that emits no token of the target's own leaves state.{missing} alone: "
+        "ask outcome.ended, do not infer the end of the reply",
+    )
+
+
+def _touched(policy: Policy, seed: int, own: int) -> set[str]:
+    """The arrays that `learn` ever changes where all drafts are accepted, own: target's tokens."""
+    generator = np.random.default_rng(seed)
+    state, touched = policy.new_state(1), set()
+    policy.admit(state, 0)
+    for index in range(_FULL_ROUNDS):
+        view = _random_view(generator)._replace(batch_size=1)
+        rng = Rng(round_key(seed, 0, index))
+        cap, drafted = _draft(policy, state, 0, view, rng, generator)[1:]
+        seconds = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
+        emitted = drafted + (own if drafted > 0 else 1)
+        before = [array.tobytes() for array in state]
+        outcome = Outcome(cap, drafted, drafted, emitted, False, seconds, seconds)
+        policy.learn(state, 0, view, outcome)
+        for name, array, old in zip(state._fields, state, before, strict=True):
+            if array.tobytes() != old:
+                touched.add(name)
+    return touched
 
 
 def _check_description(policy: Policy) -> None:
@@ -106,10 +160,10 @@ def _random_view(generator: np.random.Generator) -> View:
     )
 
 
-def _round(
+def _draft(
     policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
-) -> tuple[int, ...]:
-    """One round against random acceptance; the decisions taken."""
+) -> tuple[int, int, int]:
+    """Choose and draft with random confidence: gamma as asked, the cap, tokens drafted."""
     asked = policy.gamma(state, slot, view, rng)
     _require(type(asked) is int, f"gamma must return int, returned {type(asked).__name__}")
     cap, drafted, going = clamp_gamma(asked, view.room), 0, True
@@ -118,11 +172,20 @@ def _round(
         top1 = float(generator.uniform(0.01, 1.0))
         going = policy.proceed(state, slot, Draft(drafted, top1, float(-np.log(top1))))
         _require(type(going) is bool, f"proceed must return bool, returned {type(going).__name__}")
+    return asked, cap, drafted
+
+
+def _round(
+    policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
+) -> tuple[int, ...]:
+    """One round against random acceptance; the decisions taken."""
+    asked, cap, drafted = _draft(policy, state, slot, view, rng, generator)
     accepted = min(drafted, int(generator.geometric(0.3)) - 1)
     elapsed = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
     ended = accepted > 0 and bool(generator.uniform() < 0.1)  # the reply's end token was drafted
     emitted = accepted if ended else accepted + 1
-    policy.learn(state, slot, view, Outcome(cap, drafted, accepted, emitted, elapsed))
+    outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, elapsed)
+    policy.learn(state, slot, view, outcome)
     return asked, cap, drafted
 
 

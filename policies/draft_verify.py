@@ -66,7 +66,7 @@ class DraftVerify(Policy):
         return draft.top1_prob >= float(state.threshold[0])
 
     def learn(self, state: ThresholdState, slot: int, view: View, outcome: Outcome) -> None:
-        if outcome.drafted == 0 or outcome.emitted <= outcome.accepted:
+        if outcome.drafted == 0 or outcome.ended:
             return
         share = outcome.accepted / outcome.drafted
         matchness = self.beta1 * float(state.matchness[slot]) + (1.0 - self.beta1) * share

@@ -23,7 +23,7 @@ def round_s(view: View, gamma: int) -> float:
 
 def judged_tokens(outcome: Outcome) -> int:
     """Drafted tokens that were reached: those accepted and the first rejected one."""
-    if outcome.emitted <= outcome.accepted:  # the reply ended, nothing was rejected
+    if outcome.ended:  # nothing was rejected
         return outcome.accepted
     return min(outcome.accepted + 1, outcome.drafted)
 

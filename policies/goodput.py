@@ -97,8 +97,7 @@ class CensoredGoodput(Policy):
             state.quiet[slot] += 1
             return
         state.quiet[slot] = 0
-        ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
-        reached = outcome.accepted if ended else outcome.accepted + 1
+        reached = outcome.accepted if outcome.ended else outcome.accepted + 1
         for k in range(min(reached, outcome.drafted, self.gamma_max)):
             passed = 1.0 if k < outcome.accepted else 0.0
             state.reached[slot, k] = self.discount * float(state.reached[slot, k]) + 1.0

@@ -32,7 +32,7 @@ class HedgeState(NamedTuple):
 
 def is_censored(outcome: Outcome) -> bool:
     """True if no draft was rejected: the acceptable run was at least `accepted` long."""
-    return outcome.accepted == outcome.drafted or outcome.emitted <= outcome.accepted
+    return outcome.accepted == outcome.drafted or outcome.ended
 
 
 def count_depths(state: HedgeState, outcome: Outcome, discount: float) -> None:
@@ -152,10 +152,10 @@ class Hedge(Policy):
         return median
 
     def learn(self, state: HedgeState, slot: int, view: View, outcome: Outcome) -> None:
-        if outcome.elapsed_s <= 0.0:
+        if outcome.priced_s <= 0.0:
             return
         state.totals[0] = self.discount * float(state.totals[0]) + outcome.emitted
-        state.totals[1] = self.discount * float(state.totals[1]) + outcome.elapsed_s
+        state.totals[1] = self.discount * float(state.totals[1]) + outcome.priced_s
         count_depths(state, outcome, self.discount)
         lengths = min(self.gamma_max, view.room) + 1
         charge(state, slot, view, outcome, lengths, self.rate)

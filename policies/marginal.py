@@ -19,20 +19,26 @@ LAST = 5  # how the last draft ended: all accepted, some, none once, twice, thre
 SKIPPED = 4  # rounds without a draft since then: 0, 1, 2, 3 or more
 
 
+STEP_S, WORTH_S, SURVIVAL = 0, 1, 2  # columns of MarginalState.now
+X, H, OWN, NEXT = range(4)  # of MarginalState.token
+
+
 class MarginalState(NamedTuple):
     """M = gamma_max, C = LAST * SKIPPED contexts.
 
-    Per request, of the round at hand: survival [slots], chance that all drafted tokens stand;
-    price [slots, M + 2], seconds of a round that drafts k tokens; token [slots, M, 4], of every
-    drafted one the logit of its top-1 probability, its entropy, and what the two models said.
-    context [slots]; quiet [slots], rounds skipped in a row.
+    Per request, of the round at hand: now [slots, 3]: seconds of a draft step, seconds that a token
+    is worth, chance that all drafted tokens stand; rest [slots, M + 2]: a round that drafts k takes
+    k * STEP_S + rest[k + 1], see open_round; last [slots]: tokens that there is room for; token
+    [slots, M, 4], of every drafted one the logit of its top-1 probability, its entropy, and what
+    the two models said. context [slots]; quiet [slots], rounds skipped in a row.
     Shared: weight [2, 3] of the two logistic models, squares [2, 3] of their gradients summed;
     clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count;
     depth [M + 1], share of the rounds in a batch that drafted at least k tokens.
     """
 
-    survival: FloatArray
-    price: FloatArray
+    now: FloatArray
+    rest: FloatArray
+    last: IntArray
     token: FloatArray
     context: IntArray
     quiet: IntArray
@@ -46,23 +52,35 @@ class MarginalState(NamedTuple):
 
 def logit(probability: float) -> float:
     """log(p / (1 - p)), p kept inside 1e-4 .. 1 - 1e-4."""
-    inside = min(max(probability, 1e-4), 1.0 - 1e-4)
+    inside = probability
+    if inside < 1e-4:
+        inside = 1e-4
+    elif inside > 1.0 - 1e-4:
+        inside = 1.0 - 1e-4
     return math.log(inside / (1.0 - inside))
 
 
-def chance(base: float, slope_logit: float, slope_entropy: float, x: float, h: float) -> float:
-    """A logistic model of a token's logit x and entropy h, 0..1."""
-    z = base + slope_logit * x + slope_entropy * h
-    return 1.0 / (1.0 + math.exp(-min(max(z, -30.0), 30.0)))
+def logistic(z: float) -> float:
+    """1 / (1 + exp(-z)), z kept inside -30 .. 30."""
+    if z > 30.0:
+        z = 30.0
+    elif z < -30.0:
+        z = -30.0
+    return 1.0 / (1.0 + math.exp(-z))
 
 
-def step(state: MarginalState, model: int, feature: int, slope: float, rate: float) -> None:
-    """One AdaGrad step (Duchi et al. 2011) of one weight."""
-    squares = float(state.squares[model, feature]) + slope * slope
-    state.squares[model, feature] = squares
-    state.weight[model, feature] = float(state.weight[model, feature]) - rate * slope / math.sqrt(
-        squares
-    )
+def descend(
+    state: MarginalState, model: int, base: float, on_x: float, on_h: float, rate: float
+) -> None:
+    """One AdaGrad step (Duchi et al. 2011) of a model's weights along these slopes."""
+    weight, squares = state.weight[model], state.squares[model]
+    base2 = float(squares[0]) + base * base
+    x2 = float(squares[1]) + on_x * on_x
+    h2 = float(squares[2]) + on_h * on_h
+    squares[0], squares[1], squares[2] = base2, x2, h2
+    weight[0] = float(weight[0]) - rate * base / math.sqrt(base2)
+    weight[1] = float(weight[1]) - rate * on_x / math.sqrt(x2)
+    weight[2] = float(weight[2]) - rate * on_h / math.sqrt(h2)
 
 
 def seconds_per_token(state: MarginalState) -> float:
@@ -117,8 +135,9 @@ class Marginal(Policy):
         own = (self.own_base, self.own_logit, self.own_entropy)
         following = (self.next_base, self.next_logit, self.next_entropy)
         return MarginalState(
-            survival=np.ones(slots),
-            price=np.zeros((slots, self.gamma_max + 2)),
+            now=np.ones((slots, 3)),
+            rest=np.zeros((slots, self.gamma_max + 2)),
+            last=np.zeros(slots, dtype=np.int64),
             token=np.zeros((slots, self.gamma_max, 4)),
             context=np.zeros(slots, dtype=np.int64),
             quiet=np.zeros(slots, dtype=np.int64),
@@ -140,24 +159,18 @@ class Marginal(Policy):
 
     def proceed(self, state: MarginalState, slot: int, draft: Draft) -> bool:
         k, x, h = draft.drafted, logit(draft.top1_prob), draft.entropy
-        w = state.weight
-        own = chance(float(w[0, 0]), float(w[0, 1]), float(w[0, 2]), x, h)
-        following = chance(float(w[1, 0]), float(w[1, 1]), float(w[1, 2]), x, h)
-        state.token[slot, k - 1, 0] = x
-        state.token[slot, k - 1, 1] = h
-        state.token[slot, k - 1, 2] = own
-        state.token[slot, k - 1, 3] = following
-        survival = own if k == 1 else float(state.survival[slot]) * own
-        state.survival[slot] = survival
-        here, value = float(state.price[slot, k]), survival * seconds_per_token(state)
-        gain = 0.0
-        for j in range(1, min(self.look, self.gamma_max - k) + 1):
-            price = float(state.price[slot, k + j])
-            if price == 0.0:  # there is no room for so many
-                return False
+        now, token, w = state.now[slot], state.token[slot, k - 1], state.weight
+        own = logistic(float(w[0, 0]) + float(w[0, 1]) * x + float(w[0, 2]) * h)
+        following = logistic(float(w[1, 0]) + float(w[1, 1]) * x + float(w[1, 2]) * h)
+        token[X], token[H], token[OWN], token[NEXT] = x, h, own, following
+        survival = own if k == 1 else float(now[SURVIVAL]) * own
+        now[SURVIVAL] = survival
+        rest, step_s, gain = state.rest[slot], float(now[STEP_S]), 0.0
+        value, here = survival * float(now[WORTH_S]), k * step_s + float(rest[k + 1])
+        for n in range(k + 1, min(k + self.look, int(state.last[slot])) + 1):
             value *= following
             gain += value
-            if gain > price - here:
+            if gain > n * step_s + float(rest[n + 1]) - here:
                 return True
         return False
 
@@ -166,24 +179,28 @@ class Marginal(Policy):
 
 
 def open_round(state: MarginalState, slot: int, view: View, gamma_max: int) -> None:
-    """Note what a round that drafts 1, 2, ... tokens costs now; 0 behind the last with room.
+    """Note what a round costs that drafts as much as there is room for, and what a token is worth.
 
-    A batch drafts in lock step: every row waits for step k, so a row that takes it should pay for
-    all, with those who take it, too: batch / (1 + (batch - 1) depth[k]) steps.
+    Alone, k tokens cost k draft steps, and `rest` is the view's verify_s. A batch drafts in lock
+    step: every row waits for step k, so a row that takes it should pay for all, with those who take
+    it, too: batch / (1 + (batch - 1) depth[k]) steps. There all is in `rest`, and STEP_S is 0.
     """
     last, others = min(view.room, gamma_max), view.batch_size - 1
-    if others == 0:
-        for k in range(1, last + 1):
-            state.price[slot, k] = k * view.draft_step_s + float(view.verify_s[k + 1])
-    else:
-        steps = 0.0
-        for k in range(1, last + 1):
-            steps += view.batch_size / (1.0 + others * float(state.depth[k]))
-            state.price[slot, k] = steps * view.draft_step_s + float(view.verify_s[k + 1])
-    state.price[slot, last + 1] = 0.0
     if float(state.clock[0]) == 0.0:  # before the first round: what plain decoding costs
         state.clock[0] = 1.0
         state.clock[1] = float(view.verify_s[1])
+    state.last[slot] = last
+    now = state.now[slot]
+    now[WORTH_S] = seconds_per_token(state)
+    if others == 0:
+        now[STEP_S] = view.draft_step_s
+        state.rest[slot, : last + 2] = view.verify_s[: last + 2]
+        return
+    now[STEP_S] = 0.0
+    steps = 0.0
+    for k in range(1, last + 1):
+        steps += view.batch_size / (1.0 + others * float(state.depth[k]))
+        state.rest[slot, k + 1] = steps * view.draft_step_s + float(view.verify_s[k + 1])
 
 
 def close_round(
@@ -192,38 +209,35 @@ def close_round(
     """Tokens and seconds of the round, how deep it drafted in a batch, and what its judged tokens
     taught both models.
     """
-    state.clock[0] = memory * float(state.clock[0]) + outcome.emitted
-    state.clock[1] = memory * float(state.clock[1]) + outcome.elapsed_s
+    clock, accepted = state.clock, outcome.accepted
+    clock[0] = memory * float(clock[0]) + outcome.emitted
+    clock[1] = memory * float(clock[1]) + outcome.priced_s
     if view.batch_size > 1:
         for k in range(1, state.depth.shape[0]):
             deep = 1.0 if outcome.drafted >= k else 0.0
             state.depth[k] = memory * float(state.depth[k]) + (1.0 - memory) * deep
-    ended = outcome.emitted <= outcome.accepted  # the reply ended, nothing was rejected
-    judged = outcome.accepted if ended else min(outcome.accepted + 1, outcome.drafted)
+    judged = accepted if outcome.ended else min(accepted + 1, outcome.drafted)
+    if judged == 0:
+        return
     base, on_x, on_h = 0.0, 0.0, 0.0  # slopes of the log-loss, summed over the round
     next_base, next_on_x, next_on_h = 0.0, 0.0, 0.0
     x, h, following = 0.0, 0.0, 0.0
     for k in range(judged):
-        passed = 1.0 if k < outcome.accepted else 0.0
+        passed = 1.0 if k < accepted else 0.0
         if k > 0:  # x and h are still those of the token before
             error = following - passed
             next_base += error
             next_on_x += error * x
             next_on_h += error * h
-        x, h = float(state.token[slot, k, 0]), float(state.token[slot, k, 1])
-        following = float(state.token[slot, k, 3])
-        error = float(state.token[slot, k, 2]) - passed
+        token = state.token[slot, k]
+        x, h, following = float(token[X]), float(token[H]), float(token[NEXT])
+        error = float(token[OWN]) - passed
         base += error
         on_x += error * x
         on_h += error * h
-    if judged > 0:
-        step(state, 0, 0, base, rate)
-        step(state, 0, 1, on_x, rate)
-        step(state, 0, 2, on_h, rate)
+    descend(state, 0, base, on_x, on_h, rate)
     if judged > 1:
-        step(state, 1, 0, next_base, rate)
-        step(state, 1, 1, next_on_x, rate)
-        step(state, 1, 2, next_on_h, rate)
+        descend(state, 1, next_base, next_on_x, next_on_h, rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,9 +278,9 @@ class Payback(Marginal):
         state.quiet[slot] = 0
         plain = float(view.verify_s[1])
         worth = (seconds_per_token(state) + plain) / 2.0
-        spent = outcome.elapsed_s
+        spent = outcome.priced_s
         if view.batch_size > 1:  # most of it passed because of others
-            spent = float(state.price[slot, outcome.drafted])
+            spent = float(state.rest[slot, outcome.drafted + 1])
         gain = (outcome.accepted * worth - (spent - plain)) / plain
         visits = self.memory * float(state.visits[at]) + 1.0
         state.visits[at] = visits

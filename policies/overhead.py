@@ -119,7 +119,7 @@ class _Trial:
                 self.token_s.append(clock() - began)
         accepted = min(drafted, int(self.generator.geometric(0.3)) - 1)
         elapsed_s = drafted * view.draft_step_s + float(self.verify_s[drafted + 1])
-        outcome = Outcome(cap, drafted, accepted, accepted + 1, elapsed_s)
+        outcome = Outcome(cap, drafted, accepted, accepted + 1, False, elapsed_s, elapsed_s)
         between()
         began = clock()
         policy.learn(state, 0, view, outcome)

@@ -107,7 +107,7 @@ class DisableGate(Policy):
         return 0 if int(state.off[0]) == 1 else self.gamma_tokens
 
     def learn(self, state: GateState, slot: int, view: View, outcome: Outcome) -> None:
-        if outcome.drafted == 0 or outcome.emitted <= outcome.accepted:
+        if outcome.drafted == 0 or outcome.ended:
             return
         rounds = int(state.rounds[0])
         at = rounds % self.window

@@ -60,7 +60,7 @@ class ThompsonBeta(Policy):
         return best
 
     def learn(self, state: DepthState, slot: int, view: View, outcome: Outcome) -> None:
-        rejected = outcome.accepted < outcome.drafted and outcome.emitted > outcome.accepted
+        rejected = outcome.accepted < outcome.drafted and not outcome.ended
         for k in range(self.gamma_max):
             state.passed[k] *= self.discount
             state.failed[k] *= self.discount

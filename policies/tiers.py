@@ -127,7 +127,7 @@ class SGLangTiers(Policy):
 
     def learn(self, state: TierState, slot: int, view: View, outcome: Outcome) -> None:
         state.batch[0] += 1
-        if outcome.drafted > 0 and outcome.emitted > outcome.accepted:
+        if outcome.drafted > 0 and not outcome.ended:
             state.batch[1] += 1
             state.batch[2] += outcome.accepted
         if int(state.batch[0]) < view.batch_size:

@@ -120,7 +120,9 @@ class Engine:
 
         batch: rows decoded at once; a row that ends takes the next request. clock "wall" tells
         policies the measured seconds of a round; "model" tells them what `costs` says (batch 1), so
-        that controllers that read seconds decide as in a replay; the log always holds wall seconds.
+        that all controllers decide as in a replay; the log always holds wall seconds. priced_s is
+        what `costs` says under either clock; in a batch, which drafts in lock step, at that batch
+        size and for the longest draft of the round.
         state: continue with this policy state instead of a new one; first: number of requests that
         it has seen, so that draws go on as in one run. began: moment (time.perf_counter) from which
         start_s counts, default now. acceptance: a trace with a row
@@ -234,22 +236,23 @@ class _Loop:
         newest = [slot.newest() for slot in running]
         uniforms = [slot.uniforms(slot.drafted + 1, self.greedy) for slot in running]
         verdicts = steps.verify(newest, self.sampling.law, uniforms)
+        taken = [slot.take(verdict) for slot, verdict in zip(running, verdicts, strict=True)]
+        elapsed, longest = time.perf_counter() - began, max(slot.drafted for slot in running)
         outcomes = []
-        for slot, verdict in zip(running, verdicts, strict=True):
-            outcomes.append((slot, *slot.take(verdict)))
-        elapsed = time.perf_counter() - began
-        for slot, accepted, emitted in outcomes:
-            if self.clock == "model":
-                elapsed = round_seconds(prices, slot.bucket, slot.drafted, slot.lag)
-            outcome = Outcome(slot.gamma, slot.drafted, accepted, emitted, elapsed)
+        for slot, (accepted, emitted) in zip(running, taken, strict=True):
+            priced = round_seconds(prices, slot.bucket, longest, slot.lag)
+            seconds = priced if self.clock == "model" else elapsed
+            ended = slot.finished and emitted <= accepted
+            outcome = Outcome(slot.gamma, slot.drafted, accepted, emitted, ended, seconds, priced)
             policy.learn(state, slot.row, slot.view, outcome)
             slot.close(outcome)
+            outcomes.append(outcome)
         wall = time.perf_counter() - began  # what the controller learns is on its own bill
         self.processor.stop(len(running))
-        for slot, accepted, emitted in outcomes:
+        for slot, outcome in zip(running, outcomes, strict=True):
             place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
-            self.rows.append((*place, slot.gamma, slot.drafted, accepted, emitted, wall))
-        return [emitted for _, _, emitted in outcomes]
+            self.rows.append((*place, *outcome[:5], wall))
+        return [outcome.emitted for outcome in outcomes]
 
     def _draft(self, drafting: list[Slot]) -> None:
         """Draft in lock step until every slot has its tokens or its policy stops it."""

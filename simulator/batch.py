@@ -409,7 +409,8 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         accepted = min(verified, int(tape.accept_len[at]))
         whole = rules.pipelined and verified > 0 and accepted == verified
         emitted = min(accepted + (0 if whole else 1), end - at)
-        outcome = Outcome(int(slot.cap), verified, accepted, emitted, elapsed)
+        over = end - at <= accepted  # the reply ended at a drafted token
+        outcome = Outcome(int(slot.cap), verified, accepted, emitted, over, elapsed, elapsed)
         learn(self, state, number, view_of(world, slot), outcome)
         if LOGS:
             write_row(world.log[desk.written], slot, number, n, outcome, now)
@@ -492,7 +493,7 @@ def write_row(
     row.request, row.slot, row.batch_size = int(slot.query), number, n
     row.context_tokens = int(slot.prompt) + int(slot.at) - int(slot.begin)
     row.gamma, row.drafted, row.verified = outcome.gamma, int(slot.drafted), outcome.drafted
-    row.accepted, row.emitted = outcome.accepted, outcome.emitted
+    row.accepted, row.emitted, row.ended = outcome.accepted, outcome.emitted, outcome.ended
     row.start_s, row.elapsed_s = start_s, outcome.elapsed_s
 
 

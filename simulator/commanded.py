@@ -48,8 +48,8 @@ NOW_S, REQUEST_S, EMITTED, WAITING = range(4)  # of what `observe` counts
 class CommandState(NamedTuple):
     """S slots. memory [S, MEMORY]: see policies.observation. command [1]: the gamma that holds.
     counts [2]: rows that learned and slots that were entered since gamma was asked. outcomes
-    [S, 5]: slot, gamma, drafted, accepted, emitted of those rows; elapsed_s [S] theirs. entered
-    [S]: those slots.
+    [S, 6]: slot, gamma, drafted, accepted, emitted, ended of those rows; elapsed_s [S] theirs.
+    entered [S]: those slots.
     """
 
     memory: FloatArray
@@ -74,7 +74,7 @@ class Commanded(Policy):
             memory=np.zeros((slots, MEMORY)),
             command=np.zeros(1, dtype=np.int64),
             counts=np.zeros(2, dtype=np.int64),
-            outcomes=np.zeros((slots, 5), dtype=np.int64),
+            outcomes=np.zeros((slots, 6), dtype=np.int64),
             elapsed_s=np.zeros(slots),
             entered=np.zeros(slots, dtype=np.int64),
         )
@@ -97,6 +97,7 @@ class Commanded(Policy):
         state.outcomes[k, 2] = outcome.drafted
         state.outcomes[k, 3] = outcome.accepted
         state.outcomes[k, 4] = outcome.emitted
+        state.outcomes[k, 5] = 1 if outcome.ended else 0
         state.elapsed_s[k] = outcome.elapsed_s
         state.counts[LEARNED] += 1
 

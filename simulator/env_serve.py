@@ -212,8 +212,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             reward = emitted - self.rho * elapsed_s
         n = int(self._state.counts[LEARNED])
         outcomes = tuple(
-            Outcome(gamma, drafted, accepted, emitted, seconds)
-            for (_, gamma, drafted, accepted, emitted), seconds in zip(
+            Outcome(gamma, drafted, accepted, emitted, bool(ended), seconds, seconds)
+            for (_, gamma, drafted, accepted, emitted, ended), seconds in zip(
                 self._state.outcomes[:n].tolist(), self._state.elapsed_s[:n].tolist(), strict=True
             )
         )

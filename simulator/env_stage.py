@@ -148,7 +148,9 @@ class Stage:
             drafted=int(row["drafted"]),
             accepted=int(row["accepted"]),
             emitted=int(row["emitted"]),
+            ended=bool(row["ended"]),
             elapsed_s=float(row["elapsed_s"]),
+            priced_s=float(row["priced_s"]),
         )
 
     def unit_s(self, lane: int) -> float:

@@ -56,8 +56,9 @@ what may be drawn, as stretches of Lanes.choices."""
 
 OUTCOME = np.dtype(
     [
-        ("elapsed_s", np.float64),
+        *((name, np.float64) for name in ("elapsed_s", "priced_s")),
         *((name, np.int32) for name in ("gamma", "drafted", "accepted", "emitted")),
+        ("ended", np.bool_),
     ],
     align=True,
 )
@@ -239,7 +240,8 @@ def end_round(world: Lanes, i: int, gamma: int, drafted: int) -> int:
     emitted = min(accepted + 1, end - at)
     prices = prices_at(world, int(lane.cost))
     out = world.outcomes[i]
-    out.elapsed_s = round_seconds(prices, int(lane.bucket), drafted, int(lane.lag))
+    seconds = round_seconds(prices, int(lane.bucket), drafted, int(lane.lag))
+    out.elapsed_s, out.priced_s, out.ended = seconds, seconds, end - at <= accepted
     out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
     lane.lag = lag_after(int(lane.lag), drafted, accepted)
     lane.at = at + emitted

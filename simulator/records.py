@@ -111,8 +111,8 @@ tokens."""
 
 ROUND = record(
     request=np.int32, slot=np.int32, context_tokens=np.int32, batch_size=np.int32, gamma=np.int32,
-    drafted=np.int32, accepted=np.int32, emitted=np.int32, verified=np.int32, start_s=np.float64,
-    elapsed_s=np.float64,
+    drafted=np.int32, accepted=np.int32, emitted=np.int32, verified=np.int32, ended=np.bool_,
+    start_s=np.float64, elapsed_s=np.float64,
 )  # fmt: skip
 """A row of traces.roundlog.RoundLog, and the drafted tokens that were verified."""
 

@@ -28,25 +28,40 @@ Play = Callable[..., int]
 
 
 def replay(
-    policy: Policy, trace: Trace, costs: StepCosts, *, seed: int = 0, max_gamma: int | None = None
+    policy: Policy,
+    trace: Trace,
+    costs: StepCosts,
+    *,
+    seed: int = 0,
+    max_gamma: int | None = None,
+    believed: StepCosts | None = None,
 ) -> RoundLog:
     """The rounds of `policy` on `trace` at these costs, compiled.
 
     costs: tabulated at batch 1, wider than max_gamma + 1. max_gamma: the most tokens a round may
     draft (default and upper bound: the trace's depth). seed: key of the hooks' randomness.
+    believed: the step costs that the policy is shown and that price its rounds (View, priced_s),
+    where they are not those that it is clocked and paid by (elapsed_s, the log).
+
     Raises InputError if the trace or the costs do not fit. `prefill_s` and `start_s` are simulated
     too.
     """
-    limits = check_inputs(policy, trace, costs, max_gamma)
-    return run(policy, run_policy, policy.new_state(1), trace, costs, limits, seed)
+    limits = check_inputs(policy, trace, costs, max_gamma, believed)
+    return run(policy, run_policy, policy.new_state(1), trace, costs, limits, seed, believed)
 
 
 def replay_interpreted(
-    policy: Policy, trace: Trace, costs: StepCosts, *, seed: int = 0, max_gamma: int | None = None
+    policy: Policy,
+    trace: Trace,
+    costs: StepCosts,
+    *,
+    seed: int = 0,
+    max_gamma: int | None = None,
+    believed: StepCosts | None = None,
 ) -> RoundLog:
     """`replay` as plain Python: the slow reference, and the way to debug a policy."""
-    limits = check_inputs(policy, trace, costs, max_gamma)
-    return run(policy, run_interpreted, policy.new_state(1), trace, costs, limits, seed)
+    limits = check_inputs(policy, trace, costs, max_gamma, believed)
+    return run(policy, run_interpreted, policy.new_state(1), trace, costs, limits, seed, believed)
 
 
 def run_interpreted(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
@@ -57,7 +72,11 @@ def run_interpreted(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
 
 
 def check_inputs(
-    policy: Policy, trace: Trace, costs: StepCosts, max_gamma: int | None = None
+    policy: Policy,
+    trace: Trace,
+    costs: StepCosts,
+    max_gamma: int | None = None,
+    believed: StepCosts | None = None,
 ) -> Limits:
     """The limits of a replay; raises InputError if policy, trace and costs do not fit."""
     cap = trace.meta.depth if max_gamma is None else max_gamma
@@ -76,7 +95,17 @@ def check_inputs(
             f"the costs cover steps of up to {width - 1} tokens, a round of gamma {cap} needs "
             f"{cap + 1}: tabulate them with width={cap + 2} or lower max_gamma"
         )
+    if believed is not None and layout(believed) != layout(costs):
+        raise InputError(
+            "the believed costs are not laid out as the costs; tabulate both with one batch, "
+            "max_context, width and bucket_tokens"
+        )
     return Limits(cap, trace.meta.max_new_tokens, trace.meta.max_context)
+
+
+def layout(costs: StepCosts) -> tuple[Any, ...]:
+    """What two tables must share for a row of one to be that row of the other."""
+    return costs.batch, costs.bucket_tokens, costs.draft_s.shape, costs.verify_s.shape
 
 
 def run(
@@ -87,16 +116,18 @@ def run(
     costs: StepCosts,
     limits: Limits,
     seed: int,
+    believed: StepCosts | None = None,
 ) -> RoundLog:
     """Play the trace, compiled or not, and return its log."""
-    signals, costs = uses_signals(policy), charged(policy, costs)
-    counts = np.empty((trace.positions, 6), dtype=np.int32)
+    signals, truth = uses_signals(policy), charged(policy, costs)
+    counts = np.empty((trace.positions, 7), dtype=np.int32)
     seconds = np.empty((trace.positions, 2), dtype=np.float64)
-    tape, prices = tape_of(trace, signals), prices_of(costs, signals)
+    tape, prices = tape_of(trace, signals), prices_of(truth, signals)
+    shown = prices if believed is None else prices_of(charged(policy, believed), signals)
     sink = Rows(counts, seconds)
-    rows = play(policy, write_row, state, tape, prices, limits, low_bits(seed), sink)
-    request, context, gamma, drafted, accepted, emitted = (
-        np.ascontiguousarray(counts[:rows, k]) for k in range(6)
+    rows = play(policy, write_row, state, tape, prices, shown, limits, low_bits(seed), sink)
+    request, context, gamma, drafted, accepted, emitted, ended = (
+        np.ascontiguousarray(counts[:rows, k]) for k in range(7)
     )
     last = len(costs.prefill_s) - 1
     buckets = np.minimum(trace.prompt_tokens // costs.bucket_tokens, last)
@@ -110,6 +141,7 @@ def run(
         drafted=drafted,
         accepted=accepted,
         emitted=emitted,
+        ended=ended.astype(np.bool_),
         elapsed_s=np.ascontiguousarray(seconds[:rows, 1]),
         prefill_s=costs.prefill_s[buckets].astype(np.float64),
         meta={

@@ -1,11 +1,11 @@
 """One speculative round, and the loop that plays a trace: the only place where the rule is written.
 
 A round at position i of a reply of L tokens drafts d tokens, accepts n = min(d, accept_len[i]),
-emits min(n + 1, L - i) and costs what `traces.costs.round_seconds` says. What is kept of a round is
-up to a *recorder*, record(sink, place, outcome): it writes to the arrays of its sink. Every
-function here is plain Python of plain arithmetic: the interpreted replay runs it as it is,
-`simulator.kernels` compiles the same code, so that there is no second copy and one order of
-floating-point operations.
+emits min(n + 1, L - i) and costs what `traces.costs.round_seconds` says; where n >= L - i the reply
+ended at a drafted token. What is kept of a round is up to a *recorder*, record(sink, place,
+outcome): it writes to the arrays of its sink. Every function here is plain Python of plain
+arithmetic: the interpreted replay runs it as it is, `simulator.kernels` compiles the same code, so
+that there is no second copy and one order of floating-point operations.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Place(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The sink of a log, with room for one round per position: counts [N, 6] int32 (request,
-    context, gamma, drafted, accepted, emitted), seconds [N, 2] (start, elapsed).
+    """The sink of a log, with room for one round per position: counts [N, 7] int32 (request,
+    context, gamma, drafted, accepted, emitted, ended), seconds [N, 2] (start, elapsed).
     """
 
     counts: npt.NDArray[np.int32]
@@ -87,6 +87,7 @@ def write_row(sink: Rows, place: Place, outcome: Outcome) -> None:
     counts[row, 0], counts[row, 1] = place.request, place.context_tokens
     counts[row, 2], counts[row, 3] = outcome.gamma, outcome.drafted
     counts[row, 4], counts[row, 5] = outcome.accepted, outcome.emitted
+    counts[row, 6] = outcome.ended
     seconds[row, 0], seconds[row, 1] = place.start_s, outcome.elapsed_s
 
 
@@ -106,11 +107,19 @@ def bindings(cls: type[Policy], recorder: Recorder) -> dict[str, Any]:
 
 
 def play(
-    self: Any, state: State, tape: Tape, prices: Prices, limits: Limits, seed: int, sink: Any
+    self: Any,
+    state: State,
+    tape: Tape,
+    prices: Prices,
+    believed: Prices,
+    limits: Limits,
+    seed: int,
+    sink: Any,
 ) -> int:
     """Play all requests one after another in slot 0; returns the number of rounds K.
 
-    self: the policy, or a tuple of its fields. sink: what the recorder writes to.
+    self: the policy, or a tuple of its fields. prices: what the clock says; believed: what the
+    policy is shown and told, laid out alike. sink: what the recorder writes to.
     """
     row, clock = 0, 0.0
     for request in range(tape.prompt_tokens.shape[0]):
@@ -125,8 +134,8 @@ def play(
                 bucket = bucket_of(prices, context)
                 edge = bucket_end(prices, bucket)
             room = room_at(limits, prompt, at - begin)
-            step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
-            view = View(context, 1, 0, room, step_s, prices.verify_s[bucket])
+            step_s = float(believed.draft_s[bucket, 1]) + believed.signal_s
+            view = View(context, 1, 0, room, step_s, believed.verify_s[bucket])
             rng = Rng(round_key(seed, request, index))
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
             drafted = cap
@@ -140,7 +149,9 @@ def play(
             accepted = min(drafted, int(tape.accept_len[at]))
             emitted = min(accepted + 1, end - at)
             elapsed = round_seconds(prices, bucket, drafted, lag)
-            outcome = Outcome(cap, drafted, accepted, emitted, elapsed)
+            priced = round_seconds(believed, bucket, drafted, lag)
+            ended = end - at <= accepted
+            outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
             record(sink, Place(row, request, clock, context, bucket, lag), outcome)
             lag = lag_after(lag, drafted, accepted)

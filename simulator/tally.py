@@ -55,10 +55,16 @@ def add_up(sink: Tally, place: Place, outcome: Outcome) -> None:
 
 
 def tally(
-    policy: Policy, trace: Trace, costs: StepCosts, *, seed: int = 0, max_gamma: int | None = None
+    policy: Policy,
+    trace: Trace,
+    costs: StepCosts,
+    *,
+    seed: int = 0,
+    max_gamma: int | None = None,
+    believed: StepCosts | None = None,
 ) -> Tally:
     """The sums of `simulator.replay.replay` with these arguments, and its errors."""
-    return tally_many([policy], trace, costs, seed=seed, max_gamma=max_gamma)[0]
+    return tally_many([policy], trace, costs, seed=seed, max_gamma=max_gamma, believed=believed)[0]
 
 
 def tally_many(
@@ -68,10 +74,11 @@ def tally_many(
     *,
     seed: int = 0,
     max_gamma: int | None = None,
+    believed: StepCosts | None = None,
     threads: int = 1,
 ) -> list[Tally]:
     """The tally of every policy, in their order, whatever the number of threads."""
-    limits = [check_inputs(policy, trace, costs, max_gamma) for policy in policies]
+    limits = [check_inputs(policy, trace, costs, max_gamma, believed) for policy in policies]
     tapes = {signals: tape_of(trace, signals) for signals in set(map(uses_signals, policies))}
 
     def play(policy: Policy, bounds: Limits) -> Tally:
@@ -79,7 +86,8 @@ def tally_many(
         sink = Tally(np.zeros(trace.requests), *whole)
         signals, state = uses_signals(policy), policy.new_state(1)
         tape, prices = tapes[signals], prices_of(charged(policy, costs), signals)
-        run_policy(policy, add_up, state, tape, prices, bounds, low_bits(seed), sink)
+        shown = prices if believed is None else prices_of(charged(policy, believed), signals)
+        run_policy(policy, add_up, state, tape, prices, shown, bounds, low_bits(seed), sink)
         return sink
 
     with ThreadPoolExecutor(threads) as pool:
@@ -128,7 +136,7 @@ def count_steps(
     limits, signals = check_inputs(policy, trace, costs, max_gamma), uses_signals(policy)
     counts = np.zeros((2, *costs.draft_s.shape), dtype=np.int64)
     tape, prices, state = tape_of(trace, signals), prices_of(costs, signals), policy.new_state(1)
-    run_policy(policy, add_steps, state, tape, prices, limits, low_bits(seed), counts)
+    run_policy(policy, add_steps, state, tape, prices, prices, limits, low_bits(seed), counts)
     return StepCounts(counts, costs.bucket_tokens, policy)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
 from policies.shelf import SHELF
 from real_backend.capture import capture
@@ -23,6 +24,12 @@ from tests.specimens import save_pair, write_prompts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.timing import StepCosts
+
+WEIGH_STEP_COSTS = [
+    name
+    for name, cls in SHELF.items()
+    if reads_seconds(cls(), STEP_COSTS) and not reads_seconds(cls(), {"elapsed_s"})
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +80,23 @@ def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     )
     assert run.tokens == replies(trace)
     log = replay_interpreted(policy, trace, costs)
-    for column in ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted"):
+    for column in ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted", "ended"):
         assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
     assert (run.log.elapsed_s > 0).all()
+
+
+@pytest.mark.parametrize("name", WEIGH_STEP_COSTS)
+def test_no_interruption_reaches_who_weighs_step_costs(
+    pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], name: str
+) -> None:
+    """Told the wall clock's seconds too, they decide by priced_s as in a replay."""
+    from simulator.replay import replay_interpreted
+
+    trace, requests = recorded
+    run = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, max_new_tokens=40)
+    log = replay_interpreted(SHELF[name](), trace, costs)
+    for column in ("gamma", "drafted", "accepted", "emitted", "ended"):
+        assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
 
 
 def test_general_path_decodes_the_same(

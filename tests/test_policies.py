@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from policies.arbiter import arbiter
 from policies.base import Draft, Outcome, Policy, View, uses_signals
 from policies.contract import ContractError, check_policy
+from policies.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
 from policies.shelf import SHELF, label, parse_policies, parse_policy
 from traces.errors import InputError
@@ -29,7 +31,7 @@ def play(policy: Policy, state: Any, accepts: list[int], room: int = 30) -> list
     for accept in accepts:
         gamma = min(policy.gamma(state, 0, view(room), RNG), room)
         accepted = min(gamma, accept)
-        outcome = Outcome(gamma, gamma, accepted, accepted + 1, 1.0)
+        outcome = Outcome(gamma, gamma, accepted, accepted + 1, False, 1.0, 1.0)
         policy.learn(state, 0, view(room), outcome)
         shown.append(gamma)
     return [*shown, policy.gamma(state, 0, view(room), RNG)]
@@ -59,7 +61,7 @@ def test_gammatune_by_hand() -> None:
 def test_gammatune_compares_with_the_intended_gamma() -> None:
     policy = parse_policy("gammatune")
     state = policy.new_state(1)
-    policy.learn(state, 0, view(2), Outcome(2, 2, 2, 3, 1.0))  # room cut 3 to 2
+    policy.learn(state, 0, view(2), Outcome(2, 2, 2, 3, False, 1.0, 1.0))  # room cut 3 to 2
     assert int(state.gamma[0]) == math.ceil(0.7 * 3 + 0.3 * 2)
 
 
@@ -68,9 +70,9 @@ def test_gammatune_plus_counts_a_doubtful_stop_as_full_acceptance() -> None:
     state = policy.new_state(1)
     assert policy.proceed(state, 0, Draft(1, 0.5, 1.0))
     assert not policy.proceed(state, 0, Draft(2, 0.49, 1.0))
-    policy.learn(state, 0, view(), Outcome(3, 2, 2, 3, 1.0))
+    policy.learn(state, 0, view(), Outcome(3, 2, 2, 3, False, 1.0, 1.0))
     assert int(state.gamma[0]) == 4 and float(state.ema[0]) == 3.0
-    policy.learn(state, 0, view(), Outcome(4, 2, 1, 2, 1.0))
+    policy.learn(state, 0, view(), Outcome(4, 2, 1, 2, False, 1.0, 1.0))
     assert float(state.ema[0]) == pytest.approx(2.4)
 
 
@@ -114,7 +116,9 @@ def test_roc_threshold_against_scikit_learn() -> None:
             policy.proceed(state, 0, Draft(k + 1, value, 1.0))
         accepted = int((generator.uniform(size=drafted) < values).cumprod().sum())
         before = float(state.threshold[0])
-        policy.learn(state, 0, view(), Outcome(20, drafted, accepted, accepted + 1, 1.0))
+        policy.learn(
+            state, 0, view(), Outcome(20, drafted, accepted, accepted + 1, False, 1.0, 1.0)
+        )
         judged = min(accepted + 1, drafted)
         probs += values[:judged].tolist()
         labels += ([1] * accepted + [0])[:judged]
@@ -139,7 +143,7 @@ def test_roc_history_is_bounded() -> None:
     state = policy.new_state(1)
     for _ in range(20):
         policy.proceed(state, 0, Draft(1, 0.9, 1.0))
-        policy.learn(state, 0, view(), Outcome(1, 1, 1, 2, 1.0))
+        policy.learn(state, 0, view(), Outcome(1, 1, 1, 2, False, 1.0, 1.0))
     assert int(state.pairs[0]) == 8
 
 
@@ -150,11 +154,13 @@ def test_ucb_by_hand() -> None:
     for tokens, seconds in ((2, 2.0), (3, 2.0), (2, 4.0)):
         gamma = policy.gamma(state, 0, view(), RNG)
         tried.append(gamma)
-        policy.learn(state, 0, view(), Outcome(gamma, gamma, tokens - 1, tokens, seconds))
+        policy.learn(
+            state, 0, view(), Outcome(gamma, gamma, tokens - 1, tokens, False, seconds, seconds)
+        )
     assert tried == [1, 2, 3]  # every arm once, then rates 1.0, 1.5, 0.5 tokens/s
     assert policy.gamma(state, 0, view(), RNG) == 2
     for _ in range(3):  # arm 2 four times in all: its bonus shrinks, the others' grow
-        policy.learn(state, 0, view(), Outcome(2, 2, 2, 3, 2.0))
+        policy.learn(state, 0, view(), Outcome(2, 2, 2, 3, False, 2.0, 2.0))
     bonus = 0.5 * math.sqrt(math.log(6.0))
     values = [1.0 / 1.5 + bonus, 1.0 + bonus / 2, 0.5 / 1.5 + bonus]
     assert policy.gamma(state, 0, view(), RNG) == 1 + int(np.argmax(values)) == 1
@@ -171,15 +177,15 @@ def test_goodput_by_hand() -> None:
     assert policy.gamma(state, 0, view(), RNG) == 2
     assert policy.gamma(state, 0, view(room=1), RNG) == 1
     # One full acceptance of 2: depths 1 and 2 reached and passed, depth 3 unknown.
-    policy.learn(state, 0, view(), Outcome(2, 2, 2, 3, 8.0))
+    policy.learn(state, 0, view(), Outcome(2, 2, 2, 3, False, 8.0, 8.0))
     assert state.reached[0].tolist() == [1.0, 1.0, 0.0]
     assert state.pool_passed.tolist() == [1.0, 1.0, 0.0]
     # A rejection at once: depth 1 reached and failed, nothing said of the others.
-    policy.learn(state, 0, view(), Outcome(3, 3, 0, 1, 9.0))
+    policy.learn(state, 0, view(), Outcome(3, 3, 0, 1, False, 9.0, 9.0))
     assert state.reached[0].tolist() == [2.0, 1.0, 0.0]
     assert state.passed[0].tolist() == [1.0, 1.0, 0.0]
     # The reply ended after one accepted token: no failure is charged to depth 2.
-    policy.learn(state, 0, view(), Outcome(3, 3, 1, 1, 9.0))
+    policy.learn(state, 0, view(), Outcome(3, 3, 1, 1, True, 9.0, 9.0))
     assert state.reached[0].tolist() == [3.0, 1.0, 0.0]
 
 
@@ -191,7 +197,7 @@ def test_goodput_stops_drafting_where_it_does_not_pay_and_probes() -> None:
     for _ in range(9):
         gamma = policy.gamma(state, 0, expensive, RNG)
         chosen.append(gamma)
-        policy.learn(state, 0, expensive, Outcome(gamma, gamma, 0, 1, 6.0))
+        policy.learn(state, 0, expensive, Outcome(gamma, gamma, 0, 1, False, 6.0, 6.0))
     assert chosen == [0, 0, 0, 1, 0, 0, 0, 1, 0]
 
 
@@ -298,6 +304,34 @@ class TruthyProceed(Sound):
         return np.float64(draft.top1_prob) > 0.5
 
 
+class TwoClocks(Sound):
+    """Weighs what the runtime's clock says against the table's price of a plain round."""
+
+    def learn(self, state: Any, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.elapsed_s < 9.0 * float(view.verify_s[1]):
+            state.count[slot] += 1
+
+
+class OneClock(Sound):
+    def learn(self, state: Any, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.priced_s < 9.0 * float(view.verify_s[1]):
+            state.count[slot] += 1
+
+
+class InfersTheEnd(Sound):
+    """Takes a full acceptance for the end of the reply where the draft goes on meanwhile."""
+
+    def learn(self, state: Any, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted > 0 and outcome.emitted > outcome.accepted:
+            state.count[slot] += 1
+
+
+class AsksForTheEnd(Sound):
+    def learn(self, state: Any, slot: int, view: View, outcome: Outcome) -> None:
+        if outcome.drafted > 0 and not outcome.ended:
+            state.count[slot] += 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Untagged(Sound):
     size: int = 3
@@ -309,8 +343,13 @@ class Listed(Sound):
     tags = {"arms": "ours"}
 
 
-def test_contract_accepts_the_sound_one() -> None:
-    check_policy(Sound())
+@pytest.mark.parametrize("sound", [Sound, OneClock, AsksForTheEnd])
+def test_contract_accepts_the_sound_ones(sound: type[Policy]) -> None:
+    check_policy(sound())
+
+
+def test_an_arbiter_may_wrap_a_rule_that_reads_step_costs() -> None:
+    check_policy(arbiter(CensoredGoodput)())
 
 
 @pytest.mark.parametrize(
@@ -324,6 +363,8 @@ def test_contract_accepts_the_sound_one() -> None:
         (NeverForgets, "still remembers"),
         (WrongAxis, "slots"),
         (TruthyProceed, "proceed must return bool"),
+        (TwoClocks, "two clocks"),
+        (InfersTheEnd, "leaves state.count alone: ask outcome.ended"),
         (Untagged, "no tag"),
         (Listed, "must be int, float or bool"),
     ],

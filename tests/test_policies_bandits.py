@@ -71,7 +71,7 @@ def view(room: int = 30, draft_s: float = 1.0, verify_s: float = 6.0, batch: int
 
 def outcome(gamma: int, accepted: int, seconds: float = 1.0) -> Outcome:
     """A round that drafted all of gamma, and whose reply went on."""
-    return Outcome(gamma, gamma, accepted, accepted + 1, seconds)
+    return Outcome(gamma, gamma, accepted, accepted + 1, False, seconds, seconds)
 
 
 def feed(policy: Policy, state: Any, *rounds: Outcome, seen: View | None = None) -> None:
@@ -248,7 +248,9 @@ def test_thompson_beta_counts_what_was_reached() -> None:
     assert state.passed.tolist() == [1.0, 0.0, 0.0] and state.failed.tolist() == [0.0, 1.0, 0.0]
     feed(policy, state, outcome(2, 2))  # censored: nothing of depth 3
     assert state.passed.tolist() == [1.5, 1.0, 0.0] and state.failed.tolist() == [0.0, 0.5, 0.0]
-    feed(policy, state, Outcome(3, 3, 1, 1, 1.0))  # the reply ended: nothing was rejected
+    feed(
+        policy, state, Outcome(3, 3, 1, 1, True, 1.0, 1.0)
+    )  # the reply ended: nothing was rejected
     assert state.passed.tolist() == [1.75, 0.5, 0.0] and state.failed.tolist() == [0.0, 0.25, 0.0]
     feed(policy, state, outcome(0, 0))
     assert state.passed.tolist() == [0.875, 0.25, 0.0]
@@ -384,18 +386,20 @@ def test_tapout_by_hand() -> None:
     asked = []
     for _ in range(6):
         asked.append(choose(policy, state))
-        feed(policy, state, Outcome(asked[-1], 2, 1, 2, 1.0))
+        feed(policy, state, Outcome(asked[-1], 2, 1, 2, False, 1.0, 1.0))
     assert asked == [8, 2, 8, 8, 8, 8]
     # 0.5 * 1 / 8 + 0.5 * 1 / 2 each.
     assert state.rewards.tolist() == [0.3125] * 6
     state.rule[0] = SVIP
-    feed(policy, state, Outcome(8, 5, 4, 5, 1.0))  # 0.5 * 4 / 8 + 0.5 * 4 / 5 = 0.65
+    feed(policy, state, Outcome(8, 5, 4, 5, False, 1.0, 1.0))  # 0.5 * 4 / 8 + 0.5 * 4 / 5 = 0.65
     assert float(state.rewards[SVIP]) == pytest.approx(0.9625)
     # SVIP: 0.481 + sqrt(2 ln 7 / 2) = 1.876; the others: 0.3125 + sqrt(2 ln 7) = 2.285.
     assert choose(policy, state) == 8 and int(state.rule[0]) == LONG
     feed(policy, state, outcome(0, 0), seen=view(room=0))
     assert state.plays.tolist() == [1, 1, 1, 1, 2, 1]
-    feed(TapOut(blend=0.25), state, Outcome(8, 5, 4, 5, 1.0))  # 0.25 * 4 / 8 + 0.75 * 4 / 5
+    feed(
+        TapOut(blend=0.25), state, Outcome(8, 5, 4, 5, False, 1.0, 1.0)
+    )  # 0.25 * 4 / 8 + 0.75 * 4 / 5
     assert float(state.rewards[LONG]) == pytest.approx(0.3125 + 0.725)
 
 
@@ -419,7 +423,9 @@ def test_linucb_by_hand() -> None:
     assert [float(state.passed[0]), float(state.reached[0])] == [1.5, 2.5]
     assert contextual.recent_rate(state, 0) == pytest.approx(4.3 / 6.5)
     before = state.weighted.copy()
-    feed(policy, state, Outcome(2, 2, 1, 1, 1.0))  # the reply ended: no tokens learned, no failure
+    feed(
+        policy, state, Outcome(2, 2, 1, 1, True, 1.0, 1.0)
+    )  # the reply ended: no tokens learned, no failure
     assert [float(state.passed[0]), float(state.reached[0])] == [1.75, 2.25]
     assert state.weighted.tolist() == before.tolist()
 
@@ -472,7 +478,7 @@ def test_root_of_a_matrix_on_the_edge() -> None:
 def test_nightjar_by_hand() -> None:
     policy = Nightjar(gamma_max=8)
     state = policy.new_state(1)
-    feed(policy, state, outcome(0, 0, 6.0), Outcome(2, 2, 2, 6, 30.0))
+    feed(policy, state, outcome(0, 0, 6.0), Outcome(2, 2, 2, 6, False, 30.0, 30.0))
     # 6 s a token plain, 5 s with gamma 2; arms never played do not take part.
     assert cheapest_arm(state, 0, 0.0) == 2
     assert cheapest_arm(state, 0, 1.5) == 2  # 5 + 1.5 / 2 < 6
@@ -486,7 +492,7 @@ def test_nightjar_by_hand() -> None:
 def test_nightjar_blocks_and_bins() -> None:
     policy = Nightjar(gamma_max=8)
     state = policy.new_state(1)
-    feed(policy, state, Outcome(3, 3, 3, 4, 1.0))
+    feed(policy, state, Outcome(3, 3, 3, 4, False, 1.0, 1.0))
     explored = []
     for at in range(63):  # blocks of 1, 2, 4, 8, 16, 32 rounds
         rng = Rng(round_key(0, 0, at))
@@ -534,7 +540,7 @@ def test_hedge_charges_hidden_lengths_what_they_are_expected_to_bring() -> None:
     assert weights == pytest.approx([w / sum(raw) for w in raw])
     assert state.passed.tolist() == [1.0, 0.0, 0.0] == state.reached.tolist()
     # A reply that ends among its accepted tokens hides the rest just so.
-    _, ended = weights_after(policy, Outcome(3, 3, 1, 1, 3.5), view())
+    _, ended = weights_after(policy, Outcome(3, 3, 1, 1, True, 3.5, 3.5), view())
     assert ended == pytest.approx(weights)
 
 

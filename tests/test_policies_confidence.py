@@ -48,7 +48,9 @@ def going(policy: Policy, state: Any, top1: list[float], slot: int = 0) -> list[
 def settle(policy: Policy, state: Any, gamma: int, accepted: int, *, ended: bool = False) -> None:
     """One round of gamma drafts is over."""
     emitted = accepted if ended else accepted + 1
-    policy.learn(state, 0, view(), Outcome(gamma, gamma, accepted, emitted, 1.0))
+    policy.learn(
+        state, 0, view(), Outcome(gamma, gamma, accepted, emitted, emitted <= accepted, 1.0, 1.0)
+    )
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -78,7 +80,7 @@ def test_batch_mean_over_the_rows_that_drafted_this_token() -> None:
     assert policy.proceed(state, 1, Draft(2, 0.45, 1.0)) is False
     assert policy.proceed(state, 2, Draft(2, 0.56, 1.0)) is True  # (0.45 + 0.56) / 2 = 0.505
     for slot in range(3):
-        policy.learn(state, slot, view(), Outcome(4, 2, 1, 2, 1.0))
+        policy.learn(state, slot, view(), Outcome(4, 2, 1, 2, False, 1.0, 1.0))
     assert going(policy, state, [0.51], slot=1) == [True]  # a new round: nobody else has drafted
 
 

@@ -73,7 +73,9 @@ def tell(policy: Policy, state: Any, accepted: int, seen: View, slot: int = 0) -
     gamma = min(policy.gamma(state, slot, seen, RNG), seen.room)
     taken = min(gamma, accepted)
     elapsed = gamma * seen.draft_step_s + float(seen.verify_s[gamma + 1])
-    policy.learn(state, slot, seen, Outcome(gamma, gamma, taken, taken + 1, elapsed))
+    policy.learn(
+        state, slot, seen, Outcome(gamma, gamma, taken, taken + 1, False, elapsed, elapsed)
+    )
     return gamma
 
 
@@ -99,10 +101,10 @@ def test_compiled_takes_the_same_decisions(policy: Policy) -> None:
 
 
 def test_judged_tokens() -> None:
-    assert judged_tokens(Outcome(5, 5, 2, 3, 1.0)) == 3  # two accepted, one rejected
-    assert judged_tokens(Outcome(5, 5, 5, 6, 1.0)) == 5
-    assert judged_tokens(Outcome(5, 5, 2, 2, 1.0)) == 2  # the reply ended
-    assert judged_tokens(Outcome(0, 0, 0, 1, 1.0)) == 0
+    assert judged_tokens(Outcome(5, 5, 2, 3, False, 1.0, 1.0)) == 3  # two accepted, one rejected
+    assert judged_tokens(Outcome(5, 5, 5, 6, False, 1.0, 1.0)) == 5
+    assert judged_tokens(Outcome(5, 5, 2, 2, True, 1.0, 1.0)) == 2  # the reply ended
+    assert judged_tokens(Outcome(0, 0, 0, 1, False, 1.0, 1.0)) == 0
 
 
 # vllm-dynamic
@@ -398,7 +400,7 @@ def test_a_round_of_the_window_before_counts_for_none() -> None:
     for slot in range(2):
         assert policy.gamma(state, slot, seen, RNG) == 3
     for slot in range(2):  # the first closes the window of speculation, a serial probe is next
-        policy.learn(state, slot, seen, Outcome(3, 3, 3, 4, 9.0))
+        policy.learn(state, slot, seen, Outcome(3, 3, 3, 4, False, 9.0, 9.0))
     assert int(state.arbiter_mode[PLAYING]) == SERIAL and int(state.arbiter_mode[2]) == 0
     assert state.gamma.tolist() == [5, 5]  # but the policy inside learns from both
 

@@ -33,7 +33,9 @@ def view(room: int = 30, batch_size: int = 1) -> View:
 def settle(policy: Policy, state: Any, gamma: int, accepted: int, *, ended: bool = False) -> None:
     """One round of gamma drafts in slot 0 is over."""
     emitted = accepted if ended else accepted + 1
-    policy.learn(state, 0, view(), Outcome(gamma, gamma, accepted, emitted, 1.0))
+    policy.learn(
+        state, 0, view(), Outcome(gamma, gamma, accepted, emitted, emitted <= accepted, 1.0, 1.0)
+    )
 
 
 def play(policy: Policy, state: Any, accepts: list[int], batch_size: int = 1) -> list[int]:
@@ -42,7 +44,7 @@ def play(policy: Policy, state: Any, accepts: list[int], batch_size: int = 1) ->
     for accept in accepts:
         gamma = policy.gamma(state, 0, now, RNG)
         accepted = min(gamma, accept)
-        policy.learn(state, 0, now, Outcome(gamma, gamma, accepted, accepted + 1, 1.0))
+        policy.learn(state, 0, now, Outcome(gamma, gamma, accepted, accepted + 1, False, 1.0, 1.0))
         shown.append(gamma)
     return [*shown, policy.gamma(state, 0, now, RNG)]
 

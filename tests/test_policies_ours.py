@@ -10,7 +10,7 @@ import pytest
 
 from policies.base import Draft, Outcome, View
 from policies.fixed import Fixed, Never
-from policies.marginal import SKIPPED, Marginal, Payback, context_after, logit
+from policies.marginal import SKIPPED, STEP_S, SURVIVAL, Marginal, Payback, context_after, logit
 from policies.randomness import Rng
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed
@@ -38,11 +38,11 @@ def test_one_more_token_pays_or_not() -> None:
     # Worth of a token: 6, the plain step. S = sigmoid(0.5) = 0.622, next sigmoid(2.3) = 0.909:
     # 0.622 * 0.909 * 6 = 3.39 > 1.
     assert policy.proceed(state, 0, Draft(1, 0.5, 0.0))
-    assert float(state.survival[0]) == pytest.approx(0.62246, abs=1e-5)
+    assert float(state.now[0, SURVIVAL]) == pytest.approx(0.62246, abs=1e-5)
     # logit(0.01) = -4.595: S = 0.622 * 0.0164 = 0.0102, next 0.940. Eight more tokens would bring
     # 6 * 0.0102 * (0.94 + ... + 0.94^8) = 0.38 in all: less than the first of them costs.
     assert not policy.proceed(state, 0, Draft(2, 0.01, 0.0))
-    assert float(state.survival[0]) == pytest.approx(0.010196, abs=1e-5)
+    assert float(state.now[0, SURVIVAL]) == pytest.approx(0.010196, abs=1e-5)
 
 
 def test_it_looks_beyond_a_step_of_the_price() -> None:
@@ -72,7 +72,7 @@ def test_what_a_round_teaches() -> None:
     policy.gamma(state, 0, view(), RNG)
     policy.proceed(state, 0, Draft(1, 0.5, 2.0))
     policy.proceed(state, 0, Draft(2, 0.5, 1.0))
-    policy.learn(state, 0, view(), Outcome(16, 2, 1, 2, 8.0))
+    policy.learn(state, 0, view(), Outcome(16, 2, 1, 2, False, 8.0, 8.0))
     assert state.clock.tolist() == [0.5 * 1 + 2, 0.5 * 6 + 8]
     # Errors: token 1 passed, sigmoid(0.5) - 1 = -0.37754 at entropy 2; token 2 failed, 0.62246 at
     # entropy 1. The round's slopes: 0.24492, 0 (both logits were 0), -0.13262.
@@ -91,7 +91,7 @@ def test_a_reply_that_ends_inside_a_draft_rejects_nothing() -> None:
     policy.gamma(state, 0, view(), RNG)
     policy.proceed(state, 0, Draft(1, 0.5, 0.0))
     policy.proceed(state, 0, Draft(2, 0.5, 0.0))
-    policy.learn(state, 0, view(), Outcome(16, 2, 1, 1, 8.0))
+    policy.learn(state, 0, view(), Outcome(16, 2, 1, 1, True, 8.0, 8.0))
     assert float(state.squares[0, 0]) == pytest.approx(1 + 0.37754**2, 1e-5)  # one token judged
 
 
@@ -102,10 +102,11 @@ def test_in_a_batch_a_step_is_paid_by_those_who_take_it() -> None:
     state.depth[2] = 0.5  # every other row drafts a second token
     policy.gamma(state, 1, batch, RNG)
     # First step: all four take it, 4 / (1 + 3) = 1. Second: 4 / (1 + 1.5) = 1.6 more.
-    assert state.price[1, 1:3].tolist() == pytest.approx([1 + 6, 2.6 + 6])
-    policy.learn(state, 1, batch, Outcome(16, 1, 0, 1, 9.0))
+    assert state.rest[1, 2:4].tolist() == pytest.approx([1 + 6, 2.6 + 6])
+    assert float(state.now[1, STEP_S]) == 0.0
+    policy.learn(state, 1, batch, Outcome(16, 1, 0, 1, False, 9.0, 9.0))
     assert state.depth[:3].tolist() == pytest.approx([1.0, 1.0, 0.4995])  # memory 0.999
-    policy.learn(state, 1, view(), Outcome(16, 1, 0, 1, 9.0))  # alone: nobody waits
+    policy.learn(state, 1, view(), Outcome(16, 1, 0, 1, False, 9.0, 9.0))  # alone: nobody waits
     assert float(state.depth[2]) == pytest.approx(0.4995)
 
 
@@ -116,7 +117,7 @@ def test_the_gate_of_a_batch_counts_its_own_draft() -> None:
         seen = view()._replace(batch_size=size)
         policy.gamma(state, 0, seen, RNG)
         policy.proceed(state, 0, Draft(1, 0.5, 0.0))
-        policy.learn(state, 0, seen, Outcome(16, 1, 0, 1, 9.0))
+        policy.learn(state, 0, seen, Outcome(16, 1, 0, 1, False, 9.0, 9.0))
         # No token was gained; the mean begins as two rounds of gain 0.
         assert float(state.paid[0]) == pytest.approx(-(spent - 6.0) / 6.0 / 3.0)
 
@@ -126,7 +127,7 @@ def test_logit_is_bounded() -> None:
 
 
 def outcome(drafted: int, accepted: int) -> Outcome:
-    return Outcome(drafted, drafted, accepted, accepted + 1, 6.0 + drafted)
+    return Outcome(drafted, drafted, accepted, accepted + 1, False, 6.0 + drafted, 6.0 + drafted)
 
 
 def test_contexts() -> None:

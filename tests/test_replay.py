@@ -126,6 +126,28 @@ def decimal_costs(signal_s: float = 0.0) -> StepCosts:
     return StepCosts(1, 8, np.asarray([10000.0, 20000.0]), draft, verify, signal_s)
 
 
+@pytest.mark.parametrize("play", [replay, replay_interpreted])
+def test_believed_costs_are_shown_and_price_but_do_not_pay(play: Any) -> None:
+    trace, costs = make_trace([[1, 0, 3, 2, 1]], [3]), decimal_costs()
+    half = dataclasses.replace(
+        costs, draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2, signal_s=0.5
+    )
+    assert play(Fixed(3), trace, costs, believed=half).same_rounds(play(Fixed(3), trace, costs))
+    longer = dataclasses.replace(half, bucket_tokens=16)
+    with pytest.raises(InputError, match="not laid out as the costs"):
+        play(Fixed(3), trace, costs, believed=longer)
+
+
+def test_what_a_hook_sees_of_believed_costs() -> None:
+    trace, costs = make_trace([[1, 0, 3, 2, 1]], [3]), decimal_costs()
+    half = dataclasses.replace(costs, draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2)
+    SEEN.clear()
+    replay_interpreted(Spy(3), trace, costs, believed=half)
+    seen, told, _ = SEEN[0]
+    assert (seen.draft_step_s, seen.verify_s[4]) == (0.5, 200.0)
+    assert (told.elapsed_s, told.priced_s) == (403.0, 201.5)
+
+
 @BOTH
 def test_replay_by_hand(play: Any) -> None:
     # Request 0: prompt 5, six tokens, fixed gamma 2.
@@ -210,8 +232,8 @@ def test_hooks_see_the_round() -> None:
     assert all((v.batch_size, v.waiting, v.room, v.draft_step_s) == (1, 0, 4, 1.5) for v in views)
     assert views[0].verify_s.tolist() == [0, 100, 200, 300, 400, 500, 600]
     assert [o for _, o, _ in SEEN] == [
-        Outcome(3, 3, 1, 2, 1 + 2 + 1.5 + 400),
-        Outcome(3, 3, 3, 3, 1 + 2 + 1.5 + 400),
+        Outcome(3, 3, 1, 2, False, 1 + 2 + 1.5 + 400, 1 + 2 + 1.5 + 400),
+        Outcome(3, 3, 3, 3, True, 1 + 2 + 1.5 + 400, 1 + 2 + 1.5 + 400),
     ]
     # proceed is asked after every drafted token, the last one included.
     assert [len(drafts) for _, _, drafts in SEEN] == [3, 3]

@@ -7,16 +7,32 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.certainty_text import ranking, sides
-from experiments.sensitivity import Case, Race, Sensitivity, perturbed, sensitivity, turned
+from experiments.certainty_text import belief_table, misled, ranking, sides
+from experiments.compare import step_costs
+from experiments.sensitivity import (
+    Belief,
+    Case,
+    Race,
+    Sensitivity,
+    perturbed,
+    sensitivity,
+    turned,
+    wrong_beliefs,
+)
+from experiments.suites import GREEDY, TIMING
 from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
+from policies.shelf import SHELF, parse_policy
 from simulator.costs import Affine
+from simulator.hindsight import best_fixed
+from simulator.replay import replay
 from tests.results import make_trace
 from traces.costs import tabulate
 from traces.schema import Trace
-from traces.timing import StepCosts
+from traces.split import split_rows
+from traces.store import read_trace
+from traces.timing import StepCosts, read_timing
 
 # Two replies of 6 tokens. Never drafting takes 12 target steps; gamma 3 takes 4 and 8 draft steps.
 NEVER, FIXED = "never", "fixed:gamma=3"
@@ -119,6 +135,45 @@ def test_a_thousandth_is_level_and_no_flip() -> None:
         "term 10 % cheaper, then dearer); level: x with verify 10 % cheaper"
     )
     assert ranking(Sensitivity("us", Race("x", 0.0), (level, level))).endswith("level: x in each")
+
+
+def test_rules_that_read_seconds_and_a_slower_machine() -> None:
+    """Shy drafts below 1 s a step: at 0.98 s as measured, not on the machine whose timing says
+    0.98 / 0.8 s. Three tokens: 4 + 8 * 0.98 = 11.84 s, none: 12 s.
+    """
+    entrants = {NEVER: Never(), "shy": Shy()}
+    found = sensitivity(entrants, two_replies(), flat(0.98), {}, reference=NEVER)
+    speed = (1.0, *[pytest.approx(12 / 11.84)] * 4)
+    assert found.beliefs == (Belief("shy", (0.8, 1.0, 1.3, 1.5, 2.0), speed),)
+    assert found.beliefs[0].moves
+    assert misled(found, NEVER) == (
+        "on a machine 0.8 to 2 times as slow as its timing the speed over never moves for shy "
+        "(1.000 to 1.014)"
+    )
+    assert [line.split() for line in belief_table(found).splitlines()[1:]] == [
+        ["over", "its", "timing's", "0.8", "1", "1.3", "1.5", "2"],
+        ["--", "rules", "that", "read", "seconds"],
+        ["shy", "1.000", "1.014", "1.014", "1.014", "1.014"],
+    ]
+
+
+def test_no_rule_of_the_shelf_is_misled_by_the_machines_pace() -> None:
+    """pytest -n 0 -s prints the table: shipped greedy trace and timing, held-out half."""
+    trace, timing = read_trace(GREEDY), read_timing(TIMING)
+    costs = step_costs(timing, trace)
+    train, test = (trace.select(rows) for rows in split_rows(trace, seed=0))
+    tuned = Fixed(best_fixed(train, costs)[0])
+    reference_s = float(replay(tuned, test, costs).elapsed_s.sum())
+    entrants = {name: parse_policy(name) for name in SHELF}
+    beliefs = tuple(wrong_beliefs(entrants, test, costs, reference_s, seed=0))
+    found = Sensitivity("", Race("", 0.0), (), beliefs)
+    print(f"\n{belief_table(found)}")
+    assert {"payback", "cascade", "hedge", "ucb"} < {belief.policy for belief in beliefs}
+    assert not any(belief.moves for belief in beliefs)
+    assert misled(found, FIXED) == (
+        "on a machine 0.8 to 2 times as slow as its timing no rule that reads seconds changes its "
+        "speed over fixed:gamma=3 by more than 0.5 percentage points"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from traces.errors import InputError
 
 
 def outcome(drafted: int, accepted: int, emitted: int) -> Outcome:
-    return Outcome(drafted, drafted, accepted, emitted, 0.01)
+    return Outcome(drafted, drafted, accepted, emitted, emitted <= accepted, 0.01, 0.01)
 
 
 ROUNDS = [

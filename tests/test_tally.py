@@ -89,7 +89,8 @@ def test_recorders_run_as_plain_python_too() -> None:
     trace, costs = random_trace(generator, 5, 6), random_costs(generator, 6)
     policy = GammaTunePlus(tau=0.5)
     limits = check_inputs(policy, trace, costs)
-    inputs = (tape_of(trace, True), prices_of(costs, True), limits, 0)
+    prices = prices_of(costs, True)
+    inputs = (tape_of(trace, True), prices, prices, limits, 0)
     sums = Tally(np.zeros(5), *(np.zeros(5, dtype=np.int64) for _ in range(3)))
     rounds = run_interpreted(policy, add_up, policy.new_state(1), *inputs, sums)
     assert same_sums(sums, replay_interpreted(policy, trace, costs))
@@ -146,7 +147,7 @@ def test_steps_by_hand() -> None:
     counts = np.zeros((2, 2, 4), dtype=np.int64)
     for bucket, lag, drafted in [(0, 1, 2), (0, 2, 1), (1, 9, 2), (1, 3, 0), (1, 1, 1)]:
         place = Place(0, 0, 0.0, 7, bucket, lag)
-        add_steps(counts, place, Outcome(drafted, drafted, 0, 1, 1.0))
+        add_steps(counts, place, Outcome(drafted, drafted, 0, 1, False, 1.0, 1.0))
     # Bucket 0: 2 drafted at lag 1: two forwards over one token; 1 at lag 2: one over two.
     assert counts[DRAFT].tolist() == [[0, 2, 1, 0], [0, 2, 0, 1]]
     assert counts[VERIFY].tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]

@@ -216,6 +216,24 @@ def test_roundlog_round_trip(tmp_path: Path) -> None:
         read_trace(tmp_path / "l.parquet")
 
 
+def test_roundlogs_of_version_1_say_who_ended(tmp_path: Path) -> None:
+    columns: Any = {n: np.ones(3).astype(t) for n, t in ROUND_DTYPES.items()}
+    columns["emitted"] = np.array([2, 1, 1], np.int32)
+    columns["accepted"] = np.array([1, 1, 2], np.int32)
+    path = tmp_path / "l.parquet"
+    write_roundlog(RoundLog(**columns, prefill_s=np.zeros(2), meta={}), path)
+    assert read_roundlog(path).ended.tolist() == [True, True, True]  # as written
+    table = pq.read_table(path).drop_columns(["ended"])
+    for version in (1, 3):
+        header = {"kind": "roundlog", "version": version, "meta": {}, "prefill_s": [0.0, 0.0]}
+        old = table.replace_schema_metadata({b"gammalab": json.dumps(header).encode()})
+        pq.write_table(old, tmp_path / f"{version}.parquet")
+    read = read_roundlog(tmp_path / "1.parquet")
+    assert read.ended.tolist() == [False, True, True] and read.ended.dtype == np.bool_
+    with pytest.raises(InputError, match="version 3; this GammaLab reads version 1 or 2"):
+        read_roundlog(tmp_path / "3.parquet")
+
+
 def test_round_price_by_hand() -> None:
     draft = np.array([[9.0] * 3, [0.0, 1.0, 1.5]])
     verify = np.array([[9.0] * 5, [0.0, 6.0, 7.0, 8.0, 9.0]])

@@ -296,6 +296,7 @@ def made_log(rows: Sequence[tuple[int, int, int, int, int, int]]) -> RoundLog:
         drafted=table[:, 3],
         accepted=table[:, 4],
         emitted=table[:, 5],
+        ended=table[:, 5] <= table[:, 4],
         elapsed_s=np.ones(count),
         prefill_s=np.zeros(int(table[:, 0].max()) + 1),
         meta={},

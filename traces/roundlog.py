@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from traces.store import read_table, write_atomically
 
+VERSION = 2
 ROUND_DTYPES: dict[str, type] = {
     "request": np.int32,
     "slot": np.int32,
@@ -27,6 +29,7 @@ ROUND_DTYPES: dict[str, type] = {
     "drafted": np.int32,
     "accepted": np.int32,
     "emitted": np.int32,
+    "ended": np.bool_,
     "elapsed_s": np.float64,
 }
 
@@ -37,7 +40,8 @@ class RoundLog:
 
     request [K] int32: row of the trace or of the prompt list; slot [K] int32; start_s [K] float64:
     seconds since the run began; context_tokens [K] int32: prompt and output fixed before the round;
-    batch_size [K] int32; gamma [K] int32: cap in force; drafted, accepted, emitted [K] int32;
+    batch_size [K] int32; gamma [K] int32: cap in force; drafted, accepted, emitted [K] int32; ended
+    [K] bool: the reply ended at a drafted token or before it, as policies.base.Outcome has it;
     elapsed_s [K] float64: seconds of the round. prefill_s [R] float64: seconds from the start of
     each request to its first round. meta: policy, clock ("simulated" or "measured"), device and so
     on. cpu_s [K] float64: processor seconds of the deciding thread, on a GPU seconds between events
@@ -53,6 +57,7 @@ class RoundLog:
     drafted: npt.NDArray[np.int32]
     accepted: npt.NDArray[np.int32]
     emitted: npt.NDArray[np.int32]
+    ended: npt.NDArray[np.bool_]
     elapsed_s: npt.NDArray[np.float64]
     prefill_s: npt.NDArray[np.float64]
     meta: dict[str, Any]
@@ -108,7 +113,7 @@ def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> Non
         b"gammalab": json.dumps(
             {
                 "kind": "roundlog",
-                "version": 1,
+                "version": VERSION,
                 "meta": log.meta,
                 "prefill_s": log.prefill_s.tolist(),
             }
@@ -121,8 +126,15 @@ def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> Non
 
 
 def read_roundlog(path: Path) -> RoundLog:
-    """Inverse of write_roundlog; raises TraceError naming the file if it is not one."""
-    table, header = read_table(path, "roundlog")
+    """Inverse of write_roundlog; raises TraceError naming the file if it is not one.
+
+    Version 1 has no column `ended`: none of its rounds drafted ahead, so there emitted <= accepted
+    says it.
+    """
+    table, header = read_table(path, "roundlog", range(1, VERSION + 1))
+    if header["version"] == 1:
+        ended = pc.less_equal(table.column("emitted"), table.column("accepted"))
+        table = table.append_column("ended", ended)
     columns = {
         name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
     }

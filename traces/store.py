@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], overwrite: boo
         temporary.unlink(missing_ok=True)
 
 
-def read_table(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
+def read_table(
+    path: Path, kind: str, versions: Collection[int] = (SCHEMA_VERSION,)
+) -> tuple[pa.Table, dict[str, Any]]:
     """A Parquet file of ours and its header {"kind", "version", ...}.
 
     Raises InputError if the file is missing, truncated, not Parquet, or of another kind.
@@ -90,10 +92,10 @@ def read_table(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
         ) from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise InputError(f"{path} is a Parquet file, but not a GammaLab {kind}")
-    if header.get("version") != SCHEMA_VERSION:
+    if header.get("version") not in versions:
         raise InputError(
             f"{path} has {kind} version {header.get('version')}; this GammaLab reads version "
-            f"{SCHEMA_VERSION}"
+            f"{' or '.join(map(str, versions))}"
         )
     return table, header
 

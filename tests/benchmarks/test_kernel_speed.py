@@ -118,7 +118,7 @@ class Contest:
         sums, counts = self.sinks()
         start = time.perf_counter()
         state = self.policy.new_state(1)
-        inputs = (state, self.tape, self.prices, self.limits, 0)
+        inputs = (state, self.tape, self.prices, self.prices, self.limits, 0)
         if self.recorder == "sums":
             rounds = run_policy(self.policy, add_up, *inputs, sums)
         else:

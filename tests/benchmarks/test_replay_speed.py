@@ -57,7 +57,12 @@ def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, f
                 emitted = min(accepted + 1, end - at)
                 elapsed = round_seconds(prices, bucket, drafted, lag)
                 yield env.timeout(elapsed)
-                policy.learn(state, 0, view, Outcome(cap, drafted, accepted, emitted, elapsed))
+                policy.learn(
+                    state,
+                    0,
+                    view,
+                    Outcome(cap, drafted, accepted, emitted, emitted <= accepted, elapsed, elapsed),
+                )
                 lag = lag_after(lag, drafted, accepted)
                 at, index, rounds = at + emitted, index + 1, rounds + 1
 

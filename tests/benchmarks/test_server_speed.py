@@ -125,7 +125,9 @@ class PlainServer:
             elapsed_s = yield self.over
             accepted = min(row.steps, int(self.trace.accept_len[at]))
             emitted = min(accepted + 1, end - at)
-            outcome = Outcome(row.steps, row.steps, accepted, emitted, elapsed_s)
+            outcome = Outcome(
+                row.steps, row.steps, accepted, emitted, emitted <= accepted, elapsed_s, elapsed_s
+            )
             self.policy.learn(self.state, slot, view, outcome)
             row.lag = lag_after(row.lag, row.steps, accepted)
             at, index = at + emitted, index + 1

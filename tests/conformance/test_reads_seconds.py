@@ -56,6 +56,21 @@ def test_these_worlds_tell_the_readers_of_seconds_apart(name: str) -> None:
     assert decisions(policy, trace, cheap) != decisions(policy, trace, dear)
 
 
+@pytest.mark.parametrize("name", SHELF)
+def test_a_machine_slower_than_its_timing_takes_the_same_decisions(name: str) -> None:
+    """Twice as slow, a factor that rounds nothing: seconds are compared on one clock or not at
+    all.
+    """
+    policy, halves = parse_policy(name), {"draft_s": 0.5, "verify_s": 0.5, "signal_s": 0.5}
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        trace, costs = random_trace(generator, 24, DEPTH), random_costs(generator, DEPTH)
+        half = {field: factor * getattr(costs, field) for field, factor in halves.items()}
+        believed = dataclasses.replace(costs, **half)
+        right, wrong = (replay(policy, trace, costs, believed=b) for b in (None, believed))
+        assert right.same_rounds(wrong)
+
+
 def dear(view: View) -> bool:
     return view.draft_step_s > 1e-3
 
