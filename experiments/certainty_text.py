@@ -42,7 +42,9 @@ def _detectable(comparison: Comparison, fixed: str) -> list[str]:
 
 def stale(comparison: Comparison) -> list[str]:
     """Would the first row stay first on a machine that is not as its timing says?"""
-    return [ranking(comparison.sensitivity)]
+    fixed = f"fixed:gamma={comparison.tuned_gamma}"
+    found = comparison.sensitivity
+    return [ranking(found), *([misled(found, fixed)] if found.beliefs else [])]
 
 
 def ranking(found: Sensitivity) -> str:

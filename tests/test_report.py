@@ -91,7 +91,7 @@ def test_page_says_what_the_files_say(study: Path) -> None:
     for line in headline(part, validation):
         assert line.head in text and line.text in text
     assert "A finding of the sitting".lower() in text.lower() and "confirmed" in text.lower()
-    assert len(part["certainty"]) == 3 and all(line[1:] in text for line in part["certainty"])
+    assert len(part["certainty"]) == 4 and all(line[1:] in text for line in part["certainty"])
     for row in part["rows"]:
         assert row["name"] in text
     assert f"{part['rows'][0]['tokens_per_s']:.0f}" in text
