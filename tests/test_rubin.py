@@ -41,8 +41,8 @@ def test_min_p_by_hand() -> None:
     """Four resamples of two rows; the second has thick tails, and asks more of itself alone.
 
     Own p of the resamples: 1, .75, .5, .25 and .5, .25, 1, .75; smallest .5, .25, .5, .25. Observed
-    3.5: one resample is as large, p (1 + 1) / 5; observed 50: two, 3 / 5. Smallest own p at most .4:
-    two, so (1 + 2) / 5; at most .6: all four.
+    3.5: one resample is as large, p (1 + 1) / 5; observed 50: two, 3 / 5. Smallest own p up to .4:
+    two, so (1 + 2) / 5; up to .6: all four.
     """
     t = np.array([[1.0, 60.0], [2.0, 90.0], [3.0, 10.0], [4.0, 20.0]])
     adjusted, _, least = min_p(np.array([-3.5, 50.0]), t)
