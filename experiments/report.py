@@ -158,6 +158,11 @@ def _prediction_sentence(validation: Json | None) -> str:
 def _cards(part: Json, validation: Json | None) -> list[dict[str, str]]:
     chosen = next(row for row in part["rows"] if row["name"] == part["recommended"])
     fixed = by_role(part, "tuned")
+    if part.get("censoring") and chosen is not fixed:
+        rows = part["censoring"]["rows"]
+        known = next(row for row in rows if row["name"] == chosen["name"])
+        chosen = chosen | {"speedup": known["speedup_others"], "verdict": known["verdict"]}
+        chosen["vs_fixed"] = known["vs_fixed_others"]
     cards = [
         (f"{chosen['speedup']['value']:.2f}x", f"{chosen['name']} over plain decoding"),
         (
