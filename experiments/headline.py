@@ -53,8 +53,11 @@ def _sentence(text: str) -> str:
 
 
 def row_of(part: Json, name: str) -> Json:
-    """The row of that name."""
+    """The row of that name; of a censored trace with what all its imputations say."""
     found: Json = next(row for row in part["rows"] if row["name"] == name)
+    if part.get("censoring") and found["role"] != "tuned":
+        known = next(row for row in part["censoring"]["rows"] if row["name"] == name)
+        return found | {"vs_fixed": known["vs_fixed_others"], "verdict": known["verdict"]}
     return found
 
 
@@ -79,8 +82,8 @@ def _measured(part: Json, validation: Json | None) -> list[Line]:
         return [
             Line(
                 "Predicted",
-                f"{percent_change(row['vs_fixed']['value'])} than {_tuned(part)}; nothing was "
-                "measured on the real models yet: `gammalab validate` does it",
+                f"{percent_change(row['vs_fixed']['value'])} than {_tuned(part)} ({row['verdict']}); "
+                "nothing was measured on the real models yet: `gammalab validate` does it",
             )
         ]
     lines = []
