@@ -20,6 +20,7 @@ from experiments.files import (
     warn,
     write_result,
 )
+from experiments.headline import headline_text
 from experiments.robust import TIMING_DRAWS, redrawn
 from experiments.validate import DEFAULT_POLICIES, Validation, judge
 from experiments.validate_text import findings, validation_dict, validation_text
@@ -89,9 +90,11 @@ def compare_files(
     for path, trace in zip(trace_paths, traces, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
-        texts.append("\n\n".join(filter(None, [note, text_of(comparison, path.name)])))
         entry = describe_inputs(trace, path.name, timing.meta) | to_dict(comparison)
-        entries.append(entry | {"timing": timing_path.name, "logs": f"simulated/{path.stem}"})
+        entry |= {"timing": timing_path.name, "logs": f"simulated/{path.stem}"}
+        entries.append(entry | {"mismatches": mismatches(trace, timing)})
+        parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
+        texts.append("\n\n".join(filter(None, parts)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
     if out is not None:

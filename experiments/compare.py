@@ -19,9 +19,10 @@ from experiments.censored import Censoring, Completed, Schedule, complete, left_
 from experiments.robust import (
     ORDERS,
     Orders,
+    Player,
+    Plays,
     orders_of,
     ratio_over_timings,
-    shuffled,
     simplest,
     timing_error,
 )
@@ -40,7 +41,7 @@ from experiments.statistics import (
 )
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
-from policies.overhead import is_known, uncharged
+from policies.overhead import is_known
 from policies.shelf import SHELF, label
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import PerRequest, per_request, summarize
@@ -158,12 +159,11 @@ class Comparison:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Held:
     """What every row is measured against: sums by request of the references, bootstrap weights;
-    drawn: decode seconds [D, R] by row, at the timing at hand and at resampled ones; tuned: the
-    name of the tuned fixed gamma.
+    plays: all schedules by row; tuned: the name of the tuned fixed gamma.
     """
 
     tuned: str
-    drawn: Mapping[str, FloatArray]
+    plays: Mapping[str, Plays]
     weights: FloatArray
     never: PerRequest
     fixed: PerRequest
@@ -185,11 +185,11 @@ class _Held:
 
     def over(self, above: str, below: str) -> Estimate:
         """Tokens/s of row `below` over that of `above`, which emit the same tokens."""
-        return ratio_over_timings(self.drawn[above], self.drawn[below], self.weights)
+        return ratio_over_timings(self.plays[above].drawn, self.plays[below].drawn, self.weights)
 
     def timing_error(self, name: str) -> float:
         """See Row."""
-        return timing_error(self.drawn[self.tuned], self.drawn[name])
+        return timing_error(self.plays[self.tuned].drawn, self.plays[name].drawn)
 
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
@@ -256,30 +256,17 @@ def compare(
     roles = {"never": "never", tuned_name: "tuned"}
     for policy in policies:
         entrants.setdefault(label(policy), policy)
-    logs, train_s, free_s, mixed_s, drawn = {}, {}, {}, {}, {}
-    free, mixed = uncharged(costs), shuffled(test, orders, seed)
-    trains = [train, *shuffled(train, orders, seed + 1)]
-
-    def seconds(policy: Policy, on: Trace, at: StepCosts) -> float:
-        return float(replay(policy, on, at, seed=seed).elapsed_s.sum())
-
+    player = Player(train, test, costs, redrawn, orders, seed)
+    plays = {}
     for name, policy in entrants.items():
-        logs[name] = replay(policy, test, costs, seed=seed)
-        free_s[name] = seconds(policy, test, free)
-        train_s[name] = sum(seconds(policy, part, costs) for part in trains)
-        mixed_s[name] = [seconds(policy, part, costs) for part in mixed]
-        drawn[name] = _drawn(logs[name], [replay(policy, test, at, seed=seed) for at in redrawn])
+        plays[name] = player.play(policy)
         roles.setdefault(name, "policy")
         step()
-    ranked = sorted(train_s, key=lambda name: train_s[name])
-    recommended = ranked[0]
-    logs |= {"best fixed": curve[hindsight_gamma], "clairvoyant": clairvoyant(test, costs)}
-    drawn["best fixed"] = _drawn(
-        logs["best fixed"], [replay(Fixed(hindsight_gamma), test, at) for at in redrawn]
+    ranked = sorted(plays, key=lambda name: plays[name].train_s)
+    plays["best fixed"] = player.ceiling(
+        lambda at: replay(Fixed(hindsight_gamma), test, at, seed=seed)
     )
-    drawn["clairvoyant"] = _drawn(logs["clairvoyant"], [clairvoyant(test, at) for at in redrawn])
-    free_s["best fixed"] = seconds(Fixed(hindsight_gamma), test, free)
-    free_s["clairvoyant"] = float(logs["clairvoyant"].elapsed_s.sum())  # it pays nothing anyway
+    plays["clairvoyant"] = player.ceiling(lambda at: clairvoyant(test, at))
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
 
     censoring = None
@@ -288,17 +275,8 @@ def compare(
         held_out = select(completed, test_rows, trace)
         judged = [name for name in entrants if roles[name] == "policy"]
         censoring = _left_open(held_out, chosen, costs, tuned_name, judged, resamples)
-    held = _held(test, logs, tuned_name, drawn, seed, resamples)
-    in_orders = {
-        name: orders_of(
-            float(logs[tuned_name].elapsed_s.sum() / logs[name].elapsed_s.sum()),
-            [f / s for f, s in zip(mixed_s[tuned_name], found, strict=True)],
-        )
-        for name, found in mixed_s.items()
-    }
-    free_speed = {name: free_s[tuned_name] / seconds for name, seconds in free_s.items()}
-    rows, family = _rows(logs, roles, held, free_speed, in_orders)
-    never_s = float(logs["never"].elapsed_s.sum())
+    held = _held(test, plays, tuned_name, seed, resamples)
+    rows, family = _rows(plays, roles, held)
     return Comparison(
         rows=rows,
         detectable_percent=_median(family.detectable_percent()),
@@ -312,14 +290,14 @@ def compare(
             control_s=control_s,
             seed=seed,
         ),
-        recommended=recommended,
-        runner_up=ranked[1] if len(ranked) > 1 else recommended,
-        simplest=simplest(recommended, entrants, drawn, held.weights),
+        recommended=ranked[0],
+        runner_up=ranked[min(1, len(ranked) - 1)],
+        simplest=simplest(ranked[0], entrants, plays, held.weights),
         orders=orders,
         timing_draws=len(redrawn),
         tuned_gamma=tuned_gamma,
         hindsight_gamma=hindsight_gamma,
-        fixed_curve=tuple(never_s / float(log.elapsed_s.sum()) for log in curve),
+        fixed_curve=tuple(plays["never"].decode_s / float(log.elapsed_s.sum()) for log in curve),
         train_rows=tuple(train_rows),
         test_rows=tuple(test_rows),
         test_categories=test.category,
@@ -330,7 +308,7 @@ def compare(
         censored_positions=censored_positions(trace),
         seed=seed,
         resamples=resamples,
-        logs=logs,
+        logs={name: one.log for name, one in plays.items()},
         unpriced=tuple(
             name
             for name, policy in entrants.items()
@@ -364,28 +342,16 @@ def _median(percents: FloatArray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _drawn(log: RoundLog, redrawn: Sequence[RoundLog]) -> FloatArray:
-    """[D, R] decode seconds by request of a replay and of those at resampled timings."""
-    return np.stack([per_request(one).decode_s for one in (log, *redrawn)])
-
-
-def _held(
-    test: Trace,
-    logs: Mapping[str, RoundLog],
-    tuned: str,
-    drawn: Mapping[str, FloatArray],
-    seed: int,
-    resamples: int,
-) -> _Held:
+def _held(test: Trace, plays: Mapping[str, Plays], tuned: str, seed: int, resamples: int) -> _Held:
     questions = [question_of(request_id) for request_id in test.request_id]
     category = np.asarray(test.category)
     return _Held(
         weights=bootstrap_weights(questions, seed=seed, resamples=resamples),
         tuned=tuned,
-        drawn=drawn,
-        never=per_request(logs["never"]),
-        fixed=per_request(logs[tuned]),
-        best=per_request(logs["clairvoyant"]),
+        plays=plays,
+        never=per_request(plays["never"].log),
+        fixed=per_request(plays[tuned].log),
+        best=per_request(plays["clairvoyant"].log),
         question_index=np.unique(np.asarray(questions), return_inverse=True)[1],
         tasks={task: np.flatnonzero(category == task) for task in dict.fromkeys(test.category)},
     )
@@ -405,42 +371,25 @@ def by_question_speed(sums: PerRequest, question_index: npt.NDArray[np.intp]) ->
 
 
 def _rows(
-    logs: Mapping[str, RoundLog],
-    roles: Mapping[str, str],
-    held: _Held,
-    free_speed: Mapping[str, float],
-    in_orders: Mapping[str, Orders],
+    plays: Mapping[str, Plays], roles: Mapping[str, str], held: _Held
 ) -> tuple[tuple[Row, ...], Family]:
     """The rows, by role and speed, and the controllers judged together."""
-    controllers = [name for name in logs if roles[name] == "policy"]
+    controllers = [name for name in plays if roles[name] == "policy"]
     family = held.judge(
-        [per_request(logs[name]) for name in controllers],
+        [per_request(plays[name].log) for name in controllers],
         np.asarray([held.timing_error(name) for name in controllers]),
     )
     columns = (family.adjusted_p.tolist(), family.detectable_percent().tolist())
     judged = dict(zip(controllers, zip(*columns, strict=True), strict=True))
-    rows = [
-        dataclasses.replace(
-            _row(name, roles[name], log, held, *judged.get(name, (np.nan, np.nan))),
-            uncharged=free_speed[name],
-            orders=in_orders.get(name),
-        )
-        for name, log in logs.items()
-    ]
+    rows = [_row(name, roles[name], held, *judged.get(name, (np.nan, np.nan))) for name in plays]
     order = list(ROLES)
     rows.sort(key=lambda row: (order.index(row.role), -row.speedup.value))
     return tuple(rows), family
 
 
-def _row(
-    name: str,
-    role: str,
-    log: RoundLog,
-    held: _Held,
-    adjusted_p: float,
-    detectable_percent: float,
-) -> Row:
-    sums, facts = per_request(log), summarize(log)
+def _row(name: str, role: str, held: _Held, adjusted_p: float, detectable_percent: float) -> Row:
+    ours, fixed = held.plays[name], held.plays[held.tuned]
+    sums, facts = per_request(ours.log), summarize(ours.log)
     vs_fixed = held.over(held.tuned, name)
     if role == "tuned":
         said = "baseline"
@@ -473,7 +422,7 @@ def _row(
         tasks={
             task: _faster(sums, held.never, held.weights, rows) for task, rows in held.tasks.items()
         },
-        uncharged=float("nan"),
-        orders=None,
+        uncharged=fixed.free_s / ours.free_s,
+        orders=orders_of(ours, fixed) if ours.mixed_s else None,
         timing_error=held.timing_error(name),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,8 @@ from experiments.censored_text import open_table, open_task_table
 from experiments.certainty_text import certainty, stale
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
-from experiments.rubin import UNDECIDED
 from experiments.tables import number, percent, table, with_interval
-from policies.shelf import DEFAULT, file_name, title
+from policies.shelf import file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
 
@@ -144,62 +142,6 @@ def percent_change(ratio: float) -> str:
     return f"{abs(ratio - 1) * 100:.1f} % {'faster' if ratio >= 1 else 'slower'}"
 
 
-def answer(comparison: Comparison) -> str:
-    """One sentence: which controller the training half recommends, and what it is worth."""
-    row = _said(comparison, comparison.recommended)
-    fixed = next(r for r in comparison.rows if r.role == "tuned")
-    ceiling = _said(comparison, "clairvoyant")
-    if row.role == "never":
-        head = "Do not draft: no controller was faster than plain decoding on the training half"
-    elif row.role == "tuned":
-        head = (
-            f"Use {row.name}: no controller beat a fixed length on the training half; it decodes "
-            f"{row.speedup.value:.2f} times as fast as plain decoding"
-        )
-    else:
-        tie = f" - a tie, {_why_tie(row)}" if row.verdict == "tie" else ""
-        if row.verdict == UNDECIDED:
-            tie = " - undecided, another seed may say otherwise"
-        head = (
-            f"Use {row.name}: {row.speedup.value:.2f} times as fast as plain decoding and "
-            f"{percent_change(row.vs_fixed.value)} than the best fixed length {fixed.name} "
-            f"(ratio {with_interval(row.vs_fixed, 3)}{tie})"
-        )
-    left = ceiling.tokens_per_s / row.tokens_per_s - 1
-    head += _default_clause(comparison)
-    return f"{head}; a controller that knew the future would be {left * 100:.0f} % faster still."
-
-
-def _default_clause(comparison: Comparison) -> str:
-    """What the shelf's default is worth, where it was compared and another one is recommended."""
-    names = [row.name for row in comparison.rows if row.role == "policy"]
-    if DEFAULT not in names or comparison.recommended == DEFAULT:
-        return ""
-    row = _said(comparison, DEFAULT)
-    return f" (the default, {DEFAULT}: {row.speedup.value:.2f} times)"
-
-
-def _why_tie(row: Row) -> str:
-    covers = row.vs_fixed.low <= 1.0 <= row.vs_fixed.high
-    return "the interval covers 1" if covers else "corrected for the number of controllers"
-
-
-def _said(comparison: Comparison, name: str) -> Row:
-    """The row, of a censored trace with the medians and intervals over its imputations."""
-    row = comparison.row(name)
-    if comparison.censoring is None:
-        return row
-    known = comparison.censoring.row(name)
-    return dataclasses.replace(
-        row,
-        speedup=known.speedup_others,
-        vs_fixed=known.vs_fixed_others,
-        adjusted_p=known.adjusted_p,
-        verdict=known.verdict if row.role != "tuned" else row.verdict,
-        tokens_per_s=known.tokens_per_s.value,
-    )
-
-
 def text_of(comparison: Comparison, trace_name: str) -> str:
     """Everything `gammalab compare` prints for one trace."""
     found = comparison.censoring
@@ -210,7 +152,6 @@ def text_of(comparison: Comparison, trace_name: str) -> str:
         "\n".join(
             textwrap.fill(line, 98, subsequent_indent="  ") for line in certainty(comparison)
         ),
-        textwrap.fill(answer(comparison), 98),
     ]
     return "\n\n".join(parts)
 
@@ -222,7 +163,6 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         for field in comparison.__dataclass_fields__
         if field != "logs"
     }
-    raw["answer"] = answer(comparison)
     raw["certainty"] = certainty(comparison)
     raw["stale"] = stale(comparison)
     raw["sensitivity"]["settled"] = comparison.sensitivity.settled

@@ -28,6 +28,7 @@ def headline(part: Json, validation: Json | None) -> list[Line]:
         Line("Order", _order(part)),
         Line("Stale timing", _stale(part)),
         Line("Runner-up", _others(part)),
+        Line("Headroom", _headroom(part)),
         Line("Scope", _scope(part, validation)),
     ]
     if validation is not None:
@@ -35,7 +36,7 @@ def headline(part: Json, validation: Json | None) -> list[Line]:
             Line("Machine", ". ".join(_sentence(x) for x in validation["lines"]["machine"]))
         )
         found += [Line("Finding", line) for line in validation["findings"]]
-    return found
+    return [*found, *(Line("Note", line) for line in part.get("mismatches", []))]
 
 
 def headline_text(part: Json, validation: Json | None) -> str:
@@ -82,8 +83,9 @@ def _measured(part: Json, validation: Json | None) -> list[Line]:
         return [
             Line(
                 "Predicted",
-                f"{percent_change(row['vs_fixed']['value'])} than {_tuned(part)} ({row['verdict']}); "
-                "nothing was measured on the real models yet: `gammalab validate` does it",
+                f"{percent_change(row['vs_fixed']['value'])} than {_tuned(part)} "
+                f"({row['verdict']}); nothing was measured on the real models yet: `gammalab "
+                "validate` does it",
             )
         ]
     lines = []
@@ -144,6 +146,12 @@ def _others(part: Json) -> str:
         f"{said}; the simplest rule whose interval reaches the first's: {simple}, predicted "
         f"{percent_change(gain)}"
     )
+
+
+def _headroom(part: Json) -> str:
+    left = row_of(part, "clairvoyant")["vs_fixed"]["value"]
+    left /= row_of(part, part["recommended"])["vs_fixed"]["value"]
+    return f"a schedule that knew what will be accepted would be {percent_change(left)} still"
 
 
 def _scope(part: Json, validation: Json | None) -> str:

@@ -32,6 +32,7 @@ HEADER = (
     "over plain\n95 %",
     "over tuned fixed\n95 %",
     "un-\ncharged",
+    "shuf-\nfled",
     "verdict",
     "head-\nroom",
 )
@@ -109,6 +110,7 @@ def world_text(
             number(fixed_s / bound.decode_s, 3),
             "",
             "",
+            "",
             percent((fixed_s - bound.decode_s) / (fixed_s - best_s)),
         ]
         for bound in bounds
@@ -126,7 +128,9 @@ def world_text(
             for line in certainty(comparison)
             for wrapped in textwrap.wrap(f"- {line}", 98, subsequent_indent="  ")
         ),
-        f"- first on the training half: {title(comparison.recommended)}",
+        f"- first on the training half, over all orders: {title(comparison.recommended)}; then "
+        f"{title(comparison.runner_up)}; the simplest whose interval reaches the first's: "
+        f"{title(comparison.simplest)}",
     ]
     return "\n".join(lines)
 
@@ -138,6 +142,7 @@ def _cells(row: Row) -> list[str]:
         with_interval(row.speedup),
         "1.000" if fixed else with_interval(row.vs_fixed, 3),
         number(row.uncharged, 3),
+        "" if row.orders is None else number(row.orders.value, 3),
         "-" if fixed else row.verdict,
         percent(row.headroom.value),
     ]

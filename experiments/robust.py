@@ -6,7 +6,7 @@ Letters: R requests, B resamples of the questions, D timings: the one at hand, t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,13 @@ import numpy.typing as npt
 from experiments.statistics import Estimate, divide, estimate
 from policies.base import NoState, Policy, field_values
 from policies.fixed import Fixed, Never
+from policies.overhead import uncharged
+from simulator.metrics import per_request
+from simulator.replay import replay
+from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import named_generator
-from traces.timing import Timing
+from traces.timing import StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,15 +40,79 @@ class Orders:
     recorded: float
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plays:
+    """One schedule in all the ways that a comparison asks for; seconds are decode seconds.
+
+    log: on the held-out half as recorded. drawn [D, R]: by request, at every timing. free_s:
+    nobody charged. mixed_s: held-out half in every shuffled order; train_s: the training half, the
+    sum over its own order and the shuffled ones; both empty for a ceiling.
+    """
+
+    log: RoundLog
+    drawn: FloatArray
+    free_s: float
+    mixed_s: tuple[float, ...] = ()
+    train_s: float = float("nan")
+
+    @property
+    def decode_s(self) -> float:
+        """Of the log."""
+        return float(self.log.elapsed_s.sum())
+
+
+class Player:
+    """Plays schedules on both halves of a trace, at costs and at those of resampled timings, in
+    `orders` shuffled orders.
+    """
+
+    def __init__(
+        self,
+        train: Trace,
+        test: Trace,
+        costs: StepCosts,
+        redrawn: Sequence[StepCosts],
+        orders: int,
+        seed: int,
+    ) -> None:
+        self.test, self.timings, self.seed = test, (costs, *redrawn), seed
+        self.free = uncharged(costs)
+        self.mixed = shuffled(test, orders, seed)
+        self.trains = [train, *shuffled(train, orders, seed + 1)]
+
+    def _log(self, policy: Policy, trace: Trace, costs: StepCosts) -> RoundLog:
+        return replay(policy, trace, costs, seed=self.seed)
+
+    def play(self, policy: Policy) -> Plays:
+        """A policy."""
+
+        def seconds(trace: Trace) -> float:
+            return float(self._log(policy, trace, self.timings[0]).elapsed_s.sum())
+
+        found = self.ceiling(lambda costs: self._log(policy, self.test, costs))
+        return dataclasses.replace(
+            found,
+            mixed_s=tuple(map(seconds, self.mixed)),
+            train_s=sum(map(seconds, self.trains)),
+        )
+
+    def ceiling(self, schedule: Callable[[StepCosts], RoundLog]) -> Plays:
+        """A schedule that cannot be used, on the held-out half alone."""
+        logs = [schedule(costs) for costs in self.timings]
+        drawn = np.stack([per_request(log).decode_s for log in logs])
+        return Plays(logs[0], drawn, float(schedule(self.free).elapsed_s.sum()))
+
+
 def shuffled(trace: Trace, count: int, seed: int) -> list[Trace]:
     """The same replies in `count` random orders."""
     generator = named_generator(seed, "order of replies")
     return [trace.select(generator.permutation(trace.requests).tolist()) for _ in range(count)]
 
 
-def orders_of(recorded: float, ratios: Sequence[float]) -> Orders:
-    """`recorded`, and the ratios of the shuffled orders."""
-    found = np.asarray(ratios)
+def orders_of(ours: Plays, reference: Plays) -> Orders:
+    """The speed of one schedule over another in every order."""
+    found = np.asarray(reference.mixed_s) / np.asarray(ours.mixed_s)
+    recorded = reference.decode_s / ours.decode_s
     return Orders(float(found.mean()), float(found.min()), float(found.max()), recorded)
 
 
@@ -92,7 +160,7 @@ def simplicity(policy: Policy) -> tuple[int, int]:
 def simplest(
     first: str,
     entrants: Mapping[str, Policy],
-    seconds: Mapping[str, FloatArray],
+    plays: Mapping[str, Plays],
     weights: FloatArray,
 ) -> str:
     """The simplest policy that cannot be told from `first`: the 95 % interval of its ratio to it
@@ -101,6 +169,7 @@ def simplest(
     equals = [
         name
         for name in entrants
-        if name == first or ratio_over_timings(seconds[first], seconds[name], weights).high >= 1.0
+        if name == first
+        or ratio_over_timings(plays[first].drawn, plays[name].drawn, weights).high >= 1.0
     ]
-    return min(equals, key=lambda name: (simplicity(entrants[name]), seconds[name][0].sum()))
+    return min(equals, key=lambda name: (simplicity(entrants[name]), plays[name].decode_s))

@@ -202,9 +202,11 @@ def wrong_beliefs(
 
 
 def scale_all(costs: StepCosts, factor: float) -> StepCosts:
-    """Every second."""
+    """Every second, the rules' own arithmetic included."""
+    own_s = {name: (a * factor, b * factor) for name, (a, b) in costs.own_s.items()}
     return dataclasses.replace(
         costs,
+        own_s=own_s,
         prefill_s=costs.prefill_s * factor,
         draft_s=costs.draft_s * factor,
         verify_s=costs.verify_s * factor,

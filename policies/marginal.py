@@ -1,7 +1,7 @@
 """Ours: draft one more token while it pays, and draft at all where drafting has paid.
 
-No threshold is tuned. What a token is worth, what it costs and how likely it is to survive are all
-measured while serving.
+What a token is worth, what it costs and how likely it is to survive are all estimated while
+serving; how fast it learns and how much doubt it allows are fields like any other rule's.
 """
 
 from __future__ import annotations

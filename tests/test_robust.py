@@ -8,7 +8,10 @@ import math
 import numpy as np
 import pytest
 
+from experiments.compare import step_costs
 from experiments.robust import (
+    Player,
+    Plays,
     orders_of,
     ratio_over_timings,
     redrawn,
@@ -20,6 +23,7 @@ from experiments.robust import (
 from experiments.statistics import bootstrap_weights, ratio_of_sums
 from policies.fixed import Fixed, Never
 from policies.shelf import parse_policies
+from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.timing import Timing
 
@@ -46,10 +50,30 @@ def test_other_orders_hold_the_same_replies() -> None:
 
 
 def test_orders_by_hand() -> None:
-    found = orders_of(1.2, [1.0, 1.1, 1.05])
-    assert (found.value, found.low, found.high, found.recorded) == pytest.approx(
-        (1.05, 1.0, 1.1, 1.2)
+    log = replay(Fixed(2), lively_trace(), step_costs(make_timing(), lively_trace()))
+    fixed, ours = (
+        Plays(dataclasses.replace(log, elapsed_s=log.elapsed_s * f), np.ones((1, 1)), 1.0, mixed)
+        for f, mixed in ((1.2, (6.0, 6.0, 6.0)), (1.0, (6.0, 5.0, 4.0)))
     )
+    found = orders_of(ours, fixed)
+    assert (found.value, found.low, found.high, found.recorded) == pytest.approx(
+        ((1.0 + 1.2 + 1.5) / 3, 1.0, 1.5, 1.2)
+    )
+
+
+def test_a_player_plays_what_replay_plays() -> None:
+    """A rule that learns across replies has other seconds in other orders; a fixed length not."""
+    trace = lively_trace()
+    costs = step_costs(make_timing(), trace)
+    player = Player(trace, trace, costs, [costs, costs], 3, 0)
+    (bandit,) = parse_policies("ucb")
+    fixed, learner = player.play(Fixed(2)), player.play(bandit)
+    assert learner.log.same_rounds(replay(bandit, trace, costs))
+    assert learner.drawn.shape == (3, trace.requests) and np.ptp(learner.drawn, axis=0).max() == 0.0
+    assert fixed.mixed_s == pytest.approx((fixed.decode_s,) * 3)
+    assert fixed.train_s == pytest.approx(4 * fixed.decode_s)
+    assert len(set(learner.mixed_s)) > 1
+    assert math.isnan(player.ceiling(lambda at: replay(Fixed(1), trace, at)).train_s)
 
 
 def test_a_timing_without_sweeps_cannot_be_redrawn() -> None:
@@ -96,9 +120,10 @@ def test_the_simplest_that_cannot_be_told_from_the_first() -> None:
         )
     )
     noise = [1.5, 1.2, 1.002, 1.0]
-    seconds = {
-        name: (base * f * np.exp(0.05 * generator.standard_normal(40)))[None]
+    log = replay(Fixed(2), lively_trace(), step_costs(make_timing(), lively_trace()))
+    plays = {
+        name: Plays(log, (base * f * np.exp(0.05 * generator.standard_normal(40)))[None], 1.0)
         for name, f in zip(entrants, noise, strict=True)
     }
-    assert simplest("moving", entrants, seconds, weights) == "threshold"
-    assert simplest("never", entrants, seconds, weights) == "never"
+    assert simplest("moving", entrants, plays, weights) == "threshold"
+    assert simplest("never", entrants, plays, weights) == "never"

@@ -1,0 +1,109 @@
+"""The first screen: in order, from files alone, and never more than was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from experiments.commands import compare_files
+from experiments.files import dumps, jsonable
+from experiments.headline import headline, headline_text
+from experiments.validate_text import validation_dict
+from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
+from tests.results import save_inputs
+from tests.test_validate import run
+
+HEADS = [
+    "Set",
+    "Predicted",
+    "Arithmetic",
+    "Order",
+    "Stale timing",
+    "Runner-up",
+    "Headroom",
+    "Scope",
+]
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A comparison of two controllers, as compare.json has it."""
+    trace, timing = save_inputs(tmp_path_factory.mktemp("headline"))
+    _, result = compare_files([trace], timing, specs="gammatune,ucb")
+    found: dict[str, Any] = jsonable(result["comparisons"][0])
+    return found
+
+
+def by_head(lines: Any) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        found.setdefault(line.head, []).append(line.text)
+    return found
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    """validate.json of a sitting of the fake engine, with other words where asked."""
+    raw: dict[str, Any] = jsonable(validation_dict(run(noise=0.01)))
+    return raw | {"findings": []} | changes
+
+
+def test_without_a_sitting_it_predicts(part: dict[str, Any]) -> None:
+    lines = headline(part, None)
+    assert [line.head for line in lines] == HEADS
+    said = by_head(lines)
+    assert part["recommended"] in said["Set"][0] and "fixed:gamma=" in said["Predicted"][0]
+    assert "nothing was measured" in said["Predicted"][0]
+    assert f"{part['orders']} shuffled orders" in said["Order"][0]
+    assert "greedy, batch 1" in said["Scope"][0] and "6 held-out questions" in said["Scope"][0]
+    assert "confirmed" not in headline_text(part, None).lower()
+
+
+def test_with_a_sitting_it_says_what_was_measured(part: dict[str, Any]) -> None:
+    found = measured()
+    said = by_head(headline(part, found))
+    assert "Predicted" not in said and len(said["Measured"]) == len(found["claims"])
+    for claim, text in zip(found["claims"], said["Measured"], strict=True):
+        assert claim["policy"] in text and text.endswith(claim["word"].upper())
+    assert "a second copy of fixed:gamma=2" in said["Placebo"][0] and "a tie" in said["Placebo"][0]
+    assert "the machine ran" in said["Machine"][0].lower()
+
+
+@pytest.mark.parametrize("word", [CONFIRMED, CONTRADICTED, NOISY])
+def test_the_word_is_the_sittings(part: dict[str, Any], word: str) -> None:
+    found = measured()
+    found["claims"] = [claim | {"word": word} for claim in found["claims"]]
+    text = headline_text(part, found)
+    others = {CONFIRMED, CONTRADICTED, NOISY} - {word}
+    assert word.upper() in " ".join(text.split())
+    assert not any(other.upper() in " ".join(text.split()) for other in others)
+
+
+def test_a_failed_placebo_and_findings_stand_there(part: dict[str, Any]) -> None:
+    found = measured(placebo_tie=False, findings=["a policy missed its bound"])
+    found["claims"] = [claim | {"word": NOISY} for claim in found["claims"]]
+    lines = headline(part | {"mismatches": ["the trace has another device"]}, found)
+    said = by_head(lines)
+    assert all(text.endswith("for the placebo was no tie") for text in said["Measured"])
+    assert said["Finding"] == ["a policy missed its bound"]
+    assert said["Note"] == ["the trace has another device"]
+
+
+def test_plain_and_constant_recommendations_say_so(part: dict[str, Any]) -> None:
+    tuned = next(row["name"] for row in part["rows"] if row["role"] == "tuned")
+    assert "no draft" in headline(part | {"recommended": "never"}, None)[0].text
+    assert "a constant length" in headline(part | {"recommended": tuned}, None)[0].text
+    alone = part | {"runner_up": part["recommended"]}
+    assert "no other controller" in by_head(headline(alone, None))["Runner-up"][0]
+
+
+def test_unknown_arithmetic_is_said(part: dict[str, Any]) -> None:
+    (text,) = by_head(headline(part, None))["Arithmetic"]
+    assert "not known" in text  # a timing of version 1
+    known = part | {"unpriced": []}
+    assert "charged" in by_head(headline(known, None))["Arithmetic"][0]
+
+
+def test_terminal_lines_fit_and_the_file_holds_no_nan(part: dict[str, Any]) -> None:
+    assert max(map(len, headline_text(part, measured()).splitlines())) <= 98
+    assert "NaN" not in dumps(part)
