@@ -23,6 +23,7 @@ from experiments.robust import (
     Plays,
     orders_of,
     ratio_over_timings,
+    runner_up,
     simplest,
     timing_error,
 )
@@ -112,10 +113,10 @@ class Comparison:
     """Rows, and what they rest on. logs: simulated rounds by row name.
 
     recommended: the row with the fewest seconds on the training half, ceilings left out: the mean
-    over its recorded order and `orders` shuffled ones. runner_up: the next one (recommended itself
-    if there is no other). simplest: the simplest row that cannot be told from the recommended one
-    on the held-out half. timing_draws: resampled timings in the intervals; 0: its spread is not
-    known.
+    over its recorded order and `orders` shuffled ones. runner_up: the next one that takes other
+    rounds (recommended itself if there is none). simplest: the simplest row that cannot be told
+    from the recommended one on the held-out half. timing_draws: resampled timings in the intervals;
+    0: its spread is not known.
     censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
     imputations. None for every other trace.
     fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
@@ -291,7 +292,7 @@ def compare(
             seed=seed,
         ),
         recommended=ranked[0],
-        runner_up=ranked[min(1, len(ranked) - 1)],
+        runner_up=runner_up(ranked, plays),
         simplest=simplest(ranked[0], entrants, plays, held.weights),
         orders=orders,
         timing_draws=len(redrawn),

@@ -147,6 +147,21 @@ def timing_error(above: FloatArray, below: FloatArray) -> float:
     return float(np.std(np.log(above[1:].sum(axis=1) / below[1:].sum(axis=1)), ddof=1))
 
 
+def runner_up(ranked: Sequence[str], plays: Mapping[str, Plays]) -> str:
+    """The best behind ranked[0] that takes other rounds than it: a twin under another name is no
+    rival. ranked[0] itself if there is none.
+    """
+    first = plays[ranked[0]].log
+    for name in ranked[1:]:
+        log = plays[name].log
+        if not (
+            np.array_equal(log.drafted, first.drafted)
+            and np.array_equal(log.emitted, first.emitted)
+        ):
+            return name
+    return ranked[0]
+
+
 def simplicity(policy: Policy) -> tuple[int, int]:
     """Smaller is simpler: plain decoding, a constant, no memory, memory; then fields."""
     if isinstance(policy, Never):

@@ -15,6 +15,7 @@ from experiments.robust import (
     orders_of,
     ratio_over_timings,
     redrawn,
+    runner_up,
     shuffled,
     simplest,
     simplicity,
@@ -99,6 +100,18 @@ def test_the_timings_chance_widens_the_interval() -> None:
     error = timing_error(np.vstack([ours, factors[1:, None] * ours]), np.tile(theirs, (25, 1)))
     assert error == pytest.approx(np.std(np.log(factors[1:]), ddof=1))
     assert math.isnan(timing_error(ours[None], theirs[None]))
+
+
+def test_a_twin_is_no_rival() -> None:
+    trace = lively_trace()
+    player = Player(trace, trace, step_costs(make_timing(), trace), [], 1, 0)
+    plays = {
+        name: player.play(policy)
+        for name, policy in {"a": Fixed(2), "twin": Fixed(2), "b": Fixed(3)}.items()
+    }
+    assert runner_up(["a", "twin", "b"], plays) == "b"
+    assert runner_up(["b", "a", "twin"], plays) == "a"
+    assert runner_up(["a", "twin"], plays) == "a"
 
 
 def test_simplicity_has_an_order() -> None:
