@@ -229,7 +229,7 @@ def numbers(option: str, text: str) -> list[float]:
 
 def entrants(policy: Policy) -> list[Policy]:
     """The network, and what it is up against."""
-    return [policy, parse_policy(DEFAULT), parse_policy("hf-confidence"), parse_policy("gammatune")]
+    return [policy, *map(parse_policy, (DEFAULT, "payback", "gammatune"))]
 
 
 def held_out(where: str, part: Comparison) -> str:

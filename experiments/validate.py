@@ -54,15 +54,15 @@ CLOCK_READERS = frozenset({"elapsed_s"})  # fields of Outcome that the real cloc
 TIMING_DRAWS = 60
 
 DEFAULT_POLICIES = (
+    DEFAULT,
+    "tail-pruning",
+    "payback",
+    "goodput",
+    "hf-roc",
     "gammatune",
     "gammatune+",
     "hf-heuristic",
-    "hf-confidence",
-    "hf-roc",
-    "tail-pruning",
     "ucb",
-    "goodput",
-    DEFAULT,
 )
 
 

@@ -71,8 +71,10 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
     ),
     "ours": (CensoredGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip
-DEFAULT = Payback.name
-"""What to use before anything was tuned: every threshold in it is derived from measured costs."""
+DEFAULT = HFConfidence.name
+"""What to use before anything was tuned: with its own arithmetic charged, in shuffled orders and in
+sittings on the real engine nothing else was ahead of it reliably (docs/sweeps.md).
+"""
 
 SHELF: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() for cls in group}
 
