@@ -18,7 +18,15 @@ from policies.base import Outcome, Policy, State, View
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from policies.marginal import Payback
-from policies.overhead import charged, is_known, own_seconds_of, seconds_of, uncharged
+from policies.overhead import (
+    REPLY_ROUNDS,
+    charged,
+    is_known,
+    own_seconds,
+    own_seconds_of,
+    seconds_of,
+    uncharged,
+)
 from policies.randomness import Rng
 from policies.shelf import SHELF, find_policy, parse_policy
 from policies.tables import BatchTable
@@ -244,3 +252,15 @@ class Slow(Fixed):
 def test_own_seconds_tell_rules_apart() -> None:
     fixed, slow, looking = own_seconds_of([Fixed(3), Slow(3), HFConfidence()], rounds=10)
     assert slow[0] > 10 * fixed[0] > 0 and fixed[1] == slow[1] == 0.0 < looking[1]
+
+
+def test_replies_end_while_a_rule_is_timed() -> None:
+    """What grows with a reply is timed in replies of REPLY_ROUNDS, not in one without an end."""
+    admitted: list[int] = []
+
+    class Counting(Fixed):
+        def admit(self, state: Any, slot: int) -> None:
+            admitted.append(slot)
+
+    own_seconds(Counting(2), rounds=2 * REPLY_ROUNDS)
+    assert len(admitted) == 3  # 80 rounds, 20 of them to warm up
