@@ -20,7 +20,7 @@ HEADER = (
     "policy",
     "speed-up\n95 %",
     "vs tuned fixed\n95 %",
-    "un-\ncharged",
+    "free",
     "shuf-\nfled",
     "verdict",
     "head-\nroom",
@@ -32,7 +32,7 @@ HEADER = (
 NOTES = """\
 speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
 vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
-uncharged  the same if no rule paid for its own arithmetic
+free       the same if no rule paid for its own arithmetic
 shuffled   the same in other orders of the replies, mean
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
            of any other row: tie if its interval covers 1, not corrected

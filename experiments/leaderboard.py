@@ -31,7 +31,7 @@ HEADER = (
     "policy",
     "over plain\n95 %",
     "over tuned fixed\n95 %",
-    "un-\ncharged",
+    "free",
     "shuf-\nfled",
     "verdict",
     "head-\nroom",

@@ -52,7 +52,7 @@ class Effort(NamedTuple):
 
 
 WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
-FULL = Effort(0, 128, (1,), 150, 60, 1)
+FULL = Effort(0, 128, (1,), 150, 0, 1)
 QUICK = Effort(5, 64, (1,), 30, 0, 1)
 
 

@@ -612,7 +612,7 @@ def test_errors_of_a_prediction_by_hand() -> None:
         (2, "never", Speed(19.0, 0.1, 50), [Speed(20.0, 0.1, 60)]),
     ]
     lines = text_of(rows, 7, 3).splitlines()
-    assert lines[0].startswith("7 replies, medians of 3 repeats")
+    assert lines[0].startswith("7 held-out replies, medians of 3 repeats")
     (one, two) = (line.split() for line in lines if line.startswith("never"))
     assert one[1:6] == ["11", "10", "9..10", "+10.0%", "100.000"] and one[7] == "+25.0%"
     assert two[4] == "-5.0%" and two[7:] == ["+0.0%", "50", "60"]
