@@ -97,9 +97,7 @@ class TokensPerSecond(RoundVectorEnv):
         return obs, rounds["emitted"] / rounds["elapsed_s"] / 100.0, terminated, truncated, infos
 
 
-def trained(
-    world: World, cls: Any, settings: ppo.Settings = SHORT, **changes: Any
-) -> list[Any]:
+def trained(world: World, cls: Any, settings: ppo.Settings = SHORT, **changes: Any) -> list[Any]:
     """Weights after a short run of our PPO."""
     torch.set_num_threads(1)
     env = cls(
@@ -113,16 +111,17 @@ def trained(
 
 @pytest.mark.parametrize("name", list(WORLDS))
 def test_ppo_finds_the_known_answer(name: str) -> None:
-    """One short run in a few ends in a habit of its own, which one hangs on the processor's
-    rounding; the run to judge is chosen by requests of the training kind, as `gammalab train` does.
+    """Some short runs end in a habit of their own, and which ones hangs on the processor's
+    rounding. So the first of four that has found the answer on other requests of the training kind
+    is judged, as `gammalab train` chooses by its quarter.
     """
     world = WORLDS[name]
-    runs = [
-        trained(world, RoundVectorEnv, settings, reward="average", rho=world.rho())
-        for settings in (dataclasses.replace(SHORT, seed=seed) for seed in range(3))
-    ]
-    best = max(runs, key=lambda weights: world.share(weights, seed=2))
-    assert world.share(best) >= 0.98
+    for seed in range(4):
+        settings = dataclasses.replace(SHORT, iterations=120, seed=seed)
+        weights = trained(world, RoundVectorEnv, settings, reward="average", rho=world.rho())
+        if world.share(weights, seed=2) >= 0.98:
+            break
+    assert world.share(weights) >= 0.98
 
 
 SHORT_REPLIES = dataclasses.replace(WORLDS["one rate"], tokens=50)
