@@ -73,7 +73,7 @@ def _set(part: Json) -> str:
         return "no draft: no controller decoded faster than the target alone on the tuning half"
     if row["role"] == "tuned":
         return f"{name}, a constant length: no controller beat it on the tuning half"
-    return f"{name} (`gammalab policies {name.partition(':')[0]}`; chosen on the tuning half)"
+    return f"{name}, chosen on the tuning half"
 
 
 def _measured(part: Json, validation: Json | None) -> list[Line]:

@@ -21,9 +21,9 @@ HEADER = (
     "p, corrected",
     "headroom",
     "tokens per round",
-    "mean gamma",
+    "nobody charged",
     "mean draft",
-    "accepted / drafted",
+    "other orders",
     "tokens/s",
 )
 
@@ -61,6 +61,8 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "groups": groups,
         "recommended": part["recommended"],
         "resamples": part["resamples"],
+        "orders": part["orders"],
+        "timing_draws": part["timing_draws"],
         "verdicts": STEADILY if known else CORRECTED,
         "certainty": part["certainty"],
         "depth": part["trace_meta"]["depth"],
@@ -119,9 +121,9 @@ def _row(row: Json) -> list[str]:
         number(row["adjusted_p"], 4),
         percent(row["headroom"]["value"]),
         number(row["tokens_per_round"]),
-        number(row["mean_gamma"], 1),
+        number(row["uncharged"], 3),
         number(row["mean_drafted"], 1),
-        number(row["acceptance"]),
+        "-" if row["orders"] is None else number(row["orders"]["value"], 3),
         number(row["tokens_per_s"], 0),
     ]
 
