@@ -177,10 +177,15 @@ def validation_policies(
     else:
         shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
         usable = [p for p in shelf if trace.has_signals or not uses_signals(p)]
-        claimed = [parse_policy(name) for name in (winner, runner_up) if name is not None]
+        claimed = [parse_policy(name) for name in map(_plain, (winner, runner_up)) if name]
         wanted = [Never(), baseline, *usable, *claimed]
     policies = {label(policy): policy for policy in wanted}
-    return Chosen(list(policies.values()), baseline, winner, runner_up)
+    return Chosen(list(policies.values()), baseline, _plain(winner), _plain(runner_up))
+
+
+def _plain(name: str | None) -> str | None:
+    """Plain decoding by its one name."""
+    return "never" if name == label(Fixed(0)) else name
 
 
 def validate_files(
@@ -265,6 +270,11 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     """
     measured = read_measured(folder)
     about = next(iter(measured.timed.values()))[0].meta
+    if about["batch"] != 1 or not about["carries"]:
+        raise InputError(
+            f"{folder}: its rounds ran {about['batch']} at once; a verdict is about batch 1, for "
+            "batches see `python -m experiments.serve_check`"
+        )
     rows = {name: row for row, name in enumerate(trace.request_id)}
     missing = [name for name in about["requests"] if name not in rows]
     ran = trace if missing else trace.select([rows[name] for name in about["requests"]])

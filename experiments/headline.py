@@ -112,8 +112,8 @@ def _span(found: Json) -> str:
 
 def _arithmetic(part: Json) -> str:
     row = row_of(part, part["recommended"])
-    if part["recommended"] in part["unpriced"]:
-        return "what its own arithmetic costs is not known: nothing was charged"
+    if part["unpriced"]:
+        return "what some rules' own arithmetic costs is not known to the timing: not charged"
     return (
         f"predicted ratio to {_tuned(part)} {row['vs_fixed']['value']:.3f} with every rule's own "
         f"arithmetic charged, {row['uncharged']:.3f} without"

@@ -179,7 +179,7 @@ def simplest(
     weights: FloatArray,
 ) -> str:
     """The simplest policy that cannot be told from `first`: the 95 % interval of its ratio to it
-    reaches 1. Of equally simple ones the fastest.
+    reaches 1. `first` if none is simpler, else of equally simple ones the fastest.
     """
     equals = [
         name
@@ -187,4 +187,7 @@ def simplest(
         if name == first
         or ratio_over_timings(plays[first].drawn, plays[name].drawn, weights).high >= 1.0
     ]
-    return min(equals, key=lambda name: (simplicity(entrants[name]), plays[name].decode_s))
+    return min(
+        equals,
+        key=lambda name: (simplicity(entrants[name]), name != first, plays[name].decode_s),
+    )

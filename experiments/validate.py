@@ -36,6 +36,7 @@ from experiments.verdict import (
     tau_of_all,
 )
 from policies.base import Policy, reads_seconds, uses_signals
+from policies.fixed import Never
 from policies.overhead import charged
 from policies.shelf import DEFAULT, label
 from real_backend.sitting import PLACEBO, Measured
@@ -108,8 +109,8 @@ class Validation:
 
     claims: the winner over the baseline and over the runner-up, where these are different policies.
     placebo: the second copy of the baseline over the baseline; placebo_tie: it cannot be told from
-    1, and if it can, no word but "too noisy to say" is given. clock: "cpu", the processor's (on a
-    GPU events in its stream), or "wall": the one that all is judged by.
+    1, and if it can, no word but "too noisy to say" is given. clock: "cpu", the processor's,
+    "events" in a GPU's stream, or "wall": the one that all is judged by.
     median_error, max_error: absolute, over policies. machine_factor: median over policies of
     measured / predicted seconds, one number for "the machine is slower today"; median_error_scaled,
     max_error_scaled: what remains once predictions are divided by it. waiting: share of the wall's
@@ -117,7 +118,8 @@ class Validation:
     ranking: agreement of the two orders, `never` left out; tau: Kendall's over all pairs.
     cells, residual: where the cost model is off, per round. drift: of the anchors. course: request
     by request, when (seconds since the sitting began) and the measured over the priced seconds of
-    all policies together. prefill_*: seconds of all prompts, not part of the speeds. sitting_s:
+    all policies together. prefill_*: wall seconds of all prompts, not part of the
+    speeds. sitting_s:
     from its begin to its last round.
     timing_draws: how many resampled timings the timing errors rest on, 0 if it has no repeats.
     acceptance: "own", or whose trace stood in for it, the forwards being real. measured: see
@@ -161,14 +163,21 @@ class Validation:
 
 
 def judging_clock(timing: Timing, measured: Measured) -> str:
-    """The timing's own clock, if the sitting kept it too, else the wall's."""
+    """The clock that both the timing and the sitting have kept: the processor's, where one thread
+    did the work; events in the stream, on a GPU; else the wall's.
+    """
     logs = [log for some in measured.timed.values() for log in some]
-    kept = all(log.cpu_s is not None and bool(np.isfinite(log.cpu_s).all()) for log in logs)
-    return timing.clock if kept else "wall"
+    if any(log.cpu_s is None or not bool(np.isfinite(log.cpu_s).all()) for log in logs):
+        return "wall"
+    devices = {str(log.meta.get("device", "")).partition(":")[0] for log in logs}
+    if devices == {"cuda"} and str(timing.meta.get("device", "")).startswith("cuda"):
+        return "events"
+    alone = devices == {"cpu"} and {log.meta.get("threads") for log in logs} == {1}
+    return timing.clock if alone else "wall"
 
 
 def on_clock(log: RoundLog, clock: str) -> RoundLog:
-    """The log with elapsed_s on that clock."""
+    """The log with elapsed_s on that clock: cpu_s holds the processor's seconds or the events'."""
     if clock == "wall":
         return log
     assert log.cpu_s is not None
@@ -207,7 +216,8 @@ class _Judge:
         self.measured, self.trace, self.seed = measured, trace, seed
         self.policies = {label(policy): policy for policy in policies}
         self.clock = judging_clock(timing, measured)
-        self.timing = timing.on(self.clock)
+        self.wall = timing.on("wall")  # on a GPU events, as its steps are timed
+        self.timing = timing.on("cpu") if self.clock == "cpu" else self.wall
         self.costs = step_costs(self.timing, trace)
         self.acceptance = _acceptance(measured)
         self.redrawn = trace.meta.temperature > 0.0 and self.acceptance == "own"
@@ -301,7 +311,9 @@ class _Judge:
         first = winner if winner in self.policies else by_speed[0]
         second = runner_up if runner_up in self.policies else None
         second = second or next((name for name in by_speed if name != first), first)
-        pairs = dict.fromkeys((first, other) for other in (base, second) if other != first)
+        pairs = dict.fromkeys(
+            (first, other) for other in (base, second) if not self._twins(first, other)
+        )
         checks = [self._check(name) for name in self.policies]
         ours = np.asarray([check.predicted_tokens_per_s for check in checks])
         theirs = np.asarray([check.measured_tokens_per_s for check in checks])
@@ -315,7 +327,7 @@ class _Judge:
             [reads[seat] for seat in self.logs for _ in self.logs[seat]],
         )
         every = [log for logs in self.measured.timed.values() for log in logs]
-        expected = [float(log.prefill_s.sum()) for log in self.predicted.values()]
+        prompts = replay(Never(), self.trace, step_costs(self.wall, self.trace)).prefill_s
         return Validation(
             checks=tuple(checks),
             baseline=base,
@@ -328,14 +340,14 @@ class _Judge:
             machine_factor=factor,
             median_error_scaled=float(np.median(scaled)),
             max_error_scaled=float(scaled.max()),
-            waiting=_waiting(every),
+            waiting=_waiting(every) if self.clock == "cpu" else float("nan"),
             ranking=rank_agreement(ranked, self.turns, self.weights),
             tau=tau_of_all(ours.tolist(), theirs.tolist()),
             cells=tuple(cells),
             residual=fit_residual(cells),
             drift=self.drift,
             course=self._course(),
-            prefill_predicted_s=float(np.median(expected)),
+            prefill_predicted_s=float(prompts.sum()),
             prefill_measured_s=float(np.median([log.prefill_s.sum() for log in every])),
             sitting_s=max(float((log.start_s + log.elapsed_s).max()) for log in every),
             requests=self.trace.requests,
@@ -347,6 +359,14 @@ class _Judge:
             exactness=self.trace.meta.exactness,
             measured=self.measured,
             predicted=self.predicted,
+        )
+
+    def _twins(self, one: str, other: str) -> bool:
+        """They take the same rounds: nothing can be claimed of one over the other."""
+        logs = self.predicted[one], self.predicted[other]
+        return all(
+            np.array_equal(getattr(logs[0], name), getattr(logs[1], name))
+            for name in ("drafted", "emitted")
         )
 
     def _check(self, name: str) -> Check:

@@ -17,7 +17,8 @@ from experiments.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
 from real_backend.sitting import timed_path
 
 CLOCKS = {
-    "cpu": "the processor's clock (on a GPU: events in its stream)",
+    "cpu": "the processor's clock",
+    "events": "events in the GPU's stream",
     "wall": "the wall's clock",
 }
 
@@ -43,11 +44,12 @@ def _range(found: Estimate, digits: int) -> str:
 def placebo_line(outcome: Validation) -> str:
     """The placebo by name, its ratio, and whether it is the tie that it must be."""
     found = outcome.placebo
-    said = (
-        "a tie, as it must be"
-        if outcome.placebo_tie
-        else f"NOT a tie at {100 * PLACEBO_CONFIDENCE:.0f} %: this sitting confirms nothing"
-    )
+    if outcome.placebo_tie:
+        said = "a tie, as it must be"
+    elif not math.isfinite(found.time.low):
+        said = "one turn alone cannot be judged"
+    else:
+        said = f"NOT a tie at {100 * PLACEBO_CONFIDENCE:.0f} %: this sitting confirms nothing"
     return f"placebo, a second copy of {outcome.baseline}: {with_interval(found.time, 3)}, {said}"
 
 
@@ -272,7 +274,7 @@ def basis_line(outcome: Validation) -> str:
     times = "once" if outcome.repeats == 1 else f"{outcome.repeats} times"
     return (
         f"{outcome.requests} held-out replies of {outcome.questions} questions, {times}; for each, "
-        f"all {len(outcome.checks)} policies and the placebo in a random order (seed "
+        f"all policies ({len(outcome.checks)} shown) and the placebo in a random order (seed "
         f"{outcome.seed}); trace {outcome.exactness}; {outcome.sitting_s:.0f} s"
     )
 

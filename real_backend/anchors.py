@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from real_backend.measure import LAGS, Bench, Samples
 from real_backend.models import Pair
@@ -20,6 +21,7 @@ class Anchors:
     context: tokens in the caches, one of the timing's.
     """
 
+    @torch.inference_mode()
     def __init__(self, pair: Pair, context: int, seed: int) -> None:
         self.context = context
         self._samples: Samples = {}
@@ -27,13 +29,14 @@ class Anchors:
         self._generator = np.random.default_rng(seed)
         self._waiting: list[int] = []
 
+    @torch.inference_mode()
     def __call__(self, began: float) -> list[Anchor]:
         """One block now; began: the moment (time.perf_counter) from which at_s counts."""
         if not self._waiting:
             self._waiting = self._generator.permutation(len(KINDS)).tolist()
         at_s = time.perf_counter() - began
         self._samples.clear()
-        self._bench.block(KINDS[self._waiting.pop()], LAGS[:1], self.context)
+        self._bench.block(KINDS[self._waiting.pop()], LAGS[:2], self.context)
         return [
             Anchor(at_s, operation, tokens, context, *np.median(spent, axis=0).tolist())
             for (operation, _, tokens, context), spent in self._samples.items()

@@ -218,6 +218,8 @@ class _Loop:
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
         self.policy.admit(self.state, row)
+        if engine.pair.device.startswith("cuda"):
+            torch.cuda.synchronize()  # or the prompt would be on the first round's bill
         self.prefill_s[index] = time.perf_counter() - began
         return slot
 

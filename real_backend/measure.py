@@ -39,6 +39,8 @@ DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
 _WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block
+_SIGNAL_REPEATS = 8
+_SIGNAL_TOKENS, _SIGNAL_PAIRS = 4, 25  # of rounds that read signals, beside rounds that do not
 _NANOSECONDS = 9  # digits kept of a block
 _WARM_S = 0.05  # at least: a forward that repeats itself settles only after some tens of rounds
 
@@ -106,8 +108,10 @@ class Bench:
         marks.mark()
         self._keep([("prefill", tokens, 0)], marks)
 
-    def round(self, drafted: int, lag: int, context: int) -> None:
-        """One round as the engine runs it: first draft step, further ones, verify."""
+    def round(self, drafted: int, lag: int, context: int, looks: bool = False) -> None:
+        """One round as the engine runs it: first draft step, further ones, verify. looks: the
+        signals of every drafted token are read.
+        """
         steps, rows, marks = self.steps, range(self.batch), Marks(self.pair.device)
         lacking = self._feeds(context - lag, context)
         newest = self._feeds(context - 1, context)
@@ -115,7 +119,7 @@ class Bench:
         keys = []
         marks.mark()
         if drafted:
-            steps.draft_first(lacking, Law(), False, none)
+            steps.draft_first(lacking, Law(), looks, none)
             marks.mark()
             keys.append(("first", lag, context))
         for _ in range(drafted - 1):
@@ -125,6 +129,21 @@ class Bench:
         steps.verify(newest, Law(), none)
         marks.mark()
         self._keep([*keys, ("verify", drafted + 1, context)], marks)
+
+    def signal_s(self, context: int) -> Spent:
+        """Seconds that a drafted token costs more if its signals are read: rounds that read them
+        and rounds that do not in turn, so that a machine that drifts is the same for both.
+        """
+        kept, spent = self.samples, list[Spent]()
+        for k in range(2 * (_WARM_ROUNDS + _SIGNAL_PAIRS)):
+            self.samples = {}
+            self.round(_SIGNAL_TOKENS, 1, context, looks=k % 2 == 1)
+            drafts = [s for key, some in self.samples.items() if key[0] != "verify" for s in some]
+            spent.append((sum(s[0] for s in drafts), sum(s[1] for s in drafts)))
+        self.samples = kept
+        rounds = np.asarray(spent[2 * _WARM_ROUNDS :]).reshape(-1, 2, 2)  # pair, looks, clock
+        wall, cpu = np.median(rounds[:, 1] - rounds[:, 0], axis=0) / _SIGNAL_TOKENS
+        return float(wall), float(cpu)
 
     def block(self, drafted: int, lags: Sequence[int], context: int) -> None:
         """Rounds of one kind in a row, the first ones untimed."""
@@ -230,7 +249,11 @@ def measure(
     own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
     signal = control = Repeats()
     if 1 in batches:
-        signal, control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)))
+        bench = Bench(pair, 1, min(contexts) + _SIGNAL_TOKENS + 1, {})
+        spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
+        wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
+        signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
+        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)))
     timing = dataclasses.replace(
         timing, own_s=own_s, signal_repeats=signal, control_repeats=control
     )

@@ -174,7 +174,7 @@ class Sitting:
             [self.requests[row] for row in block],
             temperature=meta.temperature,
             top_p=meta.top_p,
-            seed=self.seed + (repeat if meta.temperature > 0 else 0),
+            seed=self.seed + (repeat if meta.temperature > 0 and not self.forced else 0),
             max_new_tokens=meta.max_new_tokens,
             batch=self.batch,
             state=state,
@@ -253,7 +253,12 @@ def write_rounds(logs: Iterable[tuple[Path, RoundLog]]) -> None:
 
 
 def write_measured(measured: Measured, folder: Path) -> None:
-    """All logs and anchors into a folder; read_measured reads them back."""
+    """All logs and anchors into a folder, in place of those of an earlier sitting; read_measured
+    reads them back.
+    """
+    for old in (folder / "measured").glob("*"):
+        if old.suffix in (".parquet", ".json"):
+            old.unlink()
     write_rounds(
         (timed_path(folder, seat, repeat), log)
         for seat, logs in measured.timed.items()
@@ -347,6 +352,8 @@ def sitting_from_args(
     rows = held_out_rows(trace, limit, args.seed)
     engine = Engine(pair, costs, max_gamma=trace.meta.depth)
     chosen = [requests[row] for row in rows]
+    longest = max(len(request.prompt_ids) for request in chosen)
+    engine.steps(batch, longest + trace.meta.max_new_tokens + trace.meta.depth + 1)
     anchors = None if context is None else Anchors(pair, context, args.seed)
     block = 1 if batch == 1 else 4 * batch
     return Sitting(
