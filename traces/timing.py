@@ -182,7 +182,8 @@ class Timing:
 
     def resampled(self, generator: np.random.Generator) -> Timing:
         """As if measured again: sweeps drawn with replacement, the same ones for all cells; an
-        overhead's repeats likewise. On the clock that `on` chose, else on the default one.
+        overhead's repeats likewise; own_s stays. On the clock that `on` chose, else on the default
+        one.
 
         Raises InputError where the sweeps are not known one by one.
         """
