@@ -183,18 +183,23 @@ def _add_validate(validate: Parser) -> None:
     group.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
     group.add_argument("--timing", type=Path, required=True, help="measured on this machine")
     group.add_argument("--prompts", type=Path, help="the trace's prompt file (embedded: its own)")
-    group.add_argument("--policies", help="default: never, the tuned fixed gamma, and eight more")
+    group.add_argument(
+        "--policies",
+        help="default: never and nine more; the tuned fixed gamma and its placebo always sit",
+    )
     group.add_argument("--out", type=Path, help="folder for validate.json and measured rounds")
     add_acceptance_argument(group)
     group.add_argument(
         "--measured",
         type=Path,
         metavar="DIR",
-        help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.engine` "
+        help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.sitting` "
         "on another machine) instead of running",
     )
-    group.add_argument("--repeats", type=count, default=3)
-    group.add_argument("--limit", type=int, default=0, help="about N requests, all tasks alike")
+    group.add_argument("--repeats", type=count, default=1, help="how often the sitting goes round")
+    group.add_argument(
+        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
+    )
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--json", action="store_true", help="results as JSON on stdout")
