@@ -58,11 +58,10 @@ def claim_lines(outcome: Validation) -> list[str]:
     lines = [claim_line(claim) for claim in outcome.claims]
     if outcome.questions < FEWEST:
         lines.append(
-            f"{outcome.questions} questions are too few to judge by (at least {FEWEST}); raise "
-            "--limit"
+            f"questions: {outcome.questions}, too few to judge by (at least {FEWEST}); raise --limit"
         )
     found = outcome.claims[0].detectable_percent if outcome.claims else math.nan
-    if math.isfinite(found):
+    if math.isfinite(found) and outcome.questions >= FEWEST:
         lines.append(
             f"the smallest gain that this sitting could have found 8 times in 10 is {found:.1f} %"
         )
