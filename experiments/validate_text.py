@@ -58,7 +58,8 @@ def claim_lines(outcome: Validation) -> list[str]:
     lines = [claim_line(claim) for claim in outcome.claims]
     if outcome.questions < FEWEST:
         lines.append(
-            f"questions: {outcome.questions}, too few to judge by (at least {FEWEST}); raise --limit"
+            f"questions: {outcome.questions}, too few to judge by (fewer than {FEWEST}); raise "
+            "--limit"
         )
     found = outcome.claims[0].detectable_percent if outcome.claims else math.nan
     if math.isfinite(found) and outcome.questions >= FEWEST:
