@@ -94,7 +94,8 @@ def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
 
     Raises InputError if a hook does something that cannot be compiled.
     """
-    key = (type(policy), recorder)
+    _, _, prices, believed, *_ = arguments
+    key = (type(policy), recorder, believed is not prices)
     return run_recipe(policy, _recipe_of(*key), key, *arguments)
 
 
@@ -143,11 +144,13 @@ def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
 
     Compilation itself happens (or is loaded) at its first call.
     """
-    return _kernel(_recipe_of(cls, recorder), (cls, recorder))
+    key = (cls, recorder, False)
+    return _kernel(_recipe_of(*key), key)
 
 
-def _recipe_of(cls: type[Policy], recorder: Recorder) -> Recipe:
-    return recipe(cls, rounds.play, rounds.bindings(cls, recorder), recorder.__name__)
+def _recipe_of(cls: type[Policy], recorder: Recorder, apart: bool) -> Recipe:
+    names = rounds.bindings(cls, recorder, apart)
+    return recipe(cls, rounds.play, names, recorder.__name__ + "_apart" * apart)
 
 
 def recipe(

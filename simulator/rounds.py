@@ -98,12 +98,14 @@ proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
 record: Recorder = write_row
 SIGNALS = False  # True if the policy overrides proceed: then signals are read, and charged
+APART = True  # False if what is believed is what the clock says: then nothing is priced twice
 
 
-def bindings(cls: type[Policy], recorder: Recorder) -> dict[str, Any]:
-    """The globals of `play` for a policy class and a recorder."""
+def bindings(cls: type[Policy], recorder: Recorder, apart: bool = True) -> dict[str, Any]:
+    """The globals of `play` for a policy class and a recorder; apart: see APART."""
     hooks = {name: getattr(cls, name) for name in HOOKS}
-    return hooks | {"record": recorder, "SIGNALS": cls.proceed is not Policy.proceed}
+    signals = cls.proceed is not Policy.proceed
+    return hooks | {"record": recorder, "SIGNALS": signals, "APART": apart}
 
 
 def play(
@@ -134,8 +136,9 @@ def play(
                 bucket = bucket_of(prices, context)
                 edge = bucket_end(prices, bucket)
             room = room_at(limits, prompt, at - begin)
-            step_s = float(believed.draft_s[bucket, 1]) + believed.signal_s
-            view = View(context, 1, 0, room, step_s, believed.verify_s[bucket])
+            shown = believed if APART else prices
+            step_s = float(shown.draft_s[bucket, 1]) + shown.signal_s
+            view = View(context, 1, 0, room, step_s, shown.verify_s[bucket])
             rng = Rng(round_key(seed, request, index))
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
             drafted = cap
@@ -149,7 +152,7 @@ def play(
             accepted = min(drafted, int(tape.accept_len[at]))
             emitted = min(accepted + 1, end - at)
             elapsed = round_seconds(prices, bucket, drafted, lag)
-            priced = round_seconds(believed, bucket, drafted, lag)
+            priced = round_seconds(believed, bucket, drafted, lag) if APART else elapsed
             ended = end - at <= accepted
             outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
