@@ -50,7 +50,7 @@ def prediction_figure(validation: Json) -> Picture:
         word = ("a tie" if validation["placebo_tie"] else "NOT a tie") if placebo else ratio["word"]
         axes.annotate(word, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=color)
     axes.set_xlabel(
-        f"tokens/s over {validation['baseline']}: dot measured (thick: 95 % of these replies, "
+        f"tokens/s over {validation['baseline']}: dot measured\n(thick: 95 % of these replies, "
         "thin: of other questions), diamond predicted"
     )
     named_rows(axes, ["placebo", *(title(ratio["policy"]) for ratio in ratios)])
