@@ -71,7 +71,7 @@ DEFAULT_POLICIES = (
 class Check:
     """One policy of the sitting, measured beside predicted; tokens/s without prefill.
 
-    ratio: over the baseline, None for the baseline itself. measured, predicted: on the judging
+    ratio: over the baseline's two copies, None for the baseline itself. measured, predicted: on the judging
     clock; wall_tokens_per_s: measured on the wall's. recalibrated_tokens_per_s: predicted with the
     step times of the sitting's own anchors, None without anchors. error: predicted / measured - 1,
     positive if the simulator promised too much; request_error: median over requests of its absolute
@@ -287,6 +287,13 @@ class _Judge:
         log = self.predicted[name]
         return float(log.emitted.sum() / log.elapsed_s.sum())
 
+    def _reference(self, ours: str, theirs: str) -> Turns:
+        """What `ours` is held against: of the baseline both copies, unless the placebo is judged."""
+        turns = self.turns[theirs]
+        if theirs == self.measured.baseline and ours != PLACEBO:
+            return turns.plus(self.turns[PLACEBO])
+        return turns
+
     def ratio(self, ours: str, theirs: str) -> Ratio:
         """One seat over another."""
         mine = self.measured.baseline if ours == PLACEBO else ours
@@ -296,7 +303,7 @@ class _Judge:
         return ratio_of(
             (ours, theirs),
             self.turns[ours],
-            self.turns[theirs],
+            self._reference(ours, theirs),
             self.speed(mine) / self.speed(theirs),
             error,
             self.weights,

@@ -51,6 +51,12 @@ class Turns:
         """Of all turns."""
         return float(self.tokens.sum() / self.seconds.sum())
 
+    def plus(self, other: Turns) -> Turns:
+        """Turn by turn, both seats together."""
+        return Turns(
+            self.tokens + other.tokens, self.seconds + other.seconds, self.priced + other.priced
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:

@@ -1,4 +1,4 @@
-"""Steps of the timing measured again during a sitting, a block between two requests."""
+"""Steps of the timing measured again during a sitting, a block of every kind between two requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2,
 
 
 class Anchors:
-    """Blocks as `measure` times them, one kind of round a call, the kinds in random order.
+    """Blocks as `measure` times them, every kind of round once a call, in random order.
 
     context: tokens in the caches, one of the timing's.
     """
@@ -27,16 +27,14 @@ class Anchors:
         self._samples: Samples = {}
         self._bench = Bench(pair, 1, context + max(KINDS) + 1, self._samples)
         self._generator = np.random.default_rng(seed)
-        self._waiting: list[int] = []
 
     @torch.inference_mode()
     def __call__(self, began: float) -> list[Anchor]:
-        """One block now; began: the moment (time.perf_counter) from which at_s counts."""
-        if not self._waiting:
-            self._waiting = self._generator.permutation(len(KINDS)).tolist()
+        """The blocks now; began: the moment (time.perf_counter) from which at_s counts."""
         at_s = time.perf_counter() - began
         self._samples.clear()
-        self._bench.block(KINDS[self._waiting.pop()], LAGS[:2], self.context)
+        for index in self._generator.permutation(len(KINDS)):
+            self._bench.block(KINDS[index], LAGS[:2], self.context)
         return [
             Anchor(at_s, operation, tokens, context, *np.median(spent, axis=0).tolist())
             for (operation, _, tokens, context), spent in self._samples.items()

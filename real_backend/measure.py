@@ -2,10 +2,9 @@
 
 Steps are timed inside rounds, as the engine runs them: the first draft step, further ones, the
 verify with its read-back. Nothing is synchronised between them: on a GPU the marks are events in
-its own stream. Warm-up, then medians and quartiles over repeats; the kinds of rounds are visited in
-a shuffled order, sweep by sweep, so that a slow minute of the machine does not fall on one of them;
-the median of every sweep is kept, on a CPU by the wall and by the processor's clock. What the
-engine adds per round beyond these steps is measured on real rounds and becomes control_s. What the
+its own stream. The kinds of rounds are visited in a shuffled order, a few rounds at a time, so that
+a slow tenth of a second of the machine does not fall on one of them; the median of every sweep is
+kept, on a CPU by the wall and by the processor's clock. What the engine adds per round beyond these steps is measured on real rounds and becomes control_s. What the
 rules of the registry take for their own arithmetic is measured apart (policies.overhead).
 """
 
@@ -38,11 +37,18 @@ from traces.timing import WALL, Cell, Repeats, Timing
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
-_WARM_ROUNDS, _TIMED_ROUNDS = 10, 10  # of a block
+_VISITS, _TIMED_ROUNDS = 5, 2  # blocks of a usual kind in a sweep, timed rounds of a block
+_USUAL = 8  # drafted tokens; longer drafts are rare and slow: one block of them a sweep
+_WARM_ROUNDS = 1  # untimed, at the head of a block
+_PLAIN_WARM_ROUNDS = 10  # a target that runs alone gets faster for about eight rounds: its weights
+#                          stay in the cache (1.21, 1.18, 1.15, 1.09, 1.07, 1.05 ... of the settled)
 _SIGNAL_REPEATS = 8
-_SIGNAL_TOKENS, _SIGNAL_PAIRS = 4, 25  # of rounds that read signals, beside rounds that do not
+_SIGNAL_TOKENS, _SIGNAL_WARM, _SIGNAL_PAIRS = (
+    4,
+    2,
+    33,
+)  # of rounds that read signals, beside rounds that do not
 _NANOSECONDS = 9  # digits kept of a block
-_WARM_S = 0.05  # at least: a forward that repeats itself settles only after some tens of rounds
 
 Key = tuple[str, int, int, int]
 """(operation, batch, tokens, context) of one cell."""
@@ -135,13 +141,13 @@ class Bench:
         and rounds that do not in turn, so that a machine that drifts is the same for both.
         """
         kept, spent = self.samples, list[Spent]()
-        for k in range(2 * (_WARM_ROUNDS + _SIGNAL_PAIRS)):
+        for k in range(2 * (_SIGNAL_WARM + _SIGNAL_PAIRS)):
             self.samples = {}
             self.round(_SIGNAL_TOKENS, 1, context, looks=k % 2 == 1)
             drafts = [s for key, some in self.samples.items() if key[0] != "verify" for s in some]
             spent.append((sum(s[0] for s in drafts), sum(s[1] for s in drafts)))
         self.samples = kept
-        rounds = np.asarray(spent[2 * _WARM_ROUNDS :]).reshape(-1, 2, 2)  # pair, looks, clock
+        rounds = np.asarray(spent[2 * _SIGNAL_WARM :]).reshape(-1, 2, 2)  # pair, looks, clock
         wall, cpu = np.median(rounds[:, 1] - rounds[:, 0], axis=0) / _SIGNAL_TOKENS
         return float(wall), float(cpu)
 
@@ -155,10 +161,8 @@ class Bench:
                 for feed in self._feeds(0, context):
                     self.steps.prefill(feed)
             kept, self.samples = self.samples, {}
-            began, k = time.perf_counter(), 0
-            while k < _WARM_ROUNDS or time.perf_counter() - began < _WARM_S:
+            for k in range(_WARM_ROUNDS if drafted else _PLAIN_WARM_ROUNDS):
                 self.round(drafted, lags[k % len(lags)], context)
-                k += 1
             self.samples = kept
             for k in range(_TIMED_ROUNDS):
                 self.round(drafted, lags[k % len(lags)], context)
@@ -180,28 +184,33 @@ def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
 def _sample(
     pair: Pair, batches: Sequence[int], contexts: Sequence[int], repeats: int
 ) -> list[Samples]:
-    """Seconds of every cell, sweep by sweep; in each, blocks and prompts of all kinds in one
-    shuffled order.
+    """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
+    all else once, every time in an order of its own.
     """
     samples: Samples = {}
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
     benches = [Bench(pair, batch, longest, samples) for batch in batches]
-    blocks: list[Callable[[], None]] = []
+    usual: list[Callable[[], None]] = []
+    rare: list[Callable[[], None]] = []
     for bench in benches:
         for context in contexts:
-            blocks += [partial(bench.block, d, LAGS[:2], context) for d in DRAFTED]
+            for drafted in DRAFTED:
+                kind = partial(bench.block, drafted, LAGS[:2], context)
+                (usual if drafted <= _USUAL else rare).append(kind)
             # Longer lags follow rounds without a draft; they are rare, one cell each will do.
-            blocks += [partial(bench.block, 1, (lag,), context) for lag in LAGS[2:]]
+            rare += [partial(bench.block, 1, (lag,), context) for lag in LAGS[2:]]
         fitting = [n for n in PREFILL_TOKENS if n < limit]
-        blocks += [partial(bench.prefill, n) for n in fitting]
+        rare += [partial(bench.prefill, n) for n in fitting]
         for n in fitting:
             bench.prefill(n)  # warm-up
             samples.clear()
-    sweeps = -(-repeats // _TIMED_ROUNDS)
+    sweeps = -(-repeats // (_VISITS * _TIMED_ROUNDS))
     order, found = np.random.default_rng(0), []
     for _ in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
-        for index in order.permutation(len(blocks)):
-            blocks[index]()
+        for visit in range(_VISITS):
+            work = usual if visit else usual + rare
+            for index in order.permutation(len(work)):
+                work[index]()
         found.append(dict(samples))
         samples.clear()
     return found
@@ -237,8 +246,8 @@ def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
 def measure(
     pair: Pair, *, batches: Sequence[int], contexts: Sequence[int], repeats: int = 100
 ) -> Timing:
-    """Time the pair on its device; repeats: timed rounds of every kind, rounded up to whole blocks,
-    and of every rule of the registry.
+    """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
+    sweeps, and of every rule of the registry.
 
     Raises InputError if a context does not fit the pair.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from policies.shelf import SHELF
 from real_backend import round_overheads
-from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, measure
+from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, _sample, measure
 from real_backend.models import load_pair, resolve_pair
 from traces.costs import Table, tabulate
 from traces.errors import InputError
@@ -58,6 +59,28 @@ def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.Monke
     assert timing.grid("verify").seconds.min() > 0.02
     assert timing.grid("first").seconds.max() < 0.02
     assert timing.grid("draft").seconds.max() < 0.02
+
+
+def test_a_sweep_visits_usual_rounds_five_times_a_few_at_a_time(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    real = Bench.round
+
+    def noted(self: Bench, drafted: int, lag: int, context: int, looks: bool = False) -> None:
+        ran.append(drafted)
+        real(self, drafted, lag, context, looks)
+
+    monkeypatch.setattr(Bench, "round", noted)
+    with torch.inference_mode():
+        (first, second) = _sample(pair, [1], [16], repeats=20)
+    blocks = [(drafted, len(list(rounds))) for drafted, rounds in itertools.groupby(ran)]
+    assert max(rounds for drafted, rounds in blocks if 1 < drafted < 9) <= 2 * 3
+    assert min(rounds for drafted, rounds in blocks if drafted == 0) == 12  # it settles first
+    assert [ran.count(drafted) for drafted in (0, 2, 8, 10, 32)] == [120, 30, 30, 6, 6]
+    for sweep in (first, second):
+        assert len(sweep["verify", 1, 3, 16]) == 10 and len(sweep["verify", 1, 33, 16]) == 2
+        assert len(sweep["first", 1, 9, 16]) == 2
 
 
 def test_cells_keep_the_median_of_every_sweep() -> None:

@@ -230,6 +230,12 @@ def test_a_placebo_that_is_no_tie_confirms_nothing() -> None:
     engine = Partial(trace, timing, noise=0.005)
     found = judge(sitting_of(engine, trace).run(chosen, Fixed(2)), trace, timing, chosen, seed=0)
     assert not found.placebo_tie
+    pair = [found.measured.timed[seat][0] for seat in ("fixed:gamma=2", "placebo")]
+    both = sum(log.emitted.sum() for log in pair) / sum(log.elapsed_s.sum() for log in pair)
+    never = found.check("never")  # held against both copies, the placebo against the first alone
+    assert never.ratio is not None
+    assert never.ratio.measured == pytest.approx(never.measured_tokens_per_s / both)
+    assert found.placebo.measured < 0.97
     assert {check.ratio.word for check in found.checks if check.ratio} == {NOISY}
     assert "NOT a tie" in validation_text(found) and "NOT a tie" in findings(found, 1e9)[0]
 
