@@ -71,11 +71,11 @@ DEFAULT_POLICIES = (
 class Check:
     """One policy of the sitting, measured beside predicted; tokens/s without prefill.
 
-    ratio: over the baseline's two copies, None for the baseline itself. measured, predicted: on the judging
-    clock; wall_tokens_per_s: measured on the wall's. recalibrated_tokens_per_s: predicted with the
-    step times of the sitting's own anchors, None without anchors. error: predicted / measured - 1,
-    positive if the simulator promised too much; request_error: median over requests of its absolute
-    value.
+    ratio: over the baseline's two copies, None for the baseline itself. measured, predicted: on the
+    judging clock; wall_tokens_per_s: measured on the wall's. recalibrated_tokens_per_s: predicted
+    with the step times of the sitting's own anchors, None without anchors. error: predicted /
+    measured - 1, positive if the simulator promised too much; request_error: median over requests
+    of its absolute value.
     agreement: its rounds against the replay's, None if the run was sampled. reads_clock: the policy
     looks at elapsed seconds, so that its decisions may differ from the replay's. replies_equal:
     replies of the first repeat whose tokens are the trace's, None if that cannot be asked.
@@ -288,7 +288,7 @@ class _Judge:
         return float(log.emitted.sum() / log.elapsed_s.sum())
 
     def _reference(self, ours: str, theirs: str) -> Turns:
-        """What `ours` is held against: of the baseline both copies, unless the placebo is judged."""
+        """What `ours` is held against: of the baseline both copies, unless `ours` is one."""
         turns = self.turns[theirs]
         if theirs == self.measured.baseline and ours != PLACEBO:
             return turns.plus(self.turns[PLACEBO])

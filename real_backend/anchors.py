@@ -1,4 +1,4 @@
-"""Steps of the timing measured again during a sitting, a block of every kind between two requests."""
+"""Steps of the timing measured again during a sitting, between requests a block of every kind."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ Steps are timed inside rounds, as the engine runs them: the first draft step, fu
 verify with its read-back. Nothing is synchronised between them: on a GPU the marks are events in
 its own stream. The kinds of rounds are visited in a shuffled order, a few rounds at a time, so that
 a slow tenth of a second of the machine does not fall on one of them; the median of every sweep is
-kept, on a CPU by the wall and by the processor's clock. What the engine adds per round beyond these steps is measured on real rounds and becomes control_s. What the
-rules of the registry take for their own arithmetic is measured apart (policies.overhead).
+kept, on a CPU by the wall and by the processor's clock. What the engine adds per round beyond these
+steps is measured on real rounds and becomes control_s. What the rules of the registry take for
+their own arithmetic is measured apart (policies.overhead).
 """
 
 from __future__ import annotations
