@@ -29,7 +29,6 @@ from policies.fixed import Fixed, Never
 from policies.shelf import file_name, label, parse_policies, parse_policy
 from real_backend.sitting import (
     PLACEBO,
-    anchor_context,
     read_measured,
     write_measured,
     write_rounds,
@@ -247,9 +246,7 @@ def _sit(
     """Load the pair, run the policies on it, judge them."""
     from real_backend.sitting import sitting_from_args  # torch: only once the files are good
 
-    sitting = sitting_from_args(
-        args, trace, step_costs(timing, trace), context=anchor_context(timing), limit=limit
-    )
+    sitting = sitting_from_args(args, trace, step_costs(timing, trace), timing=timing, limit=limit)
     with progress(sitting.turns(len(chosen.policies), repeats), "validate") as step:
         measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, step=step)
     return judge(

@@ -122,6 +122,13 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
                 f"the trace has {field} {_short(ours)}, the timing {_short(theirs)}; the seconds "
                 "below are not those of the recording's own machine and pair"
             )
+    taken = timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0)
+    asked = trace.meta.temperature, trace.meta.top_p
+    if taken != asked and timing.meta:
+        found.append(
+            f"the trace has temperature {asked[0]:g} and top_p {asked[1]:g}, the timing was taken "
+            f"at {taken[0]:g} and {taken[1]:g}; choosing a token costs another time there"
+        )
     return found
 
 

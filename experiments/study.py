@@ -169,7 +169,7 @@ def _options(
     for add in adders:
         add(parser)
     options = parser.parse_args(["--out", str(out)])
-    for name in ("pair", "target", "draft", "device", "dtype", "threads"):
+    for name in ("pair", "target", "draft", "device", "dtype", "threads", "no_graphs"):
         setattr(options, name, getattr(args, name))
     options.force = args.force
     return options
@@ -193,7 +193,9 @@ def _measure(args: argparse.Namespace, effort: Effort, out: Path) -> None:
 
     options = _options(args, (add_pair_arguments, add_measure_arguments), out / "timing.json")
     options.batch, options.repeats = list(effort.batches), effort.measure_repeats
-    options.context = contexts_of(read_trace(args.trace or out / "trace.parquet"))
+    trace = read_trace(args.trace or out / "trace.parquet")
+    options.context = contexts_of(trace)
+    options.temperature, options.top_p = trace.meta.temperature, trace.meta.top_p
     measure(options)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from real_backend.measure import LAGS, Bench, Samples
+from real_backend.measure import LAGS, Bench
 from real_backend.models import Pair
-from real_backend.sitting import Anchor
+from real_backend.sitting import Anchor, anchor_context
+from real_backend.steps import Law
+from real_backend.sweep_file import Samples
+from traces.timing import Timing
 
 KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2, 4 and 7 tokens
 
@@ -18,14 +21,15 @@ KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2,
 class Anchors:
     """Blocks as `measure` times them, every kind of round once a call, in random order.
 
-    context: tokens in the caches, one of the timing's.
+    timing: of which it is a part, with its law and the shortest of its contexts.
     """
 
     @torch.inference_mode()
-    def __init__(self, pair: Pair, context: int, seed: int) -> None:
-        self.context = context
+    def __init__(self, pair: Pair, timing: Timing, seed: int) -> None:
+        self.context = anchor_context(timing)
+        law = Law(timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0))
         self._samples: Samples = {}
-        self._bench = Bench(pair, 1, context + max(KINDS) + 1, self._samples)
+        self._bench = Bench(pair, 1, self.context + max(KINDS) + 1, self._samples, law)
         self._generator = np.random.default_rng(seed)
 
     @torch.inference_mode()

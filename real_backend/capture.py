@@ -61,7 +61,7 @@ def annotate(
     ids = torch.tensor([request.prompt_ids + decoded.tokens], device=pair.device)
     capacity = prompt + length + (depth - 1) * (length + 1) + depth
     draft = pair.draft.reader(capacity)
-    logits = draft.read(ids, 0)[0, prompt - 1 :, : pair.vocab_size]  # (L + 1, V)
+    logits = draft.read(ids, 0, last=length + 1)[0, :, : pair.vocab_size]  # (L + 1, V)
     tokens = torch.tensor(decoded.tokens, device=pair.device)
     uniforms = draw_uniforms(
         settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth

@@ -8,6 +8,12 @@ from typing import Any
 import torch
 
 
+def wait_for(device: str) -> None:
+    """Return when the device has done all it was given; at once on a CPU."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class ProcessorClock:
     """Seconds of stretches of work: start, stop, start, stop, ...
 
@@ -17,6 +23,7 @@ class ProcessorClock:
     """
 
     def __init__(self, device: str) -> None:
+        self.device = device
         self._cuda, self._cpu = device.startswith("cuda"), device == "cpu"
         self._started: Any = None
         self._stretches: list[tuple[Any, Any, int]] = []
@@ -41,7 +48,7 @@ class ProcessorClock:
     def seconds(self) -> list[float]:
         """Of every stretch, in order."""
         if self._cuda:
-            torch.cuda.synchronize()
+            wait_for(self.device)
         return [
             self._between(start, stop)
             for start, stop, times in self._stretches

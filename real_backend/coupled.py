@@ -121,7 +121,7 @@ class _Batch:
     def read(self, reader: Reader, tokens: Tensor, start: int) -> Tensor:
         """Logits [B, V] behind the last of tokens [B, T]."""
         if self.pads is None:
-            return reader.read(tokens, start)[:, -1]
+            return reader.read(tokens, start, last=1)[:, -1]
         width = tokens.shape[1]
         slots = torch.arange(start + width, device=tokens.device)
         queries = slots[start:]
@@ -129,7 +129,7 @@ class _Batch:
         visible |= slots[None, None] == queries[None, :, None]  # padding sees itself, not nothing
         # Rows that are done are read on with the others, beyond their context if need be.
         positions = (queries[None] - self.pads).clamp(min=0, max=self.last)
-        return reader.read(tokens, start, positions, visible[:, None])[:, -1]
+        return reader.read(tokens, start, positions, visible[:, None], last=1)[:, -1]
 
 
 def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> list[Decoded]:

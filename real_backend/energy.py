@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from real_backend.device import nvml_of
+
 
 class Meter:
     """Energy and peak memory between entering and leaving; absent figures are left out.
@@ -19,7 +21,7 @@ class Meter:
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
         self.device = device
-        opened: tuple[Any, Any] = _open(device) if self.cuda else (None, None)
+        opened: tuple[Any, Any] = nvml_of(device) if self.cuda else (None, None)
         self._nvml, self._handle = opened
         self._joules: float | None = None
         self._peak: int | None = None
@@ -52,18 +54,3 @@ class Meter:
         with contextlib.suppress(self._nvml.NVMLError):
             return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
         return None
-
-
-def _open(device: str) -> tuple[Any, Any]:
-    """pynvml and the handle of this CUDA device, or nothing."""
-    try:
-        import pynvml
-    except ImportError:
-        return None, None
-    try:
-        pynvml.nvmlInit()
-        # By UUID: CUDA's numbering follows CUDA_VISIBLE_DEVICES, NVML's does not.
-        uuid = torch.cuda.get_device_properties(device).uuid
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except (pynvml.NVMLError, AttributeError):
-        return None, None

@@ -20,15 +20,17 @@ import torch
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.overhead import charged
 from policies.shelf import label
-from real_backend.clock import ProcessorClock
+from real_backend.clock import ProcessorClock, wait_for
 from real_backend.energy import Meter
-from real_backend.faults import device_faults
-from real_backend.graphs import GraphSteps, graphs_possible
+from real_backend.faults import DeviceLost, device_faults
+from real_backend.graph_check import recorder_of
+from real_backend.graphs import GraphSteps
 from real_backend.models import Pair
 from real_backend.prompts import Request
 from real_backend.slots import Forced, Limits, Slot
 from real_backend.steps import EagerSteps, Law, Steps
 from traces.costs import prices_of, round_seconds
+from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog
 from traces.schema import Trace
 from traces.timing import StepCosts
@@ -64,9 +66,11 @@ Emit = Callable[[int, list[int]], bool]
 
 def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
     """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
-    kind = GraphSteps if graphs_possible(pair) else EagerSteps
     with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
-        return kind(pair, batch, capacity)
+        record = recorder_of(pair)
+        if record is None:
+            return EagerSteps(pair, batch, capacity)
+        return GraphSteps(pair, batch, capacity, record)
 
 
 class Engine:
@@ -83,19 +87,31 @@ class Engine:
         self.costs = (costs,) if isinstance(costs, StepCosts) else tuple(costs)
         if self.costs[0].verify_s.shape[1] < max_gamma + 2:
             raise ValueError(f"costs cover {self.costs[0].verify_s.shape[1] - 2} drafted tokens")
-        self._steps: Steps | None = None
+        self._steps: dict[int, Steps] = {}
 
     def steps(self, batch: int, capacity: int) -> Steps:
-        """The device half for `batch` rows of at least `capacity` tokens, kept between calls."""
-        kept = self._steps
-        if kept is None or kept.capacity < capacity or kept.batch != batch:
-            self._steps = kept = None  # free the old caches first
-            self._steps = kept = steps_for(self.pair, batch, capacity)
+        """The device half for `batch` rows of at least `capacity` tokens, kept between calls, one
+        of every batch while memory lasts.
+        """
+        kept = self._steps.get(batch)
+        if kept is None or kept.capacity < capacity:
+            self._steps.pop(batch, None)
+            kept = None  # free the old caches first
+            try:
+                kept = steps_for(self.pair, batch, capacity)
+            except DeviceLost:
+                raise
+            except InputError:
+                if not self._steps:
+                    raise
+                self._steps.clear()
+                kept = steps_for(self.pair, batch, capacity)
+            self._steps[batch] = kept
         return kept
 
     def use(self, steps: Steps) -> None:
-        """Run on these steps as long as they are large enough."""
-        self._steps = steps
+        """Run batches of this size on these steps as long as they are large enough."""
+        self._steps[steps.batch] = steps
 
     @torch.inference_mode()
     def decode(
@@ -218,8 +234,7 @@ class _Loop:
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
         self.policy.admit(self.state, row)
-        if engine.pair.device.startswith("cuda"):
-            torch.cuda.synchronize()  # or the prompt would be on the first round's bill
+        wait_for(engine.pair.device)  # or the prompt would be on the first round's bill
         self.prefill_s[index] = time.perf_counter() - began
         return slot
 

@@ -12,16 +12,26 @@ from traces.errors import InputError
 DEVICE_REMEDY = "fewer or shorter prompts, a smaller --batch, half precision, or another device"
 
 
+_MEMORY_PHRASES = (  # libraries run out of memory in words of their own
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "status_alloc_failed",
+    "memoryallocation",
+)
+
+
 class DeviceLost(InputError):
     """The device failed under us; nothing more can run on it in this process."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """True for the ways in which torch says that memory is short."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    return "not enough memory" in said or "can't allocate memory" in said
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return any(phrase in said for phrase in _MEMORY_PHRASES)
 
 
 def fault_of(error: BaseException, doing: str, remedy: str) -> InputError | None:

@@ -5,7 +5,7 @@ take part in every step, widths are padded to a few sizes and attention covers o
 the cache. Rows without a part read a spare place at the cache's end. Drafted tokens, positions and
 the step's number stay on the device, so a chain of draft steps needs nothing from the host; the
 host sends one small array before the first step and one before the verify, and reads one back.
-Without CUDA the same fixed-shape functions run eagerly, which is how they are tested.
+The functions are recorded by cuda_graphs.GraphRecorder; without one they run eagerly.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from real_backend.cuda_graphs import Recorder, eagerly
 from real_backend.llama import Layout, additive
 from real_backend.models import Pair
 from real_backend.steps import Feed, Law, Uniforms, Verdict
@@ -24,7 +25,7 @@ from real_backend.verify import accept_greedy, accept_sampled, distribution, dra
 from traces.errors import InputError
 
 DEPTH = 64  # the most tokens a round may draft
-LACKING = (1, 2, 4, 8, 16, 32, 65)  # padded widths of a first draft step
+LACKING = (1, 2, 4, 8, 16, 32, 65)  # padded widths of a first draft step; more is read before it
 VERIFIED = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25, 33, 65)  # ... and of a verify
 SHORTEST_SPAN = 256  # tokens of cache that attention covers; doubled up to the capacity
 
@@ -37,9 +38,14 @@ class Chosen(NamedTuple):
 
 
 def graphs_possible(pair: Pair) -> bool:
-    """True where `GraphSteps` can replay: both models lean, on a CUDA device."""
+    """True where graphs can be recorded: both models lean, on a CUDA device."""
     lean = pair.target.lean is not None and pair.draft.lean is not None
     return lean and pair.device.startswith("cuda")
+
+
+def judged_as(law: Law) -> Chosen:
+    """What a verify is recorded for: signals are the draft's."""
+    return Chosen(law, False)
 
 
 def at_least(sizes: Sequence[int], needed: int) -> int:
@@ -56,18 +62,18 @@ def spans(capacity: int) -> tuple[int, ...]:
 
 
 class GraphSteps:
-    """See real_backend.steps.Steps; both models must be lean."""
+    """See real_backend.steps.Steps; both models must be lean. record: makes the graphs."""
 
-    def __init__(self, pair: Pair, batch: int, capacity: int) -> None:
+    def __init__(self, pair: Pair, batch: int, capacity: int, record: Recorder = eagerly) -> None:
         assert pair.target.lean is not None and pair.draft.lean is not None
         self.pair, self.batch = pair, batch
         self.capacity = -(-capacity // 64) * 64
         self.target, self.draft = pair.target.lean, pair.draft.lean
         self.caches = [model.new_cache(self.capacity, batch) for model in (self.target, self.draft)]
-        # Graphs know addresses only: keep what they read alive if a larger cache replaces it.
-        self._tables = [(model._cos, model._sin) for model in (self.target, self.draft)]
+        self._record = record
         self._graphs: dict[Any, Callable[[], object]] = {}
-        self._pool: Any = torch.cuda.graph_pool_handle() if self._cuda else None
+        # Graphs know addresses only: keep what they read alive when longer tables replace it.
+        self._tables: list[tuple[Tensor, Tensor]] = []
         device = pair.device
         self._first = _Inbox((batch, LACKING[-1] + 2), torch.long, device)  # ids, start, width
         self._newest = _Inbox((batch, 3), torch.long, device)  # id, start, drafted tokens
@@ -80,10 +86,6 @@ class GraphSteps:
         self._verdict = torch.zeros(batch, DEPTH + 2, dtype=torch.long, device=device)
         self._probs = torch.empty(batch, 0, 0, device=device)  # [B, DEPTH, V] once sampled
         self._begin(Chosen(Law(), False), [])
-
-    @property
-    def _cuda(self) -> bool:
-        return self.pair.device.startswith("cuda")
 
     def _begin(self, chosen: Chosen, feeds: Sequence[Feed]) -> None:
         self._chosen = chosen
@@ -108,9 +110,9 @@ class GraphSteps:
                 continue
             widths = VERIFIED[: bisect.bisect_left(VERIFIED, max_gamma + 1) + 1]
             for width in widths:
-                self._graph("verify", width, span, chosen)
+                self._graph("verify", width, span, judged_as(law))
             if max_gamma:
-                for width in LACKING[:4]:
+                for width in LACKING:
                     self._graph("first", width, span, chosen)
                 self._graph("next", 1, span, chosen)
 
@@ -124,6 +126,7 @@ class GraphSteps:
         self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """See Steps."""
+        feeds = [self._caught_up(feed) for feed in feeds]
         self._begin(Chosen(law, looks), feeds)
         width = at_least(LACKING, max(len(feed.ids) for feed in feeds))
         lines: list[list[int]] = [[0] * LACKING[-1] + [self.capacity - 1, 1]] * self.batch
@@ -138,6 +141,18 @@ class GraphSteps:
                 numbers[feed.row] = line + [0.0] * (DEPTH - len(line))
             self._drawn.put(numbers)
         return self._drafted("first", width, [feed.row for feed in feeds])
+
+    def _caught_up(self, feed: Feed) -> Feed:
+        """What is left for the first step of a draft that lags more than a step can hold, as after
+        a long run of rounds without a draft.
+        """
+        early = len(feed.ids) - LACKING[-1]
+        if early <= 0:
+            return feed
+        tokens = torch.tensor([feed.ids[:early]], device=self.pair.device)
+        cache = self.caches[1][:, :, feed.row : feed.row + 1]
+        self.draft.forward(tokens, cache, feed.start, last=1)
+        return Feed(feed.row, feed.ids[early:], feed.start + early)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """See Steps."""
@@ -170,9 +185,9 @@ class GraphSteps:
             self._judged.put(numbers)
         end = min(max(feed.start for feed in newest) + width, self.capacity)
         span = at_least(spans(self.capacity), end)
-        self._graph("verify", width, span, Chosen(law, False))()
+        self._graph("verify", width, span, judged_as(law))()
         back = self._verdict[:, : max(counts) + 2].tolist()  # the round's one read-back
-        self._begin(Chosen(law, False), [])
+        self._begin(judged_as(law), [])
         return [
             Verdict(back[f.row][2 : 2 + n], back[f.row][0], back[f.row][1])
             for f, n in zip(newest, counts, strict=True)
@@ -184,7 +199,7 @@ class GraphSteps:
         inbox = self._first.tensor
         start, widths = inbox[:, -2], inbox[:, -1]
         last = torch.arange(self.batch, device=inbox.device) * width + widths - 1
-        layout = self._layout(start, width, span, last)
+        layout = self._layout(start, width, span, last, self.caches[1].dtype)
         tokens = inbox[:, :width].reshape(-1)
         logits = self.draft.forward_ragged(tokens, self.caches[1], layout, last=True)
         self._next.copy_(start + widths)
@@ -192,10 +207,11 @@ class GraphSteps:
         self._choose(logits, chosen)
 
     def _draft_next(self, width: int, span: int, chosen: Chosen) -> None:
-        before = (self._step - 1).expand(self.batch, 1)
+        # At step 0 nothing is drafted yet: then this is only recorded, and its result unused.
+        before = (self._step - 1).clamp(min=0).expand(self.batch, 1)
         tokens = self._tokens.gather(1, before)[:, 0]
         last = torch.arange(self.batch, device=tokens.device)
-        layout = self._layout(self._next, 1, span, last)
+        layout = self._layout(self._next, 1, span, last, self.caches[1].dtype)
         logits = self.draft.forward_ragged(tokens, self.caches[1], layout, last=True)
         self._next.add_(1)
         self._choose(logits, chosen)
@@ -220,7 +236,7 @@ class GraphSteps:
         newest, start, counts = self._newest.tensor.unbind(1)
         drafted = self._tokens[:, : width - 1]
         tokens = torch.cat([newest[:, None], drafted], dim=1).reshape(-1)
-        layout = self._layout(start, width, span, counts)
+        layout = self._layout(start, width, span, counts, self.caches[0].dtype)
         logits = self.target.forward_ragged(tokens, self.caches[0], layout)
         logits = logits[:, : self.pair.vocab_size].view(self.batch, width, -1)
         if chosen.law.temperature == 0.0:
@@ -234,8 +250,10 @@ class GraphSteps:
         self._verdict[:, 0], self._verdict[:, 1] = accepted, extra
         self._verdict[:, 2 : width + 1] = drafted
 
-    def _layout(self, start: Tensor, width: int, span: int, last: Tensor) -> Layout:
-        """All rows from start [B] on, `width` tokens each."""
+    def _layout(
+        self, start: Tensor, width: int, span: int, last: Tensor, dtype: torch.dtype
+    ) -> Layout:
+        """All rows from start [B] on, `width` tokens each, as a model of that dtype reads them."""
         device = start.device
         positions = start[:, None] + torch.arange(width, device=device)
         positions = positions.clamp(max=self.capacity - 1)  # padding behind the cache's end
@@ -245,7 +263,7 @@ class GraphSteps:
             position=positions.reshape(-1),
             rows=slice(None),
             padded=None,
-            mask=additive(seen[:, None], self.caches[0].dtype),
+            mask=additive(seen[:, None], dtype),
             last=last,
         )
 
@@ -268,27 +286,10 @@ class GraphSteps:
             def run() -> None:
                 work(width, span, chosen)
 
-            self._graphs[key] = self._record(run) if self._cuda else run
+            model = self.target if kind == "verify" else self.draft
+            self._tables.append((model._cos, model._sin))
+            self._graphs[key] = self._record(run, (self._next, self._step))
         return self._graphs[key]
-
-    def _record(self, work: Callable[[], None]) -> Callable[[], object]:
-        """A CUDA graph of `work`, in the pool that all graphs share."""
-        kept = self._next.clone(), self._step.clone()
-        main: Any = torch.cuda.current_stream()
-        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(main)
-        with torch.cuda.stream(side):  # twice outside the graph: libraries set themselves up
-            for _ in range(2):
-                self._next.copy_(kept[0])
-                self._step.copy_(kept[1])
-                work()
-        main.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            work()
-        self._next.copy_(kept[0])
-        self._step.copy_(kept[1])
-        return graph.replay
 
 
 class _Inbox:

@@ -122,18 +122,44 @@ def _lean_layer(layer: Any, gain: float, own: bool) -> LeanLayer:
     )
 
 
+def _plain(module: Any) -> bool:
+    """As its class made it: no hook, no forward of its own, parameters that are plain tensors."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    weights = [weight for weight in module._parameters.values() if weight is not None]
+    return (
+        not any(hooks)
+        and "forward" not in vars(module)
+        and not torch.nn.utils.parametrize.is_parametrized(module)
+        and all(type(weight) is torch.nn.Parameter for weight in weights)
+    )
+
+
 def _check(model: Any) -> None:
     """Raise ValueError for what the arithmetic below does not cover, before anything is touched."""
     config = model.config
     scaling = getattr(config, "rope_parameters", None) or {}
     if scaling.get("rope_type", "default") not in ROTARY_TYPES:
         raise ValueError(f"the lean forward takes no {scaling.get('rope_type')} rotary scaling")
+    for name, module in model.named_modules():
+        if module is not model and not _plain(module):
+            raise ValueError(f"the lean forward takes plain modules: {name} is patched or hooked")
+    family = type(model).__name__.removesuffix("ForCausalLM")
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         linear = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         for module in (*linear, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
             if type(module) is not torch.nn.Linear or not module.weight.dtype.is_floating_point:
                 raise ValueError("the lean forward takes plain weights, no quantised ones")
+        norms = (layer.input_layernorm, layer.post_attention_layernorm, model.model.norm)
+        kinds = {"DecoderLayer": [layer], "Attention": [attention], "MLP": [mlp], "RMSNorm": norms}
+        for kind, modules in kinds.items():
+            if any(type(module).__name__ != family + kind for module in modules):
+                raise ValueError(f"the lean forward takes {family}{kind}, nothing in its place")
     if config.hidden_act not in ("silu", "swish"):
         raise ValueError(f"the lean forward takes silu, not {config.hidden_act}")
 

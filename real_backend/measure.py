@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,15 @@ from tqdm import tqdm
 
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.shelf import SHELF
+from real_backend.clock import wait_for
+from real_backend.coupled import Settings
 from real_backend.engine import steps_for
 from real_backend.faults import device_faults
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.round_overheads import round_overheads
-from real_backend.steps import Feed, Law
+from real_backend.steps import GREEDY, Feed, Law
+from real_backend.sweep_file import Samples, Spent, SweepFile
 from traces.errors import InputError
 from traces.timing import WALL, Cell, Repeats, Timing
 
@@ -51,19 +55,12 @@ _SIGNAL_TOKENS, _SIGNAL_WARM, _SIGNAL_PAIRS = (
 )  # of rounds that read signals, beside rounds that do not
 _NANOSECONDS = 9  # digits kept of a block
 
-Key = tuple[str, int, int, int]
-"""(operation, batch, tokens, context) of one cell."""
-Spent = tuple[float, float]
-"""Seconds by the wall, or in a GPU's stream; and by the processor's clock of this thread, NaN on a
-GPU."""
-Samples = dict[Key, list[Spent]]
-
 
 class Marks:
     """Moments between steps: both clocks of the host, or events in a GPU's stream."""
 
     def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
+        self.device, self.cuda = device, device.startswith("cuda")
         if not self.cuda and device != "cpu":
             raise InputError(f"--device {device}: steps can be timed on cpu and cuda only")
         self._marks: list[Any] = []
@@ -81,16 +78,21 @@ class Marks:
         """What passed between one mark and the next."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         if self.cuda:
-            torch.cuda.synchronize()
+            wait_for(self.device)
             return [(before.elapsed_time(after) / 1e3, math.nan) for before, after in pairs]
         return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
 
 class Bench:
-    """Rounds of one batch size on caches of their own, timed step by step into `samples`."""
+    """Rounds of one batch size on caches of their own, timed step by step into `samples`.
 
-    def __init__(self, pair: Pair, batch: int, longest: int, samples: Samples) -> None:
-        self.pair, self.batch, self.samples = pair, batch, samples
+    law: how tokens are chosen; drawing from a nucleus costs what an arg-max does not.
+    """
+
+    def __init__(
+        self, pair: Pair, batch: int, longest: int, samples: Samples, law: Law = GREEDY
+    ) -> None:
+        self.pair, self.batch, self.samples, self.law = pair, batch, samples, law
         self.steps = steps_for(pair, batch, longest)
         generator = torch.Generator().manual_seed(batch)
         self.ids: list[list[int]] = torch.randint(
@@ -122,18 +124,18 @@ class Bench:
         steps, rows, marks = self.steps, range(self.batch), Marks(self.pair.device)
         lacking = self._feeds(context - lag, context)
         newest = self._feeds(context - 1, context)
-        none: list[list[float]] = [[] for _ in rows]
+        numbers = [[0.5] * (drafted + 1) if self.law.temperature else [] for _ in rows]
         keys = []
         marks.mark()
         if drafted:
-            steps.draft_first(lacking, Law(), looks, none)
+            steps.draft_first(lacking, self.law, looks, numbers)
             marks.mark()
             keys.append(("first", lag, context))
         for _ in range(drafted - 1):
             steps.draft_next(rows)
             marks.mark()
             keys.append(("draft", 1, context))
-        steps.verify(newest, Law(), none)
+        steps.verify(newest, self.law, numbers)
         marks.mark()
         self._keep([*keys, ("verify", drafted + 1, context)], marks)
 
@@ -183,17 +185,43 @@ def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
 
 
 def _sample(
-    pair: Pair, batches: Sequence[int], contexts: Sequence[int], repeats: int
+    pair: Pair,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    repeats: int,
+    law: Law = GREEDY,
+    kept: SweepFile | None = None,
 ) -> list[Samples]:
     """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
-    all else once, every time in an order of its own.
+    all else once, every time in an order of its own. Sweeps that `kept` holds are not run again.
     """
+    kept = kept or SweepFile(None, {})
+    sweeps = -(-repeats // (_VISITS * _TIMED_ROUNDS))
+    if len(kept.found) >= sweeps:
+        return kept.found
     samples: Samples = {}
+    usual, rare = _work(pair, batches, contexts, samples, law)
+    for number in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
+        order = np.random.default_rng(number)
+        if number < len(kept.found):
+            continue
+        samples.clear()
+        for visit in range(_VISITS):
+            work = usual if visit else usual + rare
+            for index in order.permutation(len(work)):
+                work[index]()
+        kept.keep(dict(samples))
+    return kept.found
+
+
+def _work(
+    pair: Pair, batches: Sequence[int], contexts: Sequence[int], samples: Samples, law: Law
+) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+    """Blocks of the usual kinds of rounds; those of the rare ones, and prompts."""
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
-    benches = [Bench(pair, batch, longest, samples) for batch in batches]
     usual: list[Callable[[], None]] = []
     rare: list[Callable[[], None]] = []
-    for bench in benches:
+    for bench in [Bench(pair, batch, longest, samples, law) for batch in batches]:
         for context in contexts:
             for drafted in DRAFTED:
                 kind = partial(bench.block, drafted, LAGS[:2], context)
@@ -204,17 +232,7 @@ def _sample(
         rare += [partial(bench.prefill, n) for n in fitting]
         for n in fitting:
             bench.prefill(n)  # warm-up
-            samples.clear()
-    sweeps = -(-repeats // (_VISITS * _TIMED_ROUNDS))
-    order, found = np.random.default_rng(0), []
-    for _ in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
-        for visit in range(_VISITS):
-            work = usual if visit else usual + rare
-            for index in order.permutation(len(work)):
-                work[index]()
-        found.append(dict(samples))
-        samples.clear()
-    return found
+    return usual, rare
 
 
 def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
@@ -245,25 +263,38 @@ def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
 
 @torch.inference_mode()
 def measure(
-    pair: Pair, *, batches: Sequence[int], contexts: Sequence[int], repeats: int = 100
+    pair: Pair,
+    *,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    repeats: int = 100,
+    law: Law = GREEDY,
+    partial_file: Path | None = None,
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
-    sweeps, and of every rule of the registry.
+    sweeps, and of every rule of the registry. law: how tokens are chosen meanwhile. partial_file:
+    where finished sweeps are kept until all is done, and found again.
 
-    Raises InputError if a context does not fit the pair.
+    Raises InputError if a context does not fit the pair, or the file is of another measurement.
     """
     if repeats < 1:
         raise InputError("--repeats must be at least 1")
-    timing = Timing(pair.describe(), _cells(_sample(pair, batches, contexts, repeats)), 0.0, 0.0)
+    _check_contexts(pair, contexts)
+    about = pair.describe()
+    asked = {"batches": list(batches), "contexts": list(contexts), "law": list(law)} | about
+    kept = SweepFile(partial_file, asked | {"steps": "", "gpu": ""})
+    cells = _cells(_sample(pair, batches, contexts, repeats, law, kept))
+    about = pair.describe() | {"temperature": law.temperature, "top_p": law.top_p}
+    timing = Timing(about, cells, 0.0, 0.0)
     rules = [rule() for rule in SHELF.values()]
     own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
     signal = control = Repeats()
     if 1 in batches:
-        bench = Bench(pair, 1, min(contexts) + _SIGNAL_TOKENS + 1, {})
+        bench = Bench(pair, 1, min(contexts) + _SIGNAL_TOKENS + 1, {}, law)
         spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
         wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
         signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
-        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)))
+        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)), law)
     timing = dataclasses.replace(
         timing, own_s=own_s, signal_repeats=signal, control_repeats=control
     )
@@ -274,9 +305,20 @@ def run(args: argparse.Namespace) -> Timing:
     """The measure command; see real_backend.options."""
     if args.out.exists() and not args.force:
         raise InputError(f"{args.out} exists; choose another name or pass --force")
+    law = Law(args.temperature, args.top_p)
+    Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
     pair = pair_from_args(args)
-    timing = measure(pair, batches=args.batch, contexts=args.context, repeats=args.repeats)
+    unfinished = args.out.with_name(args.out.name + ".partial")
+    timing = measure(
+        pair,
+        batches=args.batch,
+        contexts=args.context,
+        repeats=args.repeats,
+        law=law,
+        partial_file=unfinished,
+    )
     timing.write(args.out, overwrite=args.force)
+    unfinished.unlink(missing_ok=True)
     return timing
 
 

@@ -17,14 +17,22 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from real_backend import shapes
+from real_backend.device import (
+    GIB,
+    choose_device,
+    describe_device,
+    device_name,
+    free_bytes,
+    weights_bytes,
+)
 from real_backend.faults import device_faults
 from real_backend.kvcache import GeneralReader, LeanReader, Reader
 from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
 from real_backend.options import SHAPE_PREFIX
+from real_backend.threads import choose_threads
 from traces.errors import InputError
 
 EMBEDDED = Path(__file__).parent / "pair"
-_SMALL_PARAMETERS = 50_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -97,6 +105,21 @@ class Model:
         return GeneralReader(self.module, capacity)
 
 
+@dataclasses.dataclass
+class GraphUse:
+    """Whether steps of a pair may be recorded as CUDA graphs. difference: what graph_check found,
+    None before it has looked.
+    """
+
+    allowed: bool = True
+    difference: float | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """They are allowed, and have been looked at."""
+        return self.allowed and self.difference is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A target and a draft that share a tokenizer; random weights have none.
@@ -117,6 +140,7 @@ class Pair:
     device: str
     dtype: str
     spec: PairSpec
+    graphs: GraphUse = dataclasses.field(default_factory=GraphUse, compare=False)
 
     def describe(self) -> dict[str, Any]:
         """What a Timing or a report must know of the pair and the machine; JSON-ready."""
@@ -131,8 +155,10 @@ class Pair:
             "device_name": device_name(self.device),
             "dtype": self.dtype,
             "engine": "lean" if self.target.lean and self.draft.lean else "general",
+            "steps": "graphs" if self.graphs.in_use else "eager",
             "threads": torch.get_num_threads() if self.device == "cpu" else 0,
             "versions": versions(),
+            **describe_device(self.device),
         }
 
 
@@ -143,27 +169,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__,
     }
-
-
-def device_name(device: str) -> str:
-    """The GPU's marketing name, or the processor architecture and its core count in use."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU"
-
-
-def choose_device(device: str) -> str:
-    """ "auto" is the first CUDA device, else the CPU; raises InputError for one that is absent."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no CUDA device is visible; use --device cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used: {reason}") from None
-    return device
 
 
 def _load_tokenizer(where: str) -> Any:
@@ -189,13 +194,29 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
+def _dtype_on(device: str, dtype: str) -> torch.dtype | None:
+    """What --dtype means there; None: as the checkpoint says."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    return torch.float32 if device == "cpu" else None  # half precision on a CPU is emulated
+
+
+def _check_room(spec: PairSpec, device: str, dtype: str) -> None:
+    """Raise InputError if local weights cannot fit, before hours of reading them."""
+    needed = sum(
+        weights_bytes(Path(where), _dtype_on(device, dtype)) for where in (spec.target, spec.draft)
+    )
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise InputError(
+            f"{spec.name}: the weights need {needed / GIB:.1f} GiB on {device}, {free / GIB:.1f} "
+            "are free; try a smaller pair, --dtype bfloat16 or another --device"
+        )
+
+
 def _load_model(where: str, device: str, dtype: str) -> Any:
     """A transformers model in eval mode; only safetensors are read, no code of the model's runs."""
-    chosen: Any = "auto"
-    if dtype != "auto":
-        chosen = _DTYPES[dtype]
-    elif device == "cpu":
-        chosen = torch.float32  # half precision on a CPU is emulated and slow
+    chosen: Any = _dtype_on(device, dtype) or "auto"
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     try:
@@ -256,12 +277,13 @@ def load_pair(
     dtype: str = "auto",
     threads: int = 0,
     lean: bool = True,
+    graphs: bool = True,
 ) -> Pair:
     """Load both models and check them against each other; shapes are built, see shapes.py.
 
     dtype "auto": float32 on a CPU, elsewhere what the checkpoint says, bfloat16 for shapes. threads
-    0: one thread for models under 50 M parameters on a CPU (more only add waiting), torch's default
-    otherwise. lean False keeps every model on the general transformers path.
+    0: on a CPU what real_backend.threads finds. lean False keeps every model on the general
+    transformers path. graphs False: no CUDA graphs.
 
     Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers,
     too little memory.
@@ -276,12 +298,25 @@ def load_pair(
             target, draft = shapes.build_pair(spec.name, parts, device, _DTYPES.get(dtype, auto))
         else:
             tokenizer = _shared_tokenizer(spec)
+            _check_room(spec, device, dtype)
             target = _load_model(spec.target, device, dtype)
             draft = _load_model(spec.draft, device, dtype)
         if device == "cpu":
-            small = target.num_parameters() < _SMALL_PARAMETERS
-            torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
-        return pair_of(target, draft, spec, tokenizer, lean=lean, own=True)
+            _set_threads(threads, target)
+        pair = pair_of(target, draft, spec, tokenizer, lean=lean, own=True)
+        pair.graphs.allowed = graphs
+        return pair
+
+
+def _set_threads(threads: int, target: Any) -> None:
+    """As asked for, or as a short trial says, which is told on stderr."""
+    if threads:
+        torch.set_num_threads(threads)
+        return
+    chosen, tried = choose_threads(target)
+    if tried:
+        figures = ", ".join(f"{count}: {1e3 * s:.0f} ms" for count, s in tried.items())
+        print(f"threads: {chosen} (a forward took with {figures})", file=sys.stderr)
 
 
 def _shared_tokenizer(spec: PairSpec) -> Any:
@@ -333,4 +368,10 @@ def pair_of(
 def pair_from_args(args: argparse.Namespace) -> Pair:
     """The pair that the options of real_backend.options.add_pair_arguments describe."""
     spec = resolve_pair(args.pair, args.target, args.draft)
-    return load_pair(spec, device=args.device, dtype=args.dtype, threads=args.threads)
+    return load_pair(
+        spec,
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        graphs=not args.no_graphs,
+    )

@@ -38,8 +38,9 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: float32 on a CPU, elsewhere the checkpoint's own (shapes: bfloat16)",
     )
     group.add_argument(
-        "--threads", type=int, default=0, help="CPU threads (0: 1 for small models, else torch's)"
+        "--threads", type=int, default=0, help="CPU threads (0: 1 for small models, else by trial)"
     )
+    group.add_argument("--no-graphs", action="store_true", help="no CUDA graphs: eager steps")
 
 
 def refuse_shape(pair: str | None, command: str) -> None:
@@ -94,6 +95,10 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes")
     group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
     group.add_argument("--repeats", type=int, default=100, help="timed rounds of every kind")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, help="of the rounds timed, 0 is greedy"
+    )
+    group.add_argument("--top-p", type=float, default=1.0, help="nucleus of the rounds timed, 0..1")
     group.add_argument("--force", action="store_true", help="overwrite")
 
 

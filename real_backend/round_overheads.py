@@ -20,7 +20,7 @@ from policies.randomness import Rng
 from real_backend.engine import Engine
 from real_backend.models import Pair
 from real_backend.prompts import Request
-from real_backend.steps import Steps
+from real_backend.steps import Law, Steps
 from traces.costs import Table, tabulate
 from traces.roundlog import RoundLog
 from traces.timing import CPU, WALL, Repeats, StepCosts, Timing
@@ -72,8 +72,10 @@ class _Rounds:
     what a step costs.
     """
 
-    def __init__(self, pair: Pair, costs: StepCosts, prompt_tokens: int, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(
+        self, pair: Pair, costs: StepCosts, prompt_tokens: int, tokens: int, law: Law
+    ) -> None:
+        self.tokens, self.law = tokens, law
         self.engine = Engine(pair, costs, max_gamma=8)
         self.steps = self.engine.steps(1, prompt_tokens + tokens + 9)
         prompt = np.random.default_rng(0).integers(pair.vocab_size, size=prompt_tokens).tolist()
@@ -83,7 +85,10 @@ class _Rounds:
         """One reply; its rounds, and the seconds of their steps by this clock."""
         watch = _Stopwatch(self.steps, clock)
         self.engine.use(watch)
-        return self.engine.decode(policy, self.request, max_new_tokens=self.tokens).log, watch
+        ran = self.engine.decode(
+            policy, self.request, max_new_tokens=self.tokens, **self.law._asdict()
+        )
+        return ran.log, watch
 
 
 def _control_once(rounds: _Rounds, clock: str) -> float:
@@ -100,12 +105,14 @@ def _control_once(rounds: _Rounds, clock: str) -> float:
     return float(np.median(outside))
 
 
-def round_overheads(pair: Pair, timing: Timing, prompt_tokens: int, tokens: int) -> Repeats:
+def round_overheads(
+    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int, law: Law
+) -> Repeats:
     """Repeats of control_s on every clock of the timing, without the arithmetic of the rule that
     plays; tokens: of each reply.
     """
     costs = tabulate(Table(timing.on(WALL)), max_context=prompt_tokens + 256)
-    rounds = _Rounds(pair, costs, prompt_tokens, tokens)
+    rounds = _Rounds(pair, costs, prompt_tokens, tokens, law)
     round_s, _ = own_seconds(_Length(8))
     control: dict[str, list[float]] = {WALL: [], CPU: []}
     for _ in range(_REPEATS):

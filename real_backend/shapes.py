@@ -7,8 +7,6 @@ accept at random, have no tokenizer and never end a reply.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from real_backend.device import GIB, free_bytes
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 
 WEIGHT_STD = 0.02  # small enough for finite activations in 16 bit at any depth
 CACHE_TOKENS = 2048  # of all rows together: the room asked for beside the weights, in both models
-_GIB = 1 << 30
 
 
 class Shape(NamedTuple):
@@ -141,29 +139,14 @@ def build_pair(name: str, parts: Sequence[str], device: str, dtype: torch.dtype)
     if free is not None and weights + caches > free:
         half = "" if dtype.itemsize == 2 else ", --dtype bfloat16"
         raise InputError(
-            f"{name} needs {(weights + caches) / _GIB:.1f} GiB on {device} in "
-            f"{str(dtype).removeprefix('torch.')} (weights {weights / _GIB:.1f}, caches "
-            f"{caches / _GIB:.1f}), and {free / _GIB:.1f} are free; try a smaller pair{half} or "
+            f"{name} needs {(weights + caches) / GIB:.1f} GiB on {device} in "
+            f"{str(dtype).removeprefix('torch.')} (weights {weights / GIB:.1f}, caches "
+            f"{caches / GIB:.1f}), and {free / GIB:.1f} are free; try a smaller pair{half} or "
             "another --device"
         )
     for seed, module in enumerate(modules):
         _materialise(module, device, seed)
     return modules
-
-
-def free_bytes(device: str) -> int | None:
-    """Memory that can still be allocated on the device; None if it does not tell."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device != "cpu":
-        return None
-    with contextlib.suppress(OSError), Path("/proc/meminfo").open() as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ValueError, OSError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def _cache_bytes(config: Any, dtype: torch.dtype) -> int:

@@ -326,14 +326,14 @@ def sitting_from_args(
     trace: Trace,
     costs: StepCosts | Sequence[StepCosts],
     *,
-    context: int | None = None,
+    timing: Timing | None = None,
     limit: int = 0,
     batch: int = 1,
 ) -> Sitting:
     """Load the pair that `args` name and make its engine ready for about `limit` of the held-out
     requests.
 
-    costs: as for Engine. context: of the anchors, tokens; None: no anchors. args: pair options,
+    costs: as for Engine. timing: of the anchors; None: no anchors. args: pair options,
     prompts, acceptance, seed. Raises InputError if the pair is not the trace's, unless acceptance
     is "trace".
     """
@@ -354,7 +354,7 @@ def sitting_from_args(
     chosen = [requests[row] for row in rows]
     longest = max(len(request.prompt_ids) for request in chosen)
     engine.steps(batch, longest + trace.meta.max_new_tokens + trace.meta.depth + 1)
-    anchors = None if context is None else Anchors(pair, context, args.seed)
+    anchors = None if timing is None else Anchors(pair, timing, args.seed)
     block = 1 if batch == 1 else 4 * batch
     return Sitting(
         engine, trace.select(rows), chosen, args.seed, batch, forced, block, anchors=anchors
@@ -369,9 +369,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out}/measured exists; choose another --out or pass --force")
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
     costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
-    context = anchor_context(timing) if args.batch == 1 else None
+    anchored = timing if args.batch == 1 else None
     sitting = sitting_from_args(
-        args, trace, costs, context=context, limit=args.limit, batch=args.batch
+        args, trace, costs, timing=anchored, limit=args.limit, batch=args.batch
     )
     total = sitting.turns(len(policies), args.repeats)
     with tqdm(total=total, desc="sitting", disable=None, leave=False) as bar:

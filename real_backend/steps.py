@@ -29,6 +29,9 @@ class Law(NamedTuple):
     top_p: float = 1.0
 
 
+GREEDY = Law()
+
+
 class Feed(NamedTuple):
     """What a row reads next: token ids, and where in its cache the first of them stands."""
 

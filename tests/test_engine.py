@@ -15,6 +15,7 @@ from policies.fixed import Fixed
 from policies.shelf import SHELF
 from real_backend.capture import capture
 from real_backend.coupled import Settings
+from real_backend.cuda_graphs import eagerly
 from real_backend.engine import Engine
 from real_backend.graphs import GraphSteps
 from real_backend.models import load_pair, resolve_pair
@@ -151,7 +152,7 @@ def test_steps_of_fixed_shape_decode_the_same(
     _, requests = recorded
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
     eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
-    monkeypatch.setattr("real_backend.engine.graphs_possible", lambda _: True)
+    monkeypatch.setattr("real_backend.engine.recorder_of", lambda _: eagerly)
     monkeypatch.setattr("real_backend.graphs.SHORTEST_SPAN", 32)  # several spans in play
     engine = Engine(pair, costs, max_gamma=8)
     fixed = engine.decode(SHELF[name](), requests, **settings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from real_backend.kvcache import GeneralReader, LeanReader
 from real_backend.llama import LeanLlama, settled
+from real_backend.models import Model
 from tests.specimens import save_llama
 
 VARIANTS = {
@@ -108,3 +111,52 @@ def test_other_layouts_are_refused_untouched(
     with pytest.raises(ValueError, match=message):
         LeanLlama(module)
     assert torch.equal(module(ids).logits, before)
+
+
+class Quantised(torch.Tensor):
+    """Weights that compute for themselves, as torchao's and others' do."""
+
+
+def _quantise(module: Any) -> None:
+    weight = module.weight.data.as_subclass(Quantised)
+    module._parameters["weight"] = torch.nn.Parameter(weight, requires_grad=False)
+
+
+def _patch(module: Any) -> None:
+    real = module.forward
+    module.forward = lambda *args, **kwargs: real(*args, **kwargs) * 2
+
+
+def _hook(module: Any) -> None:
+    module.register_forward_hook(lambda module, args, out: out * 2)
+
+
+def _parametrise(module: Any) -> None:
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", torch.nn.Identity())
+
+
+@pytest.mark.parametrize("change", [_quantise, _patch, _hook, _parametrise])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.k_proj", "model.layers.0.input_layernorm", "lm_head"]
+)
+def test_what_was_changed_after_loading_goes_the_general_way(
+    tmp_path: Path, change: Callable[[Any], None], name: str
+) -> None:
+    """A module that is patched, hooked or holds weights of another kind is computed by itself."""
+    save_llama(tmp_path, seed=5)
+    module: Any = load(tmp_path)
+    change(module.get_submodule(name))
+    ids = torch.arange(9)[None]
+    before = module(ids).logits
+    with pytest.raises(ValueError, match=f"{name} is patched or hooked"):
+        LeanLlama(module)
+    assert torch.equal(module(ids).logits, before)
+    assert Model(module, lean=True, own=False).lean is None
+
+
+def test_another_class_in_the_place_of_a_norm_goes_the_general_way(tmp_path: Path) -> None:
+    save_llama(tmp_path, seed=5)
+    module: Any = load(tmp_path)
+    module.model.norm = torch.nn.LayerNorm(module.config.hidden_size)
+    with pytest.raises(ValueError, match="LlamaRMSNorm"):
+        LeanLlama(module)

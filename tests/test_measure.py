@@ -15,9 +15,10 @@ from policies.base import Policy, uses_signals
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from policies.shelf import SHELF
-from real_backend import round_overheads
+from real_backend import round_overheads, steps
 from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, _sample, measure
 from real_backend.models import load_pair, resolve_pair
+from real_backend.steps import GREEDY, Law
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.timing import read_timing
@@ -38,7 +39,7 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
     assert timing.signal_s >= 0 and timing.meta["engine"] == ("lean" if lean else "general")
     assert (timing.clocks, timing.sweeps) == (("wall", "cpu"), 1)
     assert all(len(c.blocks_s) == len(c.cpu_blocks_s) == 1 for c in timing.cells)
-    assert all(0 < cpu <= 1.05 * c.q75_s for c in timing.on("cpu").cells for cpu in [c.median_s])
+    assert all(0 < cpu <= 1.5 * c.q75_s for c in timing.on("cpu").cells for cpu in [c.median_s])
     assert list(timing.own_s) == list(SHELF)
     for rule, (round_s, token_s) in timing.own_s.items():
         assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(SHELF[rule]())
@@ -109,7 +110,7 @@ def test_no_rules_arithmetic_is_in_control(pair: Any, monkeypatch: pytest.Monkey
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)
 
     def control() -> float:
-        found = round_overheads.round_overheads(pair, timing, 16, 16)
+        found = round_overheads.round_overheads(pair, timing, 16, 16, GREEDY)
         assert len(found.cpu_s) == len(found.wall_s) > 2
         return float(np.median(found.cpu_s))
 
@@ -147,8 +148,8 @@ def test_what_reading_signals_costs(pair: Any, monkeypatch: pytest.MonkeyPatch) 
     before = bench.signal_s(16)
     monkeypatch.setattr(bench.steps, "draft_first", draft_first)
     monkeypatch.setattr(bench.steps, "draft_next", draft_next)
-    for slow_s, plain_s in zip(bench.signal_s(16), before, strict=True):
-        assert 2e-3 < slow_s - plain_s < 6e-3
+    wall, cpu = (slow - plain for slow, plain in zip(bench.signal_s(16), before, strict=True))
+    assert 2e-3 < cpu < 6e-3 and wall > 2e-3  # a neighbour may lengthen the wall's
     assert bench.samples  # those of the block are kept
 
 
@@ -159,3 +160,54 @@ def test_impossible_grids_are_refused(pair: Any) -> None:
         measure(pair, batches=[1], contexts=[9], repeats=10)
     with pytest.raises(InputError, match="--repeats"):
         measure(pair, batches=[1], contexts=[16], repeats=0)
+
+
+def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    real = steps.distribution
+
+    def noted(logits: Any, temperature: float, top_p: float) -> Any:
+        seen.add((temperature, top_p))
+        return real(logits, temperature, top_p)
+
+    monkeypatch.setattr(steps, "distribution", noted)
+    law = Law(0.7, 0.9)
+    timing = measure(pair, batches=[1], contexts=[16], repeats=1, law=law)
+    assert seen == {(0.7, 0.9)}
+    assert (timing.meta["temperature"], timing.meta["top_p"]) == law
+
+
+class Stopped(Exception):
+    """The power went off."""
+
+
+def test_a_stopped_measurement_goes_on(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three sweeps are there, a third was cut off: only that one is run again."""
+    kept = tmp_path / "t.json.partial"
+
+    def timed(repeats: int) -> Any:
+        return measure(pair, batches=[1], contexts=[16], repeats=repeats, partial_file=kept)
+
+    def dead(*_: Any) -> Any:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("real_backend.measure.round_overheads", dead)
+        with pytest.raises(Stopped):
+            timed(20)
+    assert len(kept.read_text().splitlines()) == 3
+    before = kept.read_text()
+    kept.write_text(before + '[["verify", 1')
+    sweeps = []
+    real = Bench.prefill
+    monkeypatch.setattr(Bench, "prefill", lambda self, n: (sweeps.append(n), real(self, n))[1])
+    timing = timed(30)
+    assert kept.read_text().startswith(before) and timing.sweeps == 3
+    assert sweeps.count(16) == 2  # warm-up, and once in the third sweep
+    with pytest.raises(InputError, match="other settings"):
+        measure(pair, batches=[1], contexts=[17], repeats=10, partial_file=kept)
+    kept.write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        timed(10)
