@@ -28,6 +28,7 @@ from real_backend.graphs import GraphSteps
 from real_backend.models import Pair
 from real_backend.prompts import Request
 from real_backend.slots import Forced, Limits, Slot
+from real_backend.solo import SoloSteps
 from real_backend.steps import EagerSteps, Law, Steps
 from traces.costs import prices_of, round_seconds
 from traces.errors import InputError
@@ -69,7 +70,7 @@ def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
     with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
         record = recorder_of(pair)
         if record is None:
-            return EagerSteps(pair, batch, capacity)
+            return SoloSteps(pair, capacity) if batch == 1 else EagerSteps(pair, batch, capacity)
         return GraphSteps(pair, batch, capacity, record)
 
 

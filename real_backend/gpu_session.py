@@ -2,8 +2,10 @@
 
 Captures, measures and decodes with the embedded pair and with pairs of real sizes, most valuable
 first. Every stage is a process of its own, running a command that also works by hand: one that
-fails, hangs or loses the device leaves the others alone. Results are saved as soon as they exist;
-the same command goes on where the time ran out. Last comes the table of prediction errors.
+fails, hangs or loses the device leaves the others alone. What is timed or decoded is as much as
+fits into a stage's seconds, whatever the pair's size. Results are saved as soon as they exist, a
+table of prediction errors is printed behind every run and all of them whenever the session ends;
+the same command goes on where the time ran out.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,23 +46,25 @@ class Effort(NamedTuple):
     """How much of everything; the small one is for a CPU and for trying the script."""
 
     questions: int  # 0: all
-    replies: int
-    repeats: int
-    timed: int
+    replies: int  # at most
+    timed: int  # rounds of a kind, at most
+    measure_s: float
+    decode_s: float
     max_new_tokens: int
     batches: str
     contexts: str
     policies: str
 
 
-FULL = Effort(0, 48, 3, 50, 128, "1,2,4,8", "96,380", SHELF)
-SMALL = Effort(12, 6, 1, 20, 32, "1,2", "96,200", "never,fixed:gamma=3,gammatune,hf-confidence")
+FULL = Effort(60, 0, 100, 40.0, 60.0, 128, "1,2,4,8", "96,380", SHELF)
+SMALL = Effort(6, 4, 10, 3.0, 5.0, 32, "1", "96", "never,fixed:gamma=3,hf-confidence")
 
 
 class Stage(NamedTuple):
     """One command: `python -m MODULE ARGUMENTS`, done once all `results` are there.
 
-    worth_s: seconds below which there is no point in starting it.
+    worth_s: seconds below which there is no point in starting it. seconds: what its --seconds
+    allows at most, less if less is left; 0: it takes no such option.
     """
 
     name: str
@@ -68,6 +72,14 @@ class Stage(NamedTuple):
     arguments: list[str]
     results: list[Path]
     worth_s: float
+    seconds: float = 0.0
+
+    def within(self, left_s: float) -> list[str]:
+        """Its arguments if so much of the budget is left: start and overheads take worth_s."""
+        if not self.seconds:
+            return self.arguments
+        allowed = max(1.0, min(self.seconds, left_s - self.worth_s))
+        return [*self.arguments, "--seconds", f"{allowed:.0f}"]
 
     @property
     def done(self) -> bool:
@@ -99,10 +111,17 @@ class _Planner:
         self.plan = Plan([], [])
 
     def _add(
-        self, name: str, module: str, arguments: Sequence[object], results: list[Path], worth_s: int
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[object],
+        results: list[Path],
+        worth_s: int,
+        seconds: float = 0.0,
     ) -> None:
         words = [str(argument) for argument in arguments] + ["--device", self.device]
-        self.plan.stages.append(Stage(name, f"real_backend.{module}", words, results, worth_s))
+        stage = Stage(name, f"real_backend.{module}", words, results, worth_s, seconds)
+        self.plan.stages.append(stage)
 
     def capture(self, dtype: str, temperature: float = 0.0) -> Path:
         """A trace of the embedded pair."""
@@ -119,7 +138,8 @@ class _Planner:
         arguments = ["--pair", pair, "--dtype", dtype, "--out", timing]
         arguments += ["--batch", self.effort.batches, "--context", self.effort.contexts]
         arguments += ["--repeats", self.effort.timed]
-        self._add(f"measure {pair} {dtype}", "measure", arguments, [timing], 40)
+        seconds = self.effort.measure_s
+        self._add(f"measure {pair} {dtype}", "measure", arguments, [timing], 40, seconds)
         return timing
 
     def decode(self, pair: str, dtype: str, trace: Path, timing: Path, batch: int = 1) -> None:
@@ -129,14 +149,14 @@ class _Planner:
         folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")
         arguments = ["--pair", pair, "--dtype", dtype, "--trace", trace, "--timing", timing]
         arguments += ["--acceptance", "trace" if forced else "own", "--out", folder, "--force"]
-        arguments += ["--repeats", self.effort.repeats, "--limit", self.effort.replies]
+        arguments += ["--limit", self.effort.replies]
         arguments += ["--policies", self.effort.policies, "--batch", batch]
         seats = [*map(label, parse_policies(self.effort.policies)), PLACEBO]
-        results = [timed_path(folder, n, k) for n in seats for k in range(self.effort.repeats)]
+        results = [timed_path(folder, seat, 0) for seat in seats]
         title = f"decode {pair} {dtype}" + (f" batch {batch}" if batch > 1 else "")
         if batch == 1:
             self.plan.confirmed.append(Confirmed(title, folder, trace, timing))
-        self._add(title, "sitting", arguments, results, 30)
+        self._add(title, "sitting", arguments, results, 30, self.effort.decode_s)
 
     def lossless(self, dtype: str) -> None:
         """Speculative output beside plain output, differences explained."""
@@ -173,6 +193,9 @@ def _half_precision(planner: _Planner, device: str) -> None:
             planner.decode("embedded", dtype, trace, planner.measure("embedded", dtype))
 
 
+After = Callable[[Stage], None]
+
+
 class Session:
     """Runs stages within a budget and keeps out/session.json, what became of each."""
 
@@ -186,8 +209,11 @@ class Session:
         """Seconds of the budget that are left."""
         return self.budget_s - (time.monotonic() - self.began)
 
-    def run(self, stages: Sequence[Stage], device: str) -> None:
-        """All stages that are not done and still worth starting; stops if the device is gone."""
+    def run(self, stages: Sequence[Stage], device: str, after: After = lambda _: None) -> None:
+        """All stages that are not done and still worth starting; stops if the device is gone.
+
+        after: called with every stage that has just been done.
+        """
         for number, stage in enumerate(stages, start=1):
             print(f"[{number}/{len(stages)}] {stage.name}: ", end="", flush=True)
             began, gone = time.monotonic(), False
@@ -201,6 +227,8 @@ class Session:
             seconds = time.monotonic() - began
             print(f"{status}, {seconds:.0f} s" + (f": {reason}" if reason else ""), flush=True)
             self._record(stage, status, seconds, reason)
+            if status == "done":
+                after(stage)
             if gone:
                 raise InputError(
                     f"{device} does not answer any more; what was finished is saved in {self.out}: "
@@ -212,7 +240,7 @@ class Session:
         log = self.out / "logs" / f"{file_name(stage.name)}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         limit_s = min(self.left_s, max(60.0, 0.5 * self.left_s))
-        command = [sys.executable, "-m", stage.module, *stage.arguments]
+        command = [sys.executable, "-m", stage.module, *stage.within(self.left_s)]
         path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}  # not installed
         with log.open("w") as file:
@@ -328,13 +356,25 @@ def run(args: argparse.Namespace) -> None:
     plan = plan_of(args.out.resolve(), device, shapes, dtype, effort)
     # A terminated session must not leave its stage behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    Session(args.out, args.minutes).run(plan.stages, device)
+    runs = {c.title: c for c in plan.confirmed}
+
+    def table(stage: Stage) -> None:
+        if stage.name in runs:
+            print("\n" + prediction_table(runs[stage.name]) + "\n", flush=True)
+
+    try:
+        Session(args.out, args.minutes).run(plan.stages, device, table)
+    finally:
+        print("\n" + _all_tables(plan, args.out / "predictions.txt"), flush=True)
+
+
+def _all_tables(plan: Plan, path: Path) -> str:
+    """The tables of every run that is there, also written to `path`."""
     finished = {stage.name for stage in plan.stages if stage.done}
     tables = [prediction_table(c) for c in plan.confirmed if c.title in finished]
     text = "\n\n".join(tables) or "no run was finished in the time there was"
-    path = args.out / "predictions.txt"
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
-    print("\n" + text)
+    return text
 
 
 if __name__ == "__main__":

@@ -191,20 +191,25 @@ def _sample(
     repeats: int,
     law: Law = GREEDY,
     kept: SweepFile | None = None,
+    seconds: float = math.inf,
 ) -> list[Samples]:
     """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
-    all else once, every time in an order of its own. Sweeps that `kept` holds are not run again.
+    all else once, every time in an order of its own. Sweeps that `kept` holds are not run again;
+    after `seconds` no other begins, if there is one at all.
     """
     kept = kept or SweepFile(None, {})
     sweeps = -(-repeats // (_VISITS * _TIMED_ROUNDS))
     if len(kept.found) >= sweeps:
         return kept.found
     samples: Samples = {}
+    until = time.perf_counter() + seconds
     usual, rare = _work(pair, batches, contexts, samples, law)
     for number in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
         order = np.random.default_rng(number)
         if number < len(kept.found):
             continue
+        if kept.found and time.perf_counter() > until:
+            break
         samples.clear()
         for visit in range(_VISITS):
             work = usual if visit else usual + rare
@@ -270,10 +275,12 @@ def measure(
     repeats: int = 100,
     law: Law = GREEDY,
     partial_file: Path | None = None,
+    seconds: float = math.inf,
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
     sweeps, and of every rule of the registry. law: how tokens are chosen meanwhile. partial_file:
-    where finished sweeps are kept until all is done, and found again.
+    where finished sweeps are kept until all is done, and found again. seconds: be content with
+    fewer sweeps after so many.
 
     Raises InputError if a context does not fit the pair, or the file is of another measurement.
     """
@@ -283,7 +290,7 @@ def measure(
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(law)} | about
     kept = SweepFile(partial_file, asked | {"steps": "", "gpu": ""})
-    cells = _cells(_sample(pair, batches, contexts, repeats, law, kept))
+    cells = _cells(_sample(pair, batches, contexts, repeats, law, kept, seconds))
     about = pair.describe() | {"temperature": law.temperature, "top_p": law.top_p}
     timing = Timing(about, cells, 0.0, 0.0)
     rules = [rule() for rule in SHELF.values()]
@@ -316,6 +323,7 @@ def run(args: argparse.Namespace) -> Timing:
         repeats=args.repeats,
         law=law,
         partial_file=unfinished,
+        seconds=args.seconds or math.inf,
     )
     timing.write(args.out, overwrite=args.force)
     unfinished.unlink(missing_ok=True)

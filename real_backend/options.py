@@ -99,7 +99,15 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, help="of the rounds timed, 0 is greedy"
     )
     group.add_argument("--top-p", type=float, default=1.0, help="nucleus of the rounds timed, 0..1")
+    add_seconds_argument(group, "no further sweep over all cells begins")
     group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def add_seconds_argument(group: Any, what: str) -> None:
+    """When to be content with less."""
+    group.add_argument(
+        "--seconds", type=float, default=0.0, help=f"after so many {what} (0: as many as asked)"
+    )
 
 
 def add_acceptance_argument(group: Any) -> None:
@@ -131,6 +139,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
     )
+    add_seconds_argument(group, "no further request begins")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--force", action="store_true", help="overwrite")
 

@@ -123,11 +123,14 @@ class Sitting:
         baseline: Policy,
         *,
         repeats: int = 1,
+        seconds: float = math.inf,
         step: Step = lambda: None,
     ) -> Measured:
         """All policies and the placebo, `repeats` times with fresh states and other orders.
 
-        baseline: one of the policies. Raises InputError if it is none, or a policy is there twice.
+        baseline: one of the policies. seconds: after so many no other turn begins, so that fewer
+        requests may be in the result, the first ones, by every policy; one turn there always is.
+        Raises InputError if the baseline is no policy of these, or one is there twice.
         """
         seats = seats_of(policies, baseline)
         self._warm_up(seats)
@@ -135,17 +138,31 @@ class Sitting:
         started_unix_s = time.time()
         timed: dict[str, list[RoundLog]] = {name: [] for name in seats}
         anchors: list[Anchor] = []
+        sitting = self
         for repeat in range(repeats):
-            runs = self._one(seats, repeat, began, anchors, step)
+            until = began + seconds / repeats if repeat == 0 else math.inf
+            runs = sitting._one(seats, repeat, began, until, anchors, step)
+            sitting = sitting._first(len(runs[PLACEBO]))
             for name, parts in runs.items():
-                timed[name].append(self._joined(name, parts, label(baseline), started_unix_s))
+                joined = sitting._joined(name, parts, label(baseline), started_unix_s)
+                timed[name].append(joined)
         return Measured(timed, label(baseline), anchors)
+
+    def _first(self, turns: int) -> Sitting:
+        """With the requests of so many turns."""
+        rows = list(range(self.blocks()[turns - 1].stop))
+        if len(rows) == len(self.requests):
+            return self
+        return dataclasses.replace(
+            self, trace=self.trace.select(rows), requests=self.requests[: len(rows)]
+        )
 
     def _one(
         self,
         seats: Mapping[str, Policy],
         repeat: int,
         began: float,
+        until: float,
         anchors: list[Anchor],
         step: Step,
     ) -> dict[str, list[Any]]:
@@ -162,6 +179,8 @@ class Sitting:
                 step()
             if self.anchors is not None:
                 anchors += self.anchors(began)
+            if time.perf_counter() > until:
+                break
         return runs
 
     def _decode(
@@ -376,7 +395,11 @@ def run(args: argparse.Namespace) -> None:
     total = sitting.turns(len(policies), args.repeats)
     with tqdm(total=total, desc="sitting", disable=None, leave=False) as bar:
         measured = sitting.run(
-            policies, baseline_of(policies), repeats=args.repeats, step=bar.update
+            policies,
+            baseline_of(policies),
+            repeats=args.repeats,
+            seconds=args.seconds or math.inf,
+            step=bar.update,
         )
     write_measured(measured, args.out)
     for seat, logs in measured.timed.items():

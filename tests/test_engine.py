@@ -20,6 +20,8 @@ from real_backend.engine import Engine
 from real_backend.graphs import GraphSteps
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
+from real_backend.solo import SoloSteps
+from real_backend.steps import EagerSteps
 from real_backend.verify import distribution
 from tests.specimens import save_pair, write_prompts
 from traces.errors import InputError
@@ -160,6 +162,46 @@ def test_steps_of_fixed_shape_decode_the_same(
     assert fixed.tokens == eager.tokens
     for column in ("request", "gamma", "drafted", "accepted", "emitted"):
         assert np.array_equal(getattr(fixed.log, column), getattr(eager.log, column)), column
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "goodput"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_row_alone_takes_the_steps_of_a_batch(
+    pair_folder: Path,
+    costs: StepCosts,
+    recorded: tuple[Trace, list[Any]],
+    name: str,
+    temperature: float,
+    lean: bool,
+) -> None:
+    _, requests = recorded
+    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
+    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40}
+    alone, packed = (Engine(pair, costs, max_gamma=8) for _ in range(2))
+    packed.use(EagerSteps(pair, 1, 256))
+    ours, theirs = (e.decode(SHELF[name](), requests, **settings) for e in (alone, packed))
+    assert isinstance(alone.steps(1, 1), SoloSteps)
+    assert ours.tokens == theirs.tokens
+    for column in ("request", "gamma", "drafted", "accepted", "emitted"):
+        assert np.array_equal(getattr(ours.log, column), getattr(theirs.log, column)), column
+
+
+def test_a_row_alone_sends_only_what_is_not_there(
+    pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target's choices are the reply: after the prompt no greedy round sends a token."""
+    sent: list[int] = []
+    real = torch.tensor
+
+    def noted(ids: list[int], **how: Any) -> Any:
+        sent.append(len(ids))
+        return real(ids, **how)
+
+    monkeypatch.setattr("real_backend.solo.torch.tensor", noted)
+    _, requests = recorded
+    Engine(pair, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=40)
+    assert len(sent) == 2 * len(requests)  # the prompt, and its last token for the first round
 
 
 @pytest.mark.parametrize("batch", [1, 4])

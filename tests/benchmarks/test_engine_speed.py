@@ -33,6 +33,7 @@ from policies.shelf import parse_policy
 from real_backend.engine import Engine
 from real_backend.models import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
+from real_backend.solo import SoloSteps
 from real_backend.steps import EagerSteps, Rows
 from simulator.costs import Affine
 from traces.costs import tabulate
@@ -88,7 +89,7 @@ def waiting_shown() -> Iterator[None]:
 def recording(engine: Engine, batch: int, capacity: int) -> Iterator[list[Read]]:
     """What both models of the engine read in the meantime."""
     steps, reads = engine.steps(batch, capacity), list[Read]()
-    assert isinstance(steps, EagerSteps)
+    assert isinstance(steps, EagerSteps | SoloSteps)
 
     def noting(rows: Rows) -> Callable[..., torch.Tensor]:
         read = rows.read
