@@ -14,7 +14,7 @@ import numpy as np
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
 from policies.randomness import Rng
 
-# DsdeState.count: the next length, divergences held, where the ring is written next, the bounds of
+# DsdeState.counts: the next length, divergences held, where the ring is written next, the bounds of
 # the length (high = 0: not set yet), most tokens accepted in a round of the warm-up, its samples.
 LENGTH, HELD, AT, LOW, HIGH, MOST, SAMPLES = 0, 1, 2, 3, 4, 5, 6
 # DsdeState.warm: sum and largest of the warm-up's divergences.
@@ -26,13 +26,13 @@ FLAT, FLAT_RATIO = 1e-6, 20.0  # below this long variance the ratio of variances
 
 class DsdeState(NamedTuple):
     """W = window, D = gamma_max. Per request: prob [slots, D], the draft's largest probability at
-    each token of this round; ring [slots, W], the last divergences in nats; count [slots, 7], warm
+    each token of this round; ring [slots, W], the last divergences in nats; counts [slots, 7], warm
     [slots, 2], columns named above.
     """
 
     prob: FloatArray
     ring: FloatArray
-    count: IntArray
+    counts: IntArray
     warm: FloatArray
 
 
@@ -45,7 +45,7 @@ def divergence(prob: float, accepted: bool) -> float:
 
 def weighted_variance(state: DsdeState, slot: int, newest: int, memory: float) -> float:
     """Variance of the newest divergences; a weight is `memory` times that of the next newer one."""
-    size, at = state.ring.shape[1], int(state.count[slot, AT])
+    size, at = state.ring.shape[1], int(state.counts[slot, AT])
     weights, total, weight = 0.0, 0.0, 1.0
     for age in range(newest):
         weights += weight
@@ -61,7 +61,7 @@ def weighted_variance(state: DsdeState, slot: int, newest: int, memory: float) -
 
 def variance_ratio(state: DsdeState, slot: int, memory: float) -> float:
     """Variance of the newest third of the divergences held over that of all of them."""
-    held = int(state.count[slot, HELD])
+    held = int(state.counts[slot, HELD])
     if held < 2:
         return 0.0
     long = weighted_variance(state, slot, held, memory)
@@ -73,17 +73,17 @@ def variance_ratio(state: DsdeState, slot: int, memory: float) -> float:
 def set_bounds(fields: Dsde, state: DsdeState, slot: int) -> None:
     """From the warm-up: between which lengths the request stays from now on."""
     low, high = fields.gamma_min, fields.gamma_max
-    samples, largest = int(state.count[slot, SAMPLES]), float(state.warm[slot, LARGEST])
+    samples, largest = int(state.counts[slot, SAMPLES]), float(state.warm[slot, LARGEST])
     if samples > 0:
         share = float(state.warm[slot, SUM]) / samples / (largest if largest > 0.0 else 1.0)
-        wished = int(state.count[slot, MOST]) * (1.0 + fields.stretch * share)
+        wished = int(state.counts[slot, MOST]) * (1.0 + fields.stretch * share)
         rounded = math.floor(wished)
         if wished - rounded > 0.5 or (wished - rounded == 0.5 and rounded % 2 == 1):
             rounded += 1
         high = min(fields.gamma_max, max(fields.gamma_min, rounded))
         low = min(high, max(fields.gamma_min, math.ceil(0.1 * high)))
-    state.count[slot, LOW] = low
-    state.count[slot, HIGH] = high
+    state.counts[slot, LOW] = low
+    state.counts[slot, HIGH] = high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +150,14 @@ class Dsde(Policy):
             state.prob[slot, k] = 0.0
         for k in range(state.ring.shape[1]):
             state.ring[slot, k] = 0.0
-        for k in range(state.count.shape[1]):
-            state.count[slot, k] = 0
-        state.count[slot, LENGTH] = self.gamma0
+        for k in range(state.counts.shape[1]):
+            state.counts[slot, k] = 0
+        state.counts[slot, LENGTH] = self.gamma0
         state.warm[slot, SUM] = 0.0
         state.warm[slot, LARGEST] = 0.0
 
     def gamma(self, state: DsdeState, slot: int, view: View, rng: Rng) -> int:
-        return max(self.gamma_min, min(int(state.count[slot, LENGTH]), self.gamma_max))
+        return max(self.gamma_min, min(int(state.counts[slot, LENGTH]), self.gamma_max))
 
     def proceed(self, state: DsdeState, slot: int, draft: Draft) -> bool:
         if draft.drafted <= state.prob.shape[1]:
@@ -172,34 +172,34 @@ class Dsde(Policy):
         total, largest = 0.0, 0.0
         for k in range(judged):
             apart = divergence(float(state.prob[slot, k]), k < outcome.accepted)
-            at = int(state.count[slot, AT])
+            at = int(state.counts[slot, AT])
             state.ring[slot, at] = apart
-            state.count[slot, AT] = (at + 1) % self.window
+            state.counts[slot, AT] = (at + 1) % self.window
             total += apart
             largest = max(largest, apart)
-        state.count[slot, HELD] = min(int(state.count[slot, HELD]) + judged, self.window)
-        if int(state.count[slot, HIGH]) == 0 and int(state.count[slot, HELD]) < self.window:
+        state.counts[slot, HELD] = min(int(state.counts[slot, HELD]) + judged, self.window)
+        if int(state.counts[slot, HIGH]) == 0 and int(state.counts[slot, HELD]) < self.window:
             warm_up(self, state, slot, outcome.accepted)
-            state.count[slot, SAMPLES] += judged
+            state.counts[slot, SAMPLES] += judged
             state.warm[slot, SUM] += total
             state.warm[slot, LARGEST] = max(float(state.warm[slot, LARGEST]), largest)
             return
-        if int(state.count[slot, HIGH]) == 0:
+        if int(state.counts[slot, HIGH]) == 0:
             set_bounds(self, state, slot)
-        low, high = int(state.count[slot, LOW]), int(state.count[slot, HIGH])
+        low, high = int(state.counts[slot, LOW]), int(state.counts[slot, HIGH])
         factor = math.exp(self.scale * total / judged) - 1.0
         unstable = factor * variance_ratio(state, slot, self.memory)
         length = low
         if unstable <= 1.0:
             length = max(low, math.ceil((high - low) * (1.0 - unstable) + low))
-        state.count[slot, LENGTH] = length
+        state.counts[slot, LENGTH] = length
 
 
 def warm_up(fields: Dsde, state: DsdeState, slot: int, accepted: int) -> None:
     """A round before the bounds are known: twice the length after one that accepted all of it."""
-    length = int(state.count[slot, LENGTH])
-    state.count[slot, MOST] = max(int(state.count[slot, MOST]), accepted)
+    length = int(state.counts[slot, LENGTH])
+    state.counts[slot, MOST] = max(int(state.counts[slot, MOST]), accepted)
     if accepted >= length:
-        state.count[slot, LENGTH] = min(2 * length if length > 0 else 1, fields.gamma_max)
+        state.counts[slot, LENGTH] = min(2 * length if length > 0 else 1, fields.gamma_max)
     else:
-        state.count[slot, LENGTH] = max(length, fields.gamma_min)
+        state.counts[slot, LENGTH] = max(length, fields.gamma_min)

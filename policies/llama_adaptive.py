@@ -99,25 +99,25 @@ def drop_pressure(fields: CreditBucket, gamma: int) -> int:
     return max(fields.drop, fields.drop_depth * gamma)
 
 
-# ZoneState.count: the length, rounds in the window, successes among them, rounds in a row in the
+# ZoneState.counts: the length, rounds in the window, successes among them, rounds in a row in the
 # positive and in the negative zone, tokens of the present length so far (-1: it may change).
 LENGTH, HELD, SUCCESSES, UP, DOWN, TOKENS = 0, 1, 2, 3, 4, 5
 
 
 class ZoneState(NamedTuple):
-    """W = window. Per request: ring [slots, W], 1 for a success, the oldest overwritten; count
+    """W = window. Per request: ring [slots, W], 1 for a success, the oldest overwritten; counts
     [slots, 6], columns named above; at [slots], where the ring is written next.
     """
 
     ring: IntArray
-    count: IntArray
+    counts: IntArray
     at: IntArray
 
 
 def clear_window(state: ZoneState, slot: int) -> None:
     """Forget everything but the length."""
-    for k in range(1, state.count.shape[1]):
-        state.count[slot, k] = 0
+    for k in range(1, state.counts.shape[1]):
+        state.counts[slot, k] = 0
     state.at[slot] = 0
 
 
@@ -171,49 +171,49 @@ class Zones(Policy):
 
     def admit(self, state: ZoneState, slot: int) -> None:
         clear_window(state, slot)
-        state.count[slot, LENGTH] = self.gamma_min
+        state.counts[slot, LENGTH] = self.gamma_min
         for k in range(self.window):
             state.ring[slot, k] = 0
 
     def gamma(self, state: ZoneState, slot: int, view: View, rng: Rng) -> int:
-        return int(state.count[slot, LENGTH])
+        return int(state.counts[slot, LENGTH])
 
     def learn(self, state: ZoneState, slot: int, view: View, outcome: Outcome) -> None:
         if self.rounds == 0 or outcome.drafted == 0:
             return
-        length, tokens = int(state.count[slot, LENGTH]), int(state.count[slot, TOKENS])
+        length, tokens = int(state.counts[slot, LENGTH]), int(state.counts[slot, TOKENS])
         if tokens >= 0:
             tokens += length
-            state.count[slot, TOKENS] = -1 if tokens >= self.hold_tokens else tokens
+            state.counts[slot, TOKENS] = -1 if tokens >= self.hold_tokens else tokens
         push(state, slot, 1 if outcome.accepted >= length - self.bias else 0)
-        successes = int(state.count[slot, SUCCESSES])
-        failures = int(state.count[slot, HELD]) - successes
-        up, down = int(state.count[slot, UP]), int(state.count[slot, DOWN])
+        successes = int(state.counts[slot, SUCCESSES])
+        failures = int(state.counts[slot, HELD]) - successes
+        up, down = int(state.counts[slot, UP]), int(state.counts[slot, DOWN])
         if successes >= self.positive:
             up, down = min(up + 1, self.rounds), 0
         elif failures >= self.negative:
             up, down = 0, min(down + 1, self.rounds)
         else:
             up, down = 0, 0
-        state.count[slot, UP] = up
-        state.count[slot, DOWN] = down
-        if int(state.count[slot, TOKENS]) >= 0:
+        state.counts[slot, UP] = up
+        state.counts[slot, DOWN] = down
+        if int(state.counts[slot, TOKENS]) >= 0:
             return
         if up == self.rounds and length < self.gamma_max:
             clear_window(state, slot)
-            state.count[slot, LENGTH] = length + 1
+            state.counts[slot, LENGTH] = length + 1
         elif down == self.rounds and length > self.gamma_min:
             clear_window(state, slot)
-            state.count[slot, LENGTH] = length - 1
+            state.counts[slot, LENGTH] = length - 1
 
 
 def push(state: ZoneState, slot: int, success: int) -> None:
     """One more round into the window, the oldest out of it if it is full."""
     at, size = int(state.at[slot]), state.ring.shape[1]
-    if int(state.count[slot, HELD]) == size:
-        state.count[slot, SUCCESSES] -= int(state.ring[slot, at])
+    if int(state.counts[slot, HELD]) == size:
+        state.counts[slot, SUCCESSES] -= int(state.ring[slot, at])
     else:
-        state.count[slot, HELD] += 1
+        state.counts[slot, HELD] += 1
     state.ring[slot, at] = success
-    state.count[slot, SUCCESSES] += success
+    state.counts[slot, SUCCESSES] += success
     state.at[slot] = (at + 1) % size
