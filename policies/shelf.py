@@ -19,16 +19,21 @@ from policies.begmab import BegMab
 from policies.cascade import Cascade
 from policies.classifiers import Disco, SpecDecPlusPlus
 from policies.confidence import BatchConfidence, HFConfidence, TailPruning
+from policies.context_tables import ContextTable, LengthTable
 from policies.contextual import LinThompson, LinUCB, Nightjar
 from policies.draft_verify import DraftVerify
+from policies.dsde import Dsde
 from policies.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
 from policies.entropy import SVIP, AdaEDL
+from policies.entropy_gate import EntropyGate
 from policies.exp3 import Exp3, Exp3Spec
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
 from policies.goodput import CensoredGoodput
 from policies.hedge import Hedge
 from policies.heuristic import HFHeuristic, Streak
+from policies.leading import LeadingPositions
+from policies.llama_adaptive import CreditBucket, Zones
 from policies.marginal import Marginal, Payback
 from policies.networks import (
     FROM_FILE,
@@ -39,7 +44,10 @@ from policies.networks import (
     write_networks,
 )
 from policies.neural import KINDS, NeuralRound, NeuralToken
+from policies.ollama import OllamaDepth
+from policies.onnx_genai import OnnxAdaptiveK
 from policies.profile_guided import ProfileGuided
+from policies.remote import SpecStop, UCBSpecStop
 from policies.roc import HFRocConfidence
 from policies.speckv import SpecKV
 from policies.tables import BatchTable, DisableGate
@@ -57,17 +65,21 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
     "accepted counts": (
         GammaTune, HFHeuristic, Streak, RateEma, CensoredEma, RateBuckets, RateServo, SGLangTiers,
         BatchTable, DisableGate,
+        LeadingPositions, ContextTable, LengthTable, CreditBucket, Zones,
     ),
     "the draft's confidence": (
         GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
         TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
+        Dsde, EntropyGate,
     ),
     "cost and goodput": (
         VLLMDynamic, SGLangThroughput, SmartSpec, AdaptiveK, Cascade, arbiter(GammaTune),
+        OllamaDepth, OnnxAdaptiveK, SpecStop,
     ),
     "bandits": (
         UCB, UCB1, UCBSpec, UCBSpecReleased, DiscountedUCB, SlidingUCB, Exp3, Exp3Spec,
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
+        UCBSpecStop,
     ),
     "ours": (CensoredGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip

@@ -232,7 +232,7 @@ def test_signals_are_read_only_for_those_who_look() -> None:
     assert looking == {
         "gammatune+", "hf-confidence", "batch-confidence", "hf-roc", "draft-verify", "svip",
         "adaedl", "tail-pruning", "profile-guided", "disco", "specdec++", "speckv", "tapout",
-        "marginal", "payback",
+        "marginal", "payback", "dsde", "entropy-gate",
     }  # fmt: skip
 
 
