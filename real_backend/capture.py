@@ -239,6 +239,8 @@ def run(args: argparse.Namespace) -> Trace:
     questions = read_questions(args.prompts or EMBEDDED_PROMPTS, args.limit)
     if args.out.exists() and not args.force:
         raise InputError(f"{args.out} exists; choose another name or pass --force")
+    if args.resume and not args.threads:  # another trial might choose otherwise
+        args.threads = int(TraceWriter.conditions_of(args.out).get("threads", 0))
     pair = pair_from_args(args)
     trace = capture(pair, questions, args.out, settings, resume=args.resume, force=args.force)
     print(f"{args.out}: {trace.requests} replies, {trace.positions} tokens", file=sys.stderr)

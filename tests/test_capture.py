@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from real_backend import capture as capture_module
-from real_backend.capture import capture, run_lengths
+from real_backend.capture import capture, run, run_lengths
 from real_backend.coupled import Settings, decode_coupled, draw_uniforms
 from real_backend.kvcache import Reader
 from real_backend.models import load_pair, resolve_pair
+from real_backend.options import add_capture_arguments, add_pair_arguments
 from real_backend.prompts import read_questions, request_for, requests_of_trace
 from real_backend.rollout import Choose, FloatArray
 from real_backend.verify import distribution, draw, signals
+from tests.results import lively_trace
 from tests.specimens import save_llama, save_tokenizer, write_prompts
 from traces.errors import InputError
 from traces.store import TraceWriter, read_trace
@@ -271,6 +274,30 @@ def test_a_dialogue_that_outgrows_the_context_ends_with_a_warning(
     trace = capture(pair, questions, tmp_path / "t.parquet", GREEDY)
     assert trace.request_id == ("1.1", "2.1", "2.2")
     assert "question 1, turn 2" in capsys.readouterr().err
+
+
+def test_a_resumed_capture_has_the_threads_of_the_first(
+    pair_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of threads may choose otherwise on a busier machine; the bytes may depend on it."""
+    asked: list[int] = []
+
+    def load(args: Any) -> Any:
+        asked.append(args.threads)
+        raise InputError("enough")
+
+    out = tmp_path / "t.parquet"
+    TraceWriter(out, lively_trace().meta, conditions={"threads": 7})
+    monkeypatch.setattr("real_backend.capture.pair_from_args", load)
+    parser = argparse.ArgumentParser()
+    add_pair_arguments(parser)
+    add_capture_arguments(parser)
+    prompts = write_prompts(tmp_path / "p.jsonl", questions=1)
+    for more in (["--resume"], [], ["--resume", "--threads", "2"]):
+        words = ["--pair", str(pair_folder), "--prompts", str(prompts), "--out", str(out), *more]
+        with pytest.raises(InputError, match="enough"):
+            run(parser.parse_args(words))
+    assert asked == [7, 0, 2]
 
 
 def test_resume_under_other_conditions_is_refused(pair: Any, tmp_path: Path) -> None:

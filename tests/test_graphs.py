@@ -103,6 +103,27 @@ def test_nothing_is_recorded_inside_a_round(pair: Any, costs: StepCosts, fake: A
     assert made[0] == made[1] > 20
 
 
+@pytest.mark.parametrize(("name", "per_token"), [("fixed:gamma=4", 0), ("hf-confidence", 1)])
+def test_a_round_waits_for_the_device_once(
+    pair: Any,
+    costs: StepCosts,
+    fake: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    per_token: int,
+) -> None:
+    """For its verdict, and for every drafted token whose signals a rule wants to see."""
+    waits: list[int] = []
+    real = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (waits.append(1), real(self))[1])
+    log = (
+        Engine(pair, costs, max_gamma=8)
+        .decode(parse_policy(name), requests(pair), max_new_tokens=30)
+        .log
+    )
+    assert len(waits) == len(log.request) + per_token * int(log.drafted.sum())
+
+
 class Late(Fixed):
     """Drafts nothing for a long while, then a little."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,18 @@ def test_nucleus_by_hand() -> None:
     sharp = distribution(logits, 0.5, 1.0)
     squares = torch.tensor([0.25, 0.0625, 0.0225, 0.01])
     assert torch.allclose(sharp, squares / squares.sum())
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.5, 1), (0.50001, 2), (0.75, 2), (0.75001, 3), (0.875, 3), (1.0, 4)]
+)
+def test_a_nucleus_that_reaches_its_mass_exactly_takes_no_more(top_p: float, kept: int) -> None:
+    """Halves are exact in float32: 1/2, 1/4, and 1/8 twice, of which the lower id comes first."""
+    logits = torch.log2(torch.tensor([0.125, 0.5, 0.125, 0.25])) * math.log(2.0)
+    assert torch.softmax(logits, -1).tolist() == [0.125, 0.5, 0.125, 0.25]
+    found = distribution(logits, 1.0, top_p)
+    assert found.nonzero()[:, 0].tolist() == sorted([1, 3, 0, 2][:kept])
+    assert float(found.sum()) == 1.0
 
 
 def test_signals_by_hand() -> None:

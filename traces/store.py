@@ -315,6 +315,16 @@ class TraceWriter:
         self.discard_partial(self.path)
 
     @staticmethod
+    def conditions_of(path: Path) -> dict[str, Any]:
+        """The conditions of what an unfinished capture of `path` left; empty if there is none."""
+        meta_file = _partial_folder(path) / "meta.json"
+        try:
+            found = json.loads(meta_file.read_text())[1]
+        except (OSError, ValueError, IndexError, KeyError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @staticmethod
     def discard_partial(path: Path) -> None:
         """Remove what an unfinished capture of `path` left, if anything."""
         folder = _partial_folder(path)
