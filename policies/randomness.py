@@ -38,9 +38,14 @@ def mix(h: int, value: int) -> int:
     return (h + 0x9E3779B9) & _MASK
 
 
+def request_key(seed: int, request: int) -> int:
+    """What all rounds of request number `request` share in the run with this seed."""
+    return mix(mix(0x2545F491, seed), request)
+
+
 def round_key(seed: int, request: int, round_index: int) -> int:
     """The key of round `round_index` of request number `request` in the run with this seed."""
-    return mix(mix(mix(0x2545F491, seed), request), round_index)
+    return mix(request_key(seed, request), round_index)
 
 
 def uniform(rng: Rng, i: int) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
-from policies.randomness import Rng, round_key
+from policies.randomness import Rng, mix, request_key
 from real_backend.prompts import Request
 from real_backend.steps import Feed, Verdict
 from traces.costs import Prices, bucket_of, lag_after
@@ -83,8 +83,8 @@ class Slot:
         forced: Forced | None,
         number: int,
     ) -> None:
-        self.request, self.index, self.row, self.number = request, index, row, number
-        self.limits, self.forced, self.seed = limits, forced, seed
+        self.request, self.index, self.row = request, index, row
+        self.limits, self.forced, self.key = limits, forced, request_key(seed, number)
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
         self.rounds = self.gamma = self.drafted = self.bucket = 0
@@ -128,7 +128,7 @@ class Slot:
         step_s = float(prices.draft_s[self.bucket, 1]) + prices.signal_s
         self.view = View(context, batch_size, 0, room, step_s, prices.verify_s[self.bucket])
         if wish is None:
-            rng = Rng(round_key(self.seed, self.number, self.rounds))
+            rng = Rng(mix(self.key, self.rounds))
             wish = policy.gamma(state, self.row, self.view, rng)
         self.gamma = clamp_gamma(wish, room)
         self.drafted = 0
