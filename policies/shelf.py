@@ -26,9 +26,9 @@ from policies.entropy import SVIP, AdaEDL
 from policies.exp3 import Exp3, Exp3Spec
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
-from policies.goodput import CensoredGoodput
+from policies.goodput import AlphaGoodput, CensoredGoodput
 from policies.hedge import Hedge
-from policies.heuristic import HFHeuristic, Streak
+from policies.heuristic import HFHeuristic, HFHeuristicStop, Streak
 from policies.marginal import Marginal, Payback
 from policies.networks import (
     FROM_FILE,
@@ -59,8 +59,8 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         BatchTable, DisableGate,
     ),
     "the draft's confidence": (
-        GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
-        TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
+        GammaTunePlus, HFHeuristicStop, HFConfidence, BatchConfidence, HFRocConfidence,
+        DraftVerify, SVIP, AdaEDL, TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
     ),
     "cost and goodput": (
         VLLMDynamic, SGLangThroughput, SmartSpec, AdaptiveK, Cascade, arbiter(GammaTune),
@@ -69,7 +69,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         UCB, UCB1, UCBSpec, UCBSpecReleased, DiscountedUCB, SlidingUCB, Exp3, Exp3Spec,
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
     ),
-    "ours": (CensoredGoodput, Hedge, Marginal, Payback),
+    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip
 DEFAULT = HFConfidence.name
 """What to use before anything was tuned: with its own arithmetic charged, in shuffled orders and in
