@@ -20,8 +20,8 @@ class HeuristicState(NamedTuple):
 def next_heuristic(gamma: int, outcome: Outcome) -> int:
     """The cap after a round, as transformers moves num_assistant_tokens.
 
-    An end token among the drafts counts as not fully matched: there the accepted tokens are cut
-    behind it, and what is left is fewer than were drafted.
+    An end token among the drafts counts as not fully matched: there the reply is cut behind it, and
+    the matches are counted anew as its tokens less one (generation/utils.py, _assisted_decoding).
     """
     if outcome.accepted == outcome.drafted and not outcome.ended:
         return gamma + 2
@@ -29,29 +29,15 @@ def next_heuristic(gamma: int, outcome: Outcome) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class HFHeuristic(Policy):
-    """The `heuristic` schedule of transformers' assisted generation, from when it was the default.
-
-    There the start was 5 and nothing stopped a draft early (generation/configuration_utils.py:
-    num_assistant_tokens 5 beside the schedule "heuristic"; 20 came with "constant"). The update is
-    read in 5.23 (AssistedCandidateGenerator.update_candidate_strategy): matches are compared with
-    what was drafted. Older releases compare with the schedule's own length, which differs only
-    where a limit cuts the round.
+class HeuristicSchedule(Policy):
+    """All but the start and the stop of `hf-heuristic` and `hf-heuristic+`.
 
     `transient` starts every request afresh (heuristic_transient); otherwise gamma persists in the
-    slot across requests, as it does across generate calls there. There is no upper limit but room.
+    slot across requests, as it does across generate calls there.
     """
 
     gamma0: int = 5
     transient: bool = True
-
-    name = "hf-heuristic"
-    rule = "all drafted accepted: gamma += 2; else gamma = max(1, gamma - 1)"
-    source = "huggingface/transformers, generation/candidate_generator.py"
-    tags = {
-        "gamma0": "primary (the default while `heuristic` was)",
-        "transient": "ours: transformers offers both",
-    }
 
     def forgets(self) -> bool:
         return self.transient
@@ -71,7 +57,27 @@ class HFHeuristic(Policy):
 
 
 @dataclasses.dataclass(frozen=True)
-class HFHeuristicStop(Policy):
+class HFHeuristic(HeuristicSchedule):
+    """The `heuristic` schedule of transformers' assisted generation, from when it was the default.
+
+    There the start was 5 and nothing stopped a draft early (generation/configuration_utils.py:
+    num_assistant_tokens 5 beside the schedule "heuristic"; 20 came with "constant"). The update is
+    read in 5.23 (AssistedCandidateGenerator.update_candidate_strategy): matches are compared with
+    what was drafted. Older releases compare with the schedule's own length, which differs only
+    where a limit cuts the round. There is no upper limit but room.
+    """
+
+    name = "hf-heuristic"
+    rule = "all drafted accepted: gamma += 2; else gamma = max(1, gamma - 1)"
+    source = "huggingface/transformers, generation/candidate_generator.py"
+    tags = {
+        "gamma0": "primary (the default while `heuristic` was)",
+        "transient": "ours: transformers offers both",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class HFHeuristicStop(HeuristicSchedule):
     """The `heuristic` schedule in transformers 5.x, where the confidence stop stays on beside it.
 
     Whoever sets only the schedule starts at 20 and stops behind a token below 0.4
@@ -83,7 +89,6 @@ class HFHeuristicStop(Policy):
 
     gamma0: int = 20
     threshold: float = 0.4
-    transient: bool = True
 
     name = "hf-heuristic+"
     rule = "hf-heuristic, and stop drafting after a token whose probability is below the threshold"
@@ -96,24 +101,8 @@ class HFHeuristicStop(Policy):
         "transient": "ours: transformers offers both",
     }
 
-    def forgets(self) -> bool:
-        return self.transient
-
-    def new_state(self, slots: int) -> State:
-        return HeuristicState(np.full(slots, self.gamma0, dtype=np.int64))
-
-    def admit(self, state: HeuristicState, slot: int) -> None:
-        if self.transient:
-            state.gamma[slot] = self.gamma0
-
-    def gamma(self, state: HeuristicState, slot: int, view: View, rng: Rng) -> int:
-        return int(state.gamma[slot])
-
     def proceed(self, state: HeuristicState, slot: int, draft: Draft) -> bool:
         return draft.top1_prob >= self.threshold
-
-    def learn(self, state: HeuristicState, slot: int, view: View, outcome: Outcome) -> None:
-        state.gamma[slot] = next_heuristic(int(state.gamma[slot]), outcome)
 
 
 class StreakState(NamedTuple):
