@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from experiments.figure_style import Picture
 from experiments.figures_sweep import initial_length_figure
-from experiments.suites import PAPER_GAMMAS, PAPER_RULES
+from experiments.suites import PAPER_GAMMAS, PAPER_RULES, PAPER_VARIANTS
 from experiments.sweep import World, rows_of
 from experiments.tables import number, table
 from policies.fixed import Never
@@ -31,19 +31,31 @@ ratio: speed begun at gamma0 over that of the fixed length gamma0, mean of the t
 mean, spread: over the twelve initial lengths (spread: their standard deviation).
 of the best: mean ratio to the best of the twelve fixed lengths of each task, known in hindsight;
 the other ratios count it as a gain that gamma0 was a bad fixed length.
+what is not published: clip_expansion=false lets gamma grow past gamma_max after full acceptance;
+early_stop: a stop with all drafts accepted counts as full (0, the default), as a shortfall of the
+intended gamma (1), or not at all (2).
 No draft is longer than {depth} tokens, the depth of the recording."""
 PUBLISHED = {"gammatune": "1.15 +- 0.05", "gammatune+": "1.16 +- 0.03"}
 
 
-def seconds(rows: Sequence[dict[str, Any]], world: World) -> dict[str, FloatArray]:
-    """Held-out decode seconds [gamma0, task] of every rule, by policy name."""
+def seconds(
+    rows: Sequence[dict[str, Any]], world: World, rules: Sequence[str] = PAPER_RULES
+) -> dict[str, FloatArray]:
+    """Held-out decode seconds [gamma0, task] of every rule, by its spec without gamma0."""
     found = {row["label"]: row for row in rows_of(rows, world)}
     result: dict[str, FloatArray] = {}
-    for rule in PAPER_RULES:
+    for rule in rules:
         policies = [parse_policy(f"{rule}={gamma}") for gamma in PAPER_GAMMAS]
         by_task = [json.loads(found[label(policy)]["test_task_s"]) for policy in policies]
-        result[policies[0].name] = np.array([list(part.values()) for part in by_task])
+        result[spec_of(rule)] = np.array([list(part.values()) for part in by_task])
     return result
+
+
+def spec_of(rule: str) -> str:
+    """A rule of suites.PAPER_RULES without the field that the experiment varies."""
+    name, _, fields = rule.partition(":")
+    kept, _, _ = fields.rpartition(",")
+    return f"{name}:{kept}" if kept else name
 
 
 def paper_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Picture:
@@ -56,6 +68,21 @@ def paper_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Pic
         spent = seconds(rows, world)
         panels[world.name] = {rule: (plain / s).mean(axis=1) for rule, s in spent.items()}
     return initial_length_figure(panels, PAPER_GAMMAS)
+
+
+def variants_text(fixed: FloatArray, spent: dict[str, FloatArray]) -> str:
+    """A line per variant of GammaTune and GammaTune+, the defaults first of their kind.
+
+    fixed, spent: seconds [gamma0, task].
+    """
+    kinds = [name for name in spent if name.startswith("gammatune")]
+    lines = []
+    for name in sorted(kinds, key=lambda name: name.partition(":")[0]):
+        ratio = (fixed / spent[name]).mean(axis=1)
+        best = (fixed.min(axis=0) / spent[name]).mean()
+        lines.append([name, number(ratio.mean(), 3), number(ratio.std(ddof=1), 3), number(best, 3)])
+    header = ("what is not published", "mean ratio", "spread", "of the best")
+    return table(header, [("", lines)])
 
 
 def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:
@@ -82,4 +109,5 @@ def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:
             f"{world.trace}, cost {world.cost}: {world.test.requests} held-out replies, "
             f"{fixed.shape[1]} tasks\n" + table(header, [("", cells), ("", foot)])
         )
+        parts.append(variants_text(fixed, spent | seconds(rows, world, PAPER_VARIANTS)))
     return "\n\n".join([*parts, NOTES.format(depth=worlds[0].test.meta.depth)])

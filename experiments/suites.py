@@ -24,14 +24,21 @@ SPACES: dict[str, dict[str, Points]] = {
         "eta": (0.1, 0.3, 0.6),
         "delta": (1, 2, 4),
         "gamma_max": (4, 6, 10, 16),
+        "clip_expansion": (False, True),
     },
     "gammatune+": {
         "tau": (0.2, 0.4, 0.5, 0.6, 0.7, 0.8),
         "eta": (0.1, 0.3, 0.6),
         "delta": (1, 2, 4),
         "gamma_max": (6, 10, 16),
+        "early_stop": (0, 1, 2),
     },
     "hf-heuristic": {"gamma0": (1, 2, 3, 5, 8, 12, 20), "transient": (False, True)},
+    "hf-heuristic+": {
+        "gamma0": (3, 5, 10, 20),
+        "threshold": TOP1,
+        "transient": (False, True),
+    },
     "streak": {
         "gamma0": (1, 3, 8),
         "streak": (1, 2, 3, 5, 11),
@@ -57,6 +64,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "weight": (0.05, 0.1, 0.3),
     },
     "rate-servo": {
+        "gamma0": (3, 5, 8),
         "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         "window": (5, 10, 30),
         "gamma_max": (4, 8, 16),
@@ -108,7 +116,13 @@ SPACES: dict[str, dict[str, Points]] = {
         "window": (10, 20, 60),
         "hysteresis": (0.0, 0.1),
     },
-    "smartspec": {"gamma_max": (4, 8, 16), "memory": (0.8, 0.95, 0.99), "probe_every": (8, 16, 64)},
+    "smartspec": {
+        "gamma_max": (4, 8, 16),
+        "memory": (0.7, 0.85, 0.95, 0.99),
+        "decide_every": (1, 5, 20),
+        "plain_gain": (1.0, 1.1),
+        "probe_every": (0, 16, 64),
+    },
     "adaptive-k": {
         "gamma_max": (5, 10, 16),
         "eta": (0.1, 0.3),
@@ -128,7 +142,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "exploration": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
     },
     "ucb1": {"gamma_min": (0, 1), "gamma_max": (3, 4, 6, 8, 12)},
-    "ucbspec": {"gamma_max": (2, 3, 4, 6, 8), "exploration": (1.0, 3.0, 6.0)},
+    "ucbspec": {"gamma_max": (2, 3, 4, 6, 8), "delta": (0.01, 0.1, 1.0)},
     "ucbspec-released": {"gamma_max": (2, 3, 4, 6, 8)},
     "d-ucb": {
         "gamma_min": (0, 1),
@@ -143,7 +157,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "window": (100, 400, 1600),
     },
     "exp3": {"gamma_min": (0, 1), "gamma_max": (4, 6, 8), "exploration": (0.02, 0.05, 0.1, 0.2)},
-    "exp3spec": {"gamma_max": (2, 4, 6, 8), "exploration": (0.05, 0.1, 0.2)},
+    "exp3spec": {"gamma_max": (2, 3, 4, 6, 8)},
     "thompson-beta": {"gamma_max": (4, 6, 8, 12), "discount": (0.9, 0.97, 0.99, 0.999)},
     "thompson-gauss": {"gamma_min": (0, 1), "gamma_max": (3, 4, 6, 8, 12)},
     "beg-mab": {"gamma_max": (2, 3, 4, 6, 8), "epsilon": (0.02, 0.1), "window": (50, 300)},
@@ -151,6 +165,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "gamma_max": (4, 8, 16),
         "confidence": (0.4, 0.6, 0.8),
         "blend": (0.2, 0.5, 0.8),
+        "exploration": (0.2, 0.7, 2.0),
     },
     "linucb": {
         "gamma_min": (0, 1),
@@ -224,6 +239,11 @@ SPACES: dict[str, dict[str, Points]] = {
         "pool_strength": (4.0, 16.0),
         "gamma_max": (6, 12),
     },
+    "alpha-goodput": {
+        "gamma_max": (4, 8, 16),
+        "memory": (0.8, 0.95, 0.99),
+        "probe_every": (8, 16, 64),
+    },
     "hedge": {
         "gamma_max": (6, 12),
         "rate": (0.1, 0.3, 1.0),
@@ -242,6 +262,13 @@ SPACES: dict[str, dict[str, Points]] = {
 
 PAPER_GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 PAPER_RULES = ("fixed:gamma", "gammatune:gamma0", "gammatune+:gamma0", "hf-heuristic:gamma0")
+PAPER_VARIANTS = (
+    "gammatune:clip_expansion=false,gamma0",
+    "gammatune+:clip_expansion=false,gamma0",
+    "gammatune+:early_stop=1,gamma0",
+    "gammatune+:early_stop=2,gamma0",
+)
+"""What the port's worked example leaves open, answered otherwise than by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +332,9 @@ SUITES: dict[str, Suite] = {
     ),
     "paper": Suite(
         "the experiment of arXiv 2504.00030: twelve initial lengths",
-        policies=tuple(f"{rule}={gamma}" for rule in PAPER_RULES for gamma in PAPER_GAMMAS),
+        policies=tuple(
+            f"{rule}={gamma}" for rule in PAPER_RULES + PAPER_VARIANTS for gamma in PAPER_GAMMAS
+        ),
         costs=("c=4", "c=6", "c=8", "c=10", MEASURED),
     ),
     "quick": Suite(

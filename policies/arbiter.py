@@ -17,12 +17,13 @@ from policies.randomness import Rng
 
 SPECULATE, SERIAL = 0, 1
 # arbiter_mode: the mode chosen, the mode of the window at hand (another one: a probe), its rounds
-# so far, tokens since the other mode was last measured, windows in a row that the other one won.
-CHOSEN, PLAYING, ROUNDS, TOKENS, WINS = 0, 1, 2, 3, 4
+# so far, tokens since the other mode was last measured, windows in a row that the other one won,
+# context tokens at which both were measured, context tokens of the newest round.
+CHOSEN, PLAYING, ROUNDS, TOKENS, WINS, DEPTH, NEWEST = 0, 1, 2, 3, 4, 5, 6
 # arbiter_window, sums of the window at hand. arbiter_speed, per mode: tokens per second (0.0: not
-# known), its mean deviation, and the context tokens it was measured at.
-EMITTED, SECONDS, CONTEXT = 0, 1, 2
-SPEED, DEVIATION, MEASURED_AT = 0, 1, 2
+# known), its mean deviation, and 1.0 if it was measured in another regime of the context.
+EMITTED, SECONDS = 0, 1
+SPEED, DEVIATION, STALE = 0, 1, 2
 
 # What the hooks below call by these names is replaced by the hooks of the policy inside.
 inner_admit: Hook = Policy.admit
@@ -49,69 +50,100 @@ def learn(self: Any, state: State, slot: int, view: View, outcome: Outcome) -> N
         inner_learn(self, state, slot, view, outcome)
     if played != int(state.arbiter_mode[PLAYING]):
         return  # another row of the batch has closed the window that this round belonged to
+    if slot == 0:
+        notice_depth(self, state, view.context_tokens)
     if played == int(state.arbiter_mode[CHOSEN]):
         state.arbiter_mode[TOKENS] += outcome.emitted
     state.arbiter_window[EMITTED] += outcome.emitted
     state.arbiter_window[SECONDS] += outcome.elapsed_s
-    state.arbiter_window[CONTEXT] += view.context_tokens
     state.arbiter_mode[ROUNDS] += 1
-    if int(state.arbiter_mode[ROUNDS]) >= self.arbiter_window_rounds:
-        measure(self, state)
-        decide(self, state)
-        open_window(self, state)
+    if int(state.arbiter_mode[ROUNDS]) >= self.arbiter_window_rounds or probe_due(self, state):
+        close_window(self, state)
+
+
+def probe_every(self: Any, state: State) -> int:
+    """Tokens of the chosen mode between two looks at the other one."""
+    speculates = int(state.arbiter_mode[CHOSEN]) == SPECULATE
+    return int(self.arbiter_draft_tokens if speculates else self.arbiter_serial_tokens)
+
+
+def probe_due(self: Any, state: State) -> bool:
+    """True if the chosen mode is being played and the other one should be looked at."""
+    if int(state.arbiter_mode[PLAYING]) != int(state.arbiter_mode[CHOSEN]):
+        return False
+    return int(state.arbiter_mode[TOKENS]) >= probe_every(self, state)
+
+
+def notice_depth(self: Any, state: State, context_tokens: int) -> None:
+    """Where the context has grown or shrunk by the factor, both averages are stale, and a probe is
+    due; contexts below the floor are all alike.
+    """
+    state.arbiter_mode[NEWEST] = context_tokens
+    floor = self.arbiter_floor_tokens
+    then, now = max(int(state.arbiter_mode[DEPTH]), floor), max(context_tokens, floor)
+    if now < self.arbiter_growth * then and then < self.arbiter_growth * now:
+        return
+    state.arbiter_speed[SPECULATE, STALE] = 1.0
+    state.arbiter_speed[SERIAL, STALE] = 1.0
+    state.arbiter_mode[DEPTH] = context_tokens
+    state.arbiter_mode[TOKENS] = max(int(state.arbiter_mode[TOKENS]), probe_every(self, state))
 
 
 def measure(self: Any, state: State) -> None:
-    """Fold the window's tokens per second into the average of its mode; what was measured at less
-    than half of this context is stale.
+    """Fold the window's tokens per second into the average of its mode; a probe's, or one of
+    another regime, replaces it.
     """
     playing = int(state.arbiter_mode[PLAYING])
     seconds = float(state.arbiter_window[SECONDS])
     if seconds <= 0.0:
         return
     rate = float(state.arbiter_window[EMITTED]) / seconds
-    context = float(state.arbiter_window[CONTEXT]) / int(state.arbiter_mode[ROUNDS])
-    for mode in range(2):
-        if context >= self.arbiter_growth * float(state.arbiter_speed[mode, MEASURED_AT]):
-            state.arbiter_speed[mode, SPEED] = 0.0
-            state.arbiter_speed[mode, DEVIATION] = 0.0
     before = float(state.arbiter_speed[playing, SPEED])
-    if before == 0.0:
+    deviation = float(state.arbiter_speed[playing, DEVIATION])
+    probe = playing != int(state.arbiter_mode[CHOSEN])
+    if before == 0.0 or probe or float(state.arbiter_speed[playing, STALE]) > 0.0:
         state.arbiter_speed[playing, SPEED] = rate
+        state.arbiter_speed[playing, DEVIATION] = 0.5 * deviation
     else:
-        eta, deviation = self.arbiter_eta, float(state.arbiter_speed[playing, DEVIATION])
-        state.arbiter_speed[playing, SPEED] = (1.0 - eta) * before + eta * rate
-        state.arbiter_speed[playing, DEVIATION] = (1.0 - eta) * deviation + eta * abs(rate - before)
-    state.arbiter_speed[playing, MEASURED_AT] = context
+        eta = self.arbiter_eta
+        after = (1.0 - eta) * before + eta * rate
+        state.arbiter_speed[playing, SPEED] = after
+        state.arbiter_speed[playing, DEVIATION] = (1.0 - eta) * deviation + eta * abs(rate - after)
+    state.arbiter_speed[playing, STALE] = 0.0
 
 
 def decide(self: Any, state: State) -> None:
     """Change sides if the other mode has won often enough in a row."""
     chosen = int(state.arbiter_mode[CHOSEN])
-    if int(state.arbiter_mode[PLAYING]) != chosen:
-        state.arbiter_mode[TOKENS] = 0  # the other mode has just been measured
     mine = float(state.arbiter_speed[chosen, SPEED])
     other = float(state.arbiter_speed[1 - chosen, SPEED])
+    if mine <= 0.0 or other <= 0.0:
+        return
     spread = float(state.arbiter_speed[0, DEVIATION]) + float(state.arbiter_speed[1, DEVIATION])
     margin = max(self.arbiter_margin * mine, self.arbiter_deviations * spread)
-    known = mine > 0.0 and other > 0.0
-    wins = int(state.arbiter_mode[WINS]) + 1 if known and other > mine + margin else 0
+    wins = int(state.arbiter_mode[WINS]) + 1 if other > mine + margin else 0
     if wins >= self.arbiter_wins:
         state.arbiter_mode[CHOSEN] = 1 - chosen
         state.arbiter_mode[TOKENS] = 0
+        state.arbiter_mode[DEPTH] = int(state.arbiter_mode[NEWEST])
         wins = 0
     state.arbiter_mode[WINS] = wins
 
 
-def open_window(self: Any, state: State) -> None:
-    """A new window of the chosen mode, or of the other one where a probe is due."""
-    chosen = int(state.arbiter_mode[CHOSEN])
-    every = self.arbiter_draft_tokens if chosen == SPECULATE else self.arbiter_serial_tokens
-    known = float(state.arbiter_speed[1 - chosen, SPEED]) > 0.0
-    due = not known or int(state.arbiter_mode[TOKENS]) >= every
-    state.arbiter_mode[PLAYING] = 1 - chosen if due else chosen
+def close_window(self: Any, state: State) -> None:
+    """Measure the window; then a probe if one is due, else the verdict and the chosen mode."""
+    probe = int(state.arbiter_mode[PLAYING]) != int(state.arbiter_mode[CHOSEN])
+    measure(self, state)
+    unknown = float(state.arbiter_speed[1 - int(state.arbiter_mode[CHOSEN]), SPEED]) == 0.0
+    if not probe and (unknown or probe_due(self, state)):
+        state.arbiter_mode[PLAYING] = 1 - int(state.arbiter_mode[CHOSEN])
+    else:
+        decide(self, state)
+        if probe:
+            state.arbiter_mode[TOKENS] = 0  # the other mode has just been measured
+        state.arbiter_mode[PLAYING] = int(state.arbiter_mode[CHOSEN])
     state.arbiter_mode[ROUNDS] = 0
-    for k in range(3):
+    for k in range(2):
         state.arbiter_window[k] = 0.0
 
 
@@ -123,12 +155,16 @@ class Arbitration(Policy):
     learns nothing). Each keeps an exponential average of delivered tokens per second over windows
     of rounds. The other mode is taken when it was better by the margin (a share, or half the sum of
     both mean deviations if that is more) in `arbiter_wins` windows in a row. A probe plays the
-    other mode for one window, every so many tokens. An average is stale, and forgotten, when the
-    context has doubled since it was measured.
+    other mode for one window, every so many tokens, and cuts the window at hand short. What a probe
+    measures replaces the average and halves its deviation. Both averages are stale, and a probe is
+    due, once the context is `arbiter_growth` times as long or as short as where they were measured,
+    contexts below the floor counting as the floor; the next window of each replaces its average.
 
-    As published but for this: a window counts rounds of all slots, its context is their mean; a
-    mode not known or stale is probed at once; a probe is one window, and counts among those won;
-    a round that began before its window was closed by another row counts for none.
+    As in the source (MtpGate in Atlas' mtp_gate.rs), but for this: a window counts rounds of all
+    slots; the context is that of slot 0 (there of the first running row); a mode not known is
+    probed behind the first window (there not before arbiter_draft_tokens); a round that began
+    before its window was closed by another row counts for none. Its pin, the first tokens behind a
+    reasoning block always speculated, is left out.
     """
 
     arbiter_window_rounds: int = 16
@@ -139,6 +175,7 @@ class Arbitration(Policy):
     arbiter_serial_tokens: int = 256
     arbiter_draft_tokens: int = 1024
     arbiter_growth: float = 2.0
+    arbiter_floor_tokens: int = 512
 
     tags = {
         "arbiter_window_rounds": "primary",
@@ -149,19 +186,20 @@ class Arbitration(Policy):
         "arbiter_serial_tokens": "primary",
         "arbiter_draft_tokens": "primary",
         "arbiter_growth": "primary",
+        "arbiter_floor_tokens": "primary",
     }
     inner: ClassVar[type[Policy]]
     state_type: ClassVar[Any]  # the fields of the state inside, and those of OWN_STATE
 
     def new_state(self, slots: int) -> State:
-        """Per request: arbiter_played [slots], mode of the round at hand. Shared: arbiter_mode [5],
-        arbiter_window [3], arbiter_speed [2, 3]; the columns are named in this module.
+        """Per request: arbiter_played [slots], mode of the round at hand. Shared: arbiter_mode [7],
+        arbiter_window [2], arbiter_speed [2, 3]; the columns are named in this module.
         """
         return self.state_type(
             *super().new_state(slots),
             np.zeros(slots, dtype=np.int64),
-            np.zeros(5, dtype=np.int64),
-            np.zeros(3),
+            np.zeros(7, dtype=np.int64),
+            np.zeros(2),
             np.zeros((2, 3)),
         )
 
@@ -201,7 +239,7 @@ def _wrap(inner: type[Policy]) -> type[Policy]:
         "__doc__": f"{inner.__qualname__}, switched off while plain decoding delivers more.",
         "name": f"arbiter/{inner.name}",
         "rule": f"{inner.rule}; gamma = 0 while that delivers more tokens per second",
-        "source": f"{inner.source}; arbiter: Atlas, throughput gate of its MTP mode",
+        "source": f"{inner.source}; arbiter: Atlas, mtp_gate.rs",
         "tags": {**inner.tags, **Arbitration.tags},
         "inner": inner,
         "state_type": state_type,

@@ -202,15 +202,23 @@ class ServoState(NamedTuple):
     gamma: IntArray
 
 
+def start_in(gamma0: int, gamma_min: int, gamma_max: int) -> int:
+    """gamma0 inside gamma_min..gamma_max."""
+    return max(gamma_min, min(gamma0, gamma_max))
+
+
 @dataclasses.dataclass(frozen=True)
 class RateServo(Policy):
     """vLLM's proposed eagle_dynamic: hold each request's acceptance rate near a threshold.
 
     With at least `fewest` rounds seen: one token more if the mean of accepted / drafted over the
     last `window` rounds is at or above threshold + margin, one less if it is at or below threshold
-    - margin. The pull request's text says no more than "increases or decreases"; numbers and step
-    are those of a public port that calls them verbatim. There the whole batch drafts as much as its
-    most hopeful row and the surplus is cut off; here each row drafts its own length.
+    - margin, inside gamma_min..gamma_max. A request starts at the configured length (gamma0),
+    clipped to that. Read in the class DynamicProposer of the pull request, as forks of vLLM keep
+    it (vllm/v1/spec_decode/dynamic_proposer.py): 2 and 10 are its constants; in a later state the
+    least is 1 and the most what the user configures. The threshold is the user's; 0.7 is what the
+    port SNDR_MTP_DYNAMIC_K_001 of Genesis calls the default. There the whole batch drafts as much
+    as its most hopeful row and the surplus is cut off; here each row drafts its own length.
     """
 
     gamma0: int = 8
@@ -218,23 +226,23 @@ class RateServo(Policy):
     margin: float = 0.05
     window: int = 10
     fewest: int = 3
-    gamma_min: int = 1
-    gamma_max: int = 8
+    gamma_min: int = 2
+    gamma_max: int = 10
 
     name = "rate-servo"
     rule = "gamma + 1 while the mean acceptance rate is over a threshold, - 1 while it is under it"
     source = (
-        "vllm-project/vllm, pull request 26504 (eagle_dynamic); constants: the port "
-        "SNDR_MTP_DYNAMIC_K_001 of Genesis"
+        "vllm-project/vllm, pull request 26504 (eagle_dynamic), "
+        "vllm/v1/spec_decode/dynamic_proposer.py"
     )
     tags = {
-        "gamma0": "secondary (starts at gamma_max)",
-        "threshold": "secondary",
-        "margin": "secondary",
-        "window": "secondary",
-        "fewest": "secondary",
-        "gamma_min": "secondary",
-        "gamma_max": "ours: the user's num_speculative_tokens there",
+        "gamma0": "ours: the user's num_speculative_tokens there",
+        "threshold": "secondary (the port of Genesis)",
+        "margin": "primary",
+        "window": "primary",
+        "fewest": "primary",
+        "gamma_min": "primary (1 in a later state)",
+        "gamma_max": "primary (the user's num_speculative_tokens in a later state)",
     }
 
     def new_state(self, slots: int) -> State:
@@ -243,14 +251,14 @@ class RateServo(Policy):
         return ServoState(
             np.zeros((slots, self.window)),
             np.zeros(slots, dtype=np.int64),
-            np.full(slots, self.gamma0, dtype=np.int64),
+            np.full(slots, start_in(self.gamma0, self.gamma_min, self.gamma_max), dtype=np.int64),
         )
 
     def admit(self, state: ServoState, slot: int) -> None:
         for k in range(self.window):
             state.rates[slot, k] = 0.0
         state.seen[slot] = 0
-        state.gamma[slot] = self.gamma0
+        state.gamma[slot] = start_in(self.gamma0, self.gamma_min, self.gamma_max)
 
     def gamma(self, state: ServoState, slot: int, view: View, rng: Rng) -> int:
         return int(state.gamma[slot])

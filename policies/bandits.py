@@ -264,8 +264,8 @@ class UCB1(Policy):
 
 
 class SpecState(NamedTuple):
-    """Per request, arm k = gamma k + 1: plays [slots, arms]; reward [slots, arms], mean so far;
-    rounds [slots].
+    """Per request, of ucbspec-released arm k = gamma k + 1: plays [slots, arms]; reward [slots,
+    arms], mean so far; rounds [slots].
     """
 
     plays: FloatArray
@@ -279,7 +279,7 @@ def fresh_arms(slots: int, arms: int) -> SpecState:
     return SpecState(plays, reward, np.zeros(slots, dtype=np.int64))
 
 
-def forget_arms(state: SpecState, slot: int) -> None:
+def forget_arms(state: SpecState | UcbSpecState, slot: int) -> None:
     """A new request starts with fresh arms."""
     for k in range(state.plays.shape[1]):
         state.plays[slot, k] = 0.0
@@ -287,10 +287,9 @@ def forget_arms(state: SpecState, slot: int) -> None:
     state.rounds[slot] = 0
 
 
-def credit_arm(state: SpecState, slot: int, gamma: int, reward: float) -> None:
-    """Count the round, and fold its reward into the mean of the arm in force."""
+def credit_arm(state: SpecState | UcbSpecState, slot: int, k: int, reward: float) -> None:
+    """Count the round, and fold its reward into the mean of arm k, the one in force."""
     state.rounds[slot] += 1
-    k = gamma - 1
     if k < 0 or k >= state.plays.shape[1]:
         return
     plays = float(state.plays[slot, k])
@@ -298,47 +297,75 @@ def credit_arm(state: SpecState, slot: int, gamma: int, reward: float) -> None:
     state.plays[slot, k] = plays + 1.0
 
 
+class UcbSpecState(NamedTuple):
+    """SpecState, arm k = gamma k; top_rate [slots], the highest reward of any round, tokens/s."""
+
+    plays: FloatArray
+    reward: FloatArray
+    rounds: IntArray
+    top_rate: FloatArray
+
+
+def confidence_radius(plays: float, rounds: int, arms: int, delta: float) -> float:
+    """BanditSpec, equation (6), without the factor L: half of sqrt((1 + n) / n^2 (1 + 2 log(K t^2
+    sqrt(1 + n) / delta))), n plays of the arm in t rounds over K arms.
+    """
+    chances = math.log(arms * rounds * rounds * math.sqrt(1.0 + plays) / delta)
+    return 0.5 * math.sqrt((1.0 + plays) / (plays * plays) * (1.0 + 2.0 * chances))
+
+
 @dataclasses.dataclass(frozen=True)
 class UCBSpec(Policy):
-    """UCBSpec as published: UCB on the mean accepted length, each arm with its own count.
+    """UCBSpec as published, over lengths: Algorithm 4 of BanditSpec with the reward of section 6.2.
 
-    Its regret is the number of rounds to the end of the reply, so the bandit lives as long as the
-    request, and the reward is tokens per round, not per second. Where arms are draft models of
-    like cost that is sound; where they are lengths, a longer one never accepts less, so the rule
-    moves to gamma_max whatever it costs.
+    Every arm once, in order; then the highest mean + L/2 sqrt((1 + n) / n^2 (1 + 2 log(K t^2
+    sqrt(1 + n) / delta))). In 6.2 the arms are gamma 0..4 and the reward is the round's tokens per
+    second. The bandit lives as long as the request: what is minimised is the time to its end.
+
+    Ours where the paper is silent: delta, and what stands for L, the width of the reward's range
+    (rewards in tokens lie in [1, L + 1]; how wide one in tokens per second is, is not said). Here
+    it is the highest tokens per second of the request so far, so that the unit of time decides
+    nothing. So wide a radius explores nearly evenly for hundreds of rounds: do not expect it to
+    settle within a reply. The released code is another rule, `ucbspec-released`.
     """
 
     gamma_max: int = 4
-    exploration: float = 6.0
+    delta: float = 0.1
 
     name = "ucbspec"
-    rule = "gamma = argmax of mean accepted tokens of the arm + sqrt(exploration ln t / plays)"
-    source = "BanditSpec, arXiv 2505.15141 (UCBSpec)"
+    rule = "gamma = argmax over 0..gamma_max of mean tokens/s of the arm + its confidence radius"
+    source = "BanditSpec, arXiv 2505.15141, Algorithm 4, equation (6), and section 6.2"
     tags = {
-        "gamma_max": "primary",
-        "exploration": "unconfirmed: the released code's weight; the paper's radius was not read",
+        "gamma_max": "primary (section 6.2)",
+        "delta": "ours: the paper leaves it open",
     }
 
     def new_state(self, slots: int) -> State:
-        return fresh_arms(slots, self.gamma_max)
+        plays, reward, rounds = fresh_arms(slots, self.gamma_max + 1)
+        return UcbSpecState(plays, reward, rounds, np.zeros(slots))
 
-    def admit(self, state: SpecState, slot: int) -> None:
+    def admit(self, state: UcbSpecState, slot: int) -> None:
         forget_arms(state, slot)
+        state.top_rate[slot] = 0.0
 
-    def gamma(self, state: SpecState, slot: int, view: View, rng: Rng) -> int:
-        log_t = math.log(int(state.rounds[slot]) + 1.0)
+    def gamma(self, state: UcbSpecState, slot: int, view: View, rng: Rng) -> int:
+        rounds, arms = int(state.rounds[slot]), self.gamma_max + 1
+        width = float(state.top_rate[slot])
         best, best_index = 0, -1.0
-        for k in range(min(self.gamma_max, view.room)):
+        for k in range(arms_in_room(0, self.gamma_max, view.room)):
             plays = float(state.plays[slot, k])
             if plays == 0.0:
-                return k + 1
-            index = float(state.reward[slot, k]) + math.sqrt(self.exploration * log_t / plays)
+                return k
+            radius = confidence_radius(plays, rounds, arms, self.delta)
+            index = float(state.reward[slot, k]) + width * radius
             if index > best_index:
-                best, best_index = k + 1, index
+                best, best_index = k, index
         return best
 
-    def learn(self, state: SpecState, slot: int, view: View, outcome: Outcome) -> None:
-        credit_arm(state, slot, outcome.gamma, float(outcome.accepted))
+    def learn(self, state: UcbSpecState, slot: int, view: View, outcome: Outcome) -> None:
+        rate = tokens_per_s(outcome)
+        state.top_rate[slot] = max(float(state.top_rate[slot]), rate)
+        credit_arm(state, slot, outcome.gamma, rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,4 +402,4 @@ class UCBSpecReleased(Policy):
         return best
 
     def learn(self, state: SpecState, slot: int, view: View, outcome: Outcome) -> None:
-        credit_arm(state, slot, outcome.gamma, tokens_per_s(outcome))
+        credit_arm(state, slot, outcome.gamma - 1, tokens_per_s(outcome))

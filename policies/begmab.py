@@ -10,36 +10,33 @@ import numpy as np
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.randomness import Rng, uniform
 
-BATCH_FROM = (1, 2, 5, 21)  # the smallest batch of each bucket; primary
+GROUPS = 48  # batches 1..31, 32..127 by 8, 128..256 and more by 32; primary
 
 
 class BegMabState(NamedTuple):
-    """Shared. G = 4 buckets, K = gamma_max arms (arm k drafts k + 1), W = window.
+    """Shared. G = 48 groups of batch sizes, K = gamma_max arms (arm k drafts k + 1), W = window.
 
-    A bucket's last W rounds: ring_arm [G, W] (-1: empty), ring_reward [G, W], rounds [G].
-    The same rewards by arm: ranked [G, K, W] ascending, held [G, K] how many.
-    An arm's last W lengths: ring_tokens [K, W], plays [K], histogram [K, gamma_max + 2].
-    stable_tokens [K]: the arm's median length when it was last looked at, 0 before.
+    The last W rounds of an arm in a group: ring_reward, ring_tokens [G, K, W]; plays [G, K], rounds
+    so far; ranked [G, K, W], the same rewards ascending. histogram [K, gamma_max + 2]: the lengths
+    of an arm in the windows of all groups, by value. stable_tokens [K]: their median when it was
+    last looked at, 0 before there was any.
     """
 
-    ring_arm: IntArray
     ring_reward: FloatArray
-    rounds: IntArray
-    ranked: FloatArray
-    held: IntArray
     ring_tokens: IntArray
     plays: IntArray
+    ranked: FloatArray
     histogram: IntArray
     stable_tokens: FloatArray
 
 
-def bucket_of_batch(batch_size: int) -> int:
-    """The last bucket that starts at or below this batch size."""
-    bucket = 0
-    for k in range(len(BATCH_FROM)):
-        if batch_size >= BATCH_FROM[k]:
-            bucket = k
-    return bucket
+def group_of_batch(batch_size: int) -> int:
+    """The last group that starts at or below this batch size."""
+    if batch_size < 32:
+        return max(batch_size, 1) - 1
+    if batch_size < 128:
+        return 31 + (batch_size - 32) // 8
+    return 43 + min((batch_size - 128) // 32, 4)
 
 
 def insert_ascending(ranked: FloatArray, count: int, value: float) -> None:
@@ -75,48 +72,52 @@ def ranked_length(histogram: IntArray, rank: int) -> int:
     return value
 
 
-def remember_length(state: BegMabState, k: int, tokens: int, window: int) -> None:
-    """Put a round's length into the arm's last `window` ones."""
-    plays = int(state.plays[k])
-    at = plays % window
+def count_of(histogram: IntArray) -> int:
+    """How many lengths a histogram holds."""
+    total = 0
+    for value in range(histogram.shape[0]):
+        total += int(histogram[value])
+    return total
+
+
+def remember(
+    state: BegMabState, group: int, k: int, reward: float, tokens: int, window: int
+) -> None:
+    """Put a round into the last `window` ones of its arm and group, in place of the oldest one."""
+    plays = int(state.plays[group, k])
+    at, held = plays % window, min(plays, window)
     if plays >= window:
-        state.histogram[k, int(state.ring_tokens[k, at])] -= 1
-    state.ring_tokens[k, at] = tokens
+        oldest = float(state.ring_reward[group, k, at])
+        remove_ascending(state.ranked[group, k], held, oldest)
+        state.histogram[k, int(state.ring_tokens[group, k, at])] -= 1
+        held -= 1
+    state.ring_reward[group, k, at] = reward
+    state.ring_tokens[group, k, at] = tokens
+    insert_ascending(state.ranked[group, k], held, reward)
     state.histogram[k, tokens] += 1
-    state.plays[k] = plays + 1
-
-
-def remember_reward(state: BegMabState, bucket: int, k: int, reward: float, window: int) -> None:
-    """Put a round's reward into the bucket's last `window` rounds, in place of the oldest one."""
-    at = int(state.rounds[bucket]) % window
-    oldest = int(state.ring_arm[bucket, at])
-    if oldest >= 0:
-        held = int(state.held[bucket, oldest])
-        remove_ascending(state.ranked[bucket, oldest], held, float(state.ring_reward[bucket, at]))
-        state.held[bucket, oldest] = held - 1
-    state.ring_arm[bucket, at] = k
-    state.ring_reward[bucket, at] = reward
-    state.rounds[bucket] += 1
-    held = int(state.held[bucket, k])
-    insert_ascending(state.ranked[bucket, k], held, reward)
-    state.held[bucket, k] = held + 1
+    state.plays[group, k] = plays + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class BegMab(Policy):
-    """Epsilon-greedy on the median reward of a sliding window, one bandit per range of batch sizes.
+    """Epsilon-greedy on the median reward of an arm's sliding window, one bandit per batch group.
 
-    Reward of a round: median accepted length of the arm over all buckets (looked at anew with
-    chance `refresh`) * batch size / seconds of the step. With chance 1 - epsilon the arm with the
-    largest median reward over the bucket's last `window` rounds; an arm without one there counts as
-    infinite, so it is played first, and again when it has left the window.
-    The source's arms are trees <steps>_<topk>_<verified tokens>, and each bucket holds those of one
-    verify budget. A chain verifies steps + 1 tokens: nothing is left to group by, so here an arm is
-    a number of steps and every bucket holds all of them. Accepted length counts the target's own
-    token (whether the source's does was not read). One row of the batch counts as one round; its
-    median length is a whole number, and of two arms with the same median the cheaper, that is the
-    shorter one wins: expect it to settle too low. Off (gamma = 0) above `batch_max` running
-    requests.
+    As released (eagle_mab.py, MABGroupManager and BucketedEpsilonGreedyMAB; the reward in
+    eagle_worker.py, record_mab_strategy_metrics): every one of 48 groups of batch sizes has a
+    bandit of its own, and in it every arm a window of its last `window` rounds, so that an arm once
+    played stays known. Reward of a round: median accepted length of the arm over all groups, the
+    target's own token counted, * batch size / seconds of the step. The median is looked at before
+    the round is counted, anew with chance `refresh`, and while it is 0: an arm's very first reward
+    is 0. With chance 1 - epsilon the arm with the largest median reward in its group; one without
+    any there counts as infinite, so it is played first.
+
+    The source's arms are trees <steps>_<topk>_<verified tokens>, and of those a range of batch
+    sizes (from 1, 2, 5 and 21) may play only the ones of one verify budget. A chain verifies steps
+    + 1 tokens: nothing is left to split by, so here an arm is a number of steps and every group
+    holds all of them. One row of the batch counts as one round (there the mean of the batch is
+    one); its median length is a whole number, and of two arms with the same median the cheaper,
+    that is the shorter one wins: expect it to settle too low. Off (gamma = 0) above `batch_max`
+    running requests.
     """
 
     gamma_max: int = 8
@@ -127,12 +128,12 @@ class BegMab(Policy):
 
     batch_wide = True
     name = "beg-mab"
-    rule = "per batch-size bucket, epsilon-greedy on the median of (median length * batch / second)"
+    rule = "per batch group, epsilon-greedy on the median of (median length * batch / second)"
     source = "TLT, arXiv 2511.16665; github.com/mit-han-lab/fastrl (eagle_mab.py)"
     tags = {
         "gamma_max": "primary (steps of the trainer's arms)",
         "epsilon": "primary",
-        "window": "primary",
+        "window": "primary (server_args.py; 1000 in the class)",
         "refresh": "primary",
         "batch_max": "primary",
     }
@@ -140,15 +141,12 @@ class BegMab(Policy):
     def new_state(self, slots: int) -> State:
         if self.window < 1:
             raise ValueError("the window holds at least one round")
-        buckets, arms, window = len(BATCH_FROM), self.gamma_max, self.window
+        arms, window = self.gamma_max, self.window
         return BegMabState(
-            np.full((buckets, window), -1, dtype=np.int64),
-            np.zeros((buckets, window)),
-            np.zeros(buckets, dtype=np.int64),
-            np.zeros((buckets, arms, window)),
-            np.zeros((buckets, arms), dtype=np.int64),
-            np.zeros((arms, window), dtype=np.int64),
-            np.zeros(arms, dtype=np.int64),
+            np.zeros((GROUPS, arms, window)),
+            np.zeros((GROUPS, arms, window), dtype=np.int64),
+            np.zeros((GROUPS, arms), dtype=np.int64),
+            np.zeros((GROUPS, arms, window)),
             np.zeros((arms, arms + 2), dtype=np.int64),
             np.zeros(arms),
         )
@@ -157,24 +155,24 @@ class BegMab(Policy):
         arms = min(self.gamma_max, view.room)
         if view.batch_size > self.batch_max or arms <= 0:
             return 0
-        bucket, best = bucket_of_batch(view.batch_size), 0
+        group, best = group_of_batch(view.batch_size), 0
         if uniform(rng, 0) < self.epsilon:
             best = int(uniform(rng, 1) * arms)
         else:
             best_reward = -1.0
             for k in range(arms):
-                held = int(state.held[bucket, k])
+                held = min(int(state.plays[group, k]), self.window)
                 if held == 0:
                     best = k
                     break
-                reward = median_of(state.ranked[bucket, k], held)
+                reward = median_of(state.ranked[group, k], held)
                 if reward > best_reward:
                     best, best_reward = k, reward
-        plays = min(int(state.plays[best]), self.window)
+        lengths = count_of(state.histogram[best])
         stale = float(state.stable_tokens[best]) == 0.0 or uniform(rng, 2) < self.refresh
-        if plays > 0 and stale:
-            low = ranked_length(state.histogram[best], (plays - 1) // 2)
-            high = ranked_length(state.histogram[best], plays // 2)
+        if lengths > 0 and stale:
+            low = ranked_length(state.histogram[best], (lengths - 1) // 2)
+            high = ranked_length(state.histogram[best], lengths // 2)
             state.stable_tokens[best] = (low + high) / 2.0
         return best + 1
 
@@ -183,8 +181,6 @@ class BegMab(Policy):
         if k < 0 or k >= self.gamma_max:
             return
         tokens = float(state.stable_tokens[k])
-        if tokens == 0.0:  # the arm's first round
-            tokens = float(outcome.emitted)
         reward = tokens * view.batch_size / outcome.elapsed_s if outcome.elapsed_s > 0.0 else 0.0
-        remember_reward(state, bucket_of_batch(view.batch_size), k, reward, self.window)
-        remember_length(state, k, outcome.emitted, self.window)
+        group = group_of_batch(view.batch_size)
+        remember(state, group, k, reward, outcome.emitted, self.window)

@@ -51,19 +51,26 @@ class BatchState(NamedTuple):
 class BatchConfidence(Policy):
     """vLLM's proposed draft_confidence_threshold: one confidence for the whole batch.
 
-    There the batch stops as a whole when the mean top-1 probability of its rows falls below the
-    threshold. Here a hook sees one row at a time, in the order of the batch: the mean is over the
-    rows that have drafted this many tokens so far, and each row stops for itself, so the first rows
-    of a batch decide on less than the last ones, and a row that has stopped weighs no more. With
-    one row it is the constant threshold of hf-confidence.
+    There the batch stops as a whole, behind the token at which the mean top-1 probability of its
+    rows falls below the threshold; the first token is never tested (draft_length_policy.py of the
+    pull request: step 0 is the token behind it, so at least two are verified). Here a hook sees one
+    row at a time, in the order of the batch: the mean is over the rows that have drafted this many
+    tokens so far, and each row stops for itself, so the first rows of a batch decide on less than
+    the last ones, and a row that has stopped weighs no more.
+
+    Approximated: in one state of the pull request all gamma_max drafts run, so as not to wait for
+    the verdict, and only what is verified is cut; in two others drafting stops. A hook that stops
+    ends both, so the tokens are those of every state and the seconds those of the latter. What the
+    drafts behind the cut would cost besides is traces.costs.surplus_draft_s of the round log: on
+    the shipped pair more than the rule gains.
     """
 
     gamma_max: int = 20
     threshold: float = 0.4
 
     name = "batch-confidence"
-    rule = "draft until the batch's mean top-1 probability is below the threshold"
-    source = "vllm-project/vllm, pull request 35301 (draft_confidence_threshold)"
+    rule = "draft until the batch's mean top-1 probability, from token 2 on, is below the threshold"
+    source = "vllm-project/vllm, pull request 35301, v1/spec_decode/draft_length_policy.py"
     tags = {
         "gamma_max": "primary (num_speculative_tokens of its example)",
         "threshold": "ours: the pull request's default is 0, off; 0.4 is transformers' value",
@@ -81,6 +88,8 @@ class BatchConfidence(Policy):
     def proceed(self, state: BatchState, slot: int, draft: Draft) -> bool:
         state.drafted[slot] = draft.drafted
         state.top1_prob[slot] = draft.top1_prob
+        if draft.drafted == 1:
+            return True
         total, rows = 0.0, 0
         for row in range(state.drafted.shape[0]):
             if int(state.drafted[row]) == draft.drafted:
@@ -100,15 +109,19 @@ class TailState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TailPruning(Policy):
-    """Stop when the draft thinks that its whole continuation is no longer likely to survive."""
+    """Stop when the draft thinks that its whole continuation is no longer likely to survive.
+
+    The token that takes the product below theta is still verified (modal_vllm_tailprune2.py of the
+    audit: KMAX 7, thresholds 0.2 and 0.05, tested before each further draft step).
+    """
 
     theta: float = 0.2
-    gamma_max: int = 10
+    gamma_max: int = 7
 
     name = "tail-pruning"
     rule = "stop when the product of top-1 probabilities falls below theta, at most gamma_max"
     source = "pramodjella/speculative-decoding-draft-length-audit (cumulative confidence)"
-    tags = {"theta": "primary", "gamma_max": "ours"}
+    tags = {"theta": "primary", "gamma_max": "primary"}
 
     def new_state(self, slots: int) -> State:
         return TailState(np.ones(slots))

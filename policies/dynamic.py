@@ -13,6 +13,7 @@ from policies.randomness import Rng
 
 ROUNDS, QUIET = 0, 1  # VllmState.clock
 CURRENT, SINCE = 0, 1  # StepsState.mode
+STEPS, LENGTH, IDLE = 0, 1, 2  # AlphaState.clock
 HELD, COOLDOWN, COUNTED, PLAIN = 0, 1, 2, 3  # AdaptiveState.mode
 
 
@@ -118,16 +119,14 @@ class StepsState(NamedTuple):
 
 
 def extrapolated(first: float, last: float, known: int) -> float:
-    """The rate behind `known` rates from first to last, if they fell geometrically; -1.0 if that
-    cannot be said.
+    """The rate behind `known` rates from first to last, if they fell geometrically; never above the
+    last, and 0 where nothing passed the first.
     """
     if known == 1:
         return last
-    if first <= 0.0:
-        return -1.0
-    if last <= 0.0:
+    if first <= 0.0 or last <= 0.0:
         return 0.0
-    return last * math.exp(math.log(last / first) / (known - 1))
+    return min(last, last * math.exp(math.log(last / first) / (known - 1)))
 
 
 def score_of_steps(state: StepsState, window: int, view: View, steps: int) -> float:
@@ -141,8 +140,6 @@ def score_of_steps(state: StepsState, window: int, view: View, steps: int) -> fl
             return -1.0
         else:
             last = extrapolated(first, last, k)
-            if last < 0.0:
-                return -1.0
         if k == 0:
             first = last
         tokens += last
@@ -158,8 +155,9 @@ class SGLangThroughput(Policy):
     including k). Every `update_every` rounds, if every position in force has a full window, the
     candidates gamma_min, gamma_min + gamma_step, ..., gamma_max are scored by (1 + p_1 + ... + p_S)
     / seconds(S); the best replaces the present one if it is better by more than `hysteresis`.
-    Positions not seen go on geometrically: the next is last * (last / first) ** (1 / (n - 1)).
-    Going down clears the windows above the new S.
+    Positions not seen go on geometrically: the next is last * (last / first) ** (1 / (n - 1)), but
+    no more than last. Going down clears the windows above the new S. Read in
+    python/sglang/srt/speculative/throughput_aware_spec_params.py and in the policy beside it.
 
     There a round is one batch and an entry the share of its requests; here every round of every
     slot is a batch of one. There larger batches may have fewer candidates ([1, 3, 5] from 8 on,
@@ -186,8 +184,8 @@ class SGLangThroughput(Policy):
         "gamma_max": "primary",
         "gamma0": "primary: the middle candidate, taken where the server's setting is none of them",
         "window": "primary",
-        "update_every": "primary (10 in an earlier state of the pull request)",
-        "hysteresis": "primary (optional in an earlier state of the pull request)",
+        "update_every": "primary (update_interval; 10 in an earlier state of the pull request)",
+        "hysteresis": "primary (switch_hysteresis; none in an earlier state of the pull request)",
     }
 
     def new_state(self, slots: int) -> State:
@@ -233,65 +231,89 @@ class SGLangThroughput(Policy):
 
 
 class AlphaState(NamedTuple):
-    """Shared: alpha [1], moving average of acceptance per token; quiet [1], rounds without a draft
-    in a row.
+    """Shared: alpha [1], moving average of accepted / drafted; clock [3], steps decided so far,
+    the length in force, and rounds without a draft in a row.
     """
 
     alpha: FloatArray
-    quiet: IntArray
+    clock: IntArray
+
+
+def rising_goodput(alpha: float, longest: int, plain_gain: float, view: View) -> int:
+    """The length at which (1 + alpha + ... + alpha^k) / seconds(k) stops rising, k = 0 first and
+    times `plain_gain`.
+    """
+    best, best_s, best_tokens = 0, round_s(view, 0), plain_gain
+    tokens, survival = 1.0, 1.0
+    for k in range(1, longest + 1):
+        survival *= alpha
+        tokens += survival
+        seconds = round_s(view, k)
+        if tokens * best_s <= best_tokens * seconds:
+            break
+        best, best_s, best_tokens = k, seconds, tokens
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
 class SmartSpec(Policy):
-    """SmartSpec: goodput with one acceptance rate for all positions.
+    """SmartSpec in its authors' code: goodput with one acceptance rate, decided every 20 steps.
 
-    gamma = argmax over k of (1 + alpha + ... + alpha^k) / seconds(k), ties to the smallest; the sum
-    is (1 - alpha^(k + 1)) / (1 - alpha). alpha is a moving average over past rounds.
+    Goodput of k is (1 + alpha + ... + alpha^k) / seconds(k), the sum being (1 - alpha^(k + 1)) / (1
+    - alpha); that of k = 0 counts `plain_gain` times, and the scan from 0 up ends at the first k
+    that is no better. Until the first decision, step 20, nothing is drafted. alpha <- memory alpha
+    + (1 - memory) accepted / drafted, after every step that drafted. All read in
+    github.com/LiuXiaoxuanPKU/vllm, vllm/spec_decode/dsd.py (get_draft_propose_len,
+    set_token_acceptance_rate).
 
-    Read in its abstract: the goodput objective, lengths from 0 up, chosen per request. From memory:
-    one alpha, its moving average, and seconds that are linear in context and batched tokens, for
-    which the view's measured prices stand here. Ours: an exponential average, over all requests, of
-    accepted / reached tokens, so that tokens behind a rejection do not pull alpha down; the probe.
+    There a step is a batch and its rate that of all its tokens (whether of this step or of all so
+    far hangs on a counter not read by us); here every row's round is an observation. Seconds there
+    come from a fitted profile, here from the view, and a length that there is no room for when it
+    is decided is left out. A round in which the reply ended is not judged.
+    There 0 is left only when the seconds change, for alpha stands still; `probe_every` > 0 drafts
+    one token after so many rounds without a draft, and is ours.
     """
 
     gamma_max: int = 8
-    memory: float = 0.95
+    memory: float = 0.85
     alpha0: float = 0.7
-    probe_every: int = 16
+    decide_every: int = 20
+    plain_gain: float = 1.1
+    probe_every: int = 0
 
     batch_wide = True
     name = "smartspec"
-    rule = "gamma = argmax of (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds, alpha averaged"
-    source = "SmartSpec, arXiv 2406.14066; a moving average alpha: unconfirmed"
+    rule = "every 20 steps, gamma where (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds peaks"
+    source = "SmartSpec, arXiv 2406.14066; LiuXiaoxuanPKU/vllm, vllm/spec_decode/dsd.py"
     tags = {
-        "gamma_max": "ours",
-        "memory": "unconfirmed: a moving average, of unknown length",
-        "alpha0": "ours",
-        "probe_every": "ours",
+        "gamma_max": "ours: the user's num_lookahead_slots",
+        "memory": "primary",
+        "alpha0": "primary",
+        "decide_every": "primary",
+        "plain_gain": "primary",
+        "probe_every": "ours: off; the authors' code has no probe",
     }
 
     def new_state(self, slots: int) -> State:
-        return AlphaState(np.full(1, float(self.alpha0)), np.zeros(1, dtype=np.int64))
+        if self.decide_every < 1:
+            raise ValueError("a decision is for at least one step")
+        return AlphaState(np.full(1, float(self.alpha0)), np.zeros(3, dtype=np.int64))
 
     def gamma(self, state: AlphaState, slot: int, view: View, rng: Rng) -> int:
-        alpha = float(state.alpha[0])
-        best, best_s, best_tokens = 0, round_s(view, 0), 1.0
-        tokens, survival = 1.0, 1.0
-        for k in range(1, min(self.gamma_max, view.room) + 1):
-            survival *= alpha
-            tokens += survival
-            seconds = round_s(view, k)
-            if tokens * best_s > best_tokens * seconds:
-                best, best_s, best_tokens = k, seconds, tokens
-        if best == 0 and int(state.quiet[0]) >= self.probe_every * view.batch_size:
+        state.clock[STEPS] += 1
+        if int(state.clock[STEPS]) % self.decide_every == 0:
+            longest = min(self.gamma_max, view.room)
+            alpha = float(state.alpha[0])
+            state.clock[LENGTH] = rising_goodput(alpha, longest, self.plain_gain, view)
+        length, idle = int(state.clock[LENGTH]), int(state.clock[IDLE])
+        if length == 0 and self.probe_every > 0 and idle >= self.probe_every * view.batch_size:
             return 1
-        return best
+        return length
 
     def learn(self, state: AlphaState, slot: int, view: View, outcome: Outcome) -> None:
-        state.quiet[0] = 0 if outcome.drafted > 0 else int(state.quiet[0]) + 1
-        judged = judged_tokens(outcome)
-        if judged > 0:
-            rate = outcome.accepted / judged
+        state.clock[IDLE] = 0 if outcome.drafted > 0 else int(state.clock[IDLE]) + 1
+        if outcome.drafted > 0 and not outcome.ended:
+            rate = outcome.accepted / outcome.drafted
             state.alpha[0] = self.memory * float(state.alpha[0]) + (1.0 - self.memory) * rate
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.bandits import arms_in_room, tokens_per_s
-from policies.base import FloatArray, Outcome, Policy, State, View
+from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.randomness import Rng, uniform
 
 
@@ -23,19 +23,21 @@ class Exp3State(NamedTuple):
     top_rate: FloatArray
 
 
-def draw_arm(log_weight: FloatArray, arms: int, exploration: float, u: float) -> tuple[int, float]:
+def draw_arm(
+    log_weight: FloatArray, arms: int, rate: float, exploration: float, u: float
+) -> tuple[int, float]:
     """One of the first `arms` arms, and the probability with which u in [0, 1) selects it:
-    (1 - exploration) w_k / W + exploration / arms.
+    (1 - exploration) w_k / W + exploration / arms, w_k = exp(rate * log_weight[k]).
     """
-    top = float(log_weight[0])
+    top = rate * float(log_weight[0])
     for k in range(1, arms):
-        top = max(top, float(log_weight[k]))
+        top = max(top, rate * float(log_weight[k]))
     total = 0.0
     for k in range(arms):
-        total += math.exp(float(log_weight[k]) - top)
+        total += math.exp(rate * float(log_weight[k]) - top)
     chosen, probability = 0, 1.0
     for k in range(arms):
-        share = math.exp(float(log_weight[k]) - top) / total
+        share = math.exp(rate * float(log_weight[k]) - top) / total
         chosen, probability = k, (1.0 - exploration) * share + exploration / arms
         if u < probability:
             break
@@ -77,7 +79,7 @@ class Exp3(Policy):
         arms = arms_in_room(self.gamma_min, self.gamma_max, view.room)
         if arms == 0:
             return 0
-        k, probability = draw_arm(state.log_weight, arms, self.exploration, uniform(rng, 0))
+        k, probability = draw_arm(state.log_weight, arms, 1.0, self.exploration, uniform(rng, 0))
         state.probability[slot] = probability
         return self.gamma_min + k
 
@@ -92,47 +94,52 @@ class Exp3(Policy):
 
 
 class Exp3SpecState(NamedTuple):
-    """Per request, arm k = gamma k + 1: log_weight [slots, arms]; probability [slots] with which
-    the arm in force was drawn.
+    """Per request, arm k = gamma k + 1: gain [slots, arms], minus the estimated losses so far;
+    probability [slots] with which the arm in force was drawn; rounds [slots].
     """
 
-    log_weight: FloatArray
+    gain: FloatArray
     probability: FloatArray
+    rounds: IntArray
 
 
 @dataclasses.dataclass(frozen=True)
 class Exp3Spec(Policy):
-    """EXP3Spec: EXP3 per request, whose reward is the accepted length.
+    """EXP3Spec as published: anytime EXP3 on losses, per request.
 
-    Reward: accepted / gamma_max, in [0, 1]. Like UCBSpec it counts rounds, not seconds, so that
-    with lengths as arms it leans to gamma_max whatever that costs; and within one reply EXP3 hardly
-    leaves the uniform draw.
+    Round t draws arm i with probability p_i proportional to exp(-eta_t * its losses so far), eta_t
+    = sqrt(log K / (t K)), nothing mixed in; the arm drawn is charged (L + 1 - Y) / (L p_i), Y the
+    tokens of the round, the target's own included, L = gamma_max.
+
+    The paper plays it over draft models; over lengths it plays only UCBSpec. A loss in tokens
+    knows no seconds, so that with lengths as arms it leans to gamma_max whatever that costs; and
+    within one reply it hardly leaves the uniform draw. Where the room excludes arms the draw is
+    among those that fit, K included.
     """
 
     gamma_max: int = 4
-    exploration: float = 0.1
 
     name = "exp3spec"
-    rule = "draw gamma by exponential weights of importance-weighted accepted length, per request"
-    source = "BanditSpec, arXiv 2505.15141 (EXP3Spec)"
-    tags = {
-        "gamma_max": "secondary: the arms of the released UCBSpec",
-        "exploration": "secondary",
-    }
+    rule = "draw gamma by exponential weights of importance-weighted losses in tokens, per request"
+    source = "BanditSpec, arXiv 2505.15141, Algorithm 5, equations (13) and (14)"
+    tags = {"gamma_max": "primary (the L of section 6.2, which plays UCBSpec)"}
 
     def new_state(self, slots: int) -> State:
-        return Exp3SpecState(np.zeros((slots, self.gamma_max)), np.ones(slots))
+        gain, rounds = np.zeros((slots, self.gamma_max)), np.zeros(slots, dtype=np.int64)
+        return Exp3SpecState(gain, np.ones(slots), rounds)
 
     def admit(self, state: Exp3SpecState, slot: int) -> None:
         state.probability[slot] = 1.0
-        for k in range(state.log_weight.shape[1]):
-            state.log_weight[slot, k] = 0.0
+        state.rounds[slot] = 0
+        for k in range(state.gain.shape[1]):
+            state.gain[slot, k] = 0.0
 
     def gamma(self, state: Exp3SpecState, slot: int, view: View, rng: Rng) -> int:
         arms = min(self.gamma_max, view.room)
         if arms <= 0:
             return 0
-        k, probability = draw_arm(state.log_weight[slot], arms, self.exploration, uniform(rng, 0))
+        eta = math.sqrt(math.log(arms) / ((int(state.rounds[slot]) + 1) * arms))
+        k, probability = draw_arm(state.gain[slot], arms, eta, 0.0, uniform(rng, 0))
         state.probability[slot] = probability
         return k + 1
 
@@ -140,5 +147,6 @@ class Exp3Spec(Policy):
         k = outcome.gamma - 1
         if k < 0 or k >= self.gamma_max:
             return
-        estimate = outcome.accepted / self.gamma_max / float(state.probability[slot])
-        state.log_weight[slot, k] += self.exploration / self.gamma_max * estimate
+        state.rounds[slot] += 1
+        loss = (self.gamma_max + 1 - outcome.emitted) / self.gamma_max
+        state.gain[slot, k] -= loss / float(state.probability[slot])

@@ -1,7 +1,8 @@
 """GammaTune and GammaTune+ (arXiv 2504.00030): chase the accepted length with an average.
 
-No constants could be read in the paper's text; the defaults are those of a public port
-("secondary").
+Of the paper only the abstract was read by us: what the rules are for, and the gains. Rule and
+constants stand in a public port as a worked example of three rounds, transcribed from notes there;
+where that example is silent, both ways are kept as fields: clip_expansion and early_stop.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
+DRAFTED, INTENDED, NO_UPDATE = range(3)  # GammaTunePlus.early_stop
+
+
 def adapt(
     fields: GammaTune, state: GammaTuneState, slot: int, accepted: int, intended: int
 ) -> None:
     """The update both controllers share: expand after full acceptance, else follow the average."""
     if accepted == intended:
-        state.gamma[slot] = int(clip(accepted + fields.delta, fields.gamma_min, fields.gamma_max))
+        longest = fields.gamma_max if fields.clip_expansion else accepted + fields.delta
+        gamma = max(fields.gamma_min, min(accepted + fields.delta, longest))
+        state.gamma[slot] = gamma
     else:
         ema = (1.0 - fields.eta) * float(state.ema[slot]) + fields.eta * accepted
         ema = clip(ema, fields.gamma_min, fields.gamma_max)
@@ -45,7 +51,8 @@ def adapt(
 class GammaTune(Policy):
     """Expand by delta after full acceptance, else follow an exponential average of accepted length.
 
-    accepted == gamma: gamma <- clip(accepted + delta), average unchanged.
+    accepted == gamma: gamma <- clip(accepted + delta), average unchanged; with clip_expansion =
+                       false gamma <- accepted + delta, bounded by the room alone.
     else:              ema <- clip((1 - eta) ema + eta accepted); gamma <- ceil(ema).
     A round that the reply's limits cut short is compared with the gamma that was intended.
     """
@@ -55,16 +62,18 @@ class GammaTune(Policy):
     delta: int = 2
     gamma_min: int = 1
     gamma_max: int = 10
+    clip_expansion: bool = True
 
     name = "gammatune"
     rule = "all accepted: gamma = accepted + delta; else gamma = ceil(EMA of accepted)"
-    source = "GammaTune, arXiv 2504.00030"
+    source = "GammaTune, arXiv 2504.00030 (abstract); the rule from a port's worked example"
     tags = {
-        "gamma0": "secondary",
-        "eta": "secondary",
-        "delta": "secondary",
-        "gamma_min": "secondary",
-        "gamma_max": "secondary (the paper's listing has no clip on the expand branch)",
+        "gamma0": "secondary: a port's worked example",
+        "eta": "secondary: a port's worked example",
+        "delta": "secondary: a port's worked example",
+        "gamma_min": "secondary: a port's worked example",
+        "gamma_max": "secondary: a port's worked example",
+        "clip_expansion": "secondary: the port clips; the listing that it transcribes does not",
     }
 
     def new_state(self, slots: int) -> State:
@@ -87,20 +96,39 @@ class GammaTune(Policy):
 class GammaTunePlus(GammaTune):
     """GammaTune that also stops drafting at a doubtful token.
 
-    The round's gamma is then what was drafted: a round stopped early whose drafts were all accepted
-    counts as fully accepted (our reading; the paper's text that could be read does not say).
+    What a round that stopped early with all its drafts accepted counts as is not said where we
+    could read; early_stop: 0, accepted is compared with what was drafted, so that it counts as
+    fully accepted; 1, with the gamma that was intended, so that the average takes it in; 2, nothing
+    is learned from it. A round with a rejection is the same in all three.
     """
 
     tau: float = 0.4
+    early_stop: int = DRAFTED
 
     name = "gammatune+"
     rule = "GammaTune, and stop drafting after a token whose top-1 probability is below tau"
-    source = "GammaTune+, arXiv 2504.00030"
-    tags = {**GammaTune.tags, "tau": "ours: no published value; 0.4 is Hugging Face's threshold"}
+    source = "GammaTune+, arXiv 2504.00030 (abstract); the rule from a port's worked example"
+    tags = {
+        **GammaTune.tags,
+        "tau": "ours: no published value; 0.4 is Hugging Face's threshold",
+        "early_stop": "ours: not said where we could read",
+    }
+
+    def new_state(self, slots: int) -> State:
+        if not DRAFTED <= self.early_stop <= NO_UPDATE:
+            raise ValueError("early_stop is 0, 1 or 2")
+        return GammaTuneState(
+            np.full(slots, self.gamma0, dtype=np.int64), np.full(slots, float(self.gamma0))
+        )
 
     def proceed(self, state: GammaTuneState, slot: int, draft: Draft) -> bool:
         return draft.top1_prob >= self.tau
 
     def learn(self, state: GammaTuneState, slot: int, view: View, outcome: Outcome) -> None:
-        intended = outcome.drafted if outcome.drafted < outcome.gamma else int(state.gamma[slot])
+        intended = int(state.gamma[slot])
+        if outcome.drafted < outcome.gamma and outcome.accepted == outcome.drafted:
+            if self.early_stop == NO_UPDATE:
+                return
+            if self.early_stop == DRAFTED:
+                intended = outcome.drafted
         adapt(self, state, slot, outcome.accepted, intended)

@@ -8,7 +8,63 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.dynamic import judged_tokens, round_s
 from policies.randomness import Rng
+
+
+class SharedRateState(NamedTuple):
+    """Shared: alpha [1], moving average of acceptance per reached token; quiet [1], rounds without
+    a draft in a row.
+    """
+
+    alpha: FloatArray
+    quiet: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaGoodput(Policy):
+    """Goodput with one acceptance rate for all positions, decided anew in every round.
+
+    gamma = argmax over k of (1 + alpha + ... + alpha^k) / seconds(k), ties to the smallest. Ours, a
+    kin of `smartspec` without what keeps that one from coming back: alpha is an average of accepted
+    / reached tokens, so that tokens behind a rejection do not pull it down; plain decoding has no
+    bonus; after `probe_every` rounds without a draft one token is drafted to look again.
+    """
+
+    gamma_max: int = 8
+    memory: float = 0.95
+    alpha0: float = 0.7
+    probe_every: int = 16
+
+    batch_wide = True
+    name = "alpha-goodput"
+    rule = "gamma = argmax of (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds, alpha averaged"
+    source = "ours; the objective is SmartSpec's, arXiv 2406.14066"
+    tags = {"gamma_max": "ours", "memory": "ours", "alpha0": "ours", "probe_every": "ours"}
+
+    def new_state(self, slots: int) -> State:
+        return SharedRateState(np.full(1, float(self.alpha0)), np.zeros(1, dtype=np.int64))
+
+    def gamma(self, state: SharedRateState, slot: int, view: View, rng: Rng) -> int:
+        alpha = float(state.alpha[0])
+        best, best_s, best_tokens = 0, round_s(view, 0), 1.0
+        tokens, survival = 1.0, 1.0
+        for k in range(1, min(self.gamma_max, view.room) + 1):
+            survival *= alpha
+            tokens += survival
+            seconds = round_s(view, k)
+            if tokens * best_s > best_tokens * seconds:
+                best, best_s, best_tokens = k, seconds, tokens
+        if best == 0 and int(state.quiet[0]) >= self.probe_every * view.batch_size:
+            return 1
+        return best
+
+    def learn(self, state: SharedRateState, slot: int, view: View, outcome: Outcome) -> None:
+        state.quiet[0] = 0 if outcome.drafted > 0 else int(state.quiet[0]) + 1
+        judged = judged_tokens(outcome)
+        if judged > 0:
+            rate = outcome.accepted / judged
+            state.alpha[0] = self.memory * float(state.alpha[0]) + (1.0 - self.memory) * rate
 
 
 class SurvivalState(NamedTuple):

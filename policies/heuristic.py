@@ -1,4 +1,4 @@
-"""Rules of thumb on accepted counts."""
+"""Rules of thumb on accepted counts, one of them beside a stop by confidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.base import IntArray, Outcome, Policy, State, View
+from policies.base import Draft, IntArray, Outcome, Policy, State, View
 from policies.randomness import Rng
 
 
@@ -17,21 +17,27 @@ class HeuristicState(NamedTuple):
     gamma: IntArray
 
 
+def next_heuristic(gamma: int, outcome: Outcome) -> int:
+    """The cap after a round, as transformers moves num_assistant_tokens.
+
+    An end token among the drafts counts as not fully matched: there the reply is cut behind it, and
+    the matches are counted anew as its tokens less one (generation/utils.py, _assisted_decoding).
+    """
+    if outcome.accepted == outcome.drafted and not outcome.ended:
+        return gamma + 2
+    return max(1, gamma - 1)
+
+
 @dataclasses.dataclass(frozen=True)
-class HFHeuristic(Policy):
-    """The `heuristic` schedule of transformers' assisted generation.
+class HeuristicSchedule(Policy):
+    """All but the start and the stop of `hf-heuristic` and `hf-heuristic+`.
 
     `transient` starts every request afresh (heuristic_transient); otherwise gamma persists in the
-    slot across requests, as it does across generate calls there. There is no upper limit but room.
+    slot across requests, as it does across generate calls there.
     """
 
-    gamma0: int = 20
+    gamma0: int = 5
     transient: bool = True
-
-    name = "hf-heuristic"
-    rule = "all drafted accepted: gamma += 2; else gamma = max(1, gamma - 1)"
-    source = "huggingface/transformers, generation/candidate_generator.py"
-    tags = {"gamma0": "primary", "transient": "ours: transformers offers both"}
 
     def forgets(self) -> bool:
         return self.transient
@@ -47,11 +53,56 @@ class HFHeuristic(Policy):
         return int(state.gamma[slot])
 
     def learn(self, state: HeuristicState, slot: int, view: View, outcome: Outcome) -> None:
-        gamma = int(state.gamma[slot])
-        if outcome.accepted == outcome.drafted:
-            state.gamma[slot] = gamma + 2
-        else:
-            state.gamma[slot] = max(1, gamma - 1)
+        state.gamma[slot] = next_heuristic(int(state.gamma[slot]), outcome)
+
+
+@dataclasses.dataclass(frozen=True)
+class HFHeuristic(HeuristicSchedule):
+    """The `heuristic` schedule of transformers' assisted generation, from when it was the default.
+
+    There the start was 5 and nothing stopped a draft early (generation/configuration_utils.py:
+    num_assistant_tokens 5 beside the schedule "heuristic"; 20 came with "constant"). The update is
+    read in 5.23 (AssistedCandidateGenerator.update_candidate_strategy): matches are compared with
+    what was drafted. Older releases compare with the schedule's own length, which differs only
+    where a limit cuts the round. There is no upper limit but room.
+    """
+
+    name = "hf-heuristic"
+    rule = "all drafted accepted: gamma += 2; else gamma = max(1, gamma - 1)"
+    source = "huggingface/transformers, generation/candidate_generator.py"
+    tags = {
+        "gamma0": "primary (the default while `heuristic` was)",
+        "transient": "ours: transformers offers both",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class HFHeuristicStop(HeuristicSchedule):
+    """The `heuristic` schedule in transformers 5.x, where the confidence stop stays on beside it.
+
+    Whoever sets only the schedule starts at 20 and stops behind a token below 0.4
+    (generation/configuration_utils.py, defaults of GenerationConfig; stopping_criteria.py,
+    ConfidenceCriteria). A round stopped early whose drafts were all accepted counts as fully
+    matched. With scikit-learn installed the threshold moves too, as in `hf-roc`; here it stays. Not
+    a kind of HFHeuristic: what exports that one writes a schedule without the stop.
+    """
+
+    gamma0: int = 20
+    threshold: float = 0.4
+
+    name = "hf-heuristic+"
+    rule = "hf-heuristic, and stop drafting after a token whose probability is below the threshold"
+    source = (
+        "huggingface/transformers 5.23, generation/candidate_generator.py and stopping_criteria.py"
+    )
+    tags = {
+        "gamma0": "primary",
+        "threshold": "primary",
+        "transient": "ours: transformers offers both",
+    }
+
+    def proceed(self, state: HeuristicState, slot: int, draft: Draft) -> bool:
+        return draft.top1_prob >= self.threshold
 
 
 class StreakState(NamedTuple):

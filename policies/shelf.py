@@ -29,9 +29,9 @@ from policies.entropy_gate import EntropyGate
 from policies.exp3 import Exp3, Exp3Spec
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
-from policies.goodput import CensoredGoodput
+from policies.goodput import AlphaGoodput, CensoredGoodput
 from policies.hedge import Hedge
-from policies.heuristic import HFHeuristic, Streak
+from policies.heuristic import HFHeuristic, HFHeuristicStop, Streak
 from policies.leading import LeadingPositions
 from policies.llama_adaptive import CreditBucket, Zones
 from policies.marginal import Marginal, Payback
@@ -68,8 +68,8 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         LeadingPositions, ContextTable, LengthTable, CreditBucket, Zones,
     ),
     "the draft's confidence": (
-        GammaTunePlus, HFConfidence, BatchConfidence, HFRocConfidence, DraftVerify, SVIP, AdaEDL,
-        TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
+        GammaTunePlus, HFHeuristicStop, HFConfidence, BatchConfidence, HFRocConfidence,
+        DraftVerify, SVIP, AdaEDL, TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
         Dsde, EntropyGate,
     ),
     "cost and goodput": (
@@ -81,7 +81,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
         UCBSpecStop,
     ),
-    "ours": (CensoredGoodput, Hedge, Marginal, Payback),
+    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip
 DEFAULT = HFConfidence.name
 """What to use before anything was tuned: with its own arithmetic charged, in shuffled orders and in

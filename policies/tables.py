@@ -13,12 +13,15 @@ from policies.randomness import Rng
 
 @dataclasses.dataclass(frozen=True)
 class BatchTable(Policy):
-    """A length per range of batch sizes, nothing above the last one.
+    """A length per range of batch sizes, as two engines have it.
 
-    gamma1 up to a batch of bound1, gamma2 up to bound2, and so on; 0 above the largest bound. A row
-    with bound 0 is not there. TensorRT-LLM calls it draft_len_schedule, vLLM
-    num_speculative_tokens_per_batch_size (rows [low, high, length]); mlc-llm has such a table too.
-    With one slot it is a fixed length.
+    gamma1 up to a batch of bound1, gamma2 up to bound2, and so on. A row with bound 0 is not there.
+    Above the largest bound TensorRT-LLM drafts nothing (draft_len_schedule, from whose pull request
+    the rows are; in later versions some of its drafters keep a length of at least 1); vLLM goes on
+    with the last row (num_speculative_tokens_per_batch_size, rows [low, high, length];
+    vllm/v1/spec_decode/dynamic/utils.py, build_dynamic_sd_schedule_lookup). gamma_above says which:
+    a length, or -1 for the last row's. mlc-llm has such a table too. With one slot it is a fixed
+    length.
     """
 
     bound1: int = 4
@@ -29,10 +32,11 @@ class BatchTable(Policy):
     gamma3: int = 1
     bound4: int = 0
     gamma4: int = 0
+    gamma_above: int = 0
 
     batch_wide = True
     name = "batch-table"
-    rule = "the length of the first row whose bound the batch does not exceed; 0 above the last"
+    rule = "the length of the first row whose bound the batch does not exceed; above them 0 or last"
     source = "NVIDIA/TensorRT-LLM, pull request 10860 (draft_len_schedule); vLLM; mlc-llm"
     tags = {
         "bound1": "primary (the example of the pull request)",
@@ -43,6 +47,7 @@ class BatchTable(Policy):
         "gamma3": "primary (the example of the pull request)",
         "bound4": "ours: a fourth row, not there by default",
         "gamma4": "ours: a fourth row, not there by default",
+        "gamma_above": "primary (0: TensorRT-LLM; -1: vLLM)",
     }
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
@@ -54,7 +59,13 @@ class BatchTable(Policy):
             return self.gamma3
         if view.batch_size <= self.bound4:
             return self.gamma4
-        return 0
+        if self.gamma_above >= 0:
+            return self.gamma_above
+        if self.bound4 > 0:
+            return self.gamma4
+        if self.bound3 > 0:
+            return self.gamma3
+        return self.gamma2 if self.bound2 > 0 else self.gamma1
 
 
 class GateState(NamedTuple):

@@ -30,19 +30,25 @@ class TapOut(Policy):
     Rules: draft gamma_max tokens; draft `short`; stop behind a token whose entropy is above
     entropy_low; above entropy_high; SVIP, stop behind sqrt(0.15 entropy) > 0.3; stop behind a top-1
     probability below `confidence`. Reward: blend * accepted / gamma_max + (1 - blend) * accepted /
-    drafted; index: mean reward + sqrt(2 ln t / plays). What has been learned stays across requests.
-    The paper's own pool could not be read: fixed and entropy rules are those of a public port, SVIP
-    and confidence belong to the paper's family; its margin rule needs the second probability, its
-    AdaEDL and difference rules are left out. The reward knows no seconds: it weighs tokens against
-    wasted drafts half and half whatever both cost, and need not settle on the fastest rule.
+    drafted; index of round t: mean reward + exploration sqrt(ln t / plays). What has been learned
+    stays across requests.
+
+    The paper's own pool could not be read: fixed and entropy rules, their bounds and the weight 2
+    are those of a public port (class TapOutStyle, and modal_controller_benchmark.py, where entropy
+    is in bits: 1 and 2 there, in nats here); its reward is tokens per second over 200. SVIP and
+    confidence belong to the paper's family; the port's margin rule needs the second probability,
+    the paper's AdaEDL and difference rules are left out. The reward knows no seconds: it weighs
+    tokens against wasted drafts half and half whatever both cost, and need not settle on the
+    fastest rule.
     """
 
     gamma_max: int = 8
     short: int = 2
-    entropy_low: float = 1.0
-    entropy_high: float = 2.0
+    entropy_low: float = 0.693
+    entropy_high: float = 1.386
     confidence: float = 0.8
     blend: float = 0.5
+    exploration: float = 2.0
 
     name = "tapout"
     rule = "UCB1 chooses one of six stopping rules per round; reward blends length and acceptance"
@@ -52,10 +58,11 @@ class TapOut(Policy):
     tags = {
         "gamma_max": "secondary",
         "short": "secondary",
-        "entropy_low": "secondary",
-        "entropy_high": "secondary",
+        "entropy_low": "secondary (1 bit)",
+        "entropy_high": "secondary (2 bits)",
         "confidence": "unconfirmed",
         "blend": "unconfirmed",
+        "exploration": "secondary",
     }
 
     def new_state(self, slots: int) -> State:
@@ -65,7 +72,7 @@ class TapOut(Policy):
         state.rule[slot] = LONG
 
     def gamma(self, state: TapOutState, slot: int, view: View, rng: Rng) -> int:
-        total = 0.0
+        total = 1.0  # the round at hand counts
         for k in range(RULES):
             total += float(state.plays[k])
         best, best_index = 0, -1.0
@@ -74,7 +81,8 @@ class TapOut(Policy):
             if plays == 0.0:
                 best = k
                 break
-            index = float(state.rewards[k]) / plays + math.sqrt(2.0 * math.log(total) / plays)
+            index = float(state.rewards[k]) / plays
+            index += self.exploration * math.sqrt(math.log(total) / plays)
             if index > best_index:
                 best, best_index = k, index
         state.rule[slot] = best

@@ -294,7 +294,7 @@ def test_loss_is_the_policys_speed_against_the_tuned_fixed_length(
 @pytest.mark.parametrize(
     ("spec", "setting"),
     [
-        ("hf-heuristic", Setting(20, schedule="heuristic_transient")),
+        ("hf-heuristic", Setting(5, schedule="heuristic_transient")),
         ("hf-heuristic:gamma0=7,transient=false", Setting(7, schedule="heuristic")),
         ("hf-confidence:gamma_max=6,threshold=0.3", Setting(6, 0.3)),
         ("hf-roc:gamma_max=6", Setting(6, 0.4, moving=True)),

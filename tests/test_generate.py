@@ -758,8 +758,8 @@ def test_policies_that_read_costs_are_known() -> None:
     found = {name for name, policy in SHELF.items() if reads_seconds(policy(), STEP_COSTS)}
     assert found == {
         "profile-guided", "vllm-dynamic", "sglang-throughput", "smartspec", "adaptive-k", "cascade",
-        "thompson-beta", "linucb", "lin-thompson", "nightjar", "goodput", "hedge", "marginal",
-        "payback", "specstop",
+        "thompson-beta", "linucb", "lin-thompson", "nightjar", "goodput", "alpha-goodput", "hedge",
+        "marginal", "payback", "specstop",
     }  # fmt: skip
     assert reads_seconds(Frugal(), STEP_COSTS)
 

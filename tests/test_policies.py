@@ -12,6 +12,7 @@ import pytest
 from policies.arbiter import arbiter
 from policies.base import Draft, Outcome, Policy, View, uses_signals
 from policies.contract import ContractError, check_policy
+from policies.gammatune import GammaTunePlus
 from policies.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
 from policies.shelf import SHELF, label, parse_policies, parse_policy
@@ -56,6 +57,24 @@ def test_gammatune_by_hand() -> None:
     assert play(policy, state, [0, 0, 0]) == [5, 2, 2, 1]
     policy.admit(state, 0)
     assert play(policy, state, [99, 99, 99, 99, 99]) == [3, 5, 7, 9, 10, 10]
+    listing = parse_policy("gammatune:clip_expansion=false")
+    state = listing.new_state(1)
+    assert play(listing, state, [99] * 5) == [3, 5, 7, 9, 11, 13]
+    assert play(listing, state, [0]) == [13, 3]  # 0.7 * 3: the average was never bounded by gamma
+
+
+def test_gammatune_plus_reads_an_early_stop_in_three_ways() -> None:
+    stopped = Outcome(3, 2, 2, 3, False, 1.0, 1.0)
+    for early_stop, gamma, ema in ((0, 4, 3.0), (1, 3, 2.7), (2, 3, 3.0)):
+        policy = parse_policy(f"gammatune+:early_stop={early_stop}")
+        state = policy.new_state(1)
+        policy.learn(state, 0, view(), stopped)
+        assert int(state.gamma[0]) == gamma and float(state.ema[0]) == pytest.approx(ema)
+        rejected = Outcome(gamma, 2, 1, 2, False, 1.0, 1.0)
+        policy.learn(state, 0, view(), rejected)  # a rejection is one in all of them
+        assert float(state.ema[0]) == pytest.approx(0.7 * ema + 0.3)
+    with pytest.raises(ValueError, match="early_stop"):
+        GammaTunePlus(early_stop=3).new_state(1)
 
 
 def test_gammatune_compares_with_the_intended_gamma() -> None:
@@ -77,7 +96,7 @@ def test_gammatune_plus_counts_a_doubtful_stop_as_full_acceptance() -> None:
 
 
 def test_hf_heuristic_by_hand() -> None:
-    policy = parse_policy("hf-heuristic:gamma0=5")
+    policy = parse_policy("hf-heuristic")
     state = policy.new_state(1)
     assert play(policy, state, [9, 2, 9, 0, 0]) == [5, 7, 6, 8, 7, 6]
     policy.admit(state, 0)
@@ -87,6 +106,22 @@ def test_hf_heuristic_by_hand() -> None:
     assert play(persistent, state, [0, 9]) == [1, 1, 3]
     persistent.admit(state, 0)
     assert int(state.gamma[0]) == 3
+    # The draft held the end token: what is left behind the cut is not all that was drafted.
+    persistent.learn(state, 0, view(), Outcome(3, 3, 3, 3, True, 1.0, 1.0))
+    assert int(state.gamma[0]) == 2
+
+
+def test_hf_heuristic_of_transformers_5_stops_at_a_doubtful_token() -> None:
+    policy = parse_policy("hf-heuristic+")
+    state = policy.new_state(1)
+    assert policy.gamma(state, 0, view(), RNG) == 20
+    assert policy.proceed(state, 0, Draft(1, 0.4, 1.0))
+    assert not policy.proceed(state, 0, Draft(2, 0.39, 1.0))
+    # A stop with all drafts accepted is fully matched; one of two is not.
+    policy.learn(state, 0, view(), Outcome(20, 2, 2, 3, False, 1.0, 1.0))
+    assert int(state.gamma[0]) == 22
+    policy.learn(state, 0, view(), Outcome(22, 2, 1, 2, False, 1.0, 1.0))
+    assert int(state.gamma[0]) == 21
 
 
 def test_confidence_rules_by_hand() -> None:
@@ -99,6 +134,7 @@ def test_confidence_rules_by_hand() -> None:
     assert tail.proceed(state, 0, Draft(2, 0.5, 1.0))  # 0.25
     assert not tail.proceed(state, 0, Draft(3, 0.7, 1.0))  # 0.175
     assert tail.proceed(state, 0, Draft(1, 0.21, 1.0))  # a new round starts from 1
+    assert tail.gamma(state, 0, view(), RNG) == 7  # the audit's longest draft
 
 
 def test_roc_threshold_against_scikit_learn() -> None:
@@ -230,9 +266,9 @@ def test_bad_specs(text: str, message: str) -> None:
 def test_signals_are_read_only_for_those_who_look() -> None:
     looking = {name for name, cls in SHELF.items() if uses_signals(cls())}
     assert looking == {
-        "gammatune+", "hf-confidence", "batch-confidence", "hf-roc", "draft-verify", "svip",
-        "adaedl", "tail-pruning", "profile-guided", "disco", "specdec++", "speckv", "tapout",
-        "marginal", "payback", "dsde", "entropy-gate",
+        "gammatune+", "hf-heuristic+", "hf-confidence", "batch-confidence", "hf-roc",
+        "draft-verify", "svip", "adaedl", "tail-pruning", "profile-guided", "disco", "specdec++",
+        "speckv", "tapout", "marginal", "payback", "dsde", "entropy-gate",
     }  # fmt: skip
 
 

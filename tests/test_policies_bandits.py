@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from policies import contextual
-from policies.bandits import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
+from policies.bandits import (
+    UCB,
+    UCB1,
+    DiscountedUCB,
+    SlidingUCB,
+    UCBSpec,
+    UCBSpecReleased,
+    confidence_radius,
+)
 from policies.base import Draft, Outcome, Policy, View
 from policies.begmab import (
+    GROUPS,
     BegMab,
-    bucket_of_batch,
+    group_of_batch,
     insert_ascending,
     median_of,
     ranked_length,
@@ -134,23 +143,39 @@ def test_ucb1_takes_a_mean_of_ratios_and_ucb_a_ratio_of_sums() -> None:
 
 
 def test_ucbspec_by_hand() -> None:
-    policy = UCBSpec(gamma_max=2)
+    # n = 3, t = 4, K = 2: half of sqrt(4/9 (1 + 2 ln(2 * 16 * sqrt(4) / 0.1))), ln 640 = 6.461.
+    assert confidence_radius(3.0, 4, 2, 0.1) == pytest.approx(1.2437, abs=1e-4)
+    assert confidence_radius(1.0, 4, 2, 0.1) == pytest.approx(2.5720, abs=1e-4)
+    policy = UCBSpec(gamma_max=1)
     state = policy.new_state(1)
-    feed(policy, state, outcome(1, 1))
-    assert choose(policy, state) == 2
-    feed(policy, state, outcome(2, 2))
-    assert choose(policy, state) == 2  # 2 > 1, the same bonus
-    feed(policy, state, outcome(2, 0), outcome(2, 0))
-    # t = 5. Arm 2: 2/3 + sqrt(6 ln 5 / 3) = 2.461; arm 1: 1 + sqrt(6 ln 5) = 4.108.
+    assert choose(policy, state) == 0  # canonical decoding is an arm
+    feed(policy, state, outcome(0, 0))  # 1 token/s
     assert choose(policy, state) == 1
-    feed(policy, state, *[outcome(1, 0)] * 5)
-    # t = 10. Arm 1: 1/6 + sqrt(6 ln 10 / 6) = 1.684; arm 2: 2/3 + sqrt(6 ln 10 / 3) = 2.813.
-    assert choose(policy, state) == 2
+    feed(policy, state, outcome(1, 1))  # 2 tokens/s, the widest so far
+    assert choose(policy, state) == 1  # 2 > 1, the same radius
+    feed(policy, state, outcome(1, 0), outcome(1, 0))
+    # t = 4. Arm 1: 4/3 + 2 * 1.2437 = 3.821; arm 0: 1 + 2 * 2.572 = 6.144.
+    assert choose(policy, state) == 0
+    assert choose(policy, state, room=0) == 0
     policy.admit(state, 0)
-    assert choose(policy, state) == 1 and choose(policy, state, room=0) == 0
-    feed(policy, state, outcome(1, 0), *[outcome(2, 2)] * 3, outcome(2, 1))
-    # t = 6. Arm 1: sqrt(6 ln 6) = 3.279; arm 2: 7/4 + 3.279 / 2 = 3.389 (at t = 8 arm 1 wins).
-    assert choose(policy, state) == 2
+    assert choose(policy, state) == 0 and float(state.top_rate[0]) == 0.0
+
+
+def test_ucbspec_weighs_seconds_but_not_their_unit() -> None:
+    policy = UCBSpec()
+    chosen = []
+    for unit in (1.0, 1e-3):
+        state = policy.new_state(1)
+        played = []
+        for _ in range(400):
+            gamma = choose(policy, state)
+            played.append(gamma)
+            feed(policy, state, outcome(gamma, min(gamma, 1), unit * (1.0 + gamma)))
+        chosen.append(played)
+    assert chosen[0] == chosen[1]
+    # Tokens/s 1, 1, 2/3, 1/2, 2/5: the shorter, the more often.
+    counts = np.bincount(chosen[0], minlength=5)
+    assert counts[:2].min() > counts[2] > counts[3] >= counts[4]
 
 
 def test_ucbspec_released_is_greedy_after_seven_rounds() -> None:
@@ -206,9 +231,10 @@ def test_exp3_draw_by_hand() -> None:
     weights = np.array([0.0, math.log(3.0), 0.0])
     # 0.8 * 1/4 + 0.2 / 2 = 0.3 and 0.8 * 3/4 + 0.1 = 0.7; the third arm does not fit.
     for u, arm, probability in ((0.0, 0, 0.3), (0.29, 0, 0.3), (0.31, 1, 0.7), (0.999, 1, 0.7)):
-        chosen, p = draw_arm(weights, 2, 0.2, u)
+        chosen, p = draw_arm(weights, 2, 1.0, 0.2, u)
         assert chosen == arm and p == pytest.approx(probability)
-    assert draw_arm(weights, 1, 0.2, 0.9) == (0, 1.0)
+    assert draw_arm(weights, 2, 2.0, 0.0, 0.05) == (0, pytest.approx(0.1))  # 1 against 3^2
+    assert draw_arm(weights, 1, 1.0, 0.2, 0.9) == (0, 1.0)
 
 
 def test_exp3_by_hand() -> None:
@@ -232,10 +258,21 @@ def test_exp3spec_by_hand() -> None:
     state = policy.new_state(1)
     gamma = choose(policy, state)
     feed(policy, state, outcome(gamma, 1))
-    # p = 1/4, reward 1 of 4, exploration / arms = 0.025.
-    assert float(state.log_weight[0, gamma - 1]) == pytest.approx(0.025)
+    # p = 1/4, Y = 2 tokens, L = 4: a loss of (5 - 2) / (4 / 4) = 3.
+    assert float(state.gain[0, gamma - 1]) == pytest.approx(-3.0)
+    # Round 2: eta = sqrt(ln 4 / 8) = 0.4163; e^(-3 eta) = 0.2869: p = 0.0873 there, 0.3042 else.
+    found = {}
+    for key in range(60):
+        other = choose(policy, state, rng=Rng(round_key(0, 0, key)))
+        found[other] = float(state.probability[0])
+    assert found[gamma] == pytest.approx(0.0873, abs=1e-4)
+    assert all(p == pytest.approx(0.3042, abs=1e-4) for k, p in found.items() if k != gamma)
+    before = float(state.gain[0, 0])
+    assert choose(policy, state, room=1) == 1 and float(state.probability[0]) == 1.0
+    feed(policy, state, Outcome(1, 1, 1, 1, True, 1.0, 1.0))  # Y = 1: the reply ended at the draft
+    assert float(state.gain[0, 0]) == pytest.approx(before - 1.0)
     policy.admit(state, 0)
-    assert not state.log_weight.any()
+    assert not state.gain.any() and int(state.rounds[0]) == 0
 
 
 # Thompson sampling.
@@ -310,52 +347,52 @@ def test_running_medians_against_sorting() -> None:
     assert [ranked_length(histogram, rank) for rank in range(3)] == [1, 1, 3]
 
 
-def test_batch_buckets() -> None:
-    sizes = (1, 2, 4, 5, 20, 21, 500)
-    assert [bucket_of_batch(size) for size in sizes] == [0, 1, 1, 2, 2, 3, 3]
+def test_batch_groups() -> None:
+    sizes = (1, 2, 31, 32, 39, 40, 127, 128, 159, 160, 256, 5000)
+    assert [group_of_batch(size) for size in sizes] == [
+        0, 1, 30, 31, 31, 32, 42, 43, 43, 44, 47, 47,
+    ]  # fmt: skip
+    assert len({group_of_batch(size) for size in range(1, 300)}) == GROUPS == 48
 
 
 def test_beg_mab_by_hand() -> None:
     policy = BegMab(gamma_max=2, epsilon=0.0, window=3, refresh=1.0)
     state = policy.new_state(1)
 
-    def play(accepted: int, seconds: float) -> int:
-        gamma = choose(policy, state)
-        feed(policy, state, outcome(gamma, accepted, seconds))
+    def play(accepted: int, seconds: float = 1.0, batch: int = 1) -> int:
+        seen = view(batch=batch)
+        gamma = policy.gamma(state, 0, seen, RNG)
+        feed(policy, state, outcome(gamma, accepted, seconds), seen=seen)
         return gamma
 
-    assert play(1, 1.0) == 1  # unseen; its first length 2 / 1 s = 2
-    assert play(2, 1.5) == 2  # unseen; 3 / 1.5 s = 2
-    # A tie: arm 1. Its median length so far is 2: reward 2 / 1 s, though this round had 1 token.
-    assert play(0, 1.0) == 1
-    assert state.ring_reward[0].tolist() == [2.0, 2.0, 2.0]
-    # A tie again; lengths 2 and 1, median 1.5. The oldest round, one of arm 1, leaves.
-    assert play(0, 1.0) == 1
-    assert state.ring_reward[0].tolist() == [1.5, 2.0, 2.0]
-    # Arm 1 has {1.5, 2}, median 1.75, arm 2 {2}, which leaves and comes back as 3 / 1.5 s.
-    assert play(0, 1.5) == 2
-    assert state.held[0].tolist() == [2, 1]
-    assert play(2, 1.5) == 2  # lengths {3, 1}: reward 2 / 1.5 s
-    assert state.ring_reward[0, 2] == pytest.approx(4 / 3)
-    # Arm 2: {2, 4/3}, median 1.67; arm 1 {1.5}, which leaves, and lengths {3, 1, 3} give 2.
-    assert play(2, 1.5) == 2
-    assert play(2, 1.5) == 1  # out of the window: as good as unseen
-    assert state.histogram[1].tolist() == [0, 1, 0, 2]  # its last three lengths of four
+    # Unseen arms first. Their medians are looked at before the round is counted: rewards 0.
+    assert [play(1), play(2, 1.5)] == [1, 2]
+    assert not state.ring_reward.any()
+    # A tie: arm 1, whose median length so far is 2, though this round has 1 token.
+    assert play(0) == 1
+    assert state.ranked[0, 0, :2].tolist() == [0.0, 2.0]
+    assert play(0) == 1  # lengths 2 and 1
+    assert state.ranked[0, 0].tolist() == [0.0, 1.5, 2.0]
+    assert play(0) == 1  # lengths 2, 1, 1; the oldest round, of reward 0, leaves
+    assert state.ranked[0, 0].tolist() == [1.0, 1.5, 2.0]
+    assert state.histogram[0].tolist() == [0, 3, 0, 0]
+    # A window is the arm's own: arm 2 stays known, at 0, however often arm 1 is played.
+    assert [play(0) for _ in range(20)] == [1] * 20
+    assert int(state.plays[0, 1]) == 1
+    # Another batch, another bandit; lengths are pooled over all: 1 token * 2 rows / 1 s, 3 * 2.
+    assert [play(0, batch=2), play(2, batch=2)] == [1, 2]
+    assert state.ring_reward[1, :, 0].tolist() == [2.0, 6.0]
+    assert play(2, batch=2) == 2 and play(0) == 1
 
 
-def test_beg_mab_explores_keeps_buckets_apart_and_turns_off() -> None:
+def test_beg_mab_explores_and_turns_off() -> None:
     policy = BegMab(gamma_max=4, epsilon=1.0)
     state = policy.new_state(1)
     for key in range(30):
         rng = Rng(round_key(0, 0, key))
         assert choose(policy, state, rng=rng) == int(4 * uniform(rng, 1)) + 1
-    greedy = BegMab(gamma_max=2, epsilon=0.0)
-    feed(greedy, state := greedy.new_state(1), outcome(1, 0), outcome(2, 2))
-    assert choose(greedy, state) == 2
-    assert greedy.gamma(state, 0, view(batch=2), RNG) == 1  # nothing seen at this batch yet
-    assert greedy.gamma(state, 0, view(batch=33), RNG) == 0
-    feed(greedy, state, outcome(1, 0), seen=view(batch=8))
-    assert float(state.ring_reward[2, 0]) == 8.0  # one token for each of 8 rows, in 1 s
+    assert policy.gamma(state, 0, view(batch=32), RNG) > 0
+    assert policy.gamma(state, 0, view(batch=33), RNG) == 0
 
 
 # TapOut.
@@ -364,8 +401,8 @@ def test_beg_mab_explores_keeps_buckets_apart_and_turns_off() -> None:
 @pytest.mark.parametrize(
     ("rule", "goes_on", "stops"),
     [
-        (ENTROPY_LOW, Draft(1, 0.1, 1.0), Draft(1, 0.9, 1.01)),
-        (ENTROPY_HIGH, Draft(1, 0.1, 2.0), Draft(1, 0.9, 2.01)),
+        (ENTROPY_LOW, Draft(1, 0.1, 0.69), Draft(1, 0.9, 0.70)),  # 1 bit
+        (ENTROPY_HIGH, Draft(1, 0.1, 1.38), Draft(1, 0.9, 1.39)),  # 2 bits
         (SVIP, Draft(1, 0.1, 0.59), Draft(1, 0.9, 0.61)),  # sqrt(0.15 * 0.6) = 0.3
         (CONFIDENCE, Draft(1, 0.8, 9.0), Draft(1, 0.79, 0.0)),
     ],
@@ -393,7 +430,7 @@ def test_tapout_by_hand() -> None:
     state.rule[0] = SVIP
     feed(policy, state, Outcome(8, 5, 4, 5, False, 1.0, 1.0))  # 0.5 * 4 / 8 + 0.5 * 4 / 5 = 0.65
     assert float(state.rewards[SVIP]) == pytest.approx(0.9625)
-    # SVIP: 0.481 + sqrt(2 ln 7 / 2) = 1.876; the others: 0.3125 + sqrt(2 ln 7) = 2.285.
+    # SVIP: 0.481 + 2 sqrt(ln 8 / 2) = 2.521; the others: 0.3125 + 2 sqrt(ln 8) = 3.197.
     assert choose(policy, state) == 8 and int(state.rule[0]) == LONG
     feed(policy, state, outcome(0, 0), seen=view(room=0))
     assert state.plays.tolist() == [1, 1, 1, 1, 2, 1]
@@ -401,6 +438,17 @@ def test_tapout_by_hand() -> None:
         TapOut(blend=0.25), state, Outcome(8, 5, 4, 5, False, 1.0, 1.0)
     )  # 0.25 * 4 / 8 + 0.75 * 4 / 5
     assert float(state.rewards[LONG]) == pytest.approx(0.3125 + 0.725)
+
+
+def test_tapout_explores_with_weight_two() -> None:
+    policy = TapOut()
+    state = policy.new_state(1)
+    state.plays[:] = [20, 9, 18, 18, 18, 17]
+    state.rewards[:2] = [20.0, 9 * 0.6]
+    # t = 101. LONG: 1 + 2 * 0.480 = 1.961; SHORT: 0.6 + 2 * 0.716 = 2.032; with the weight sqrt(2)
+    # 1.679 and 1.613.
+    assert choose(policy, state) == 2
+    assert choose(TapOut(exploration=math.sqrt(2.0)), state) == 8
 
 
 # Contextual bandits.
@@ -635,9 +683,8 @@ def test_rules_that_count_rounds_miss_the_best_length() -> None:
     generator, costs = np.random.default_rng(0), costs_with(4.0)
     trace = synthetic.constant(0.6, generator, requests=40, reply_tokens=512)
     assert best_fixed(trace, costs)[0] == 2
-    for policy in (UCBSpec(), Exp3Spec()):
-        late = replay(policy, trace, costs).gamma[-4000:]
-        assert (late >= 3).mean() > 0.5
+    late = replay(Exp3Spec(), trace, costs).gamma[-4000:]
+    assert (late >= 3).mean() > 0.5
     late = replay(BegMab(), trace, costs).gamma[-4000:]
     assert np.bincount(late).argmax() < 2  # equal medians: the cheaper arm
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from experiments.suites import GREEDY, TIMING
 from policies.base import Draft, Outcome, Policy, View
 from policies.classifiers import Disco, SpecDecPlusPlus, chance, features, log_odds
 from policies.confidence import BatchConfidence, HFConfidence
 from policies.contract import check_policy
 from policies.draft_verify import DraftVerify
 from policies.entropy import SVIP, AdaEDL, acceptance_gap
+from policies.fixed import Fixed
 from policies.profile_guided import ProfileGuided
 from policies.randomness import Rng
 from policies.speckv import SpecKV
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs import Table, surplus_draft_s, tabulate
 from traces.schema import Trace
+from traces.store import read_trace
+from traces.timing import read_timing
 
 RNG = Rng(1)
 CLASSES = (
@@ -73,23 +78,49 @@ def test_runtimes_agree(cls: type[Policy]) -> None:
 def test_batch_mean_over_the_rows_that_drafted_this_token() -> None:
     policy = BatchConfidence(threshold=0.5)
     state = policy.new_state(3)
-    assert going(policy, state, [0.6], slot=2) == [True]  # alone so far
-    assert going(policy, state, [0.2], slot=0) == [False]  # (0.6 + 0.2) / 2 = 0.4
-    assert going(policy, state, [0.9], slot=1) == [True]  # (0.6 + 0.2 + 0.9) / 3 = 0.57
-    # Second token: row 0 has stopped and its first token is no row of this depth.
-    assert policy.proceed(state, 1, Draft(2, 0.45, 1.0)) is False
-    assert policy.proceed(state, 2, Draft(2, 0.56, 1.0)) is True  # (0.45 + 0.56) / 2 = 0.505
+    for slot in range(3):
+        assert going(policy, state, [0.01], slot=slot) == [True]  # the first one is never tested
+    assert policy.proceed(state, 2, Draft(2, 0.6, 1.0)) is True  # alone so far
+    assert policy.proceed(state, 0, Draft(2, 0.2, 1.0)) is False  # (0.6 + 0.2) / 2 = 0.4
+    assert policy.proceed(state, 1, Draft(2, 0.9, 1.0)) is True  # (0.6 + 0.2 + 0.9) / 3 = 0.57
+    # Third token: row 0 has stopped and its second token is no row of this depth.
+    assert policy.proceed(state, 1, Draft(3, 0.45, 1.0)) is False
+    assert policy.proceed(state, 2, Draft(3, 0.56, 1.0)) is True  # (0.45 + 0.56) / 2 = 0.505
     for slot in range(3):
         policy.learn(state, slot, view(), Outcome(4, 2, 1, 2, False, 1.0, 1.0))
-    assert going(policy, state, [0.51], slot=1) == [True]  # a new round: nobody else has drafted
+    assert going(policy, state, [0.1, 0.51], slot=1) == [True, True]  # a new round: alone again
 
 
-def test_batch_of_one_is_the_constant_threshold() -> None:
+def test_batch_of_one_is_the_constant_threshold_from_the_second_token_on() -> None:
     generator = np.random.default_rng(2)
     trace = synthetic.constant(0.7, generator, requests=2, reply_tokens=60, signals=True)
+    assert trace.top1_prob is not None
+    sure = trace.top1_prob.copy()
+    sure[:, 0] = 1.0
     costs = tabulate(Affine())
     batch, constant = BatchConfidence(threshold=0.6), HFConfidence(threshold=0.6)
+    assert not replay(batch, trace, costs).same_rounds(replay(constant, trace, costs))
+    trace = dataclasses.replace(trace, top1_prob=sure)
     assert replay(batch, trace, costs).same_rounds(replay(constant, trace, costs))
+
+
+def test_surplus_drafts_by_hand() -> None:
+    generator = np.random.default_rng(2)
+    trace = synthetic.constant(0.7, generator, requests=2, reply_tokens=60, signals=True)
+    costs = tabulate(Affine(draft_fixed=2e-3, signal=5e-4))
+    log = replay(BatchConfidence(gamma_max=5, threshold=0.6), trace, costs)
+    assert (log.drafted < log.gamma).any()
+    expected = (log.gamma - log.drafted) * 2.5e-3
+    assert surplus_draft_s(log, costs) == pytest.approx(expected)
+
+
+def test_drafts_behind_the_cut_cost_more_than_the_cut_gains() -> None:
+    trace = read_trace(GREEDY)
+    costs = tabulate(Table(read_timing(TIMING)), width=trace.meta.depth + 2)
+    cut, fixed = (replay(p, trace, costs) for p in (BatchConfidence(), Fixed(3)))
+    spent_s, fixed_s = float(cut.elapsed_s.sum()), float(fixed.elapsed_s.sum())
+    surplus_s = float(surplus_draft_s(cut, costs).sum())
+    assert spent_s < fixed_s < spent_s + surplus_s
 
 
 def test_draft_verify_by_hand() -> None:

@@ -38,6 +38,7 @@ from policies.dynamic import (
 )
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune
+from policies.goodput import AlphaGoodput
 from policies.randomness import Rng
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
@@ -52,7 +53,9 @@ POLICIES: list[Policy] = [
     SGLangThroughput(),
     SGLangThroughput(gamma_max=3, window=3, update_every=2, hysteresis=0.0),
     SmartSpec(),
-    SmartSpec(gamma_max=3, memory=0.5, alpha0=0.1, probe_every=2),
+    SmartSpec(gamma_max=3, memory=0.5, alpha0=0.1, decide_every=3, probe_every=2),
+    AlphaGoodput(),
+    AlphaGoodput(gamma_max=3, memory=0.5, alpha0=0.1, probe_every=2),
     AdaptiveK(),
     AdaptiveK(gamma_max=3, window=2, cooldown_rounds=0, hysteresis_tokens=0, probe_every=2),
     Cascade(),
@@ -147,7 +150,8 @@ def test_extrapolation_by_hand() -> None:
     # Three known, .8 .. .2: a factor (.25)^(1/2) = .5.
     assert extrapolated(0.8, 0.2, 3) == pytest.approx(0.1)
     assert extrapolated(0.8, 0.0, 3) == 0.0
-    assert extrapolated(0.0, 0.0, 3) == -1.0
+    assert extrapolated(0.0, 0.0, 3) == 0.0
+    assert extrapolated(0.2, 0.8, 3) == 0.8  # windows of unlike age may rise: never above the last
 
 
 def test_sglang_windows_slide() -> None:
@@ -194,22 +198,73 @@ def test_sglang_needs_a_margin_and_full_windows() -> None:
 
 
 def test_smartspec_by_hand() -> None:
-    policy = SmartSpec(gamma_max=5, memory=0.5, alpha0=0.5)
+    fields = field_values(SmartSpec())
+    assert (fields["alpha0"], fields["memory"], fields["plain_gain"]) == (0.7, 0.85, 1.1)
+    policy = SmartSpec(gamma_max=5, memory=0.5, alpha0=0.5, decide_every=2)
+    state = policy.new_state(1)
+    # Nothing before the first decision. Seconds 6 + k: 1.1/6 = .1833, 1.5/7 = .2143, 1.75/8 =
+    # .2188, 1.875/9 = .2083: 2. One of two accepted: alpha = .5 .5 + .5 1/2 = .5 again.
+    assert [tell(policy, state, 1, view()) for _ in range(2)] == [0, 2]
+    assert float(state.alpha[0]) == 0.5
+    # Held for two steps, then decided with .75: 1.75/7 = .25, 2.3125/8 = .289, 2.734/9 = .3038,
+    # 3.0508/10 = .3051, 3.288/11 = .299.
+    assert [tell(policy, state, 9, view()) for _ in range(2)] == [2, 4]
+    # The published closed form gives the same tokens for 4: (1 - .75^5) / .25 = 3.0508.
+    assert float(state.alpha[0]) == 0.875
+    assert tell(policy, state, 1, view()) == 4
+    # accepted / drafted: 1/4, not 1/2 of those that were judged.
+    assert float(state.alpha[0]) == 0.5 * 0.875 + 0.5 * 0.25
+
+
+def test_smartspec_decides_at_step_20_first() -> None:
+    policy = SmartSpec()
+    state = policy.new_state(1)
+    # alpha .7: 1.7/7 = .243, 2.19/8 = .274, 2.533/9 = .2814, 2.773/10 = .277.
+    assert [tell(policy, state, 2, view()) for _ in range(41)] == [0] * 19 + [3] * 22
+
+
+def test_smartspec_favours_plain_decoding_and_stops_at_the_first_drop() -> None:
+    policy = SmartSpec(alpha0=0.25, decide_every=1)
+    # 1.25/7 = .1786 lies between 1/6 = .1667 and 1.1/6 = .1833.
+    assert policy.gamma(policy.new_state(1), 0, view(), RNG) == 0
+    even = dataclasses.replace(policy, plain_gain=1.0)
+    assert even.gamma(even.new_state(1), 0, view(), RNG) == 1
+    # A step of two tokens is slow, of three it is not: the scan does not get there.
+    steep = View(100, 1, 0, 30, 0.1, np.array([0.0, 6.0, 20.0] + [6.0] * 30))
+    sure = SmartSpec(alpha0=0.9, decide_every=1)
+    assert sure.gamma(sure.new_state(1), 0, steep, RNG) == 0
+
+
+def test_smartspec_never_comes_back_without_a_probe() -> None:
+    policy = SmartSpec(memory=0.5, alpha0=0.1, decide_every=1)
+    state = policy.new_state(1)
+    assert [tell(policy, state, 9, view()) for _ in range(99)] == [0] * 99
+    probing = dataclasses.replace(policy, probe_every=2)
+    state = probing.new_state(1)
+    # The probe's token is accepted: alpha .55, 1.55/7 > 1.1/6.
+    assert [tell(probing, state, 9, view()) for _ in range(3)] == [0, 0, 1]
+    assert probing.gamma(state, 0, view(), RNG) > 0
+    with pytest.raises(ValueError, match="at least one step"):
+        SmartSpec(decide_every=0).new_state(1)
+
+
+# alpha-goodput
+
+
+def test_alpha_goodput_by_hand() -> None:
+    policy = AlphaGoodput(gamma_max=5, memory=0.5, alpha0=0.5)
     state = policy.new_state(1)
     # Seconds 6 + k: 1/6 = .1667, 1.5/7 = .2143, 1.75/8 = .2188, 1.875/9 = .2083.
     assert tell(policy, state, 1, view()) == 2
     # One accepted, one rejected: alpha = .5 .5 + .5 1/2 = .5 again.
     assert float(state.alpha[0]) == 0.5
-    # Both accepted: .75. 1.75/7 = .25, 2.3125/8 = .289, 2.734/9 = .3038, 3.0508/10 = .3051,
-    # 3.288/11 = .299.
     assert tell(policy, state, 9, view()) == 2
     assert float(state.alpha[0]) == 0.75
     assert policy.gamma(state, 0, view(), RNG) == 4
-    # The published closed form gives the same tokens for 4: (1 - .75^5) / .25 = 3.0508.
 
 
-def test_smartspec_turns_off_and_probes() -> None:
-    policy = SmartSpec(memory=0.5, alpha0=0.1, probe_every=2)
+def test_alpha_goodput_turns_off_and_probes() -> None:
+    policy = AlphaGoodput(memory=0.5, alpha0=0.1, probe_every=2)
     state = policy.new_state(1)
     # 1.1/7 < 1/6. The probe's token is accepted: alpha .55, 1.55/7 > 1/6.
     assert [tell(policy, state, 9, view()) for _ in range(3)] == [0, 0, 1]
@@ -352,36 +407,60 @@ def test_arbiter_switches_by_hand() -> None:
     assert int(state.arbiter_mode[CHOSEN]) == SERIAL
     # 256 serial tokens, then one window of drafts: it does not win, back to serial.
     assert [tell(policy, state, 0, view()) for _ in range(260)] == [0] * 256 + [4, 4, 0, 0]
-    # From here on everything is accepted: 5 tokens in 10 s. 254 more serial tokens until a probe:
-    # the speed of drafting is then .7 .1 + .3 .5 = .22, its deviation .3 .4 = .12, half of it .06;
-    # .22 < 1/6 + .06 = .227, so it has not won; one more probe after 256 tokens: .7 .22 + .3 .5 =
-    # .304, deviation .7 .12 + .3 .28 = .168; .304 > .167 + .084, and again in the next window.
-    gammas = [tell(policy, state, 9, view()) for _ in range(254 + 2 + 256 + 2 + 2 + 2)]
-    assert gammas == [0] * 254 + [4, 4] + [0] * 256 + [4, 4] + [0, 0] + [4, 4]
-    assert state.arbiter_speed[SPECULATE, 0] == pytest.approx(0.7 * 0.304 + 0.3 * 0.5)
-    assert state.arbiter_speed[SPECULATE, 1] == pytest.approx(0.7 * 0.168 + 0.3 * 0.196)
+    # From here on everything is accepted: 5 tokens in 10 s. 254 more serial tokens until a probe.
+    # It replaces the .1 by .5, which wins, and wins again over the next serial window.
+    gammas = [tell(policy, state, 9, view()) for _ in range(254 + 2 + 2 + 2)]
+    assert gammas == [0] * 254 + [4, 4] + [0, 0] + [4, 4]
+    assert state.arbiter_speed[SPECULATE, 0] == pytest.approx(0.5)
+    # The next window blends: 2 tokens in 20 s, .7 .5 + .3 .1 = .38, .28 away from it.
+    tell(policy, state, 0, view())
+    tell(policy, state, 0, view())
+    assert state.arbiter_speed[SPECULATE, 0] == pytest.approx(0.38)
+    assert state.arbiter_speed[SPECULATE, 1] == pytest.approx(0.3 * 0.28)
+
+
+def test_a_probe_replaces_the_average_and_halves_the_deviation() -> None:
+    policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=1, arbiter_draft_tokens=5)
+    state = policy.new_state(1)
+    assert [tell(policy, state, 9, view()) for _ in range(2)] == [4, 0]
+    assert float(state.arbiter_speed[SERIAL, 0]) == pytest.approx(1 / 6)
+    state.arbiter_speed[SERIAL, 1] = 0.08
+    # 5 tokens are due at once; the target has become four times as fast.
+    assert tell(policy, state, 9, view()) == 4
+    assert tell(policy, state, 9, view(verify_s=1.5)) == 0
+    assert state.arbiter_speed[SERIAL, :2].tolist() == pytest.approx([2 / 3, 0.04])
 
 
 def test_arbiter_probes_while_it_speculates() -> None:
     policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=2, arbiter_draft_tokens=25)
     state = policy.new_state(1)
-    # 10 tokens a window. First window, probe; then 25 tokens take three windows (30), then a probe.
-    gammas = [tell(policy, state, 9, view()) for _ in range(12)]
-    assert gammas == [4, 4, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0]
+    # 5 tokens a round. First window, probe; then 25 tokens are five rounds, the last of which cuts
+    # its window short, and a probe.
+    gammas = [tell(policy, state, 9, view()) for _ in range(11)]
+    assert gammas == [4, 4, 0, 0, 4, 4, 4, 4, 4, 0, 0]
     assert int(state.arbiter_mode[TOKENS]) == 0 and int(state.arbiter_mode[WINS]) == 0
 
 
-def test_arbiter_forgets_when_the_context_doubles() -> None:
+def test_arbiter_measures_anew_in_another_regime_of_the_context() -> None:
     policy = arbiter(Fixed)(gamma_tokens=4, arbiter_window_rounds=1)
     state = policy.new_state(1)
-    assert [tell(policy, state, 9, view(context=100)) for _ in range(3)] == [4, 0, 4]
-    assert tell(policy, state, 9, view(context=199)) == 4
-    assert int(state.arbiter_mode[PLAYING]) == SPECULATE
-    # At 200 the serial window of context 100 is stale: probe at once. The speculative one of 199
-    # is not.
-    assert tell(policy, state, 9, view(context=200)) == 4
-    assert tell(policy, state, 9, view(context=200)) == 0
+
+    def at(context: int, verify_s: float = 6.0) -> int:
+        return tell(policy, state, 9, view(context=context, verify_s=verify_s))
+
+    # Below the floor of 512 all contexts are alike, and up to twice as much.
+    assert [at(40), at(40), at(500), at(30), at(1023)] == [4, 0, 4, 4, 4]
     assert float(state.arbiter_speed[SPECULATE, 0]) == pytest.approx(0.5)
+    # At 1024 both are stale: this window replaces the average (5 tokens in 20 s), a probe is due.
+    assert at(1024, 16.0) == 4
+    assert state.arbiter_speed[SPECULATE].tolist() == pytest.approx([0.25, 0.0, 0.0])
+    assert float(state.arbiter_speed[SERIAL, 2]) == 1.0
+    assert at(1025, 16.0) == 0
+    assert state.arbiter_speed[SERIAL].tolist() == pytest.approx([1 / 16, 0.0, 0.0])
+    # And back again, once the context is half of where that was.
+    assert at(513) == 4 and float(state.arbiter_speed[SERIAL, 2]) == 0.0
+    assert at(512) == 4 and float(state.arbiter_speed[SERIAL, 2]) == 1.0
+    assert at(512) == 0
 
 
 def test_serial_rounds_teach_the_policy_inside_nothing() -> None:
@@ -421,9 +500,11 @@ def test_the_probe_tax_is_bounded(tokens: int) -> None:
     assert int((log.gamma > 0).sum()) <= 16 * windows
     tax_s = float(log.elapsed_s.sum() - never.elapsed_s.sum())
     assert 0.0 < tax_s <= 16 * windows * 8 * draft_s + 1e-9
-    if tokens == 2000:  # 1952 rounds after the first 48: 7 whole cycles and 48 serial rounds
-        assert int((log.gamma > 0).sum()) == 16 * 9
-        assert tax_s == pytest.approx(16 * 9 * 8 * draft_s)
+    if tokens == 2000:
+        # The prompt is beyond the floor: the first window ends at its first round. Then 16 serial
+        # rounds, 16 of drafts, and of the other 1967 7 whole cycles and 63 serial ones.
+        assert int((log.gamma > 0).sum()) == 1 + 16 * 8
+        assert tax_s == pytest.approx((1 + 16 * 8) * 8 * draft_s)
         fixed = replay(Fixed(8), trace, costs)
         assert float(fixed.elapsed_s.sum()) > 3.0 * float(log.elapsed_s.sum())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_rate_servo_by_hand() -> None:
         RateServo(window=0).new_state(1)
 
 
+def test_rate_servo_starts_and_stays_inside_its_bounds() -> None:
+    for configured, start in ((1, 2), (8, 8), (20, 10)):
+        policy = RateServo(gamma0=configured)
+        state = policy.new_state(1)
+        assert play(policy, state, [FULL]) == [start, start]
+        policy.admit(state, 0)
+        assert int(state.gamma[0]) == start
+    assert play(RateServo(), RateServo().new_state(1), [FULL] * 6)[-1] == 10
+    assert play(RateServo(), RateServo().new_state(1), [0] * 20)[-1] == 2
+
+
 def test_tiers_by_hand() -> None:
     policy = SGLangTiers()
     state = policy.new_state(1)
@@ -231,6 +243,11 @@ def test_batch_table_by_hand() -> None:
     assert lengths(BatchTable(), sizes) == [4, 4, 2, 2, 1, 1, 0, 0]
     longer = BatchTable(bound3=9, gamma3=3, bound4=33, gamma4=1)
     assert lengths(longer, sizes) == [4, 4, 2, 2, 3, 1, 1, 0]
+    # vLLM goes on with the last row that is there.
+    assert lengths(BatchTable(gamma_above=-1), sizes) == [4, 4, 2, 2, 1, 1, 1, 1]
+    assert lengths(dataclasses.replace(longer, gamma_above=-1), sizes)[-1] == 1
+    assert lengths(BatchTable(bound3=0, gamma_above=-1), sizes) == [4, 4, 2, 2, 2, 2, 2, 2]
+    assert lengths(BatchTable(bound2=0, bound3=0, gamma_above=-1), sizes) == [4] * 8
 
 
 def test_disable_gate_by_hand() -> None:

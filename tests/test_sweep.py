@@ -216,6 +216,22 @@ def test_the_paper(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         len([line for line in lines if line.split()[:1] in [[str(g)] for g in PAPER_GAMMAS]]) == 12
     )
     assert any(line.startswith("published") and "1.15 +- 0.05" in line for line in lines)
+    means = {line.split()[0]: line.split()[1] for line in lines if line.startswith("gammatune")}
+    assert list(means) == [
+        "gammatune", "gammatune:clip_expansion=false", "gammatune+",
+        "gammatune+:clip_expansion=false", "gammatune+:early_stop=1", "gammatune+:early_stop=2",
+    ]  # fmt: skip
+    ratios = [
+        seconds_of(f"fixed:gamma={g}", trace)
+        / seconds_of(f"gammatune+:early_stop=1,gamma0={g}", trace)
+        for g in PAPER_GAMMAS
+    ]
+    assert means["gammatune+:early_stop=1"] == f"{np.mean(ratios):.3f}"
+    assert len(set(means.values())) > 2  # the variants are not all one
+
+
+def seconds_of(spec: str, world: World) -> float:
+    return float(replay(parse_policy(spec), world.test, world.costs).elapsed_s.sum())
 
 
 def sweeping_trace(path: Path) -> Any:

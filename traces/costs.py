@@ -274,6 +274,16 @@ def price_log(log: RoundLog, costs: StepCosts, signals: bool) -> FloatArray:
     return seconds + prices.verify_s[bucket, drafted + 1]
 
 
+def surplus_draft_s(log: RoundLog, costs: StepCosts) -> FloatArray:
+    """[K] seconds of the draft steps behind the last verified token, had every round of a log run
+    all its gamma drafts and only the verification been cut: signals are read for each of them.
+    """
+    prices = prices_of(costs, signals=True)
+    bucket = np.minimum(log.context_tokens // prices.bucket_tokens, len(prices.draft_s) - 1)
+    surplus = (log.gamma - log.drafted).astype(np.int64)
+    return np.asarray(surplus * (prices.draft_s[bucket, 1] + prices.signal_s))
+
+
 def lags_of(log: RoundLog) -> npt.NDArray[np.int64]:
     """[K] what `lag_after` says before each round of a log."""
     rounds = np.arange(len(log))

@@ -19,7 +19,9 @@ from traces.schema import Trace
 from traces.timing import StepCosts
 
 DEPTH = 12
-COUNTING = ("never", "fixed", "gammatune", "gammatune+", "hf-heuristic", "hf-confidence")
+COUNTING = (
+    "never", "fixed", "gammatune", "gammatune+", "hf-heuristic", "hf-heuristic+", "hf-confidence",
+)  # fmt: skip
 
 
 def decisions(policy: Policy, trace: Trace, costs: StepCosts) -> list[list[int]]:
