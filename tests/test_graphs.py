@@ -4,8 +4,6 @@ and rounds as eager steps, whatever is asked of them.
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +85,22 @@ def test_recorded_steps_decode_what_eager_ones_do(
     assert sum(graph.replays for graph in fake.made) > 40
 
 
-def test_nothing_is_recorded_inside_a_round(pair: Any, costs: StepCosts, fake: Any) -> None:
-    """A per-token rule drafts up to 18 tokens: every graph it needs is there before its clock."""
+class Late(Fixed):
+    """Drafts nothing for a long while, then a little."""
+
+    name = "late"
+
+    def gamma(self, state: Any, slot: int, view: Any, rng: Any) -> int:
+        return 0 if view.context_tokens < 110 else 3
+
+
+@pytest.mark.parametrize("make", [lambda: parse_policy("payback"), lambda: Late(3)])
+def test_nothing_is_recorded_inside_a_round(
+    pair: Any, costs: StepCosts, fake: Any, make: Callable[[], Policy]
+) -> None:
+    """Drafts of up to 18 tokens, and one that lags by more than a step holds: every graph that is
+    needed is there before the clock runs.
+    """
     made: list[int] = []
     real = engine._Loop.run
 
@@ -99,7 +111,7 @@ def test_nothing_is_recorded_inside_a_round(pair: Any, costs: StepCosts, fake: A
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._Loop, "run", watched)
-        same(*both(pair, costs, lambda: parse_policy("payback"), 18, max_new_tokens=60))
+        same(*both(pair, costs, make, 18, max_new_tokens=128))
     assert made[0] == made[1] > 20
 
 
@@ -122,15 +134,6 @@ def test_a_round_waits_for_the_device_once(
         .log
     )
     assert len(waits) == len(log.request) + per_token * int(log.drafted.sum())
-
-
-class Late(Fixed):
-    """Drafts nothing for a long while, then a little."""
-
-    name = "late"
-
-    def gamma(self, state: Any, slot: int, view: Any, rng: Any) -> int:
-        return 0 if view.context_tokens < 110 else 3
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -178,15 +181,15 @@ def test_policies_may_change_in_mid_reply(pair: Any, fake: Any) -> None:
 
 
 def test_longer_rotary_tables_do_not_free_the_recorded_ones(pair: Any, fake: Any) -> None:
+    """A graph knows addresses only: the tables it was recorded on live as long as it does."""
     lean = pair.target.lean
     steps = GraphSteps(pair, 1, 128, GraphRecorder(CPU))
-    newest = [Feed(0, [5], 4)]
     lean._cos, lean._sin = lean._cos.clone(), lean._sin.clone()  # another's longer tables
-    steps.verify(newest, Law(), NONE)  # recorded on these
-    held = weakref.ref(lean._cos)
+    steps.verify([Feed(0, [5], 4)], Law(), NONE)  # recorded on these
+    recorded = lean._cos, lean._sin
     lean.new_cache(lean._cos.shape[0] + 64)
-    gc.collect()
-    assert held() is not None
+    assert lean._cos is not recorded[0]
+    assert any(cos is recorded[0] and sin is recorded[1] for cos, sin in steps._tables)
 
 
 def test_batches_keep_their_graphs(pair: Any, costs: StepCosts, fake: Any) -> None:
