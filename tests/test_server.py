@@ -296,6 +296,12 @@ class Case(NamedTuple):
 
 def serve_anything(data: Any, **fixed: Any) -> Case:
     """A run of a random server under a random workload, compiled."""
+    policy, trace, wanted, server = anything(data, **fixed)
+    return Case(trace, wanted, serve(policy, trace, wanted, COSTS, server, seed=1, log=True))
+
+
+def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
+    """A random server, a random workload, and a policy that fits them."""
     chosen = data.draw(SERVERS) | fixed
     trace = mixed_trace(data.draw(st.integers(0, 50)))
     confident = ALLOTMENTS[chosen["allotment"]] >= ALLOTMENTS["tetris"]
@@ -307,8 +313,7 @@ def serve_anything(data: Any, **fixed: Any) -> Case:
         chosen["blocks"] = fewest_blocks(trace, 6, chosen["block_tokens"]) + spare
     chosen.pop("tight", None)
     wanted = demand(data.draw(WORKLOADS), trace.category, data.draw(st.integers(0, 9)))
-    served = serve(policy, trace, wanted, COSTS, Server(**chosen), seed=1, log=True)
-    return Case(trace, wanted, served)
+    return policy, trace, wanted, Server(**chosen)
 
 
 def iterations(served: Served) -> list[tuple[int, npt.NDArray[np.intp]]]:
@@ -626,15 +631,18 @@ def test_reentry_is_charged_once(script: int, seconds: list[float]) -> None:
 
 
 def serve_some(policy: Policy, trace: Trace | None = None, **changes: Any) -> Served:
-    """Twelve requests in three slots, plain Python."""
+    """Twelve requests, if no other workload is given, in three slots, plain Python."""
     trace = trace or mixed_trace()
-    seed, log, until_s = (
-        changes.pop(k, v) for k, v in (("seed", 0), ("log", True), ("until", 9e9))
-    )
+    seed, log, until_s, events, workload = (
+        changes.pop(k, v)
+        for k, v in (
+            ("seed", 0), ("log", True), ("until", 9e9), ("events", False), ("workload", QUEUED),
+        )
+    )  # fmt: skip
     server = Server(**({"slots": 3} | changes))
     return serve(
-        policy, trace, demand(QUEUED, trace.category, 2), COSTS, server, seed=seed, log=log,
-        until_s=until_s, compiled=False,
+        policy, trace, demand(workload, trace.category, 2), COSTS, server, seed=seed, log=log,
+        until_s=until_s, compiled=False, events=events,
     )  # fmt: skip
 
 
@@ -702,6 +710,39 @@ def test_until_cuts_off(replicas: int) -> None:
     assert (part.tokens[~ended] < whole.tokens[~ended]).all()
     nothing = serve_some(GammaTune(), replicas=replicas, until=0.0)
     assert not np.isfinite(nothing.admitted_s).any() and len(rounds_of(nothing)) == 0
+
+
+# --- several replicas: one loop is simpy processes
+
+TIED = tabulate_batches(Affine(target_fixed=0.1, draft_fixed=0.1), 4, width=9, bucket_tokens=16)
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_one_loop_over_replicas_is_simpy_processes(data: Any) -> None:
+    """TIED: many iterations end together, up to the rounding of sums."""
+    replicas = data.draw(st.integers(2, 4))
+    policy, trace, wanted, server = anything(data, replicas=replicas)
+    costs = data.draw(st.sampled_from([COSTS, TIED]))
+    until_s = data.draw(st.sampled_from([math.inf, 0.0, 0.35]))
+    loop, processes = (
+        serve(
+            policy, trace, wanted, costs, server, seed=1, until_s=until_s, log=True, events=events
+        )
+        for events in (False, True)
+    )
+    assert same(loop, processes)
+
+
+def test_the_plain_loop_is_simpy_processes() -> None:
+    loop, processes = (
+        serve_some(
+            GammaTune(), replicas=3, router="shortest-queue", events=events,
+            workload=Workload(24, "closed", users=9, think_s=0.03),
+        )
+        for events in (False, True)
+    )  # fmt: skip
+    assert same(loop, processes) and np.isfinite(loop.finish_s).all()
 
 
 # --- routers
