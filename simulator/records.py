@@ -77,7 +77,7 @@ SLOT = record(
 trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
 traces.costs; rounds: it has had. Of the round at hand: cap, drafted, verified, room, context
 bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to
-be read; ready: tokens drafted ahead (pipelined)."""
+be read; ready: tokens drafted an iteration ago that are verified in this one (pipelined)."""
 
 PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 """Lists of slots: running, in the order of their admission; a ring of free ones; those that decode
@@ -97,9 +97,9 @@ DESK = record(
 """One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
-drafted before the target verified, ahead: meanwhile; asked, asked_waiting: batch size and waiting
-line that policies were shown; quiet: 1 after an iteration without a draft; due: 1 where one has
-been announced (simulator.batch.DUE). The others are totals.
+drafted before the target verified, ahead: while it did (pipelined); asked, asked_waiting: batch
+size and waiting line that policies were shown; quiet: 1 after an iteration without a draft; due: 1
+where one has been announced (simulator.batch.DUE). The others are totals.
 """
 
 BIN = record(

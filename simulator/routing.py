@@ -85,7 +85,7 @@ def own_state_compiled(context: Any, states: Any, replica: Any) -> Any:
         return array[place]
 
     fields = [field.copy(ndim=field.ndim - 1) for field in states.types]
-    found = types.NamedTuple(fields, states.instance_class)
+    found = types.containers.NamedTuple(fields, states.instance_class)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         parts = []
@@ -158,10 +158,10 @@ def plan(fleet: Fleet, at_s: float, event: int) -> None:
 
 def happen(worlds: World, fleet: Fleet) -> int:
     """Let the next event happen; returns the replica that acts at once, -1 if none."""
-    desk, replicas = fleet.desk[0], fleet.stands.shape[0]
-    kinds = 1 + 2 * replicas + fleet.replica_of.shape[0]
+    desk, replicas = fleet.desk[0], int(fleet.stands.shape[0])
+    kinds = 1 + 2 * replicas + int(fleet.replica_of.shape[0])
     desk.now_s = float(fleet.events[0].key)
-    event = pop(fleet.events, int(desk.events)) % kinds
+    event = int(pop(fleet.events, int(desk.events))) % kinds
     desk.events -= 1
     if event == 0:
         feed(worlds, fleet)
@@ -245,7 +245,7 @@ def choose_replica(worlds: World, fleet: Fleet) -> int:
     """The next in turn; with the fewest requests that wait or run; or with the fewest that wait,
     among them with the fewest that run, too. Ties to the first.
     """
-    desk, replicas, best = fleet.desk[0], fleet.stands.shape[0], 0
+    desk, replicas, best = fleet.desk[0], int(fleet.stands.shape[0]), 0
     if fleet.router == ROUND_ROBIN:
         desk.turn += 1
         return (int(desk.turn) - 1) % replicas

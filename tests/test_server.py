@@ -308,9 +308,10 @@ def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
     policy = data.draw(
         st.sampled_from([TailPruning(), Fixed(3)] + ([] if confident else [GammaTune()]))
     )
+    chosen["pipelined"] = chosen["pipelined"] and not confident
     if data.draw(st.booleans()) or "tight" in chosen:
-        spare = data.draw(st.integers(0, 8))
-        chosen["blocks"] = fewest_blocks(trace, 6, chosen["block_tokens"]) + spare
+        spare, drafts = data.draw(st.integers(0, 8)), 2 if chosen["pipelined"] else 1
+        chosen["blocks"] = fewest_blocks(trace, drafts * 6, chosen["block_tokens"]) + spare
     chosen.pop("tight", None)
     wanted = demand(data.draw(WORKLOADS), trace.category, data.draw(st.integers(0, 9)))
     return policy, trace, wanted, Server(**chosen)
@@ -591,29 +592,92 @@ def test_the_network_by_hand() -> None:
     assert (more >= 0.0).all() and (more < 2.0).all() and more[0] != more[1]
 
 
+def runs_of(judged: str) -> list[int]:
+    """accept_len of a reply whose token i a draft would have right where judged[i] is 1."""
+    return [len(judged[i:].split("0")[0]) for i in range(len(judged))]
+
+
 @pytest.mark.parametrize(
-    ("draft_s", "ahead", "seconds"),
+    ("draft_s", "seconds"),
     [
-        # 126 s of target and network: at 1 s a step 4 tokens (the most) are ready, a round of 2
-        # needs none after full acceptance.
-        (1, 4, [128, 126, 126, 128, 128]),
-        (63, 2, [252, 126, 126, 252, 252]),
-        (64, 1, [254, 190, 190, 254, 254]),  # one is ready, one more is drafted
-        (200, 0, [526, 526, 526, 526, 526]),
+        # A target step over k tokens takes 100 + 10 k s: 110 s where nothing is ready (pre-verify),
+        # 130 s with two drafted tokens (post-verify). Three draft steps run beside it, and what was
+        # made crosses the network both ways at a time, 3 s.
+        (20, [113, 133, 113, 133, 113, 113, 133]),  # 60 s of draft are hidden
+        (40, [123, 133, 123, 133, 123, 123, 133]),  # 120 s: longer than a pre-verify
+        (50, [153] * 7),  # 150 s: longer than anything
     ],
 )
-def test_pipelined_by_hand(draft_s: float, ahead: int, seconds: list[float]) -> None:
-    # Full acceptance twice: 2 tokens, none of the target's. Then 1 of 2 accepted: 2 tokens, and
-    # what was drafted ahead is lost; 0 accepted: 1; the last token of the reply: 1.
-    trace = make_trace([[2, 1, 2, 1, 1, 0, 0, 1]], [3])
-    model = Affine(draft_fixed=draft_s, target_fixed=100, target_token=10)
+def test_pipelined_by_hand(draft_s: float, seconds: list[float]) -> None:
+    # Tokens 0 1 2 3 4 5 6 7 8 9, which the draft has right or not: 1 1 1 0 1 1 0 0 1 1.
+    # 1. 0 is judged while 0 1 2 are drafted: right, and 1 2 are ready.
+    # 2. 1 2 are right, 3 is judged while 3 4 5 are drafted: wrong, the target's goes there.
+    # 3. 4 is right, 5 6 are ready.  4. 5 is right, 6 is not: all behind it is thrown away.
+    # 5. 7 is wrong: one token, the target's.  6. 8 is right.  7. 9 is, and the reply ends.
+    trace = make_trace([runs_of("1110110011")], [3])
+    model = Affine(draft_fixed=draft_s, target_fixed=110, target_token=10)
     served = by_hand(
-        Fixed(2), trace, open_loop([0]), model, slots=1, apart=True, pipelined=True, hop_s=3.0
+        Fixed(3), trace, open_loop([0]), model, slots=1, apart=True, pipelined=True, hop_s=3.0
     )
     log = rounds_of(served)
-    assert log.accepted.tolist() == [2, 2, 1, 0, 1] and log.emitted.tolist() == [2, 2, 2, 1, 1]
+    assert log.drafted.tolist() == [1, 3, 1, 3, 1, 1, 3]
+    assert log.accepted.tolist() == [1, 2, 1, 1, 0, 1, 1]
+    assert log.emitted.tolist() == [1, 3, 1, 2, 1, 1, 1]
+    assert log.ended.tolist() == [False] * 6 + [True]
     assert log.elapsed_s.tolist() == seconds
-    assert served.totals["ahead"] == 5 * ahead
+    assert (served.totals["steps"], served.totals["ahead"]) == (0, 7 * 3)
+
+
+def test_pipelined_rows_wait_for_each_other_by_hand() -> None:
+    # Row 0 has everything right, row 1 nothing. A draft step costs 50 s and 8 for a second row, a
+    # target step 100 s, 8 for a second row, 10 for each further token per row. First both are
+    # pre-verified: 108 s, and two draft steps take 116. Then row 0 has one token ready, half a
+    # token per row: 113 s. From then on it is alone: 110 s of target, 100 of draft; at last only
+    # one token is left, which is ready.
+    trace = make_trace([runs_of("1" * 6), runs_of("00")], [3, 3])
+    model = Affine(draft_fixed=50, row=8, target_fixed=100, target_token=10)
+    served = by_hand(Fixed(2), trace, open_loop([0, 0]), model, slots=2, apart=True, pipelined=True)
+    log = rounds_of(served)
+    row = log.request == 0
+    assert log.emitted[row].tolist() == [1, 2, 2, 1] and log.emitted[~row].tolist() == [1, 1]
+    assert log.elapsed_s[row].tolist() == [116, 116, 110, 110]
+    assert served.finish_s.tolist() == [452, 232]
+
+
+def test_pipelined_keeps_room_for_what_is_ready() -> None:
+    """Six tokens at most: of a draft of 4 three are ready at place 1, and one more may follow."""
+    trace = make_trace([runs_of("111111")], [3], max_new_tokens=6)
+    served = by_hand(Fixed(4), trace, open_loop([0]), Affine(), slots=1, apart=True, pipelined=True)
+    assert served.totals["ahead"] == 4 + 1 and served.tokens.tolist() == [6]
+
+
+def test_pipelined_without_a_draft_is_in_turn() -> None:
+    trace = mixed_trace()
+    one, two = (
+        serve_some(Fixed(0), trace, apart=True, hop_s=0.5, pipelined=pipelined)
+        for pipelined in (False, True)
+    )
+    assert same(one, two)
+
+
+def test_signals_behind_what_is_ready_by_hand() -> None:
+    """TailPruning asks after every token; token by token its signals are those of the position that
+    it is drafted for, also beyond the trace's depth, so whatever all is accepted it sees the same.
+    """
+    trace = make_trace([runs_of("1" * 12)], [3], depth=2)
+    shown = np.repeat(np.arange(1.0, 13.0, dtype=np.float32)[:, None] / 100.0, 2, axis=1)
+    shown[:-1, 1] = shown[1:, 0]  # what lies one deeper is what the next position begins with
+    trace = dataclasses.replace(trace, top1_prob=shown, entropy=shown * 0)
+    seen: list[float] = []
+
+    class Sees(Fixed):
+        def proceed(self, state: State, slot: int, draft: Any) -> bool:
+            seen.append(round(100.0 * draft.top1_prob))
+            return True
+
+    by_hand(Sees(2), trace, open_loop([0]), Affine(), slots=1, apart=True, pipelined=True)
+    # 1 2 are drafted; 2 is ready while 3 4 are; then 4 while 5 6 are, ..., 12 is the last.
+    assert seen[:12] == [*range(1, 13)]
 
 
 @pytest.mark.parametrize(
@@ -835,6 +899,12 @@ def test_a_user_who_does_not_think_meets_the_next_iteration(replicas: int) -> No
 # --- errors
 
 
+def test_tetris_may_verify_fewer_drafts_than_there_are_slots() -> None:
+    assert Server(slots=4, allotment="tetris", budget_tokens=1).budget_tokens == 1
+    with pytest.raises(InputError, match="budget_tokens is 3; budget needs"):
+        Server(slots=4, allotment="budget", budget_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -855,6 +925,10 @@ def test_a_user_who_does_not_think_meets_the_next_iteration(replicas: int) -> No
         ({"slots": 4, "allotment": "budget", "budget_tokens": 3}, "budget_tokens is 3; .* 4 slots"),
         ({"slots": 4, "allotment": "tetris"}, "budget_tokens is 0; tetris"),
         ({"pipelined": True}, "pipelined .*set apart"),
+        (
+            {"pipelined": True, "apart": True, "allotment": "tetris", "budget_tokens": 9},
+            "tetris trims .*pipelined",
+        ),
         ({"hop_s": 0.1}, "hop_s, .*set apart"),
         ({"jitter_s": 0.1}, "jitter_s .*set apart"),
         ({"token_hop_s": 0.1}, "token_hop_s .*set apart"),
