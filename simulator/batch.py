@@ -37,11 +37,12 @@ STOPS = False  # the policy overrides proceed
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
 WIDE = False  # the policy chooses one gamma for the whole batch
+PIPELINED = False  # draft and target run side by side
 PAUSES = False  # `advance` comes back whenever the policy is about to be asked
 
 
 def bindings(
-    cls: type[Policy], *, confidences: bool, logs: bool, pauses: bool = False
+    cls: type[Policy], *, confidences: bool, logs: bool, pipelined: bool, pauses: bool = False
 ) -> dict[str, Any]:
     """The globals of this module for a policy class."""
     stops = cls.proceed is not Policy.proceed
@@ -51,6 +52,7 @@ def bindings(
         "SIGNALS": stops or confidences,
         "LOGS": logs,
         "WIDE": cls.batch_wide,
+        "PIPELINED": pipelined,
         "PAUSES": pauses,
     }
 
@@ -196,7 +198,7 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
-        room = room_at(world.limits, prompt, place + int(slot.ready))
+        room = room_at(world.limits, prompt, place + int(slot.ready) if PIPELINED else place)
         slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
         if n == 0 or not WIDE:
             rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
@@ -347,8 +349,8 @@ def signals_at(slot: Record, depth: int, known: int) -> tuple[int, int]:
     depth of a draft. Behind tokens drafted an iteration ago it lies as much deeper; where the trace
     ends, the draft's signals are those of one that begins where these were all accepted.
     """
-    at, ready = int(slot.at), int(slot.ready)
-    if ready + depth < known:
+    at, ready = int(slot.at), int(slot.ready) if PIPELINED else 0
+    if not PIPELINED or ready + depth < known:
         return at, ready + depth
     return min(at + ready, int(slot.end) - 1), depth
 
@@ -381,12 +383,12 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
     if int(desk.quiet) == 1:
         draft_s += rules.reentry_s
         desk.quiet = 0
-    if rules.pipelined:  # both begin together, and each waits for the other
+    if PIPELINED:  # both begin together, and each waits for the other
         target_s, draft_s = max(draft_s, target_s), 0.0
     if rules.hop_s + rules.jitter_s + rules.token_hop_s > 0.0:
         key = Rng(round_key(seed ^ NETWORK_KEY, int(desk.iterations), 0))
         there, back = uniform(key, 0), uniform(key, 1)
-        if rules.pipelined:  # tokens and verdicts pass each other
+        if PIPELINED:  # tokens and verdicts pass each other
             target_s += rules.hop_s + tokens * rules.token_hop_s
             target_s += rules.jitter_s * max(there, back)
         else:
@@ -403,18 +405,18 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     simulator.server_options) it reads what was drafted an iteration ago while the next tokens are
     drafted, and so judges the first of these, too.
     """
-    rules, desk, drafted, tokens, widest = world.rules, world.desk[0], 0, n, 0
+    desk, drafted, tokens, widest = world.desk[0], 0, n, 0
     for k in range(n):
         slot = world.slots[world.places[k].decoding]
         made = int(slot.drafted)
         slot.steps, slot.verified, read = made, made, made
-        if rules.pipelined:
+        if PIPELINED:
             read = int(slot.ready)
             slot.verified = read + min(1, made)
         drafted += made
         tokens += read
         widest = max(widest, read)
-    if rules.pipelined:
+    if PIPELINED:
         desk.ahead += drafted
     else:
         desk.steps += drafted
@@ -428,7 +430,7 @@ def judge(world: World, slot: Record) -> tuple[int, int]:
     new draft, or else the whole new draft is thrown away; the others of it are verified next.
     """
     tape, at, left = world.tape, int(slot.at), int(slot.end) - int(slot.at)
-    if not world.rules.pipelined:
+    if not PIPELINED:
         accepted = min(int(slot.verified), int(tape.accept_len[at]))
         return accepted, min(accepted + 1, left)
     ready = int(slot.ready)
@@ -444,14 +446,14 @@ def judge(world: World, slot: Record) -> tuple[int, int]:
 
 def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
     """Hand every row what it emitted, let the policy learn, free the slots of ended replies."""
-    desk, rules = world.desk[0], world.rules
+    desk = world.desk[0]
     now = float(desk.now_s)
     verified_all, accepted_all, emitted_all, drafted_all, ended = 0, 0, 0, 0, 0
     for k in range(n):
         number = int(world.places[k].decoding)
         slot = world.slots[number]
         at, end, verified = int(slot.at), int(slot.end), int(slot.verified)
-        drafted = verified if rules.pipelined else int(slot.drafted)
+        drafted = verified if PIPELINED else int(slot.drafted)
         accepted, emitted = judge(world, slot)
         over = end - at <= accepted  # the reply ended at a drafted token
         cap = max(int(slot.cap), verified)  # more than the cap: drafted under the one before
@@ -461,7 +463,7 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
             write_row(world.log[desk.written], slot, number, n, drafted, outcome, now)
             desk.written += 1
         mark(world, world.requests[slot.query], drafted, outcome, now + elapsed)
-        if not rules.pipelined:  # there one token is new to the draft, its own last or the target's
+        if not PIPELINED:  # there one token is new to the draft, its own last or the target's
             slot.lag = lag_after(int(slot.lag), drafted, accepted)
         slot.at = at + emitted
         slot.rounds += 1

@@ -40,7 +40,6 @@ class Rules(NamedTuple):
     longest: bool
     allotment: int
     budget_tokens: int
-    pipelined: bool
     hop_s: float
     jitter_s: float
     token_hop_s: float

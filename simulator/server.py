@@ -117,8 +117,9 @@ class Run:
             "server": dataclasses.asdict(server),
         }
         confidences = ALLOTMENTS[server.allotment] >= TETRIS
-        self._names = batch.bindings(type(policy), confidences=confidences, logs=log)
-        self._variant = f"serve{int(confidences)}{int(log)}"
+        kinds = {"confidences": confidences, "logs": log, "pipelined": server.pipelined}
+        self._names = batch.bindings(type(policy), **kinds)
+        self._variant = "serve" + "".join(str(int(kind)) for kind in kinds.values())
         self._recipe = recipe(type(policy), batch.advance, self._names, self._variant)
         self._plain = None if compiled else _plain(batch.advance, self._names)
 
@@ -160,7 +161,6 @@ class Run:
             longest=bool(server.longest),
             allotment=ALLOTMENTS[server.allotment],
             budget_tokens=server.budget_tokens,
-            pipelined=bool(server.pipelined),
             hop_s=float(server.hop_s),
             jitter_s=float(server.jitter_s),
             token_hop_s=float(server.token_hop_s),
