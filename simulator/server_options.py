@@ -43,15 +43,16 @@ class Server:
 
     apart: the draft has a device of its own, and every iteration with a draft crosses the network
     twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
-    pipelined (PEARL, arXiv 2408.11850, as in parallel_speculative_decoding of src/engine.py of
-    github.com/smart-lty/ParallelSpeculativeDecoding; needs apart): draft and target begin every
-    iteration together and wait for each other. The target verifies what was drafted an iteration
-    ago (post-verify), after a rejection nothing (pre-verify), and with the token that it adds the
-    first of the new draft: where they differ, or something before was rejected, the new draft is
-    thrown away, else its others are verified next. So a row of gamma g emits g tokens an iteration
-    while all are accepted. The network is crossed once, both ways at a time. Of a round `drafted`
-    are those judged in it. reentry_s: charged when drafting begins again after
-    iterations without.
+    pipelined (needs apart): PEARL, as parallel_speculative_decoding in src/engine.py of
+    github.com/smart-lty/ParallelSpeculativeDecoding has it (arXiv 2408.11850, which we have not
+    read). Draft and target begin every iteration together and wait for each other. The target
+    verifies what was drafted an iteration ago (post-verify; after a rejection nothing, pre-verify),
+    and by the token that it adds the first of the new draft. Where they differ, or something
+    before was rejected, the new draft is thrown away; else its others are verified next. So a row
+    of gamma g emits g tokens an iteration while all are accepted. The network is crossed once, both
+    ways at a time. A round's drafted tokens are those verified in it, its gamma no less.
+
+    reentry_s: charged when drafting begins again after iterations without.
 
     replicas: targets, each with its slots and memory (and draft); router: see ROUTERS.
     bin_s: width of the time series' bins.

@@ -661,8 +661,8 @@ def test_pipelined_without_a_draft_is_in_turn() -> None:
 
 
 def test_signals_behind_what_is_ready_by_hand() -> None:
-    """TailPruning asks after every token; token by token its signals are those of the position that
-    it is drafted for, also beyond the trace's depth, so whatever all is accepted it sees the same.
+    """While all is accepted a rule sees every token's signals once and in order, also of tokens
+    that lie deeper behind the newest verified one than the trace has signals.
     """
     trace = make_trace([runs_of("1" * 12)], [3], depth=2)
     shown = np.repeat(np.arange(1.0, 13.0, dtype=np.float32)[:, None] / 100.0, 2, axis=1)
