@@ -74,10 +74,14 @@ def trim(
     """Choose verified <= drafted by each token's chance to survive.
 
     survival [slots, G]: running product of the draft's confidence, so the tokens chosen of a row
-    are always a prefix. TETRIS (arXiv 2502.15197): the `budget` largest of the batch, the rows' own
-    n tokens included in it. ADAPTIVE, vLLM's adaptive verification (the scheduler of arXiv
-    2607.05147): as many as maximise (n + sum of survivals) / seconds of the iteration: draft_s, and
-    the target step, verify_s [W] by tokens per row.
+    are always a prefix. TETRIS (arXiv 2502.15197, of which we have read the code alone): the
+    `budget` largest of the batch; the rows' own n tokens are not in it, for its code takes
+    `capacity` of the drafted ones (select_proposals_no_priority in vllm/spec_decode/tetris.py of
+    github.com/ZhaoxuanWu/Tetris). There the capacity is a number per row (spec_decode_worker.py:
+    proposal_len - tetris_extra_proposals, times the batch), here one for any batch.
+    ADAPTIVE, vLLM's adaptive verification (the scheduler of arXiv 2607.05147): as many as maximise
+    (n + sum of survivals) / seconds of the iteration: draft_s, and the target step, verify_s [W] by
+    tokens per row.
     """
     for k in range(n):
         slots[places[k].decoding].verified = 0
@@ -90,7 +94,7 @@ def trim(
             chosen = int(slots[number].verified)
             if chosen < int(slots[number].drafted) and float(survival[number, chosen]) > most:
                 pick, most = number, float(survival[number, chosen])
-        if pick < 0 or (mode == TETRIS and n + taken >= budget):
+        if pick < 0 or (mode == TETRIS and taken >= budget):
             break
         slots[pick].verified += 1
         taken += 1

@@ -37,11 +37,12 @@ STOPS = False  # the policy overrides proceed
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
 WIDE = False  # the policy chooses one gamma for the whole batch
+PIPELINED = False  # draft and target run side by side
 PAUSES = False  # `advance` comes back whenever the policy is about to be asked
 
 
 def bindings(
-    cls: type[Policy], *, confidences: bool, logs: bool, pauses: bool = False
+    cls: type[Policy], *, confidences: bool, logs: bool, pipelined: bool, pauses: bool = False
 ) -> dict[str, Any]:
     """The globals of this module for a policy class."""
     stops = cls.proceed is not Policy.proceed
@@ -51,6 +52,7 @@ def bindings(
         "SIGNALS": stops or confidences,
         "LOGS": logs,
         "WIDE": cls.batch_wide,
+        "PIPELINED": pipelined,
         "PAUSES": pauses,
     }
 
@@ -181,7 +183,8 @@ def hold(world: World, number: int, blocks: int) -> None:
 
 
 def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
-    """Ask the policy for the gamma of every row that decodes, and reserve gamma + 1 tokens.
+    """Ask the policy for the gamma of every row that decodes, and reserve gamma + 1 tokens behind
+    those that were drafted an iteration ago.
 
     Returns the number of rows, listed in places.decoding, and the context, tokens, that their
     steps are priced at: the mean, or the longest.
@@ -195,7 +198,7 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
-        room = room_at(world.limits, prompt, place)
+        room = room_at(world.limits, prompt, place + int(slot.ready) if PIPELINED else place)
         slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
         if n == 0 or not WIDE:
             rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
@@ -218,14 +221,15 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
 
 
 def reserve_all(world: World, n: int) -> int:
-    """Hold gamma + 1 tokens for each of n rows, first admitted first; how many of them are left
-    when the last have been sent back. Who is sent back has no round, so its policy does not learn.
+    """Hold ready + gamma + 1 tokens for each of n rows, first admitted first; how many of them are
+    left when the last have been sent back. Who is sent back has no round, so its policy does not
+    learn.
     """
     for k in range(n):
         number = int(world.places[k].decoding)
         slot = world.slots[number]
         context = int(slot.prompt) + int(slot.at) - int(slot.begin)
-        need = blocks_of(context + int(slot.cap) + 1, world.rules.block_tokens)
+        need = blocks_of(context + int(slot.ready) + int(slot.cap) + 1, world.rules.block_tokens)
         if int(slot.held) == 0:  # sent back, and so are all behind it
             return k
         if need > int(slot.held) and not reserve(world, number, need):
@@ -326,8 +330,9 @@ def draft(self: Any, state: State, world: World, n: int) -> None:
             slot = slots[number]
             if int(slot.going) == 0:
                 continue
-            at, depth = int(slot.at), int(slot.drafted)
-            top1, entropy = float(tape.top1_prob[at, depth]), float(tape.entropy[at, depth])
+            depth = int(slot.drafted)
+            at, behind = signals_at(slot, depth, tape.top1_prob.shape[1])
+            top1, entropy = float(tape.top1_prob[at, behind]), float(tape.entropy[at, behind])
             before = float(world.survival[number, depth - 1]) if depth > 0 else 1.0
             world.survival[number, depth] = before * top1
             slot.drafted = depth + 1
@@ -339,20 +344,23 @@ def draft(self: Any, state: State, world: World, n: int) -> None:
                 going -= 1
 
 
+def signals_at(slot: Record, depth: int, known: int) -> tuple[int, int]:
+    """Position and depth of a trace's signals, `known` of them a position, for the token at this
+    depth of a draft. Behind tokens drafted an iteration ago it lies as much deeper; where the trace
+    ends, the draft's signals are those of one that begins where these were all accepted.
+    """
+    at, ready = int(slot.at), int(slot.ready) if PIPELINED else 0
+    if not PIPELINED or ready + depth < known:
+        return at, ready + depth
+    return min(at + ready, int(slot.end) - 1), depth
+
+
 def price(world: World, n: int, bucket: int, seed: int) -> float:
     """Decide what is verified, and say what drafting and verifying cost."""
     slots, costs, rules, desk = world.slots, world.costs, world.rules, world.desk[0]
-    drafted, tokens, widest = 0, n, 0
-    for k in range(n):
-        slot = slots[world.places[k].decoding]
-        slot.verified = int(slot.drafted)
-        slot.steps = max(0, int(slot.drafted) - int(slot.ready))
-        drafted += int(slot.drafted)
-        widest = max(widest, int(slot.drafted))
-        desk.steps += int(slot.steps)
+    drafted, tokens, widest = load(world, n)
     draft_s = draft_seconds(costs, bucket, world.places, n, slots)
     verify_s = costs.verify_s[n - 1, bucket]
-    tokens += drafted
     if rules.allotment >= TETRIS:
         trim(
             rules.allotment, rules.budget_tokens, world.places, n, slots, world.survival, verify_s,
@@ -375,50 +383,87 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
     if int(desk.quiet) == 1:
         draft_s += rules.reentry_s
         desk.quiet = 0
+    if PIPELINED:  # both begin together, and each waits for the other
+        target_s, draft_s = max(draft_s, target_s), 0.0
     if rules.hop_s + rules.jitter_s + rules.token_hop_s > 0.0:
         key = Rng(round_key(seed ^ NETWORK_KEY, int(desk.iterations), 0))
-        target_s += 2.0 * rules.hop_s + tokens * rules.token_hop_s
-        target_s += rules.jitter_s * (uniform(key, 0) + uniform(key, 1))
-    if rules.pipelined:
-        draft_ahead(world, n, target_s, float(costs.draft_s[n - 1, bucket, 1]) + costs.signal_s)
+        there, back = uniform(key, 0), uniform(key, 1)
+        if PIPELINED:  # tokens and verdicts pass each other
+            target_s += rules.hop_s + tokens * rules.token_hop_s
+            target_s += rules.jitter_s * max(there, back)
+        else:
+            target_s += 2.0 * rules.hop_s + tokens * rules.token_hop_s
+            target_s += rules.jitter_s * (there + back)
     return draft_s + target_s
 
 
-def draft_ahead(world: World, n: int, target_s: float, step_s: float) -> None:
-    """What the draft's own device makes while the target verifies: for every row as many further
-    tokens as fit; those of a row that is not fully accepted are thrown away.
+def load(world: World, n: int) -> tuple[int, int, int]:
+    """Tokens drafted in this iteration; that the target reads, own ones included; and drafted ones
+    of the row of which it reads most.
+
+    In turn, the target reads each row's draft behind its newest token. Pipelined (PEARL, see
+    simulator.server_options) it reads what was drafted an iteration ago while the next tokens are
+    drafted, and so judges the first of these, too.
     """
-    ahead = world.limits.max_gamma
-    if step_s > 0.0:
-        ahead = int(min(float(ahead), target_s / step_s))
+    desk, drafted, tokens, widest = world.desk[0], 0, n, 0
     for k in range(n):
-        world.slots[world.places[k].decoding].ready = ahead
-    world.desk[0].ahead += ahead * n
+        slot = world.slots[world.places[k].decoding]
+        made = int(slot.drafted)
+        slot.steps, slot.verified, read = made, made, made
+        if PIPELINED:
+            read = int(slot.ready)
+            slot.verified = read + min(1, made)
+        drafted += made
+        tokens += read
+        widest = max(widest, read)
+    if PIPELINED:
+        desk.ahead += drafted
+    else:
+        desk.steps += drafted
+    return drafted, tokens, widest
+
+
+def judge(world: World, slot: Record) -> tuple[int, int]:
+    """Tokens that the target accepted of a row's verified ones, and tokens that the row emits.
+
+    Pipelined, the token that the target adds to those drafted an iteration ago is the first of the
+    new draft, or else the whole new draft is thrown away; the others of it are verified next.
+    """
+    tape, at, left = world.tape, int(slot.at), int(slot.end) - int(slot.at)
+    if not PIPELINED:
+        accepted = min(int(slot.verified), int(tape.accept_len[at]))
+        return accepted, min(accepted + 1, left)
+    ready = int(slot.ready)
+    accepted = min(ready, int(tape.accept_len[at]))
+    emitted = min(accepted + 1, left)
+    slot.ready = 0
+    judged = int(slot.drafted) > 0 and accepted == ready and ready < left
+    if judged and int(tape.accept_len[at + ready]) > 0:
+        accepted += 1
+        slot.ready = int(slot.drafted) - 1
+    return accepted, emitted
 
 
 def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
     """Hand every row what it emitted, let the policy learn, free the slots of ended replies."""
-    desk, rules, tape = world.desk[0], world.rules, world.tape
+    desk = world.desk[0]
     now = float(desk.now_s)
     verified_all, accepted_all, emitted_all, drafted_all, ended = 0, 0, 0, 0, 0
     for k in range(n):
         number = int(world.places[k].decoding)
         slot = world.slots[number]
-        at, end, drafted = int(slot.at), int(slot.end), int(slot.drafted)
-        verified = int(slot.verified)
-        accepted = min(verified, int(tape.accept_len[at]))
-        whole = rules.pipelined and verified > 0 and accepted == verified
-        emitted = min(accepted + (0 if whole else 1), end - at)
+        at, end, verified = int(slot.at), int(slot.end), int(slot.verified)
+        drafted = verified if PIPELINED else int(slot.drafted)
+        accepted, emitted = judge(world, slot)
         over = end - at <= accepted  # the reply ended at a drafted token
-        outcome = Outcome(int(slot.cap), verified, accepted, emitted, over, elapsed, elapsed)
+        cap = max(int(slot.cap), verified)  # more than the cap: drafted under the one before
+        outcome = Outcome(cap, verified, accepted, emitted, over, elapsed, elapsed)
         learn(self, state, number, view_of(world, slot), outcome)
         if LOGS:
-            write_row(world.log[desk.written], slot, number, n, outcome, now)
+            write_row(world.log[desk.written], slot, number, n, drafted, outcome, now)
             desk.written += 1
         mark(world, world.requests[slot.query], drafted, outcome, now + elapsed)
-        if rules.pipelined:
-            slot.ready = int(slot.ready) if whole else 0
-        else:
+        if not PIPELINED:  # there one token is new to the draft, its own last or the target's
             slot.lag = lag_after(int(slot.lag), drafted, accepted)
         slot.at = at + emitted
         slot.rounds += 1
@@ -487,12 +532,18 @@ def leave(world: World) -> None:
 
 
 def write_row(
-    row: Record, slot: Record, number: int, n: int, outcome: Outcome, start_s: float
+    row: Record,
+    slot: Record,
+    number: int,
+    n: int,
+    drafted: int,
+    outcome: Outcome,
+    start_s: float,
 ) -> None:
     """One round into the log."""
     row.request, row.slot, row.batch_size = int(slot.query), number, n
     row.context_tokens = int(slot.prompt) + int(slot.at) - int(slot.begin)
-    row.gamma, row.drafted, row.verified = outcome.gamma, int(slot.drafted), outcome.drafted
+    row.gamma, row.drafted, row.verified = outcome.gamma, drafted, outcome.drafted
     row.accepted, row.emitted, row.ended = outcome.accepted, outcome.emitted, outcome.ended
     row.start_s, row.elapsed_s = start_s, outcome.elapsed_s
 

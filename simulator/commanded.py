@@ -127,7 +127,8 @@ def observe(
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
-        room, bucket = room_at(world.limits, prompt, place), context_bucket(costs, prompt + place)
+        room = room_at(world.limits, prompt, place + int(slot.ready))
+        bucket = context_bucket(costs, prompt + place)
         rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.query, number, slot.rounds
         rows[n, CONTEXT], rows[n, ROOM], rows[n, BUCKET] = prompt + place, room, bucket
         step_s = float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s

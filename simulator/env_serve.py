@@ -149,8 +149,11 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             raise InputError(f"render_mode is {render_mode!r}; known: {', '.join(modes)}")
         self.render_mode = render_mode
         confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
-        names = batch.bindings(Commanded, confidences=confidences, logs=False, pauses=True)
-        variant = f"steps{int(confidences)}"
+        pipelined = bool(self.server.pipelined)
+        names = batch.bindings(
+            Commanded, confidences=confidences, logs=False, pipelined=pipelined, pauses=True
+        )
+        variant = f"steps{int(confidences)}{int(pipelined)}"
         self._recipe = recipe(Commanded, batch.advance, names, variant)
         self._key = (Commanded, variant)
         self._observe: Callable[..., int] | None = None

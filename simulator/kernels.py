@@ -53,7 +53,8 @@ class Recipe:
     function of its module that it calls, uses.
 
     owner: names of what the kernel is made for, its module first. fields: those of the NamedTuple
-    that stands for `self`, if any. inline: everything it calls is compiled into it.
+    that stands for `self`, if any. inline: everything it calls is compiled into it. lower: a module
+    further down whose functions take these names, too.
     """
 
     function: types.FunctionType
@@ -61,6 +62,7 @@ class Recipe:
     owner: tuple[str, ...]
     fields: tuple[str, ...] = ()
     inline: bool = False
+    lower: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +156,18 @@ def _recipe_of(cls: type[Policy], recorder: Recorder, apart: bool) -> Recipe:
 
 
 def recipe(
-    cls: type[Policy], loop: Callable[..., Any], names: dict[str, Any], variant: str
+    cls: type[Policy],
+    loop: Callable[..., Any],
+    names: dict[str, Any],
+    variant: str,
+    lower: str = "",
 ) -> Recipe:
     """What to compile for a policy class: a loop, and what it finds under these names. variant:
-    tells the kernels of one class apart.
+    tells the kernels of one class apart. lower: see Recipe.
     """
     fields = tuple(field.name for field in dataclasses.fields(cls))
     owner = (cls.__module__, cls.__qualname__, variant)
-    return Recipe(cast(types.FunctionType, loop), names, owner, fields)
+    return Recipe(cast(types.FunctionType, loop), names, owner, fields, lower=lower)
 
 
 def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
@@ -309,8 +315,8 @@ class Namespace:
             function.__closure__,
         )
         self._built[function] = numba.njit(**OPTIONS, **self._inner)(rebuilt)
-        same_module = function.__module__ == self._recipe.function.__module__
-        own = self._recipe.names if same_module else {}
+        named = (self._recipe.function.__module__, self._recipe.lower)
+        own = self._recipe.names if function.__module__ in named else {}
         for name, value in named_globals(function):
             names[name] = self._convert(name, own.get(name, value))
         if function.__closure__ is None:  # what is the same for every policy is compiled once

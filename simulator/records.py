@@ -40,7 +40,6 @@ class Rules(NamedTuple):
     longest: bool
     allotment: int
     budget_tokens: int
-    pipelined: bool
     hop_s: float
     jitter_s: float
     token_hop_s: float
@@ -77,7 +76,7 @@ SLOT = record(
 trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
 traces.costs; rounds: it has had. Of the round at hand: cap, drafted, verified, room, context
 bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to
-be read; ready: tokens drafted ahead (pipelined)."""
+be read; ready: tokens drafted an iteration ago that are verified in this one (pipelined)."""
 
 PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 """Lists of slots: running, in the order of their admission; a ring of free ones; those that decode
@@ -97,9 +96,9 @@ DESK = record(
 """One record of what runs along. now_s; seconds of iterations, and of prompts read before anybody
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
-drafted before the target verified, ahead: meanwhile; asked, asked_waiting: batch size and waiting
-line that policies were shown; quiet: 1 after an iteration without a draft; due: 1 where one has
-been announced (simulator.batch.DUE). The others are totals.
+drafted before the target verified, ahead: while it did (pipelined); asked, asked_waiting: batch
+size and waiting line that policies were shown; quiet: 1 after an iteration without a draft; due: 1
+where one has been announced (simulator.batch.DUE). The others are totals.
 """
 
 BIN = record(
@@ -121,6 +120,9 @@ class World(NamedTuple):
     """Everything that `advance` touches: records as named above. line, later: heaps, of those who
     wait and of those of a closed loop who were sent but have not come. survival [S, G]; gaps [GAPS]
     int64: gaps between two emissions of a row by length, 16 bins to a doubling.
+
+    Several replicas are one World too: all arrays from desk on but the requests, which they share,
+    have an axis of replicas in front.
     """
 
     tape: Tape
@@ -139,9 +141,9 @@ class World(NamedTuple):
     log: Records
 
 
-def records(dtype: np.dtype[Any], length: int) -> Records:
+def records(dtype: np.dtype[Any], *shape: int) -> Records:
     """So many records, all zero."""
-    return np.zeros(length, dtype=dtype).view(np.recarray)
+    return np.zeros(shape, dtype=dtype).view(np.recarray)
 
 
 def new_requests(demand: Demand) -> Records:
@@ -154,21 +156,22 @@ def new_requests(demand: Demand) -> Records:
     return found
 
 
-def new_world(
+def new_worlds(
     rules: Rules,
     tape: Tape,
     costs: BatchCosts,
     limits: Limits,
     requests: Records,
     *,
+    replicas: int,
     users: int,
     bins: int,
     depth: int,
     log_rows: int,
 ) -> World:
-    """An idle server. users: of a closed loop; depth: G, 0 where nobody looks at signals."""
-    desk, places = records(DESK, 1), records(PLACE, rules.slots)
-    desk[0].free_blocks, desk[0].sent = rules.blocks, rules.first
+    """Idle replicas. users: of a closed loop; depth: G, 0 where nobody looks at signals."""
+    desk, places = records(DESK, replicas, 1), records(PLACE, replicas, rules.slots)
+    desk.free_blocks, desk.sent = rules.blocks, rules.first
     places.free = np.arange(rules.slots)
     return World(
         tape=tape,
@@ -177,12 +180,40 @@ def new_world(
         rules=rules,
         desk=desk,
         requests=requests,
-        line=records(ENTRY, len(requests)),
-        later=records(ENTRY, max(users, 1)),
-        slots=records(SLOT, rules.slots),
+        line=records(ENTRY, replicas, len(requests)),
+        later=records(ENTRY, replicas, max(users, 1)),
+        slots=records(SLOT, replicas, rules.slots),
         places=places,
-        survival=np.zeros((rules.slots, depth)),
-        gaps=np.zeros(GAPS, dtype=np.int64),
-        bins=records(BIN, bins),
-        log=records(ROUND, log_rows),
+        survival=np.zeros((replicas, rules.slots, depth)),
+        gaps=np.zeros((replicas, GAPS), dtype=np.int64),
+        bins=records(BIN, replicas, bins),
+        log=records(ROUND, replicas, log_rows),
     )
+
+
+def world_of(worlds: World, replica: int) -> World:
+    """One of several replicas: the same memory."""
+    return World(
+        worlds.tape,
+        worlds.costs,
+        worlds.limits,
+        worlds.rules,
+        worlds.desk[replica],
+        worlds.requests,
+        worlds.line[replica],
+        worlds.later[replica],
+        worlds.slots[replica],
+        worlds.places[replica],
+        worlds.survival[replica],
+        worlds.gaps[replica],
+        worlds.bins[replica],
+        worlds.log[replica],
+    )
+
+
+def drain(world: World, parts: list[Records]) -> None:
+    """Take the rounds out of a replica's log."""
+    desk = world.desk[0]
+    if desk.written:
+        parts.append(world.log[: int(desk.written)].copy())
+        desk.written = 0

@@ -1,30 +1,31 @@
-"""Many requests at once: a server with continuous batching and speculative decoding, on simpy.
+"""Many requests at once: a server with continuous batching and speculative decoding.
 
-simpy keeps the time between parts that do not know each other's plans: replicas, and the router
-that sends requests to them. Within a replica nothing happens between two such events but
-iterations, so one compiled call (simulator.batch.advance) plays them all, and one timeout follows.
+Within a replica nothing happens between two events from outside but iterations, so one compiled
+call (simulator.batch.advance) plays them all. One replica alone is a simpy process
+(simulator.processes); several, between which a router and the users of a closed loop go to and fro,
+are one compiled loop (simulator.routing).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
-from collections.abc import Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import simpy
 
 from policies.base import Policy, State
 from policies.shelf import label
-from simulator import batch
+from simulator import batch, processes, routing
 from simulator.admission import ORDERS
 from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch import FULL
 from simulator.batch_costs import BatchCosts, charged
 from simulator.kernels import recipe, run_recipe
-from simulator.records import Records, Rules, World, new_requests, new_world
+from simulator.records import Records, Rules, World, drain, new_requests, new_worlds, world_of
 from simulator.replay import low_bits, tape_of
 from simulator.rounds import Limits
 from simulator.served import Served, collect
@@ -47,24 +48,38 @@ def serve(
     until_s: float = math.inf,
     log: bool = False,
     compiled: bool = True,
+    events: bool = False,
 ) -> Served:
     """Serve the requests of `demand`, drawn from `trace`, under a policy.
 
     seed: of the hooks and the network; two policies with the same demand and seed meet the same
     requests at the same times (common random numbers). until_s: iterations begin before it. log:
     keep every round. compiled: False runs the same code as plain Python, the slow reference.
+    events: several replicas are simpy processes, the slow reference of the loop that plays them.
     Raises InputError if trace, costs, demand and server do not fit together.
     """
     limits = check(policy, trace, demand, costs, server)
-    env = simpy.Environment()
     run = Run(policy, trace, demand, costs, server, limits, seed, until_s, log, compiled)
-    replicas = [_Replica(env, run, number) for number in range(server.replicas)]
-    if server.replicas > 1:
-        _Router(env, run, replicas)
-    env.run()
-    worlds = [replica.world for replica in replicas]
-    logs = [replica.parts for replica in replicas]
+    worlds, logs = processes.play(run) if events or server.replicas == 1 else _routed(run)
     return collect(worlds, logs, run.replica_of, trace, server, run.meta)
+
+
+def _routed(run: Run) -> tuple[list[World], list[list[Records]]]:
+    """Play several replicas in one loop; they, and their rounds."""
+    server, worlds = run.server, run.new_worlds()
+    own = [run.policy.new_state(server.slots) for _ in range(server.replicas)]
+    states = type(own[0])(*map(np.stack, zip(*own, strict=True)))
+    fleet = routing.new_fleet(
+        server.replicas, server.router, run.demand.users, run.replica_of, run.until_s
+    )
+    found = [world_of(worlds, replica) for replica in range(server.replicas)]
+    parts: list[list[Records]] = [[] for _ in found]
+    full = True
+    while full:
+        full = run.route(states, worlds, fleet) == FULL
+        for world, rounds in zip(found, parts, strict=True):
+            drain(world, rounds)
+    return found, parts
 
 
 class Run:
@@ -102,21 +117,38 @@ class Run:
             "server": dataclasses.asdict(server),
         }
         confidences = ALLOTMENTS[server.allotment] >= TETRIS
-        names = batch.bindings(type(policy), confidences=confidences, logs=log)
-        variant = f"serve{int(confidences)}{int(log)}"
-        self._recipe = recipe(type(policy), batch.advance, names, variant)
-        self._key = (type(policy), variant)
-        self._plain = None if compiled else _plain(names)
+        kinds = {"confidences": confidences, "logs": log, "pipelined": server.pipelined}
+        self._names = batch.bindings(type(policy), **kinds)
+        self._variant = "serve" + "".join(str(int(kind)) for kind in kinds.values())
+        self._recipe = recipe(type(policy), batch.advance, self._names, self._variant)
+        self._plain = None if compiled else _plain(batch.advance, self._names)
 
     def advance(self, state: State, world: World, until_s: float) -> int:
         """simulator.batch.advance, compiled or not."""
         arguments = (state, world, low_bits(self.seed), float(until_s))
         if self._plain is not None:
             return int(self._plain(self.policy, *arguments))
-        return run_recipe(self.policy, self._recipe, self._key, *arguments)
+        key = (type(self.policy), self._variant)
+        return run_recipe(self.policy, self._recipe, key, *arguments)
+
+    def route(self, states: State, worlds: World, fleet: routing.Fleet) -> int:
+        """simulator.routing.route, compiled or not."""
+        cls, variant = type(self.policy), f"routed {self._variant}"
+        arguments = (states, worlds, fleet, low_bits(self.seed), float(self.until_s))
+        if self._plain is not None:
+            plain = _plain(routing.route, {"advance": self._plain})
+            return int(plain(self.policy, *arguments))
+        names = self._names | {"own_state": routing.own_state_compiled}
+        lower = batch.__name__
+        made = recipe(cls, routing.route, names, variant, lower)
+        return run_recipe(self.policy, made, (cls, variant), *arguments)
 
     def new_world(self) -> World:
-        """An idle replica. All share the requests and the times they come at."""
+        """The idle replica of a server that has only one."""
+        return world_of(self.new_worlds(), 0)
+
+    def new_worlds(self) -> World:
+        """All idle replicas. They share the requests and the times they come at."""
         server, users, total = self.server, self.demand.users, len(self.demand.row)
         alone = server.replicas == 1
         rules = Rules(
@@ -129,7 +161,6 @@ class Run:
             longest=bool(server.longest),
             allotment=ALLOTMENTS[server.allotment],
             budget_tokens=server.budget_tokens,
-            pipelined=bool(server.pipelined),
             hop_s=float(server.hop_s),
             jitter_s=float(server.jitter_s),
             token_hop_s=float(server.token_hop_s),
@@ -138,12 +169,13 @@ class Run:
             first=(min(users, total) if users else total) if alone else 0,
             closed=alone and users > 0,
         )
-        return new_world(
+        return new_worlds(
             rules,
             self.tape,
             self.costs,
             self.limits,
             self.requests,
+            replicas=server.replicas,
             users=users,
             bins=self.bins,
             depth=self.limits.max_gamma if self.signals else 0,
@@ -151,13 +183,15 @@ class Run:
         )
 
 
-def _plain(names: dict[str, Any]) -> Any:
-    """`advance` as plain Python: every function of its module rebuilt around these names."""
-    world: dict[str, Any] = vars(batch) | names
-    for name, value in vars(batch).items():
-        if isinstance(value, types.FunctionType) and value.__module__ == batch.__name__:
+def _plain(loop: Callable[..., int], names: dict[str, Any]) -> Callable[..., int]:
+    """A loop as plain Python: every function of its module rebuilt around these names."""
+    module = sys.modules[loop.__module__]
+    world: dict[str, Any] = vars(module) | names
+    for name, value in vars(module).items():
+        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
             world[name] = types.FunctionType(value.__code__, world, name)
-    return world["advance"]
+    found: Callable[..., int] = world[loop.__name__]
+    return found
 
 
 def _bins(demand: Demand, server: Server) -> int:
@@ -165,135 +199,3 @@ def _bins(demand: Demand, server: Server) -> int:
     known = demand.arrival_s[np.isfinite(demand.arrival_s)]
     last = float(known.max()) if len(known) else 0.0
     return int(min(BINS_AT_MOST, 2.0 * last / server.bin_s + 1024))
-
-
-class _Replica:
-    """One target with its slots and memory, as a simpy process.
-
-    horizon_s: when somebody else may next change what waits here; iterations that begin before it
-    are this replica's own affair.
-    """
-
-    def __init__(self, env: simpy.Environment, run: Run, number: int) -> None:
-        self.env, self.run, self.number = env, run, number
-        self.state = run.policy.new_state(run.server.slots)
-        self.world = run.new_world()
-        self.desk = self.world.desk[0]
-        self.parts: list[Records] = []
-        self.router: _Router | None = None
-        self.horizon_s = math.inf
-        self.woken = env.event()
-        env.process(self._live())
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the waiting line."""
-        return int(self.desk.waiting)
-
-    @property
-    def outstanding(self) -> int:
-        """Requests that wait or run."""
-        return self.waiting + int(self.desk.running)
-
-    def take(self, query: int) -> None:
-        """The router sends a request here, now."""
-        batch.wait(self.world, query)
-
-    def wake(self) -> None:
-        """Somebody has changed what waits here, or the horizon."""
-        woken, self.woken = self.woken, self.env.event()
-        woken.succeed()
-
-    def _live(self) -> Generator[simpy.Event, None, None]:
-        desk, run = self.desk, self.run
-        while True:
-            now = max(float(desk.now_s), run.now_s)
-            desk.now_s = now
-            stepwise = self.router is not None and self.router.closed
-            until_s = math.nextafter(now, math.inf) if stepwise else self.horizon_s
-            finished = int(desk.finished)
-            why = run.advance(self.state, self.world, min(until_s, run.until_s))
-            self._drain()
-            if float(desk.now_s) > now:
-                yield self.env.timeout(max(0.0, float(desk.now_s) - self.env.now))
-                run.now_s = max(run.now_s, float(desk.now_s))
-                if stepwise and self.router is not None:
-                    self.router.send(int(desk.finished) - finished)
-                    yield self.env.timeout(0.0)  # whatever else happens now comes first
-            elif why != FULL:  # nothing to do before somebody else acts
-                if self.router is None or now >= run.until_s:
-                    return
-                yield self.woken
-
-    def _drain(self) -> None:
-        """Take the rounds out of the log."""
-        if self.desk.written:
-            self.parts.append(self.world.log[: int(self.desk.written)].copy())
-            self.desk.written = 0
-
-
-class _Router:
-    """Sends every request to a replica when it comes. It learns that a reply will end when the
-    iteration in which it ends begins.
-    """
-
-    def __init__(self, env: simpy.Environment, run: Run, replicas: list[_Replica]) -> None:
-        self.env, self.run, self.replicas = env, run, replicas
-        self.closed = run.demand.users > 0
-        self.sent, self.turn = run.demand.users, 0
-        for replica in replicas:
-            replica.router = self
-            replica.horizon_s = 0.0
-        env.process(self._feed())
-
-    def send(self, count: int) -> None:
-        """So many users of a closed loop have got their replies and go on after a pause."""
-        for _ in range(count):
-            if self.sent < len(self.run.requests):
-                pause_s = float(self.run.demand.think_s[self.sent])
-                come_s = self.run.now_s + pause_s
-                self.run.requests[self.sent].arrival_s = come_s
-                if pause_s == 0.0:
-                    self._deliver(self.sent)
-                else:
-                    self.env.process(self._deliver_later(self.sent, come_s))
-                self.sent += 1
-
-    def _deliver_later(self, query: int, come_s: float) -> Generator[simpy.Event, None, None]:
-        yield self.env.timeout(max(0.0, come_s - self.env.now))
-        self.run.now_s = max(self.run.now_s, come_s)
-        self._deliver(query)
-
-    def _feed(self) -> Generator[simpy.Event, None, None]:
-        """The requests whose times are known beforehand."""
-        known = self.run.demand.users if self.closed else len(self.run.requests)
-        come_s = -1.0
-        for query in range(min(known, len(self.run.requests))):
-            if float(self.run.requests[query].arrival_s) > come_s:
-                come_s = float(self.run.requests[query].arrival_s)
-                self._plan(come_s)
-                yield self.env.timeout(max(0.0, come_s - self.env.now))
-                self.run.now_s = max(self.run.now_s, come_s)
-            self._deliver(query)
-        self._plan(math.inf)
-
-    def _plan(self, horizon_s: float) -> None:
-        """Tell all replicas when the next known request comes."""
-        for replica in self.replicas:
-            replica.horizon_s = horizon_s
-            replica.wake()
-
-    def _deliver(self, query: int) -> None:
-        replica = self._choose()
-        self.run.replica_of[query] = replica.number
-        replica.take(query)
-        if self.closed:
-            replica.wake()
-
-    def _choose(self) -> _Replica:
-        if self.run.server.router == "round-robin":
-            self.turn += 1
-            return self.replicas[(self.turn - 1) % len(self.replicas)]
-        if self.run.server.router == "least-outstanding":
-            return min(self.replicas, key=lambda r: (r.outstanding, r.number))
-        return min(self.replicas, key=lambda r: (r.waiting, r.outstanding, r.number))

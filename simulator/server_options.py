@@ -38,15 +38,21 @@ class Server:
     as wide as the widest. longest: caches of one width, as real_backend reads them: steps are
     priced at the longest context of their rows, and what a target step costs beyond that of the
     shortest context is paid for every row as wide as the widest; else at the mean of both (paged
-    attention). allotment: see simulator.allotment; budget_tokens: of "budget" and
-    "tetris", tokens verified per iteration. max_gamma: None for the depth of the trace.
+    attention). allotment: see simulator.allotment; budget_tokens: verified per iteration, of
+    "budget" all of them, of "tetris" the drafted ones. max_gamma: None for the depth of the trace.
 
     apart: the draft has a device of its own, and every iteration with a draft crosses the network
     twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
-    pipelined (PEARL, arXiv 2408.11850; needs apart): it drafts on while the target verifies; where
-    everything was accepted the next round finds its draft ready, and gets no token from the target;
-    everywhere else that work is thrown away. reentry_s: charged when drafting begins again after
-    iterations without.
+    pipelined (needs apart): PEARL, as parallel_speculative_decoding in src/engine.py of
+    github.com/smart-lty/ParallelSpeculativeDecoding has it (arXiv 2408.11850, which we have not
+    read). Draft and target begin every iteration together and wait for each other. The target
+    verifies what was drafted an iteration ago (post-verify; after a rejection nothing, pre-verify),
+    and by the token that it adds the first of the new draft. Where they differ, or something
+    before was rejected, the new draft is thrown away; else its others are verified next. So a row
+    of gamma g emits g tokens an iteration while all are accepted. The network is crossed once, both
+    ways at a time. A round's drafted tokens are those verified in it, its gamma no less.
+
+    reentry_s: charged when drafting begins again after iterations without.
 
     replicas: targets, each with its slots and memory (and draft); router: see ROUTERS.
     bin_s: width of the time series' bins.
@@ -87,10 +93,20 @@ class Server:
                 )
         if self.max_gamma is not None and not isinstance(self.max_gamma, int):
             raise InputError(f"server: max_gamma is {self.max_gamma!r}; give a whole number")
-        if self.allotment in ("budget", "tetris") and self.budget_tokens < self.slots:
+        if self.allotment == "budget" and self.budget_tokens < self.slots:
             raise InputError(
-                f"server: budget_tokens is {self.budget_tokens}; {self.allotment} needs at least "
-                f"one token for each of the {self.slots} slots"
+                f"server: budget_tokens is {self.budget_tokens}; budget needs at least one token "
+                f"for each of the {self.slots} slots"
+            )
+        if self.allotment == "tetris" and self.budget_tokens < 1:
+            raise InputError(
+                f"server: budget_tokens is {self.budget_tokens}; tetris needs at least 1 drafted "
+                "token to verify"
+            )
+        if self.pipelined and ALLOTMENTS[self.allotment] >= TETRIS:
+            raise InputError(
+                f"server: {self.allotment} trims a draft before it is verified; pipelined, its "
+                "first token is verified while it is drafted: choose another allotment"
             )
         if self.pipelined and not self.apart:
             raise InputError("server: pipelined drafting needs a device of its own: set apart")
@@ -128,11 +144,12 @@ def check(
         asked = trace.select(sorted({int(row) for row in demand.row}))
         longest = asked.prompt_tokens + np.diff(asked.offsets)
         worst = int(longest.argmax())
-        need = blocks_of(int(longest[worst]) + depth + 1, server.block_tokens)
+        drafts = 2 if server.pipelined else 1  # one is verified while the next is made
+        need = blocks_of(int(longest[worst]) + drafts * depth + 1, server.block_tokens)
         if need > server.blocks:
             raise InputError(
                 f"server: {server.blocks} blocks of {server.block_tokens} tokens can never hold "
                 f"request {asked.request_id[worst]!r}: {int(longest[worst])} tokens with its "
-                f"reply, and gamma {depth} + 1; {need} are needed"
+                f"reply, and gamma {drafts * depth} + 1; {need} are needed"
             )
     return Limits(depth, trace.meta.max_new_tokens, trace.meta.max_context)

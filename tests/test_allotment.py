@@ -151,15 +151,16 @@ LIKELIEST = [  # tokens taken one after another: rows 0, 0, 1, 1, 1, 0, 2
 
 @pytest.mark.parametrize("count", range(8))
 def test_tetris_takes_the_likeliest(count: int) -> None:
-    assert trimmed(TETRIS, CHANCES, budget=3 + count) == LIKELIEST[count]
-    assert trimmed(TETRIS, CHANCES, budget=3 + count, order=[2, 0, 1]) == LIKELIEST[count]
+    """The capacity is of drafted tokens: the rows' own three are not in it."""
+    assert trimmed(TETRIS, CHANCES, budget=count) == LIKELIEST[count]
+    assert trimmed(TETRIS, CHANCES, budget=count, order=[2, 0, 1]) == LIKELIEST[count]
 
 
 def test_tetris_keeps_everything_that_fits_and_nothing_hopeless() -> None:
     assert trimmed(TETRIS, CHANCES, budget=99) == [3, 3, 1]
     assert trimmed(TETRIS, [[0.5, 0.0, 0.0], []], budget=99) == [1, 0]
     assert trimmed(TETRIS, [[], []], budget=99) == [0, 0]
-    assert trimmed(TETRIS, [[0.5, 0.5], [0.5]], budget=4) == [2, 0]  # ties: the first admitted
+    assert trimmed(TETRIS, [[0.5, 0.5], [0.5]], budget=2) == [2, 0]  # ties: the first admitted
 
 
 def test_adaptive_by_hand() -> None:
@@ -230,7 +231,7 @@ def test_tetris_has_the_largest_sum_of_all_choices(survival: list[list[float]], 
     def hope(chosen: tuple[int, ...] | list[int]) -> float:
         return sum(sum(row[:c]) for row, c in zip(survival, chosen, strict=True))
 
-    chosen = trimmed(TETRIS, survival, budget=len(survival) + spare)
+    chosen = trimmed(TETRIS, survival, budget=spare)
     everything = itertools.product(*(range(len(row) + 1) for row in survival))
     best = max(hope(c) for c in everything if sum(c) <= spare)
     assert sum(chosen) == min(spare, sum(map(len, survival)))

@@ -296,19 +296,25 @@ class Case(NamedTuple):
 
 def serve_anything(data: Any, **fixed: Any) -> Case:
     """A run of a random server under a random workload, compiled."""
+    policy, trace, wanted, server = anything(data, **fixed)
+    return Case(trace, wanted, serve(policy, trace, wanted, COSTS, server, seed=1, log=True))
+
+
+def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
+    """A random server, a random workload, and a policy that fits them."""
     chosen = data.draw(SERVERS) | fixed
     trace = mixed_trace(data.draw(st.integers(0, 50)))
     confident = ALLOTMENTS[chosen["allotment"]] >= ALLOTMENTS["tetris"]
     policy = data.draw(
         st.sampled_from([TailPruning(), Fixed(3)] + ([] if confident else [GammaTune()]))
     )
+    chosen["pipelined"] = chosen["pipelined"] and not confident
     if data.draw(st.booleans()) or "tight" in chosen:
-        spare = data.draw(st.integers(0, 8))
-        chosen["blocks"] = fewest_blocks(trace, 6, chosen["block_tokens"]) + spare
+        spare, drafts = data.draw(st.integers(0, 8)), 2 if chosen["pipelined"] else 1
+        chosen["blocks"] = fewest_blocks(trace, drafts * 6, chosen["block_tokens"]) + spare
     chosen.pop("tight", None)
     wanted = demand(data.draw(WORKLOADS), trace.category, data.draw(st.integers(0, 9)))
-    served = serve(policy, trace, wanted, COSTS, Server(**chosen), seed=1, log=True)
-    return Case(trace, wanted, served)
+    return policy, trace, wanted, Server(**chosen)
 
 
 def iterations(served: Served) -> list[tuple[int, npt.NDArray[np.intp]]]:
@@ -586,29 +592,92 @@ def test_the_network_by_hand() -> None:
     assert (more >= 0.0).all() and (more < 2.0).all() and more[0] != more[1]
 
 
+def runs_of(judged: str) -> list[int]:
+    """accept_len of a reply whose token i a draft would have right where judged[i] is 1."""
+    return [len(judged[i:].split("0")[0]) for i in range(len(judged))]
+
+
 @pytest.mark.parametrize(
-    ("draft_s", "ahead", "seconds"),
+    ("draft_s", "seconds"),
     [
-        # 126 s of target and network: at 1 s a step 4 tokens (the most) are ready, a round of 2
-        # needs none after full acceptance.
-        (1, 4, [128, 126, 126, 128, 128]),
-        (63, 2, [252, 126, 126, 252, 252]),
-        (64, 1, [254, 190, 190, 254, 254]),  # one is ready, one more is drafted
-        (200, 0, [526, 526, 526, 526, 526]),
+        # A target step over k tokens takes 100 + 10 k s: 110 s where nothing is ready (pre-verify),
+        # 130 s with two drafted tokens (post-verify). Three draft steps run beside it, and what was
+        # made crosses the network both ways at a time, 3 s.
+        (20, [113, 133, 113, 133, 113, 113, 133]),  # 60 s of draft are hidden
+        (40, [123, 133, 123, 133, 123, 123, 133]),  # 120 s: longer than a pre-verify
+        (50, [153] * 7),  # 150 s: longer than anything
     ],
 )
-def test_pipelined_by_hand(draft_s: float, ahead: int, seconds: list[float]) -> None:
-    # Full acceptance twice: 2 tokens, none of the target's. Then 1 of 2 accepted: 2 tokens, and
-    # what was drafted ahead is lost; 0 accepted: 1; the last token of the reply: 1.
-    trace = make_trace([[2, 1, 2, 1, 1, 0, 0, 1]], [3])
-    model = Affine(draft_fixed=draft_s, target_fixed=100, target_token=10)
+def test_pipelined_by_hand(draft_s: float, seconds: list[float]) -> None:
+    # Tokens 0 1 2 3 4 5 6 7 8 9, which the draft has right or not: 1 1 1 0 1 1 0 0 1 1.
+    # 1. 0 is judged while 0 1 2 are drafted: right, and 1 2 are ready.
+    # 2. 1 2 are right, 3 is judged while 3 4 5 are drafted: wrong, the target's goes there.
+    # 3. 4 is right, 5 6 are ready.  4. 5 is right, 6 is not: all behind it is thrown away.
+    # 5. 7 is wrong: one token, the target's.  6. 8 is right.  7. 9 is, and the reply ends.
+    trace = make_trace([runs_of("1110110011")], [3])
+    model = Affine(draft_fixed=draft_s, target_fixed=110, target_token=10)
     served = by_hand(
-        Fixed(2), trace, open_loop([0]), model, slots=1, apart=True, pipelined=True, hop_s=3.0
+        Fixed(3), trace, open_loop([0]), model, slots=1, apart=True, pipelined=True, hop_s=3.0
     )
     log = rounds_of(served)
-    assert log.accepted.tolist() == [2, 2, 1, 0, 1] and log.emitted.tolist() == [2, 2, 2, 1, 1]
+    assert log.drafted.tolist() == [1, 3, 1, 3, 1, 1, 3]
+    assert log.accepted.tolist() == [1, 2, 1, 1, 0, 1, 1]
+    assert log.emitted.tolist() == [1, 3, 1, 2, 1, 1, 1]
+    assert log.ended.tolist() == [False] * 6 + [True]
     assert log.elapsed_s.tolist() == seconds
-    assert served.totals["ahead"] == 5 * ahead
+    assert (served.totals["steps"], served.totals["ahead"]) == (0, 7 * 3)
+
+
+def test_pipelined_rows_wait_for_each_other_by_hand() -> None:
+    # Row 0 has everything right, row 1 nothing. A draft step costs 50 s and 8 for a second row, a
+    # target step 100 s, 8 for a second row, 10 for each further token per row. First both are
+    # pre-verified: 108 s, and two draft steps take 116. Then row 0 has one token ready, half a
+    # token per row: 113 s. From then on it is alone: 110 s of target, 100 of draft; at last only
+    # one token is left, which is ready.
+    trace = make_trace([runs_of("1" * 6), runs_of("00")], [3, 3])
+    model = Affine(draft_fixed=50, row=8, target_fixed=100, target_token=10)
+    served = by_hand(Fixed(2), trace, open_loop([0, 0]), model, slots=2, apart=True, pipelined=True)
+    log = rounds_of(served)
+    row = log.request == 0
+    assert log.emitted[row].tolist() == [1, 2, 2, 1] and log.emitted[~row].tolist() == [1, 1]
+    assert log.elapsed_s[row].tolist() == [116, 116, 110, 110]
+    assert served.finish_s.tolist() == [452, 232]
+
+
+def test_pipelined_keeps_room_for_what_is_ready() -> None:
+    """Six tokens at most: of a draft of 4 three are ready at place 1, and one more may follow."""
+    trace = make_trace([runs_of("111111")], [3], max_new_tokens=6)
+    served = by_hand(Fixed(4), trace, open_loop([0]), Affine(), slots=1, apart=True, pipelined=True)
+    assert served.totals["ahead"] == 4 + 1 and served.tokens.tolist() == [6]
+
+
+def test_pipelined_without_a_draft_is_in_turn() -> None:
+    trace = mixed_trace()
+    one, two = (
+        serve_some(Fixed(0), trace, apart=True, hop_s=0.5, pipelined=pipelined)
+        for pipelined in (False, True)
+    )
+    assert same(one, two)
+
+
+def test_signals_behind_what_is_ready_by_hand() -> None:
+    """While all is accepted a rule sees every token's signals once and in order, also of tokens
+    that lie deeper behind the newest verified one than the trace has signals.
+    """
+    trace = make_trace([runs_of("1" * 12)], [3], depth=2)
+    shown = np.repeat(np.arange(1.0, 13.0, dtype=np.float32)[:, None] / 100.0, 2, axis=1)
+    shown[:-1, 1] = shown[1:, 0]  # what lies one deeper is what the next position begins with
+    trace = dataclasses.replace(trace, top1_prob=shown, entropy=shown * 0)
+    seen: list[float] = []
+
+    class Sees(Fixed):
+        def proceed(self, state: State, slot: int, draft: Any) -> bool:
+            seen.append(round(100.0 * draft.top1_prob))
+            return True
+
+    by_hand(Sees(2), trace, open_loop([0]), Affine(), slots=1, apart=True, pipelined=True)
+    # 1 2 are drafted; 2 is ready while 3 4 are; then 4 while 5 6 are, ..., 12 is the last.
+    assert seen[:12] == [*range(1, 13)]
 
 
 @pytest.mark.parametrize(
@@ -626,15 +695,18 @@ def test_reentry_is_charged_once(script: int, seconds: list[float]) -> None:
 
 
 def serve_some(policy: Policy, trace: Trace | None = None, **changes: Any) -> Served:
-    """Twelve requests in three slots, plain Python."""
+    """Twelve requests, if no other workload is given, in three slots, plain Python."""
     trace = trace or mixed_trace()
-    seed, log, until_s = (
-        changes.pop(k, v) for k, v in (("seed", 0), ("log", True), ("until", 9e9))
-    )
+    seed, log, until_s, events, workload = (
+        changes.pop(k, v)
+        for k, v in (
+            ("seed", 0), ("log", True), ("until", 9e9), ("events", False), ("workload", QUEUED),
+        )
+    )  # fmt: skip
     server = Server(**({"slots": 3} | changes))
     return serve(
-        policy, trace, demand(QUEUED, trace.category, 2), COSTS, server, seed=seed, log=log,
-        until_s=until_s, compiled=False,
+        policy, trace, demand(workload, trace.category, 2), COSTS, server, seed=seed, log=log,
+        until_s=until_s, compiled=False, events=events,
     )  # fmt: skip
 
 
@@ -702,6 +774,39 @@ def test_until_cuts_off(replicas: int) -> None:
     assert (part.tokens[~ended] < whole.tokens[~ended]).all()
     nothing = serve_some(GammaTune(), replicas=replicas, until=0.0)
     assert not np.isfinite(nothing.admitted_s).any() and len(rounds_of(nothing)) == 0
+
+
+# --- several replicas: one loop is simpy processes
+
+TIED = tabulate_batches(Affine(target_fixed=0.1, draft_fixed=0.1), 4, width=9, bucket_tokens=16)
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_one_loop_over_replicas_is_simpy_processes(data: Any) -> None:
+    """TIED: many iterations end together, up to the rounding of sums."""
+    replicas = data.draw(st.integers(2, 4))
+    policy, trace, wanted, server = anything(data, replicas=replicas)
+    costs = data.draw(st.sampled_from([COSTS, TIED]))
+    until_s = data.draw(st.sampled_from([math.inf, 0.0, 0.35]))
+    loop, processes = (
+        serve(
+            policy, trace, wanted, costs, server, seed=1, until_s=until_s, log=True, events=events
+        )
+        for events in (False, True)
+    )
+    assert same(loop, processes)
+
+
+def test_the_plain_loop_is_simpy_processes() -> None:
+    loop, processes = (
+        serve_some(
+            GammaTune(), replicas=3, router="shortest-queue", events=events,
+            workload=Workload(24, "closed", users=9, think_s=0.03),
+        )
+        for events in (False, True)
+    )  # fmt: skip
+    assert same(loop, processes) and np.isfinite(loop.finish_s).all()
 
 
 # --- routers
@@ -794,6 +899,12 @@ def test_a_user_who_does_not_think_meets_the_next_iteration(replicas: int) -> No
 # --- errors
 
 
+def test_tetris_may_verify_fewer_drafts_than_there_are_slots() -> None:
+    assert Server(slots=4, allotment="tetris", budget_tokens=1).budget_tokens == 1
+    with pytest.raises(InputError, match="budget_tokens is 3; budget needs"):
+        Server(slots=4, allotment="budget", budget_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -814,6 +925,10 @@ def test_a_user_who_does_not_think_meets_the_next_iteration(replicas: int) -> No
         ({"slots": 4, "allotment": "budget", "budget_tokens": 3}, "budget_tokens is 3; .* 4 slots"),
         ({"slots": 4, "allotment": "tetris"}, "budget_tokens is 0; tetris"),
         ({"pipelined": True}, "pipelined .*set apart"),
+        (
+            {"pipelined": True, "apart": True, "allotment": "tetris", "budget_tokens": 9},
+            "tetris trims .*pipelined",
+        ),
         ({"hop_s": 0.1}, "hop_s, .*set apart"),
         ({"jitter_s": 0.1}, "jitter_s .*set apart"),
         ({"token_hop_s": 0.1}, "token_hop_s .*set apart"),
