@@ -39,7 +39,7 @@ from traces.workload import Workload, demand
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
-ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,smartspec,nightjar,goodput,tail-pruning"
+ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning"
 ADAPTIVE += ",payback"
 KEPT = 0.99
 MERGE = 0.005  # gammas within half a percent of the best count as equally good

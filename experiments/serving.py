@@ -50,7 +50,7 @@ from traces.workload_files import parse_workload
 
 DEFAULT_POLICIES = (
     "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"
-    "sglang-throughput,smartspec,nightjar,goodput,tail-pruning,payback"
+    "sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning,payback"
 )
 TIMELINE_REQUESTS = 300
 BUCKET_TOKENS = 64
