@@ -74,7 +74,8 @@ class Outcome(NamedTuple):
     """What one round produced.
 
     gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
-    `proceed` stopped). accepted: drafted tokens the target accepted. emitted: tokens added to the
+    `proceed` stopped); where drafts run ahead of the target, those that were judged in this round,
+    and gamma is not below them. accepted: drafted tokens the target accepted. emitted: tokens added to the
     reply: accepted, and one of the target's own unless the reply ended before it or (drafting ahead
     while the target verifies) a full acceptance goes on without it.
     ended: the reply ended at one of the drafted tokens or before them, so what lies behind the
