@@ -75,9 +75,9 @@ class Outcome(NamedTuple):
 
     gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
     `proceed` stopped); where drafts run ahead of the target, those that were judged in this round,
-    and gamma is not below them. accepted: drafted tokens the target accepted. emitted: tokens added to the
-    reply: accepted, and one of the target's own unless the reply ended before it or (drafting ahead
-    while the target verifies) a full acceptance goes on without it.
+    and gamma is not below them. accepted: drafted tokens the target accepted. emitted: tokens added
+    to the reply: accepted, and one of the target's own unless the reply ended before it or
+    (drafting ahead while the target verifies) a full acceptance goes on without it.
     ended: the reply ended at one of the drafted tokens or before them, so what lies behind the
     accepted ones was not judged, let alone rejected. Never infer it from emitted <= accepted.
     accepted == drafted is censored information: the run of acceptable tokens was *at least* that.
