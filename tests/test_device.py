@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from real_backend.engine import Engine
 from real_backend.faults import DeviceLost, fault_of
 from real_backend.kvcache import LeanReader
 from real_backend.models import load_pair, resolve_pair
+from real_backend.options import add_pair_arguments
 from real_backend.prompts import Request, read_questions
 from real_backend.steps import EagerSteps
 from tests.specimens import write_prompts
@@ -170,3 +172,54 @@ def test_a_small_model_gets_one_thread_untried(pair: Any) -> None:
     before = torch.get_num_threads()
     assert threads.choose_threads(pair.target.module) == (1, {})
     torch.set_num_threads(before)
+
+
+class FakeNvml:
+    """pynvml of a device at 1,410 of 1,980 MHz."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    NVMLError = RuntimeError
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        """The driver."""
+        return "570.1"
+
+    def nvmlDeviceGetClockInfo(self, handle: Any, kind: int) -> int:
+        """Now."""
+        return 1410 * kind
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: Any, kind: int) -> int:
+        """At most."""
+        return 1980 * kind
+
+
+def test_a_cuda_device_is_made_current_settled_and_described(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    cuda: Any = torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "set_device", lambda name: asked.append(name))
+    monkeypatch.setattr(torch, "empty", lambda *_, **options: asked.append(options["device"]))
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    try:
+        assert device.choose_device("cuda:1") == "cuda:1" and asked == ["cuda:1", "cuda:1"]
+        monkeypatch.setattr(device, "nvml_of", lambda _: (FakeNvml(), "handle"))
+        found = device.describe_device("cuda:1")["gpu"]
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)  # type: ignore[no-untyped-call]
+    assert found["driver"] == "570.1" and {"cuda", "cudnn"} <= found.keys()
+    assert found["clocks_mhz"] == {"sm": [1410, 1980], "memory": [2820, 3960]}
+    assert "cudnn" not in found["sdpa"] and "math" in found["sdpa"]
+    assert device.describe_device("cpu") == {}
+
+
+def test_graphs_can_be_forbidden(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from real_backend import graph_check
+
+    monkeypatch.setattr(graph_check, "graphs_possible", lambda _: True)
+    parser = argparse.ArgumentParser()
+    add_pair_arguments(parser)
+    words = ["--pair", str(pair_folder), "--device", "cpu", "--no-graphs"]
+    plain = models.pair_from_args(parser.parse_args(words))
+    assert graph_check.recorder_of(plain) is None and plain.describe()["steps"] == "eager"
