@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policies.fixed import Never
 from policies.shelf import parse_policies
-from real_backend import lossless, steps
+from real_backend import lossless, solo, steps
 from real_backend.engine import Engine
 from real_backend.llama import LeanLlama
 from real_backend.lossless import Difference, Noise, check, parting, plain, spacing, text_of, weigh
@@ -193,10 +193,10 @@ def skips_a_place(
 
 FOLD_MASK, FORWARD = LeanLlama._fold_mask, LeanLlama.forward
 ACCEPTED_OF = steps.accepted_of
-BREAKS: dict[str, tuple[object, str, Callable[..., Any], set[int]]] = {
-    "accept": (steps, "accepted_of", accepts_one_too_many, {1, 3}),
-    "mask": (LeanLlama, "_fold_mask", sees_the_future, {1, 3}),
-    "positions": (LeanLlama, "forward", skips_a_place, {1}),
+BREAKS: dict[str, tuple[tuple[object, ...], str, Callable[..., Any], set[int]]] = {
+    "accept": ((steps, solo), "accepted_of", accepts_one_too_many, {1, 3}),
+    "mask": ((LeanLlama,), "_fold_mask", sees_the_future, {1, 3}),
+    "positions": ((LeanLlama,), "forward", skips_a_place, {1}),
 }
 
 
@@ -204,8 +204,9 @@ BREAKS: dict[str, tuple[object, str, Callable[..., Any], set[int]]] = {
 def test_a_broken_engine_is_no_tie(
     tiny: Subject, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, attribute, broken, batches = BREAKS[name]
-    monkeypatch.setattr(owner, attribute, broken)
+    owners, attribute, broken, batches = BREAKS[name]
+    for owner in owners:
+        monkeypatch.setattr(owner, attribute, broken)
     report = check(*tiny, parse_policies("never,fixed:gamma=3"), [1, 3], TOKENS)
     assert not report.lossless
     for row in report.rows:
@@ -248,7 +249,7 @@ def test_what_is_printed_and_written(command: Any, tmp_path: Path) -> None:
 def test_a_finding_is_exit_code_1(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "accepted_of", accepts_one_too_many)
+    monkeypatch.setattr(solo, "accepted_of", accepts_one_too_many)
     out = tmp_path / "a.json"
     argv = ("--limit", 4, "--max-new-tokens", 24, "--policies", "fixed:gamma=3", "--batch", 1)
     code, text, _ = command(*argv, "--out", out)
