@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         print(
-            "gammalab: interrupted; a capture, study, sweep or training resumes where it stopped",
+            "gammalab: interrupted; a capture, measurement, study, sweep or training resumes where "
+            "it stopped",
             file=sys.stderr,
         )
         return 130

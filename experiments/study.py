@@ -36,6 +36,7 @@ FILES = (
     "prompts.jsonl",
     "trace.parquet",
     "timing.json",
+    "timing.json.partial",
     "compare.json",
     "compare.txt",
     "validate.json",

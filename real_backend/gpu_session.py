@@ -340,7 +340,7 @@ def run(args: argparse.Namespace) -> None:
     """The session; see real_backend.options."""
     import torch
 
-    if args.minutes <= 0:
+    if not 0 < args.minutes < math.inf:
         raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
     device = args.device
     if device == "auto":  # named once, so that no stage silently runs elsewhere later

@@ -316,6 +316,8 @@ def run(args: argparse.Namespace) -> Timing:
     Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
     pair = pair_from_args(args)
     unfinished = args.out.with_name(args.out.name + ".partial")
+    if args.force:
+        unfinished.unlink(missing_ok=True)
     timing = measure(
         pair,
         batches=args.batch,

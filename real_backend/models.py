@@ -32,6 +32,7 @@ from real_backend.options import SHAPE_PREFIX
 from real_backend.threads import choose_threads
 from traces.errors import InputError
 
+MOST_THREADS = 1024  # far beyond, torch dies without a word
 EMBEDDED = Path(__file__).parent / "pair"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -288,6 +289,8 @@ def load_pair(
     Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers,
     too little memory.
     """
+    if not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"--threads {threads}: must lie between 0 (tried) and {MOST_THREADS}")
     device = choose_device(device)
     remedy = "a smaller pair, --dtype bfloat16 or another --device"
     with device_faults(f"loading {spec.name} on {device}", remedy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,10 +104,21 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
+def seconds_of(text: str) -> float:
+    """A number of seconds, 0 or more, for argparse."""
+    value = float(text)
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be 0 or a number of seconds")
+    return value
+
+
 def add_seconds_argument(group: Any, what: str) -> None:
     """When to be content with less."""
     group.add_argument(
-        "--seconds", type=float, default=0.0, help=f"after so many {what} (0: as many as asked)"
+        "--seconds",
+        type=seconds_of,
+        default=0.0,
+        help=f"after so many {what} (0: as many as asked)",
     )
 
 

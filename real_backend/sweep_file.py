@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
+from traces.store import write_atomically
 
 Key = tuple[str, int, int, int]
 """(operation, batch, tokens, context) of one cell."""
@@ -35,7 +36,7 @@ class SweepFile:
             self._read(path, asked)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asked) + "\n")
+            _put(path, json.dumps(asked) + "\n")
 
     def _read(self, path: Path, asked: dict[str, Any]) -> None:
         whole = path.read_text().split("\n")[:-1]  # what follows the last line end was cut off
@@ -50,7 +51,7 @@ class SweepFile:
                 "another --out"
             )
         self.found = sweeps
-        path.write_text("".join(line + "\n" for line in whole))
+        _put(path, "".join(line + "\n" for line in whole))
 
     def keep(self, sweep: Samples) -> None:
         """One more."""
@@ -58,3 +59,8 @@ class SweepFile:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps([[list(key), spent] for key, spent in sweep.items()]) + "\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """The whole text or, after a kill, what was there before."""
+    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite=True)

@@ -17,7 +17,7 @@ from real_backend.engine import Engine
 from real_backend.faults import DeviceLost, fault_of
 from real_backend.kvcache import LeanReader
 from real_backend.models import load_pair, resolve_pair
-from real_backend.options import add_pair_arguments
+from real_backend.options import add_measure_arguments, add_pair_arguments
 from real_backend.prompts import Request, read_questions
 from real_backend.steps import EagerSteps
 from tests.specimens import write_prompts
@@ -223,3 +223,18 @@ def test_graphs_can_be_forbidden(pair_folder: Path, monkeypatch: pytest.MonkeyPa
     words = ["--pair", str(pair_folder), "--device", "cpu", "--no-graphs"]
     plain = models.pair_from_args(parser.parse_args(words))
     assert graph_check.recorder_of(plain) is None and plain.describe()["steps"] == "eager"
+
+
+@pytest.mark.parametrize("threads", [-1, 1_000_000])
+def test_impossible_threads_are_refused(pair_folder: Path, threads: int) -> None:
+    with pytest.raises(InputError, match=f"--threads {threads}"):
+        load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", threads=threads)
+
+
+@pytest.mark.parametrize("seconds", ["-5", "nan", "inf", "soon"])
+def test_impossible_seconds_are_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_measure_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", "t.json", "--seconds", seconds])
+    assert "--seconds" in capsys.readouterr().err

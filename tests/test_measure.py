@@ -208,6 +208,14 @@ def test_a_stopped_measurement_goes_on(
     assert sweeps.count(16) == 2  # warm-up, and once in the third sweep
     with pytest.raises(InputError, match="other settings"):
         measure(pair, batches=[1], contexts=[17], repeats=10, partial_file=kept)
+    written = kept.read_text()
+    kept.write_text(written + '[["verify", 1')
+    with monkeypatch.context() as patch:  # killed while what was cut off is taken away
+        patch.setattr(Path, "write_text", lambda *_: dead())
+        patch.setattr("os.replace", dead)
+        with pytest.raises(Stopped):
+            timed(10)
+    assert kept.read_text().startswith(written)  # nothing that was finished is lost
     kept.write_text("{")
     with pytest.raises(InputError, match="damaged"):
         timed(10)
