@@ -29,7 +29,8 @@ class Anchors:
         self.context = anchor_context(timing)
         law = Law(timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0))
         self._samples: Samples = {}
-        self._bench = Bench(pair, 1, self.context + max(KINDS) + 1, self._samples, law)
+        deepest = max(KINDS)
+        self._bench = Bench(pair, 1, self.context + deepest + 1, self._samples, law, deepest)
         self._generator = np.random.default_rng(seed)
 
     @torch.inference_mode()

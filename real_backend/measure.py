@@ -86,14 +86,22 @@ class Marks:
 class Bench:
     """Rounds of one batch size on caches of their own, timed step by step into `samples`.
 
-    law: how tokens are chosen; drawing from a nucleus costs what an arg-max does not.
+    law: how tokens are chosen; drawing from a nucleus costs what an arg-max does not. deepest: the
+    most tokens that a round will draft; its steps are made ready here, not inside a timed round.
     """
 
     def __init__(
-        self, pair: Pair, batch: int, longest: int, samples: Samples, law: Law = GREEDY
+        self,
+        pair: Pair,
+        batch: int,
+        longest: int,
+        samples: Samples,
+        law: Law = GREEDY,
+        deepest: int = max(DRAFTED),
     ) -> None:
         self.pair, self.batch, self.samples, self.law = pair, batch, samples, law
         self.steps = steps_for(pair, batch, longest)
+        self.steps.prepare(law, False, deepest, 1)
         generator = torch.Generator().manual_seed(batch)
         self.ids: list[list[int]] = torch.randint(
             pair.vocab_size, (batch, longest), generator=generator
@@ -297,7 +305,7 @@ def measure(
     own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
     signal = control = Repeats()
     if 1 in batches:
-        bench = Bench(pair, 1, min(contexts) + _SIGNAL_TOKENS + 1, {}, law)
+        bench = Bench(pair, 1, min(contexts) + _SIGNAL_TOKENS + 1, {}, law, _SIGNAL_TOKENS)
         spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
         wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
         signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))

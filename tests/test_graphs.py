@@ -20,9 +20,10 @@ from real_backend import cuda_graphs, engine, graph_check, graphs
 from real_backend.cuda_graphs import GraphRecorder
 from real_backend.engine import Engine
 from real_backend.graphs import LACKING, GraphSteps
+from real_backend.measure import LAGS, Bench
 from real_backend.models import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
-from real_backend.steps import Feed, Law
+from real_backend.steps import GREEDY, Feed, Law
 from tests.fake_cuda import FakeGraph, install
 from traces.timing import StepCosts
 
@@ -113,6 +114,16 @@ def test_nothing_is_recorded_inside_a_round(
         patch.setattr(engine._Loop, "run", watched)
         same(*both(pair, costs, make, 18, max_new_tokens=128))
     assert made[0] == made[1] > 20
+
+
+@torch.inference_mode()
+def test_nothing_is_recorded_inside_a_timed_block(pair: Any, fake: Any) -> None:
+    bench = Bench(pair, 1, 80, {}, GREEDY, 8)
+    made = len(fake.made)
+    for drafted in (0, 1, 3, 8):
+        bench.block(drafted, LAGS[:2], 40)
+    bench.block(1, LAGS[-1:], 40)
+    assert len(fake.made) == made > 20
 
 
 @pytest.mark.parametrize(("name", "per_token"), [("fixed:gamma=4", 0), ("hf-confidence", 1)])
