@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -203,7 +204,7 @@ def _uncached(recipe: Recipe) -> Kernel:
 def _cached(recipe: Recipe, names: Namespace) -> Kernel:
     """The kernel from its generated module; OSError if the folder cannot be used."""
     folder = cache_folder()
-    stem = f"gammalab_{_class_name(recipe)}_{names.fingerprint()}"
+    stem = f"gammalab_{_class_name(recipe)}_{names.fingerprint}"
     file = folder / f"{stem}.py"
     text = _module_text(recipe)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -271,12 +272,25 @@ class Namespace:
         self.in_files = True
         self.parts: list[str] = [repr(recipe.owner), repr(recipe.fields)]
         self._built: dict[types.FunctionType, Any] = {}
+        self._own: list[Any] = []  # dispatchers that were made here
         self._sources: set[Path] = set()
         self._note(recipe.function)
         self.names = {
             name: self._convert(name, recipe.names.get(name, value))
             for name, value in named_globals(recipe.function)
         }
+        self._sign()
+
+    def _sign(self) -> None:
+        """Write the fingerprint into the name of every function that is to be compiled.
+
+        numba tells functions apart by name, argument types and a number that starts anew in every
+        process. So code from the cache may carry the symbols of other code with other constants,
+        and the linker keeps whichever came first.
+        """
+        for dispatcher in self._own:
+            function = dispatcher.py_func
+            function.__qualname__ = f"{function.__qualname__}_{self.fingerprint}"
 
     def _convert(self, name: str, value: Any) -> Any:
         value = getattr(value, "py_func", value)  # somebody's own njit: compiled as ours are
@@ -314,7 +328,8 @@ class Namespace:
             function.__defaults__,
             function.__closure__,
         )
-        self._built[function] = numba.njit(**OPTIONS, **self._inner)(rebuilt)
+        made = self._built[function] = numba.njit(**OPTIONS, **self._inner)(rebuilt)
+        self._own.append(made)
         named = (self._recipe.function.__module__, self._recipe.lower)
         own = self._recipe.names if function.__module__ in named else {}
         for name, value in named_globals(function):
@@ -322,7 +337,7 @@ class Namespace:
         if function.__closure__ is None:  # what is the same for every policy is compiled once
             taken = tuple(_content(names[name]) for name in sorted(names))
             key = (function, self._recipe.inline, taken)
-            self._built[function] = _shared.setdefault(key, self._built[function])
+            self._built[function] = _shared.setdefault(key, made)
         return self._built[function]
 
     def _note(self, function: types.FunctionType) -> None:
@@ -332,6 +347,8 @@ class Namespace:
         for code in codes_of(function.__code__):
             self.parts += [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
             self.parts += sorted(repr(c) for c in code.co_consts if _is_plain(c))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._convert(name, cell.cell_contents)
 
     def _note_source(self, thing: Any, module: str) -> None:
         """Add the text of the file in which something is defined."""
@@ -349,6 +366,7 @@ class Namespace:
             self._sources.add(path)
             self.parts.append(text)
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of everything that decides the machine code."""
         switches = {

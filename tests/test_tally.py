@@ -133,15 +133,6 @@ def test_errors_are_those_of_a_replay() -> None:
         count_steps(Fixed(1), trace, tabulate(Affine()), max_gamma=99)
 
 
-def test_kernels_of_one_policy_are_told_apart_at_once() -> None:
-    # numba knows a NamedTuple by name and fields; equal ones cost 0.15 ms at every call.
-    names = {
-        kernels.policy_kernel(Fixed, recorder).fields.__name__
-        for recorder in (write_row, add_up, add_steps)
-    }
-    assert len(names) == 3
-
-
 def test_steps_by_hand() -> None:
     # W = 4: a draft forward over 9 lagging tokens is charged as one over 3, the last column.
     counts = np.zeros((2, 2, 4), dtype=np.int64)
