@@ -347,7 +347,8 @@ class Namespace:
         for code in codes_of(function.__code__):
             self.parts += [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
             self.parts += sorted(repr(c) for c in code.co_consts if _is_plain(c))
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
             self._convert(name, cell.cell_contents)
 
     def _note_source(self, thing: Any, module: str) -> None:

@@ -181,5 +181,3 @@ def test_kernels_of_one_policy_are_told_apart_at_once() -> None:
         for recorder in (write_row, add_up, add_steps)
     }
     assert len(names) == 3
-
-

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +13,8 @@ from policies.base import Draft, Outcome, Policy, State, View
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTunePlus
 from policies.randomness import Rng, uniform
-from simulator import kernels
 from simulator.costs import Affine, expected_emitted
 from simulator.replay import replay, replay_interpreted
-from simulator.rounds import write_row
 from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError

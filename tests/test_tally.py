@@ -25,7 +25,7 @@ from simulator.replay import (
     run_interpreted,
     tape_of,
 )
-from simulator.rounds import Place, write_row
+from simulator.rounds import Place
 from simulator.tally import (
     DRAFT,
     VERIFY,
