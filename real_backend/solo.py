@@ -1,7 +1,9 @@
 """The steps of a single row, operation by operation: nothing is packed, sorted or padded.
 
-What a row reads next is on the device already, in what was read back last: the tokens that a draft
-lacks are the target's own choices at accepted positions. They are sent only where they differ.
+A round's tokens lie in one strip on the device: the newest one, then every drafted one where its
+draft step wrote it, and below them the target's choices; the strip is what the target reads, and
+what comes back. The tokens that a draft lacks are the target's own choices at accepted positions,
+so they are there already; they are sent only where they differ.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from real_backend.steps import (
 )
 from real_backend.verify import accept_sampled, distribution, draw, signals
 
+STRIP = 32  # tokens a strip holds before anybody says how many a round may have
+
 
 class SoloSteps:
     """See real_backend.steps.Steps; batch 1."""
@@ -39,20 +43,28 @@ class SoloSteps:
         self._law, self._looks, self._numbers = GREEDY, False, list[float]()
         self._known: Tensor | None = None  # the newest tokens of the reply, on the device
         self._known_ids: list[int] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        self._tokens: list[Tensor] = []  # drafted in this round, [1] each
-        self._probs: list[Tensor] = []  # and their laws [1, V], if sampled
-        self._fed: Tensor | None = None  # the newest token, as the draft was fed it
+        self._probs: list[Tensor] = []  # laws [1, V] of the drafted tokens, if sampled
+        self._drafted = 0
         self._at = 0  # where the next drafted token will stand
+        self._lay_out(STRIP)
+
+    def _lay_out(self, width: int) -> None:
+        """A strip for that many tokens, and its views: making one takes as long as using it."""
+        strip = torch.zeros((2, width), dtype=torch.long, device=self.device)
+        self._cells = [strip[0, k : k + 1] for k in range(width)]
+        self._feeds = [strip[0, :k] for k in range(width + 1)]
+        self._choices = [strip[1, :k] for k in range(width + 1)]
+        self._both = [strip[:, :k] for k in range(width + 1)]
 
     def holds(self, context: int) -> bool:
         """See Steps."""
         return self.target.holds(context) and self.draft.holds(context)
 
     def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
-        """Nothing: eager steps come as they are."""
+        """See Steps."""
+        if max_gamma + 1 > len(self._cells):
+            self._lay_out(max_gamma + 1)
+            self._known, self._known_ids = None, []
 
     def prefill(self, feed: Feed) -> None:
         """See Steps."""
@@ -73,27 +85,28 @@ class SoloSteps:
         ((_, ids, start),) = feeds
         self._law, self._looks, self._numbers = law, looks, uniforms[0]
         tokens = self._sent(ids)
-        self._fed = tokens[-1:]
         self._at = start + len(ids)
         return self._draft(start, tokens, len(ids))
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """See Steps."""
         self._at += 1
-        return self._draft(self._at - 1, self._tokens[-1], 1)
+        return self._draft(self._at - 1, self._cells[self._drafted], 1)
 
     def _draft(self, start: int, tokens: Tensor, width: int) -> list[list[float]] | None:
         logits = self._cut(self.draft.read([(0, start, width)], tokens, last=True))
+        self._drafted += 1
+        cell = self._cells[self._drafted]
         if self._law.temperature == 0.0:
-            self._tokens.append(logits.argmax(-1))
+            torch.argmax(logits, -1, out=cell)
             if not self._looks:
                 return None
             probs = torch.softmax(logits.float(), -1)
         else:
             probs = distribution(logits, *self._law)
-            number = [self._numbers[len(self._tokens)]]
+            number = [self._numbers[len(self._probs)]]
             chosen = torch.tensor(number, dtype=torch.float64, device=self.device)
-            self._tokens.append(draw(probs, chosen))
+            cell.copy_(draw(probs, chosen))
             self._probs.append(probs)
             if not self._looks:
                 return None
@@ -103,37 +116,32 @@ class SoloSteps:
     def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
         """See Steps."""
         ((_, ids, start),) = newest
-        first = self._sent(ids[-1:]) if self._fed is None else self._fed
-        feed = torch.cat([first, *self._tokens]) if self._tokens else first
-        logits = self.target.read([(0, start, 1 + len(self._tokens))], feed, last=False)
+        width, self._drafted = self._drafted + 1, 0
+        self._cells[0].fill_(ids[-1])
+        logits = self.target.read([(0, start, width)], self._feeds[width], last=False)
         if law.temperature == 0.0:
-            found = self._greedy(feed, self._cut(logits).argmax(-1))
-        else:
-            found = self._sampled(feed, distribution(self._cut(logits), *law), uniforms[0])
-        self._forget()
-        return [found]
+            return [self._greedy(width, self._cut(logits))]
+        return [self._sampled(width, distribution(self._cut(logits), *law), uniforms[0])]
 
-    def _greedy(self, feed: Tensor, choices: Tensor) -> Verdict:
+    def _greedy(self, width: int, logits: Tensor) -> Verdict:
         """Tokens and the target's choices come back in one piece."""
-        if not self._tokens:
-            self._known, self._known_ids = choices, choices.tolist()
-            return Verdict([], 0, self._known_ids[0])
-        read, chosen = torch.stack([feed, choices]).tolist()
-        drafted = read[1:]
+        choices = self._choices[width]
+        torch.argmax(logits, -1, out=choices)
+        (_, *drafted), chosen = self._both[width].tolist()
         accepted = accepted_of(drafted, chosen)
-        self._known, self._known_ids = choices[: accepted + 1], chosen[: accepted + 1]
+        self._known, self._known_ids = self._choices[accepted + 1], chosen[: accepted + 1]
         return Verdict(drafted, accepted, chosen[accepted])
 
-    def _sampled(self, feed: Tensor, laws: Tensor, uniforms: list[float]) -> Verdict:
+    def _sampled(self, width: int, laws: Tensor, uniforms: list[float]) -> Verdict:
         """The device decides; tokens and the decision come back in one piece."""
-        drafted = feed[None, 1:]
+        drafted = self._feeds[width][None, 1:]
         proposed = torch.cat(self._probs)[None] if self._probs else laws[None, :0]
         numbers = torch.tensor([uniforms], dtype=torch.float64, device=self.device)
-        counts = torch.tensor([len(self._tokens)], device=self.device)
+        counts = torch.tensor([width - 1], device=self.device)
         accepted, extra = accept_sampled(
             drafted, counts, laws[None], proposed, numbers[:, :-1], numbers[:, -1]
         )
-        self._known, self._known_ids = None, []
+        self._known, self._known_ids, self._probs = None, [], []
         kept, added, *tokens = torch.cat([accepted, extra, drafted[0]]).tolist()
         return Verdict(tokens, kept, added)
 
