@@ -27,6 +27,7 @@ from experiments.censored import DRAWS, by_question, complete, play, span
 from experiments.rubin import LEAST, ratios
 from experiments.tables import number, percent, table
 from policies.shelf import parse_policy
+from real_backend.options import count, workers
 from simulator.costs import Affine
 from simulator.replay import replay
 from traces.censoring import censor
@@ -262,9 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recorder", action="append", help="policy that records; repeatable")
     parser.add_argument("--reference", default=REFERENCE, help="whom the ratio is to")
     parser.add_argument("--others", action="store_true", help="intervals for other questions")
-    parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--resamples", type=count, default=200)
+    parser.add_argument("--requests", type=count, default=40)
+    parser.add_argument("--workers", type=workers(), default=1)
     args = parser.parse_args(arguments)
     trace = read_trace(args.trace)
     noise = number(100 * float(np.sqrt(0.95 * 0.05 / args.resamples)), 1)

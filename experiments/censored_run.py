@@ -25,6 +25,7 @@ from experiments.censored_text import (
 from experiments.files import dumps
 from experiments.rubin import FEWEST_IMPUTATIONS
 from policies.shelf import label, parse_policies
+from real_backend.options import add_seed, count, whole, workers
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
@@ -61,10 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plain-ms", type=float, help="plain decoding, per token; else gamma 0")
     parser.add_argument("--policies", default=POLICIES)
     parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="imputations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=0, help="count verdicts over that many seeds")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--draws", type=count, default=DRAWS, help="imputations")
+    add_seed(parser, "all draws")
+    parser.add_argument(
+        "--seeds", type=whole(0, 1000), default=0, help="count verdicts over that many seeds"
+    )
+    parser.add_argument("--workers", type=workers(), default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     if args.draws < FEWEST_IMPUTATIONS:

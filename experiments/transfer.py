@@ -28,6 +28,7 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.neural import neural_policy, quantise
 from policies.shelf import parse_policy
+from real_backend.options import count
 from simulator.env_pool import GREEDY, TIMING
 from simulator.tally import tally
 from traces.errors import InputError
@@ -144,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trace", type=Path, default=GREEDY)
     parser.add_argument("--timing", type=Path, default=TIMING)
     parser.add_argument("--unit", default="token", help="decide per token or round")
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--lanes", type=int, default=256)
+    parser.add_argument("--iterations", type=count, default=200)
+    parser.add_argument("--lanes", type=count, default=256)
     parser.add_argument("--out", type=Path, required=True)
     try:
         answer(parser.parse_args(arguments))

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from traces.errors import InputError
+from traces.errors import InputError, missing
 
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
@@ -55,7 +55,7 @@ def _on_ray(
     try:
         import ray
     except ImportError:
-        raise InputError("--ray needs Ray: pip install 'ray>=2.40'") from None
+        raise missing("--ray", "Ray", "ray>=2.40") from None
     _ask(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

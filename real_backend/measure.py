@@ -31,6 +31,7 @@ from real_backend.clock import wait_for
 from real_backend.coupled import Settings
 from real_backend.engine import steps_for
 from real_backend.faults import device_faults
+from real_backend.finite import check_finite
 from real_backend.models import Pair, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.round_overheads import round_overheads
@@ -177,6 +178,7 @@ class Bench:
             self.samples = kept
             for k in range(_TIMED_ROUNDS):
                 self.round(drafted, lags[k % len(lags)], context)
+            check_finite(self.pair, {f"at context {context}": self.ids[0][:context]})
 
 
 def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:

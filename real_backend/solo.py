@@ -22,7 +22,7 @@ from real_backend.steps import (
     accepted_of,
     rows_of,
 )
-from real_backend.verify import accept_sampled, distribution, draw, signals
+from real_backend.verify import accept_sampled, draw, signals
 
 
 class SoloSteps:
@@ -85,12 +85,12 @@ class SoloSteps:
     def _draft(self, start: int, tokens: Tensor, width: int) -> list[list[float]] | None:
         logits = self._cut(self.draft.read([(0, start, width)], tokens, last=True))
         if self._law.temperature == 0.0:
-            self._tokens.append(logits.argmax(-1))
+            self._tokens.append(self.pair.draft.watch.best(logits))
             if not self._looks:
                 return None
             probs = torch.softmax(logits.float(), -1)
         else:
-            probs = distribution(logits, *self._law)
+            probs = self.pair.draft.watch.law(logits, *self._law)
             number = [self._numbers[len(self._tokens)]]
             chosen = torch.tensor(number, dtype=torch.float64, device=self.device)
             self._tokens.append(draw(probs, chosen))
@@ -105,11 +105,12 @@ class SoloSteps:
         ((_, ids, start),) = newest
         first = self._sent(ids[-1:]) if self._fed is None else self._fed
         feed = torch.cat([first, *self._tokens]) if self._tokens else first
-        logits = self.target.read([(0, start, 1 + len(self._tokens))], feed, last=False)
+        logits = self._cut(self.target.read([(0, start, 1 + len(self._tokens))], feed, last=False))
+        watch = self.pair.target.watch
         if law.temperature == 0.0:
-            found = self._greedy(feed, self._cut(logits).argmax(-1))
+            found = self._greedy(feed, watch.best(logits))
         else:
-            found = self._sampled(feed, distribution(self._cut(logits), *law), uniforms[0])
+            found = self._sampled(feed, watch.law(logits, *law), uniforms[0])
         self._forget()
         return [found]
 
