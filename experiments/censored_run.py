@@ -25,7 +25,7 @@ from experiments.censored_text import (
 from experiments.files import dumps
 from experiments.rubin import FEWEST_IMPUTATIONS
 from policies.shelf import label, parse_policies
-from real_backend.options import add_seed, count, whole, workers
+from real_backend.options import add_seed, count, number, whole, workers
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
@@ -57,9 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of one trace."""
     parser = argparse.ArgumentParser(prog="python -m experiments.censored_run", description=__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="a censored trace")
-    parser.add_argument("--round-ms", type=float, required=True, help="a round without a draft")
-    parser.add_argument("--draft-ms", type=float, required=True, help="every drafted token")
-    parser.add_argument("--plain-ms", type=float, help="plain decoding, per token; else gamma 0")
+    parser.add_argument(
+        "--round-ms", type=number(0.0, above=False), required=True, help="a round without a draft"
+    )
+    parser.add_argument(
+        "--draft-ms", type=number(0.0, above=False), required=True, help="every drafted token"
+    )
+    parser.add_argument(
+        "--plain-ms", type=number(0.0, above=False), help="plain decoding, per token; else gamma 0"
+    )
     parser.add_argument("--policies", default=POLICIES)
     parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
     parser.add_argument("--draws", type=count, default=DRAWS, help="imputations")

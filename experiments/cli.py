@@ -344,7 +344,9 @@ def _add_trace(trace: Parser) -> None:
     split.add_argument("trace", type=Path)
     split.add_argument("--out-train", type=Path, required=True)
     split.add_argument("--out-test", type=Path, required=True)
-    split.add_argument("--fraction", type=float, default=0.5, help="share of the training part")
+    split.add_argument(
+        "--fraction", type=number(0.0, 1.0), default=0.5, help="share of the training part"
+    )
     add_seed(split, "the split")
     split.add_argument("--force", action="store_true", help="overwrite")
     split.set_defaults(command=_trace_split)

@@ -46,7 +46,9 @@ def _in_processes(
 
     calls = (delayed(_numbered)(work, shared, index, job) for index, job in enumerate(jobs))
     # One job at a time: jobs differ in length by a factor of a hundred.
-    yield from Parallel(workers, batch_size=1, return_as="generator_unordered")(calls)
+    yield from Parallel(min(workers, len(jobs)), batch_size=1, return_as="generator_unordered")(
+        calls
+    )
 
 
 def _on_ray(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from real_backend.finite import check_finite
 from real_backend.kvcache import Reader
-from real_backend.models import Pair
+from real_backend.models import Pair, check_caches
 from real_backend.prompts import Request
 from real_backend.verify import accept_probability, draw, residual
 from traces.errors import InputError
@@ -141,6 +141,7 @@ def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> l
     rows = [_Row(pair, request, settings) for request in requests]
     batch = _Batch([r.prompt_ids for r in requests], pair.device, pair.max_context)
     capacity = batch.width + settings.max_new_tokens
+    check_caches(pair, len(rows) * capacity, "a smaller --batch or --max-new-tokens")
     greedy = settings.temperature == 0.0
     models = [pair.target] if greedy else [pair.target, pair.draft]
     readers = [model.reader(capacity, len(rows)) for model in models]

@@ -27,7 +27,7 @@ from real_backend.faults import DeviceLost, device_faults
 from real_backend.finite import check_finite
 from real_backend.graph_check import recorder_of
 from real_backend.graphs import GraphSteps
-from real_backend.models import Pair
+from real_backend.models import Pair, check_caches
 from real_backend.prompts import Request
 from real_backend.slots import Forced, Limits, Slot
 from real_backend.solo import SoloSteps
@@ -69,6 +69,7 @@ Emit = Callable[[int, list[int]], bool]
 
 def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
     """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
+    check_caches(pair, batch * capacity, SMALLER)
     with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
         record = recorder_of(pair)
         if record is None:

@@ -396,6 +396,21 @@ def pair_of(
     )
 
 
+def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
+    """Raise InputError if caches of so many tokens, of all rows together, cannot fit on a CPU,
+    which would hand the memory out and end the process when it is used.
+    """
+    free = free_bytes(pair.device) if pair.device == "cpu" else None
+    dtype = getattr(torch, pair.dtype)
+    models = pair.target.module, pair.draft.module
+    needed = sum(shapes.cache_bytes(model.config, dtype, tokens) for model in models)
+    if free is not None and needed > free:
+        raise InputError(
+            f"caches of {tokens} tokens in all rows need {needed / GIB:.1f} GiB, "
+            f"{free / GIB:.1f} are free; try {remedy}"
+        )
+
+
 def pair_from_args(args: argparse.Namespace) -> Pair:
     """The pair that the options of real_backend.options.add_pair_arguments describe."""
     spec = resolve_pair(args.pair, args.target, args.draft)
