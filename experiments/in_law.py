@@ -22,7 +22,7 @@ from scipy import stats
 from experiments.commands import progress, read_inputs
 from experiments.compare import step_costs
 from policies.shelf import label, parse_policies
-from real_backend.options import add_pair_arguments, add_seed
+from real_backend.options import Parser, add_pair_arguments, add_seed
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.roundlog import RoundLog
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> list[LawCheck]:
 
 def main() -> int:
     """`python -m experiments.in_law`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.in_law", description=__doc__)
+    parser = Parser(prog="python -m experiments.in_law", description=__doc__)
     add_pair_arguments(parser)
     parser.add_argument("--trace", type=Path, action="append", required=True, help="sampled")
     parser.add_argument("--timing", type=Path, required=True)

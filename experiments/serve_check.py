@@ -11,7 +11,6 @@ have been measured at these batch sizes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -76,11 +75,14 @@ def at_batch(sitting: Sitting, batch: int) -> Sitting:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check and print its tables."""
-    from real_backend.options import add_pair_arguments, integers, repeats, whole
+    from real_backend.options import Parser, add_pair_arguments, integers, repeats, whole
     from traces.costs import Table, tabulate
     from traces.timing import read_timing
 
-    parser = argparse.ArgumentParser(description="the serving simulator against the real engine")
+    parser = Parser(
+        prog="python -m experiments.serve_check",
+        description="the serving simulator against the real engine",
+    )
     add_pair_arguments(parser)
     parser.add_argument("--prompts", type=Path, help="the trace's prompt file")
     parser.add_argument("--trace", type=Path, required=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import learning, workers
+from experiments import censored_check, censored_run, learning, workers
 from experiments.cli import build_parser
 from experiments.files import read_result
 from real_backend import models
@@ -36,6 +36,7 @@ from traces.workload_files import read_workload
 
 ADDERS = (add_decode_arguments, add_lossless_arguments, add_session_arguments)
 TIMING = Path(models.__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"
+TRACE = TIMING.with_name("embedded-greedy.parquet")
 UNBOUNDED = ("--max-error", "--seconds", "--minutes")  # any finite number
 
 
@@ -90,6 +91,17 @@ def test_a_bound_comes_with_its_reason() -> None:
     refused(gammalab(*serve, "--seeds", 10**9), "--seeds", "at most 1000: every seed is a run")
     refused(gammalab("sweep", "quick", "--out", "o", "--workers", 500), "--workers", "cores")
     refused(gammalab("train", "--rate", "1e6"), "--rate", "at most 1: weights")
+
+
+def test_a_script_refuses_as_a_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = ["--round-ms", "30", "--draft-ms", "1"]
+    for script, argv in (
+        (censored_run, ["--trace", "no.parquet", *costs]),
+        (censored_check, ["--trace", "no.parquet"]),
+    ):
+        assert script.main(argv) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(script.__name__.rpartition(".")[2] + ": no.parquet")
 
 
 READERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
@@ -160,6 +172,19 @@ def test_weights_that_training_lost_are_named() -> None:
         InputError, match="the weights are NaN after 64 steps; pass a smaller --rate"
     ):
         learning.note(learning.Progress(), None, weights, steps=64, seconds=0, reward=0)  # type: ignore[arg-type]
+
+
+def test_replicas_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    """1,024 replicas, each with 16 bytes a request in its line and 48 a bin."""
+    serve = ("serve", "--trace", TRACE, "--timing", TIMING, "--workload", "poisson:rate=0.001")
+    ran = gammalab(*serve, "--server", "replicas=1024,bin_s=0.001", "--policies", "never")
+    refused(ran, "1024 replicas with 2000 requests", "48.", "GiB, 4 are allowed", "larger bin_s")
+
+
+@pytest.mark.parametrize("other", ["sweep", "serve", "fleet"])
+def test_a_folder_without_a_page_says_whose_it_is(other: str, tmp_path: Path) -> None:
+    (tmp_path / f"{other}.json").write_text("{}")
+    refused(gammalab("report", tmp_path), f"the result of `gammalab {other}`, which has no page")
 
 
 def test_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
