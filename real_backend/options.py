@@ -1,4 +1,4 @@
-"""Command-line options of capture and measure; argparse only, so that --help stays light."""
+"""Command-line options, and numbers as all parsers read them; argparse only: --help stays light."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from traces.errors import InputError
 
 MOST_SEED = 2**31 - 1  # what every library that is seeded here takes
 MOST_THREADS = 1024  # far beyond, torch dies without a word
-MOST_REPEATS = 10_000
-DEEPEST = 256  # drafted tokens
 SHAPE_PREFIX = "shape:"
 SESSION_SHAPES = (
     "llama-3.1-8b+llama-3.2-1b",
@@ -77,20 +75,21 @@ count = whole(1)
 positive = number(0.0)
 temperature = number(0.0, 100.0, "beyond, every token is as likely", above=False)
 top_p = number(0.0, 1.0, "it is a share")
-repeats = whole(1, MOST_REPEATS, "medians settle long before")
+repeats = whole(1, 10_000, "medians settle long before")
 
 
 def add_seed(group: Any, what: str, option: str = "--seed", default: int | None = 0) -> None:
     """A seed, of `what`."""
     shown = "the suite's" if default is None else default
-    help_text = f"of {what}: 0 to {MOST_SEED} (default: {shown})"
-    group.add_argument(option, type=whole(0, MOST_SEED), default=default, help=help_text)
+    about = f"of {what}, from 0 on (default: {shown})"
+    group.add_argument(option, type=whole(0, MOST_SEED), default=default, help=about)
 
 
 def workers() -> Callable[[str], int]:
     """Local processes, for argparse."""
-    most = max(8, 2 * (os.cpu_count() or 1))
-    return whole(1, most, f"each is a process of some 0.5 GiB, and {os.cpu_count()} cores are here")
+    cores = os.cpu_count() or 1
+    why = f"each is a process of some 0.5 GiB, and {cores} cores are here"
+    return whole(1, max(8, 2 * cores), why)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +142,7 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=top_p, default=1.0, help="nucleus for sampling, 0..1")
     group.add_argument(
         "--depth",
-        type=whole(1, DEEPEST, "no round here drafts as many"),
+        type=whole(1, 256, "no round here drafts as many"),
         default=16,
         help="record the draft's signals this many tokens deep",
     )
@@ -263,7 +262,7 @@ def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_anything() -> None:
-    """No name of a file may end a command: what stdout's encoding lacks is shown as \\uXXXX."""
+    """No file's name may end a command: what stdout's encoding lacks is shown as \\uXXXX."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -19,13 +19,17 @@ from traces.workload import Demand
 ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
 MOST_TOKENS = 2**31 - 1
 BOUNDS: dict[str, tuple[float, float]] = {
-    "slots": (1, 4096),  # a table of step costs is made for each: 2 ms
-    "replicas": (1, 1024),  # each has lists and a time series of its own
+    "slots": (1, 4096), "replicas": (1, 1024),
     "block_tokens": (1, MOST_TOKENS), "blocks": (0, MOST_TOKENS), "chunk_tokens": (0, MOST_TOKENS),
     "budget_tokens": (0, MOST_TOKENS), "hop_s": (0.0, 1e6), "jitter_s": (0.0, 1e6),
     "token_hop_s": (0.0, 1e6), "reentry_s": (0.0, 1e6), "bin_s": (1e-6, 1e9),
 }  # fmt: skip
 """The smallest and the largest value of each number of a Server."""
+REASONS = {
+    "slots": ": step costs are tabulated for every batch size",
+    "replicas": ": each has a waiting line and a time series of its own",
+}
+"""Of upper bounds that nobody would expect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,9 @@ class Server:
             if isinstance(least, int) and not isinstance(value, int):
                 raise InputError(f"server: {name} is {value!r}; give a whole number")
             if not least <= value <= most:
-                raise InputError(f"server: {name} is {value}; give {least} to {most:.12g}")
+                raise InputError(
+                    f"server: {name} is {value}; give {least} to {most:.12g}{REASONS.get(name, '')}"
+                )
         choices = (("order", ORDERS), ("allotment", ALLOTMENTS), ("router", ROUTERS))
         for name, known in choices:
             if getattr(self, name) not in known:
