@@ -289,8 +289,6 @@ def run(args: argparse.Namespace) -> int:
     spec = resolve_pair(args.pair, args.target, args.draft)
     if args.prompts is None and spec.name != "embedded":
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    if args.max_new_tokens < 1:
-        raise InputError("--max-new-tokens must be at least 1")
     if args.out is not None and args.out.exists() and not args.force:
         raise InputError(f"{args.out} exists; choose another name or pass --force")
     questions = read_questions(args.prompts or EMBEDDED_PROMPTS, args.limit)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
-from real_backend.options import add_seed, count, positive
+from real_backend.options import add_seed, count, number, positive
 from real_backend.training import card, core, corpus, export, replies
 from real_backend.training.copying import plant_copying
 from real_backend.training.core import Llama, Packer, Shape
@@ -59,7 +59,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--row-tokens", type=count, default=384, help="tokens of a row")
     add("--max-new-tokens", type=count, default=128, help="longest reply")
     add("--prompts-per-task", type=count, default=25, help="held-out prompts of each task")
-    add("--checkpoint-s", type=positive, default=60.0, help="seconds between checkpoints")
+    add(
+        "--checkpoint-s",
+        type=number(0.0, above=False),
+        default=60.0,
+        help="seconds between checkpoints",
+    )
     return parser
 
 
