@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,10 +28,12 @@ from experiments.censored import DRAWS, by_question, complete, play, span
 from experiments.rubin import LEAST, ratios
 from experiments.tables import number, percent, table
 from policies.shelf import parse_policy
+from real_backend.options import Parser, count, workers
 from simulator.costs import Affine
 from simulator.replay import replay
 from traces.censoring import censor
 from traces.costs import tabulate
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import named_generator
 from traces.store import concatenate, read_trace
@@ -253,19 +256,8 @@ def check(
         return [case for part in pool.map(one, range(resamples)) for case in part]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def answer(args: argparse.Namespace) -> None:
     """Print coverage tables for every recorder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.censored_check", description=__doc__
-    )
-    parser.add_argument("--trace", type=Path, default=EXACT, help="an exact trace")
-    parser.add_argument("--recorder", action="append", help="policy that records; repeatable")
-    parser.add_argument("--reference", default=REFERENCE, help="whom the ratio is to")
-    parser.add_argument("--others", action="store_true", help="intervals for other questions")
-    parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--workers", type=int, default=1)
-    args = parser.parse_args(arguments)
     trace = read_trace(args.trace)
     noise = number(100 * float(np.sqrt(0.95 * 0.05 / args.resamples)), 1)
     for recorder in args.recorder or RECORDERS:
@@ -287,5 +279,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{title}\n{coverage_table(coverage(group))}\n", flush=True)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = Parser(prog="python -m experiments.censored_check", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=EXACT, help="an exact trace")
+    parser.add_argument("--recorder", action="append", help="policy that records; repeatable")
+    parser.add_argument("--reference", default=REFERENCE, help="whom the ratio is to")
+    parser.add_argument("--others", action="store_true", help="intervals for other questions")
+    parser.add_argument("--resamples", type=count, default=200)
+    parser.add_argument("--requests", type=count, default=40)
+    parser.add_argument("--workers", type=workers(), default=1)
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"censored_check: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from experiments.censored_text import (
 from experiments.files import dumps
 from experiments.rubin import FEWEST_IMPUTATIONS
 from policies.shelf import label, parse_policies
+from real_backend.options import Parser, add_seed, count, number, whole, workers
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
@@ -52,21 +54,8 @@ def over_seeds(
     return left_open(completed, schedules, reference=reference)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def answer(args: argparse.Namespace) -> None:
     """Print the tables of one trace."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.censored_run", description=__doc__)
-    parser.add_argument("--trace", type=Path, required=True, help="a censored trace")
-    parser.add_argument("--round-ms", type=float, required=True, help="a round without a draft")
-    parser.add_argument("--draft-ms", type=float, required=True, help="every drafted token")
-    parser.add_argument("--plain-ms", type=float, help="plain decoding, per token; else gamma 0")
-    parser.add_argument("--policies", default=POLICIES)
-    parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="imputations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=0, help="count verdicts over that many seeds")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(arguments)
     if args.draws < FEWEST_IMPUTATIONS:
         raise InputError(f"--draws is {args.draws}; at least {FEWEST_IMPUTATIONS}")
     trace = read_trace(args.trace)
@@ -92,5 +81,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(dumps(found) if args.json else "\n\n".join(parts))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = Parser(prog="python -m experiments.censored_run", description=__doc__)
+    parser.add_argument("--trace", type=Path, required=True, help="a censored trace")
+    parser.add_argument(
+        "--round-ms", type=number(0.0, above=False), required=True, help="a round without a draft"
+    )
+    parser.add_argument(
+        "--draft-ms", type=number(0.0, above=False), required=True, help="every drafted token"
+    )
+    parser.add_argument(
+        "--plain-ms", type=number(0.0, above=False), help="plain decoding, per token; else gamma 0"
+    )
+    parser.add_argument("--policies", default=POLICIES)
+    parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
+    parser.add_argument("--draws", type=count, default=DRAWS, help="imputations")
+    add_seed(parser, "all draws")
+    parser.add_argument(
+        "--seeds", type=whole(0, 1000), default=0, help="count verdicts over that many seeds"
+    )
+    parser.add_argument("--workers", type=workers(), default=1)
+    parser.add_argument("--json", action="store_true")
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"censored_run: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,22 +14,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from traces.errors import InputError
+from real_backend.options import (
+    Parser,
+    add_acceptance_argument,
+    add_capture_arguments,
+    add_measure_arguments,
+    add_pair_arguments,
+    add_seed,
+    count,
+    number,
+    positive,
+    print_anything,
+    repeats,
+    temperature,
+    whole,
+    workers,
+)
+from traces.errors import InputError, missing
+
+requests = whole(1, 1_000_000, "a run keeps every request; results settle long before")
+seeds = whole(1, 1000, "every seed is a run of every policy; intervals settle long before")
 
 Command = Callable[[argparse.Namespace], int]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line on stderr, exit 2."""
-        self.exit(2, f"gammalab: {message}; see `{self.prog} --help`\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
+    print_anything()
     command: Command = args.command
     try:
         code = command(args)
@@ -117,12 +129,6 @@ def build_parser() -> Parser:
 
 
 def _add_backend(add: Callable[[str, str, Command], Parser]) -> None:
-    from real_backend.options import (
-        add_capture_arguments,
-        add_measure_arguments,
-        add_pair_arguments,
-    )
-
     capture = add("capture", "record what the draft proposes and the target accepts", _capture)
     add_pair_arguments(capture)
     add_capture_arguments(capture)
@@ -132,8 +138,6 @@ def _add_backend(add: Callable[[str, str, Command], Parser]) -> None:
 
 
 def _add_study(study: Parser) -> None:
-    from real_backend.options import add_pair_arguments
-
     add_pair_arguments(study)
     group = study.add_argument_group("the study")
     group.add_argument("--prompts", type=Path, help="JSON lines (embedded pair: its own)")
@@ -141,27 +145,11 @@ def _add_study(study: Parser) -> None:
     group.add_argument("--out", type=Path, required=True, help="folder of all results")
     group.add_argument("--quick", action="store_true", help="fewer prompts and repeats, for a look")
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
-    group.add_argument("--seed", type=int, default=0)
+    add_seed(group, "the split into halves and all draws")
     group.add_argument("--force", action="store_true", help="start over, overwriting results")
 
 
 MAX_ERROR = "largest prediction error to accept (default 8)"
-
-
-def positive(text: str) -> float:
-    """A number above 0, for argparse."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
 
 
 def _add_compare(compare: Parser) -> None:
@@ -171,14 +159,12 @@ def _add_compare(compare: Parser) -> None:
     compare.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     compare.add_argument("--policies", help="e.g. gammatune,fixed:gamma=4 (default: the shelf)")
     compare.add_argument("--out", type=Path, help="folder for compare.json and simulated rounds")
-    compare.add_argument("--seed", type=int, default=0)
+    add_seed(compare, "the split into halves and all draws")
     compare.add_argument("--json", action="store_true", help="results as JSON on stdout")
     compare.add_argument("--force", action="store_true", help="overwrite")
 
 
 def _add_validate(validate: Parser) -> None:
-    from real_backend.options import add_acceptance_argument, add_pair_arguments
-
     add_pair_arguments(validate)
     group = validate.add_argument_group("the confirmation")
     group.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
@@ -197,12 +183,17 @@ def _add_validate(validate: Parser) -> None:
         help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.sitting` "
         "on another machine) instead of running",
     )
-    group.add_argument("--repeats", type=count, default=1, help="how often the sitting goes round")
     group.add_argument(
-        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
+        "--repeats", type=repeats, default=1, help="how often the sitting goes round"
+    )
+    group.add_argument(
+        "--limit",
+        type=whole(0),
+        default=0,
+        help="about N held-out requests, all tasks alike (0: all)",
     )
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
-    group.add_argument("--seed", type=int, default=0)
+    add_seed(group, "the split into halves, the order and all draws")
     group.add_argument("--json", action="store_true", help="results as JSON on stdout")
     group.add_argument("--force", action="store_true", help="overwrite")
 
@@ -221,10 +212,11 @@ def _add_sweep(sweep: Parser) -> None:
     sweep.add_argument("--cost", help="measured, or ratios: c=4,c=8 (default: the suite's)")
     sweep.add_argument("--policies", help="instead of the suite's; bare names are searched")
     sweep.add_argument("--search", help="grid, random or optuna (default: the suite's)")
-    sweep.add_argument("--trials", type=count, help="settings per policy (default: the suite's)")
-    sweep.add_argument("--seed", type=int, help="of split and search (default: the suite's)")
+    most = whole(1, 100_000, "every setting is replayed twice and kept as a row")
+    sweep.add_argument("--trials", type=most, help="settings per policy (default: the suite's)")
+    add_seed(sweep, "split and search", default=None)
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=count, default=1, help="local processes (default 1)")
+    where.add_argument("--workers", type=workers(), default=1, help="local processes (default 1)")
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or 'local'")
     sweep.add_argument("--json", action="store_true", help="the best settings as JSON on stdout")
     sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
@@ -244,17 +236,23 @@ def _add_train(train: Parser) -> None:
         "--cost-ratios", help="e.g. 0,4,8,16; 0: the measured costs (default: those alone)"
     )
     train.add_argument("--iterations", type=count, default=800, help="of ppo (default 800)")
-    train.add_argument("--lanes", type=count, default=256, help="environments (default 256)")
+    most = whole(1, 65_536, "beyond, memory grows and nothing gets faster")
+    train.add_argument("--lanes", type=most, default=256, help="environments (default 256)")
     train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
-    train.add_argument("--rate", type=positive, default=1e-3, help="of learning (default 1e-3)")
+    train.add_argument(
+        "--rate",
+        type=number(0.0, 1.0, "weights would only diverge"),
+        default=1e-3,
+        help="of learning (default 1e-3)",
+    )
     train.add_argument(
         "--warm-start",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="ppo: clone the clairvoyant schedule first (default: yes)",
     )
-    train.add_argument("--seed", type=int, default=0, help="of everything drawn")
-    train.add_argument("--split-seed", type=int, default=0, help="of the halves, as in compare")
+    add_seed(train, "everything drawn")
+    add_seed(train, "the halves, as in compare", "--split-seed")
     train.add_argument("--json", action="store_true", help="the curve as JSON on stdout")
     train.add_argument("--force", action="store_true", help="train anew, overwriting")
 
@@ -272,16 +270,19 @@ def _add_serve(served: Parser) -> None:
         help="poisson:rate=4, gamma:rate=4,cv=2, bursts:on=8,off=1,on_s=10,off_s=30, "
         "closed:users=8,think_s=0.5, or a JSON file",
     )
-    served.add_argument("--requests", type=count, default=2000, help="how many (default 2000)")
+    served.add_argument("--requests", type=requests, default=2000, help="how many (default 2000)")
     served.add_argument("--policies", help="the first is what ratios refer to (default: never ...)")
     served.add_argument(
         "--server", default="", help="slots=8,blocks=0,chunk_tokens=0,allotment=each,..."
     )
     served.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05")
-    served.add_argument("--seeds", type=count, default=3, help="runs per policy (default 3)")
-    served.add_argument("--seed", type=int, default=0, help="the first seed")
+    served.add_argument("--seeds", type=seeds, default=3, help="runs per policy (default 3)")
+    add_seed(served, "the first run")
     served.add_argument(
-        "--warmup", type=float, default=0.1, help="share of requests left out (default 0.1)"
+        "--warmup",
+        type=number(0.0, 0.99, above=False),
+        default=0.1,
+        help="share of requests left out (default 0.1)",
     )
     served.add_argument("--out", type=Path, help="folder for serve.json and request logs")
     served.add_argument(
@@ -298,9 +299,9 @@ def _add_fleet(fleet: Parser) -> None:
     fleet.add_argument("--policies", help="beside plain decoding and fixed lengths")
     fleet.add_argument("--server", default="", help="as for `gammalab serve`")
     fleet.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05 (default: from the costs)")
-    fleet.add_argument("--requests", type=count, default=1000, help="per run (default 1000)")
-    fleet.add_argument("--seeds", type=count, default=4, help="runs per policy (default 4)")
-    fleet.add_argument("--seed", type=int, default=0, help="the first seed")
+    fleet.add_argument("--requests", type=requests, default=1000, help="per run (default 1000)")
+    fleet.add_argument("--seeds", type=seeds, default=4, help="runs per policy (default 4)")
+    add_seed(fleet, "the first run")
     fleet.add_argument("--out", type=Path, help="folder for fleet.json, table and figures")
     fleet.add_argument("--json", action="store_true", help="results as JSON on stdout")
     fleet.add_argument("--force", action="store_true", help="overwrite")
@@ -312,7 +313,7 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--trace", type=Path, required=True, help="a recording of the pair")
     export.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     export.add_argument("--out", type=Path, help="write there instead of to stdout")
-    export.add_argument("--seed", type=int, default=0, help="of the split into halves")
+    add_seed(export, "the split into halves")
     export.add_argument("--json", action="store_true", help="as JSON")
     export.add_argument("--force", action="store_true", help="overwrite")
 
@@ -343,8 +344,10 @@ def _add_trace(trace: Parser) -> None:
     split.add_argument("trace", type=Path)
     split.add_argument("--out-train", type=Path, required=True)
     split.add_argument("--out-test", type=Path, required=True)
-    split.add_argument("--fraction", type=float, default=0.5, help="share of the training part")
-    split.add_argument("--seed", type=int, default=0)
+    split.add_argument(
+        "--fraction", type=number(0.0, 1.0), default=0.5, help="share of the training part"
+    )
+    add_seed(split, "the split")
     split.add_argument("--force", action="store_true", help="overwrite")
     split.set_defaults(command=_trace_split)
     imported = actions.add_parser("import", help="another program's recording into a trace")
@@ -370,7 +373,9 @@ def _add_import(imported: Parser) -> None:
     imported.add_argument("--vanilla", type=Path, help="spec-bench: the run without a draft")
     imported.add_argument("--timing-out", type=Path, help="spec-bench: fit a timing to wall times")
     imported.add_argument("--depth", type=count, default=0, help="deepest draft of a replay")
-    imported.add_argument("--temperature", type=float, default=0.0, help="of the recorded run")
+    imported.add_argument(
+        "--temperature", type=temperature, default=0.0, help="of the recorded run"
+    )
     imported.add_argument("--max-new-tokens", type=count, default=0, help="its reply limit")
     imported.add_argument("--strict", action="store_true", help="mend and leave out nothing")
     imported.add_argument("--force", action="store_true", help="overwrite")
@@ -429,7 +434,7 @@ def _train(args: argparse.Namespace) -> int:
     try:
         from experiments.train import run
     except ImportError as error:
-        raise InputError(f"training needs {error.name}: pip install 'gammalab[rl]'") from error
+        raise missing("train", str(error.name), str(error.name)) from error
     return run(args)
 
 

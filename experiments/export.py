@@ -244,6 +244,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text)
         return 0
-    write_atomically(args.out, lambda temporary: temporary.write_text(text + "\n"), args.force)
+    write_atomically(
+        args.out, lambda temporary: temporary.write_text(text + "\n", "utf-8"), args.force
+    )
     print(f"{args.out}: {label(policy)} for {engine.title}")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
+from traces.json_text import read_json
 from traces.schema import Trace
 from traces.store import content_hash, write_atomically
 from traces.timing import Timing
@@ -45,17 +46,14 @@ def dumps(value: Any) -> str:
 def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: bool) -> None:
     """One result as JSON with its kind and version, atomically."""
     text = dumps({"kind": kind, "version": RESULT_VERSION, **value}) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite)
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
 
 
 def read_result(kind: str, path: Path) -> dict[str, Any]:
     """Inverse of write_result; raises InputError naming the file if it is not of that kind."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; make it with `gammalab {kind}`")
-    try:
-        raw = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("kind") != kind:
         raise InputError(f"{path} is JSON, but not the result of `gammalab {kind}`")
     if raw.get("version") != RESULT_VERSION:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,6 @@ def _options(args: argparse.Namespace) -> Options:
         raise InputError("--vanilla is for the timing; say where it goes with --timing-out")
     if args.depth > _DEEPEST:
         raise InputError(f"--depth is {args.depth}; at most {_DEEPEST}")
-    if not 0 <= args.temperature < math.inf:
-        raise InputError(f"--temperature is {args.temperature}; it must be 0 or more")
     ours = [path.resolve() for path in (args.out, args.timing_out) if path is not None]
     given = [p.resolve() for p in (*args.input, *([args.vanilla] if args.vanilla else []))]
     if len({*ours, *given}) < len(ours) + len(set(given)):

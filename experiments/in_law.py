@@ -22,7 +22,7 @@ from scipy import stats
 from experiments.commands import progress, read_inputs
 from experiments.compare import step_costs
 from policies.shelf import label, parse_policies
-from real_backend.options import add_pair_arguments
+from real_backend.options import Parser, add_pair_arguments, add_seed
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.roundlog import RoundLog
@@ -157,13 +157,13 @@ def run(args: argparse.Namespace) -> list[LawCheck]:
 
 def main() -> int:
     """`python -m experiments.in_law`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.in_law", description=__doc__)
+    parser = Parser(prog="python -m experiments.in_law", description=__doc__)
     add_pair_arguments(parser)
     parser.add_argument("--trace", type=Path, action="append", required=True, help="sampled")
     parser.add_argument("--timing", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, help="the traces' prompt file")
     parser.add_argument("--policies", default=DEFAULT_POLICIES)
-    parser.add_argument("--seed", type=int, default=1000, help="of the real runs' own draws")
+    add_seed(parser, "the real runs' own draws", default=1000)
     try:
         print(text_of(run(parser.parse_args())))
     except InputError as error:

@@ -119,7 +119,11 @@ class Progress:
 def note(
     run: Progress, task: Task, weights: list[Any], *, steps: int, seconds: float, reward: float
 ) -> None:
-    """Judge the present weights and add a row to the curve."""
+    """Judge the present weights and add a row to the curve; raises InputError if they are NaN."""
+    if not all(np.isfinite(part).all() for part in weights):
+        raise InputError(
+            f"the weights are NaN after {steps} steps; pass a smaller --rate, with --force"
+        )
     policy = neural_policy(quantise(*weights))
     score = task.validation.score(policy)
     run.curve.append(

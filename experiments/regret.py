@@ -26,6 +26,7 @@ from experiments.report import write_pictures
 from experiments.tables import table
 from policies.base import Policy
 from policies.shelf import label, parse_policies, read_policies, title
+from real_backend.options import Parser, add_seed, count
 from simulator.env_pool import GREEDY, TIMING
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import per_request
@@ -178,13 +179,13 @@ def answer(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.regret", description=__doc__)
+    parser = Parser(prog="python -m experiments.regret", description=__doc__)
     parser.add_argument("--trace", type=Path, default=GREEDY)
     parser.add_argument("--timing", type=Path, default=TIMING)
     parser.add_argument("--policies", default=LEARNERS)
     parser.add_argument("--networks", type=Path, nargs="*", default=[], help="policy files")
-    parser.add_argument("--passes", type=int, default=4, help="over the held-out half")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--passes", type=count, default=4, help="over the held-out half")
+    add_seed(parser, "all draws")
     parser.add_argument("--out", type=Path, required=True)
     try:
         answer(parser.parse_args(arguments))

@@ -82,6 +82,13 @@ def write_report(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `gammalab study --out {folder}` makes it")
+    if not (folder / "compare.json").is_file():
+        for other in ("sweep", "serve", "fleet"):
+            if (folder / f"{other}.json").is_file():
+                raise InputError(
+                    f"{folder} holds the result of `gammalab {other}`, which has no page; its "
+                    f"tables are in {other}.txt"
+                )
     compared = read_result("compare", folder / "compare.json")
     measured = folder / "validate.json"
     validation = read_result("validate", measured) if measured.exists() else None
@@ -94,7 +101,7 @@ def write_report(folder: Path) -> Path:
     write_pictures(checked, folder / "figures")
     page = folder / "report.html"
     html = render(compared, validation, pictures, checked)
-    write_atomically(page, lambda temporary: temporary.write_text(html), overwrite=True)
+    write_atomically(page, lambda temporary: temporary.write_text(html, "utf-8"), overwrite=True)
     return page
 
 
@@ -134,7 +141,7 @@ def render(
     """The page as a string."""
     from jinja2 import Environment, StrictUndefined
 
-    template = Path(__file__).with_name("report.html.j2").read_text()
+    template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     parts = compared["comparisons"]
     return environment.from_string(template).render(

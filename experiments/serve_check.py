@@ -11,7 +11,6 @@ have been measured at these batch sizes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -76,35 +75,38 @@ def at_batch(sitting: Sitting, batch: int) -> Sitting:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check and print its tables."""
-    from real_backend.options import add_pair_arguments
+    from real_backend.options import Parser, add_pair_arguments, integers, repeats, whole
     from traces.costs import Table, tabulate
     from traces.timing import read_timing
 
-    parser = argparse.ArgumentParser(description="the serving simulator against the real engine")
+    parser = Parser(
+        prog="python -m experiments.serve_check",
+        description="the serving simulator against the real engine",
+    )
     add_pair_arguments(parser)
     parser.add_argument("--prompts", type=Path, help="the trace's prompt file")
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--timing", type=Path, required=True)
-    parser.add_argument("--batch", default="1,2,4,8")
+    parser.add_argument("--batch", type=integers, default=[1, 2, 4, 8])
     parser.add_argument("--policies", default=POLICIES)
-    parser.add_argument("--limit", type=int, default=64, help="replies, all tasks alike")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=whole(0), default=64, help="replies, all tasks alike")
+    parser.add_argument("--repeats", type=repeats, default=3)
     args = parser.parse_args(argv)
     args.acceptance, args.seed = "own", 0
     try:
         trace, policies = read_trace(args.trace), parse_policies(args.policies)
         longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
         timing, width = Table(read_timing(args.timing)), trace.meta.depth + 2
-        batches = [int(part) for part in args.batch.split(",")]
         costs = [
             tabulate(timing, rows, max_context=longest, width=width)
-            for rows in range(1, max(batches) + 1)
+            for rows in range(1, max(args.batch) + 1)
         ]
         loaded = sitting_from_args(args, trace, costs, limit=args.limit)
         rows = list[tuple[int, str, Speed, list[Speed]]]()
-        turns = sum(at_batch(loaded, batch).turns(len(policies), args.repeats) for batch in batches)
+        asked = len(policies), args.repeats
+        turns = sum(at_batch(loaded, batch).turns(*asked) for batch in args.batch)
         with progress(turns, "serve-check") as step:
-            for batch in batches:
+            for batch in args.batch:
                 sitting = at_batch(loaded, batch)
                 baseline = baseline_of(policies)
                 ran = sitting.run(policies, baseline, repeats=args.repeats, step=step).timed

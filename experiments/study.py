@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
         write_result("study", {"settings": settings}, out / "study.json", overwrite=False)
     _stage("measure", out / "timing.json", lambda: _measure(args, effort, out))
     _stage("compare", out / "compare.txt", lambda: _compare(args, out))
-    print((out / "compare.txt").read_text(), flush=True)  # the sitting takes a while
+    print((out / "compare.txt").read_text("utf-8"), flush=True)  # the sitting takes a while
     _stage("validate", out / "validate.txt", lambda: _validate(args, effort, out))
-    print((out / "validate.txt").read_text())
+    print((out / "validate.txt").read_text("utf-8"))
     (compared,) = read_result("compare", out / "compare.json")["comparisons"]
     print(headline_text(compared, read_result("validate", out / "validate.json")))
     print(f"report: {write_report(out)}")
@@ -158,7 +158,7 @@ def _few_prompts(args: argparse.Namespace, effort: Effort, path: Path) -> Path:
             fields = {name: getattr(question, name) for name in ("question_id", "category")}
             lines.append(json.dumps(fields | {"turns": list(question.turns)}))
     text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite=True)
     return path
 
 
@@ -237,4 +237,6 @@ def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
 
 
 def _save(text: str, path: Path) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), overwrite=True
+    )

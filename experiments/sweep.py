@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,9 +89,11 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     try:
         ratio = float(text)
     except ValueError:
-        ratio = 0.0
-    if name != "c" or not 0.0 < ratio < 1e6:
+        ratio = math.nan
+    if name != "c":
         raise InputError(f"cost {cost!r} is unknown; known: {MEASURED}, c=RATIO")
+    if not 0.0 < ratio < 1e6:
+        raise InputError(f"cost {cost!r}: the ratio must be a number above 0 and below 1000000")
     unit: CostModel = Affine(target_fixed=TARGET_STEP_S) if timing is None else Table(timing)
     return tabulate(at_ratio(unit, ratio), 1, max_context=0, width=trace.meta.depth + 2)
 

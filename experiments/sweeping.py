@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         rows = sweep(worlds, jobs, out, workers=args.workers, ray=args.ray, step=step)
     write_rows(rows, out / "rows.parquet", overwrite=True)
     text = conclude(args.suite, worlds, rows, traces, timing, out)
-    write_atomically(out / "sweep.txt", lambda to: to.write_text(text + "\n"), overwrite=True)
+    write_atomically(
+        out / "sweep.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
+    )
     result = {"suite": args.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
     print(dumps(result) if args.json else text)
     return 0

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from policies.base import Policy
 from policies.neural import WIDEST, neural_policy, quantise
 from policies.overhead import own_seconds
 from policies.shelf import DEFAULT, label, parse_policy, title, write_policies
-from traces.errors import InputError
+from traces.errors import InputError, missing
 from traces.store import content_hash, refuse_existing, write_atomically
 
 ALGORITHMS = ("ppo", "clone", "sb3-ppo", "sb3-dqn")
@@ -196,9 +197,7 @@ def train(
     try:
         from experiments.sb3 import fit_sb3
     except ImportError as error:
-        raise InputError(
-            f"--algo {algo} needs Stable-Baselines3: pip install 'gammalab[rl]'"
-        ) from error
+        raise missing(f"--algo {algo}", "Stable-Baselines3", "stable-baselines3>=2.4") from error
     return fit_sb3(algo.removeprefix("sb3-"), task, settings, lanes=lanes)
 
 
@@ -222,8 +221,8 @@ def numbers(option: str, text: str) -> list[float]:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 0:
-        raise InputError(f"{option} is {text!r}; give numbers separated by commas")
+    if not found or not all(0 <= value < math.inf for value in found):
+        raise InputError(f"{option} is {text!r}; give numbers of 0 or more, separated by commas")
     return found
 
 

@@ -28,6 +28,7 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.neural import neural_policy, quantise
 from policies.shelf import parse_policy
+from real_backend.options import Parser, count
 from simulator.env_pool import GREEDY, TIMING
 from simulator.tally import tally
 from traces.errors import InputError
@@ -140,12 +141,12 @@ def answer(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.transfer", description=__doc__)
+    parser = Parser(prog="python -m experiments.transfer", description=__doc__)
     parser.add_argument("--trace", type=Path, default=GREEDY)
     parser.add_argument("--timing", type=Path, default=TIMING)
     parser.add_argument("--unit", default="token", help="decide per token or round")
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--lanes", type=int, default=256)
+    parser.add_argument("--iterations", type=count, default=200)
+    parser.add_argument("--lanes", type=count, default=256)
     parser.add_argument("--out", type=Path, required=True)
     try:
         answer(parser.parse_args(arguments))

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.suites import SPACES, Points
 from policies.base import Policy
 from policies.shelf import label
-from traces.errors import InputError
+from traces.errors import InputError, missing
 from traces.split import named_generator
 
 SEARCHES = ("grid", "random", "optuna")
@@ -83,7 +83,7 @@ def optuna(base: Policy, trials: int, seed: int, judge: Judge) -> Iterator[Polic
     try:
         import optuna as library
     except ImportError:
-        raise InputError("--search optuna needs Optuna: pip install 'optuna>=4'") from None
+        raise missing("--search optuna", "Optuna", "optuna>=4") from None
     library.logging.set_verbosity(library.logging.ERROR)
     space = SPACES.get(base.name, {})
     yield base

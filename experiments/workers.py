@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from traces.errors import InputError
+from traces.errors import InputError, missing
 
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
@@ -46,7 +46,9 @@ def _in_processes(
 
     calls = (delayed(_numbered)(work, shared, index, job) for index, job in enumerate(jobs))
     # One job at a time: jobs differ in length by a factor of a hundred.
-    yield from Parallel(workers, batch_size=1, return_as="generator_unordered")(calls)
+    yield from Parallel(min(workers, len(jobs)), batch_size=1, return_as="generator_unordered")(
+        calls
+    )
 
 
 def _on_ray(
@@ -55,7 +57,7 @@ def _on_ray(
     try:
         import ray
     except ImportError:
-        raise InputError("--ray needs Ray: pip install 'ray>=2.40'") from None
+        raise missing("--ray", "Ray", "ray>=2.40") from None
     _ask(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from real_backend.coupled import Decoded, Settings, decode_coupled, draw_uniforms
+from real_backend.finite import check_finite
 from real_backend.models import Pair, pair_from_args, resolve_pair, versions
 from real_backend.options import (
     add_capture_arguments,
@@ -36,7 +37,7 @@ from real_backend.prompts import (
     request_for,
 )
 from real_backend.rollout import roll_out, spread
-from real_backend.verify import distribution, draw, signals
+from real_backend.verify import draw, signals
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.store import TraceWriter
@@ -67,20 +68,22 @@ def annotate(
         settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
     )
 
+    watch = pair.draft.watch
+
     def law(row: Tensor) -> Tensor:
         if greedy:
             return torch.softmax(row.float(), -1)
-        return distribution(row, settings.temperature, settings.top_p)
+        return watch.law(row, settings.temperature, settings.top_p)
 
     def choose(row: Tensor, at: npt.NDArray[np.int64], step: int) -> tuple[Tensor, Tensor]:
         laws = law(row)
         if greedy:
-            return row.argmax(-1), laws
+            return watch.best(row), laws
         return draw(laws, torch.from_numpy(uniforms.branch[at, step])), laws
 
     on_path = law(logits)
     if greedy:
-        proposals = logits.argmax(-1)
+        proposals = watch.best(logits)
         accepted = (proposals[:-1] == tokens).cpu().numpy()
     else:
         # Rejected proposals were stored as -1 - token.
@@ -92,6 +95,7 @@ def annotate(
     first = proposals[torch.from_numpy(at).to(proposals.device)]
     branches = roll_out(draft, prompt, at, first, depth, choose, pair.max_context)
     accept_len = run_lengths(accepted)
+    check_finite(pair, {request.request_id: ids[0].tolist()})
     dense = spread(signals(on_path).cpu().numpy(), accept_len, branches)
     return Trace(
         meta=meta,

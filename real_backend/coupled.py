@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from real_backend.finite import check_finite
 from real_backend.kvcache import Reader
-from real_backend.models import Pair
+from real_backend.models import Pair, check_caches
 from real_backend.prompts import Request
-from real_backend.verify import accept_probability, distribution, draw, residual
+from real_backend.verify import accept_probability, draw, residual
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -92,9 +93,9 @@ class _Row:
         return len(tokens) >= self.limit or bool(tokens and tokens[-1] in self.eos_ids)
 
     def extend(self, target_row: Tensor, draft_row: Tensor | None) -> None:
-        """Add one token given the laws [V] (logits if greedy) at the newest position."""
+        """Add one token given the laws [V] (greedy: the target's choice) at the newest position."""
         if draft_row is None:
-            self.decoded.tokens.append(int(target_row.argmax()))
+            self.decoded.tokens.append(int(target_row))
             return
         u_draft, u_accept, u_residual = self.uniforms.path[len(self.decoded.tokens)]
         proposal = int(draw(draft_row, float(u_draft)))
@@ -133,21 +134,30 @@ class _Batch:
 
 
 def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> list[Decoded]:
-    """Decode a batch token by token on the path described in the module docstring."""
+    """Decode a batch token by token on the path described in the module docstring.
+
+    Raises InputError if a model says NaN or infinity.
+    """
     rows = [_Row(pair, request, settings) for request in requests]
     batch = _Batch([r.prompt_ids for r in requests], pair.device, pair.max_context)
     capacity = batch.width + settings.max_new_tokens
+    check_caches(pair, len(rows) * capacity, "a smaller --batch or --max-new-tokens")
     greedy = settings.temperature == 0.0
     models = [pair.target] if greedy else [pair.target, pair.draft]
     readers = [model.reader(capacity, len(rows)) for model in models]
     feed, start = batch.tokens, 0
     while not all(row.finished for row in rows):
-        laws = [batch.read(reader, feed, start)[:, : pair.vocab_size] for reader in readers]
-        if not greedy:
-            laws = [distribution(law, settings.temperature, settings.top_p) for law in laws]
+        logits = [batch.read(reader, feed, start)[:, : pair.vocab_size] for reader in readers]
+        if greedy:
+            laws = [pair.target.watch.best(logits[0])]
+        else:
+            law = settings.temperature, settings.top_p
+            laws = [m.watch.law(said, *law) for m, said in zip(models, logits, strict=True)]
         for index, row in enumerate(rows):
             if not row.finished:
                 row.extend(laws[0][index], None if greedy else laws[1][index])
         start += feed.shape[1]
         feed = torch.tensor([[row.decoded.tokens[-1]] for row in rows], device=pair.device)
+    pairs = zip(requests, rows, strict=True)
+    check_finite(pair, {r.request_id: r.prompt_ids + row.decoded.tokens for r, row in pairs})
     return [row.decoded for row in rows]

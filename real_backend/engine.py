@@ -10,6 +10,7 @@ equals plain greedy decoding, sampled output has the target's law.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from policies.shelf import label
 from real_backend.clock import ProcessorClock, wait_for
 from real_backend.energy import Meter
 from real_backend.faults import DeviceLost, device_faults
+from real_backend.finite import check_finite
 from real_backend.graph_check import recorder_of
 from real_backend.graphs import GraphSteps
-from real_backend.models import Pair
+from real_backend.models import Pair, check_caches
 from real_backend.prompts import Request
 from real_backend.slots import Forced, Limits, Slot
 from real_backend.solo import SoloSteps
@@ -67,6 +69,7 @@ Emit = Callable[[int, list[int]], bool]
 
 def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
     """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
+    check_caches(pair, batch * capacity, SMALLER)
     with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
         record = recorder_of(pair)
         if record is None:
@@ -146,7 +149,7 @@ class Engine:
         per request whose acceptance, tokens and signals stand in for what the models say, while
         every forward is real. emit: see Emit.
 
-        Raises InputError if a prompt does not fit into the pair's context.
+        Raises InputError if a prompt does not fit into the pair's context, or a model says NaN.
         """
         if clock not in ("wall", "model"):
             raise ValueError(f"clock must be 'wall' or 'model', not {clock!r}")
@@ -217,6 +220,7 @@ class _Loop:
                 if emit is not None and emit(slot.index, slot.ids[-fresh:]):
                     slot.finished = True
                 if slot.finished:
+                    self._check(running)
                     self.replies[slot.index] = slot.reply
                     free.append(slot.row)
                     if progress is not None:
@@ -281,6 +285,8 @@ class _Loop:
         uniforms = [slot.uniforms(slot.gamma, self.greedy) for slot in drafting]
         seen = self.steps.draft_first(feeds, self.sampling.law, self.looks, uniforms)
         while True:
+            if seen is not None and any(math.isnan(top1_prob) for top1_prob, _ in seen):
+                self._check(drafting)  # now: no policy must decide by NaN
             drafting = [
                 slot
                 for k, slot in enumerate(drafting)
@@ -289,6 +295,14 @@ class _Loop:
             if not drafting:
                 return
             seen = self.steps.draft_next([slot.row for slot in drafting])
+
+    def _check(self, slots: Sequence[Slot]) -> None:
+        """Raise InputError if tokens were chosen by NaN; slots: where it may have been."""
+        try:
+            check_finite(self.engine.pair, {slot.request.request_id: slot.ids for slot in slots})
+        except InputError:
+            self.engine._steps.clear()  # graphs read all of a cache, and 0 times NaN is NaN
+            raise
 
     def log(self, meta: dict[str, Any]) -> RoundLog:
         """The rounds so far."""

@@ -263,7 +263,9 @@ class Session:
         self.records.append(fields | {"reason": reason, "command": command})
         text = json.dumps({"kind": "gpu-session", "version": 1, "stages": self.records}, indent=1)
         path = self.out / "session.json"
-        write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
+        write_atomically(
+            path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), overwrite=True
+        )
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -373,7 +375,9 @@ def _all_tables(plan: Plan, path: Path) -> str:
     finished = {stage.name for stage in plan.stages if stage.done}
     tables = [prediction_table(c) for c in plan.confirmed if c.title in finished]
     text = "\n\n".join(tables) or "no run was finished in the time there was"
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"), overwrite=True)
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), overwrite=True
+    )
     return text
 
 

@@ -21,7 +21,7 @@ from real_backend.cuda_graphs import Recorder, eagerly
 from real_backend.llama import Layout, additive
 from real_backend.models import Pair
 from real_backend.steps import Feed, Law, Uniforms, Verdict
-from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
+from real_backend.verify import accept_greedy, accept_sampled, draw, signals
 from traces.errors import InputError
 
 DEPTH = 64  # the most tokens a round may draft
@@ -218,13 +218,13 @@ class GraphSteps:
 
     def _choose(self, logits: Tensor, chosen: Chosen) -> None:
         """The next token of each row into its place, with its law and signals where needed."""
-        logits = logits[:, : self.pair.vocab_size]
+        logits, watch = logits[:, : self.pair.vocab_size], self.pair.draft.watch
         step = self._step.expand(self.batch, 1)
         if chosen.law.temperature == 0.0:
-            token = logits.argmax(-1)
+            token = watch.best(logits)
             probs = torch.softmax(logits.float(), -1) if chosen.looks else logits
         else:
-            probs = distribution(logits, *chosen.law)
+            probs = watch.law(logits, *chosen.law)
             token = draw(probs, self._drawn.tensor.gather(1, step)[:, 0])
             self._probs.index_copy_(1, self._step, probs[:, None])
         self._tokens.scatter_(1, step, token[:, None])
@@ -239,10 +239,11 @@ class GraphSteps:
         layout = self._layout(start, width, span, counts, self.caches[0].dtype)
         logits = self.target.forward_ragged(tokens, self.caches[0], layout)
         logits = logits[:, : self.pair.vocab_size].view(self.batch, width, -1)
+        watch = self.pair.target.watch
         if chosen.law.temperature == 0.0:
-            accepted, extra = accept_greedy(drafted, counts, logits.argmax(-1))
+            accepted, extra = accept_greedy(drafted, counts, watch.best(logits))
         else:
-            laws, numbers = distribution(logits, *chosen.law), self._judged.tensor
+            laws, numbers = watch.law(logits, *chosen.law), self._judged.tensor
             proposed = self._probs[:, : width - 1]
             accepted, extra = accept_sampled(
                 drafted, counts, laws, proposed, numbers[:, 1:width], numbers[:, 0]

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from policies.base import Policy
 from policies.shelf import label, parse_policies
 from real_backend.engine import Engine
+from real_backend.finite import check_finite
 from real_backend.kvcache import GeneralReader
 from real_backend.models import Pair, pair_from_args, resolve_pair
 from real_backend.options import (
@@ -141,7 +142,7 @@ def plain(pair: Pair, request: Request, max_new_tokens: int) -> Iterator[Tensor]
         newest = torch.tensor([ids[-1:]], device=pair.device)
         logits = reader.read(newest, len(ids) - 1, last=1)[0, -1, : pair.vocab_size]
         yield logits
-        ids.append(int(logits.argmax()))
+        ids.append(int(pair.target.watch.best(logits)))
         if ids[-1] in pair.eos_ids:
             return
 
@@ -174,6 +175,7 @@ def decode_reference(
     for request in requests:
         ours = torch.stack(list(plain(pair, request, max_new_tokens)))
         reply: list[int] = ours.argmax(-1).tolist()
+        check_finite(pair, {request.request_id: request.prompt_ids + reply})
         other, theirs = generate(pair, request, len(reply))
         ids = torch.tensor([request.prompt_ids + reply[:-1]], device=pair.device)
         reader = GeneralReader(pair.target.module, ids.shape[1])
@@ -287,8 +289,6 @@ def run(args: argparse.Namespace) -> int:
     spec = resolve_pair(args.pair, args.target, args.draft)
     if args.prompts is None and spec.name != "embedded":
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    if args.max_new_tokens < 1:
-        raise InputError("--max-new-tokens must be at least 1")
     if args.out is not None and args.out.exists() and not args.force:
         raise InputError(f"{args.out} exists; choose another name or pass --force")
     questions = read_questions(args.prompts or EMBEDDED_PROMPTS, args.limit)
@@ -301,7 +301,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         raw = {"kind": "lossless", "meta": meta, **dataclasses.asdict(report)}
         text = json.dumps(raw | {"lossless": report.lossless}, indent=1, allow_nan=False)
-        write_atomically(args.out, lambda path: path.write_text(text + "\n"), args.force)
+        write_atomically(args.out, lambda path: path.write_text(text + "\n", "utf-8"), args.force)
     return 0 if report.lossless else 1
 
 

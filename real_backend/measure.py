@@ -31,7 +31,8 @@ from real_backend.clock import wait_for
 from real_backend.coupled import Settings
 from real_backend.engine import steps_for
 from real_backend.faults import device_faults
-from real_backend.models import Pair, pair_from_args
+from real_backend.finite import check_finite
+from real_backend.models import Pair, check_caches, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.round_overheads import round_overheads
 from real_backend.steps import GREEDY, Feed, Law
@@ -177,6 +178,7 @@ class Bench:
             self.samples = kept
             for k in range(_TIMED_ROUNDS):
                 self.round(drafted, lags[k % len(lags)], context)
+            check_finite(self.pair, {f"at context {context}": self.ids[0][:context]})
 
 
 def _check_contexts(pair: Pair, contexts: Sequence[int]) -> int:
@@ -232,6 +234,7 @@ def _work(
 ) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
     """Blocks of the usual kinds of rounds; those of the rare ones, and prompts."""
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
+    check_caches(pair, sum(batches) * longest, "a smaller --batch or --context")
     usual: list[Callable[[], None]] = []
     rare: list[Callable[[], None]] = []
     for bench in [Bench(pair, batch, longest, samples, law) for batch in batches]:

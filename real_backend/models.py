@@ -9,6 +9,7 @@ import inspect
 import json
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from real_backend.device import (
     weights_bytes,
 )
 from real_backend.faults import device_faults
+from real_backend.finite import Watch
 from real_backend.kvcache import GeneralReader, LeanReader, Reader
 from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
-from real_backend.options import SHAPE_PREFIX
+from real_backend.options import MOST_THREADS, SHAPE_PREFIX
 from real_backend.threads import choose_threads
 from traces.errors import InputError
 
-MOST_THREADS = 1024  # far beyond, torch dies without a word
 EMBEDDED = Path(__file__).parent / "pair"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,9 +55,11 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
     """The pair meant on the command line: --pair, or --target with --draft.
 
     pair: "embedded", a folder, or "shape:TARGET+DRAFT". Raises InputError if the folder has no
-    target/ and draft/, one of two names is missing, or a shape is unknown.
+    target/ and draft/, one of two names is missing, both ways are used, or a shape is unknown.
     """
     if target or draft:
+        if pair is not None:
+            raise InputError(f"--pair {pair} beside --target or --draft: give one or the other")
         if not (target and draft):
             raise InputError("--target and --draft belong together; one of them is missing")
         return PairSpec(f"{Path(target).name}+{Path(draft).name}", target, draft)
@@ -79,11 +82,12 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
 class Model:
     """One causal language model, its lean forward if the layout allows, and its limits.
 
-    own: see LeanLlama.
+    own: see LeanLlama. watch: chooses tokens of its logits.
     """
 
     def __init__(self, module: Any, lean: bool, own: bool) -> None:
         self.module = module
+        self.watch = Watch(str(module.device))
         config = module.config
         self.vocab_size = int(config.vocab_size)
         self.max_context = int(getattr(config, "max_position_embeddings", 0) or 0)
@@ -220,14 +224,38 @@ def _load_model(where: str, device: str, dtype: str) -> Any:
     chosen: Any = _dtype_on(device, dtype) or "auto"
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+    told = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what is wrong with the weights we say
     try:
         AutoConfig.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=chosen, use_safetensors=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, dtype=chosen, use_safetensors=True, output_loading_info=True
+        )
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
         raise InputError(f"{where}: the model cannot be loaded ({_first_line(error)})") from None
+    finally:
+        transformers.utils.logging.set_verbosity(told)
+    _check_weights(where, info["missing_keys"], info["unexpected_keys"])
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_weights(where: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise InputError unless the files hold the weights of the model, tied ones and buffers aside,
+    and no others: a missing one would be random, one too many is of another model.
+    """
+    both = {"missing from": sorted(missing), "unexpected in": sorted(unexpected)}
+    if not any(both.values()):
+        return
+    counts = [
+        f"{len(names)} {what} the files" + f" ({', '.join(names[:2])} ...)" * bool(names)
+        for what, names in both.items()
+    ]
+    raise InputError(
+        f"{where}: config.json describes another model than the weights: {', '.join(counts)}; "
+        "take both from one checkpoint"
+    )
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
@@ -366,6 +394,21 @@ def pair_of(
         dtype=str(target.dtype).removeprefix("torch."),
         spec=spec,
     )
+
+
+def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
+    """Raise InputError if caches of so many tokens, of all rows together, cannot fit on a CPU,
+    which would hand the memory out and end the process when it is used.
+    """
+    free = free_bytes(pair.device) if pair.device == "cpu" else None
+    dtype = getattr(torch, pair.dtype)
+    models = pair.target.module, pair.draft.module
+    needed = sum(shapes.cache_bytes(model.config, dtype, tokens) for model in models)
+    if free is not None and needed > free:
+        raise InputError(
+            f"caches of {tokens} tokens in all rows need {needed / GIB:.1f} GiB, "
+            f"{free / GIB:.1f} are free; try {remedy}"
+        )
 
 
 def pair_from_args(args: argparse.Namespace) -> Pair:

@@ -1,16 +1,20 @@
-"""Command-line options of capture and measure; argparse only, so that --help stays light."""
+"""Command-line options, and numbers as all parsers read them; argparse only: --help stays light."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from traces.errors import InputError
 
+MOST_SEED = 2**31 - 1  # what every library that is seeded here takes
+MOST_THREADS = 1024  # far beyond, torch dies without a word
 SHAPE_PREFIX = "shape:"
 SESSION_SHAPES = (
     "llama-3.1-8b+llama-3.2-1b",
@@ -19,6 +23,73 @@ SESSION_SHAPES = (
     "vicuna-13b+160m",
     "llama-3.1-70b+llama-3.2-1b",
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line that begins with the program's name."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit 2."""
+        name = self.prog.split()[0] if self.prog.startswith("gammalab") else self.prog
+        self.exit(2, f"{name.rpartition('.')[2]}: {message}; see `{self.prog} --help`\n")
+
+
+def whole(least: int, most: int = 2**31 - 1, why: str = "") -> Callable[[str], int]:
+    """A whole number from `least` to `most`, for argparse. why: the reason of the upper bound."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} must be at most {most}{why and f': {why}'}")
+        return value
+
+    return read
+
+
+def number(
+    least: float, most: float = math.inf, why: str = "", *, above: bool = True
+) -> Callable[[str], float]:
+    """A finite number from `least`, left out itself if `above`, to `most`, for argparse."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not least <= value < math.inf or (above and value == least):
+            words = "above" if above else "of at least"
+            raise argparse.ArgumentTypeError(f"{text} must be a finite number {words} {least:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} must be at most {most:g}{why and f': {why}'}")
+        return value
+
+    return read
+
+
+count = whole(1)
+positive = number(0.0)
+temperature = number(0.0, 100.0, "beyond, every token is as likely", above=False)
+top_p = number(0.0, 1.0, "it is a share")
+repeats = whole(1, 10_000, "medians settle long before")
+
+
+def add_seed(group: Any, what: str, option: str = "--seed", default: int | None = 0) -> None:
+    """A seed, of `what`."""
+    shown = "the suite's" if default is None else default
+    about = f"of {what}, from 0 on (default: {shown})"
+    group.add_argument(option, type=whole(0, MOST_SEED), default=default, help=about)
+
+
+def workers() -> Callable[[str], int]:
+    """Local processes, for argparse."""
+    cores = os.cpu_count() or 1
+    why = f"each is a process of some 0.5 GiB, and {cores} cores are here"
+    return whole(1, max(8, 2 * cores), why)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +110,10 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: float32 on a CPU, elsewhere the checkpoint's own (shapes: bfloat16)",
     )
     group.add_argument(
-        "--threads", type=int, default=0, help="CPU threads (0: 1 for small models, else by trial)"
+        "--threads",
+        type=whole(0, MOST_THREADS),
+        default=0,
+        help="CPU threads (default 0: 1 for small models, else by trial)",
     )
     group.add_argument("--no-graphs", action="store_true", help="no CUDA graphs: eager steps")
 
@@ -63,17 +137,22 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON lines with question_id, category, turns (embedded: its own)",
     )
     group.add_argument("--out", type=Path, required=True, help="the trace, a Parquet file")
-    group.add_argument("--max-new-tokens", type=int, default=128, help="longest reply, tokens")
-    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, help="nucleus for sampling, 0..1")
+    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, tokens")
+    group.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
+    group.add_argument("--top-p", type=top_p, default=1.0, help="nucleus for sampling, 0..1")
     group.add_argument(
-        "--depth", type=int, default=16, help="record the draft's signals this many tokens deep"
+        "--depth",
+        type=whole(1, 256, "no round here drafts as many"),
+        default=16,
+        help="record the draft's signals this many tokens deep",
     )
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--limit", type=int, default=0, help="only the first N questions")
+    add_seed(group, "all draws, if sampled")
+    group.add_argument(
+        "--limit", type=whole(0), default=0, help="only the first N questions (default 0: all)"
+    )
     group.add_argument(
         "--batch",
-        type=int,
+        type=count,
         default=1,
         help="prompts decoded at once (1 is bit-exact to the engine)",
     )
@@ -82,11 +161,8 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def integers(text: str) -> list[int]:
-    """A comma-separated list of positive integers, for argparse."""
-    values = [int(piece) for piece in text.split(",")]
-    if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be positive integers such as 1,2,4")
-    return values
+    """A comma-separated list of positive integers such as 1,2,4, for argparse."""
+    return [count(piece) for piece in text.split(",")]
 
 
 def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,28 +171,20 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, required=True, help="the timing, a JSON file")
     group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes")
     group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
-    group.add_argument("--repeats", type=int, default=100, help="timed rounds of every kind")
+    group.add_argument("--repeats", type=repeats, default=100, help="timed rounds of every kind")
     group.add_argument(
-        "--temperature", type=float, default=0.0, help="of the rounds timed, 0 is greedy"
+        "--temperature", type=temperature, default=0.0, help="of the rounds timed, 0 is greedy"
     )
-    group.add_argument("--top-p", type=float, default=1.0, help="nucleus of the rounds timed, 0..1")
+    group.add_argument("--top-p", type=top_p, default=1.0, help="nucleus of the rounds timed, 0..1")
     add_seconds_argument(group, "no further sweep over all cells begins")
     group.add_argument("--force", action="store_true", help="overwrite")
-
-
-def seconds_of(text: str) -> float:
-    """A number of seconds, 0 or more, for argparse."""
-    value = float(text)
-    if not 0.0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be 0 or a number of seconds")
-    return value
 
 
 def add_seconds_argument(group: Any, what: str) -> None:
     """When to be content with less."""
     group.add_argument(
         "--seconds",
-        type=seconds_of,
+        type=number(0.0, above=False),
         default=0.0,
         help=f"after so many {what} (0: as many as asked)",
     )
@@ -146,20 +214,25 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--out", type=Path, required=True, help="folder for the round logs")
     add_acceptance_argument(group)
-    group.add_argument("--batch", type=int, default=1, help="requests decoded at once")
-    group.add_argument("--repeats", type=int, default=1, help="how often the sitting goes round")
+    group.add_argument("--batch", type=count, default=1, help="requests decoded at once")
     group.add_argument(
-        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
+        "--repeats", type=repeats, default=1, help="how often the sitting goes round"
+    )
+    group.add_argument(
+        "--limit",
+        type=whole(0),
+        default=0,
+        help="about N held-out requests, all tasks alike (0: all)",
     )
     add_seconds_argument(group, "no further request begins")
-    group.add_argument("--seed", type=int, default=0)
+    add_seed(group, "the order and all draws")
     group.add_argument("--force", action="store_true", help="overwrite")
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     """What a GPU session does in which time."""
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
-    parser.add_argument("--minutes", type=float, default=20.0, help="stop after so many minutes")
+    parser.add_argument("--minutes", type=positive, default=20.0, help="stop after so many minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(
         "--shapes",
@@ -178,14 +251,20 @@ def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON lines with question_id, category, turns (embedded: its own); first turns only",
     )
-    group.add_argument("--limit", type=int, default=0, help="only the first N questions")
-    group.add_argument("--max-new-tokens", type=int, default=128, help="longest reply, tokens")
+    group.add_argument("--limit", type=whole(0), default=0, help="only the first N questions")
+    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, tokens")
     group.add_argument(
         "--policies", default="never,fixed:gamma=3,gammatune", help="default: %(default)s"
     )
     group.add_argument("--batch", type=integers, default=[1, 8], help="batch sizes, default 1,8")
     group.add_argument("--out", type=Path, help="all that was found, a JSON file")
     group.add_argument("--force", action="store_true", help="overwrite")
+
+
+def print_anything() -> None:
+    """No file's name may end a command: what stdout's encoding lacks is shown as \\uXXXX."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run_module(
@@ -199,10 +278,11 @@ def run_module(
     An integer that `run` returns is the exit code. Device faults without a remedy of their own get
     one here.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m real_backend.{name}", description=about)
+    parser = Parser(prog=f"python -m real_backend.{name}", description=about)
     for add in adders:
         add(parser)
     args = parser.parse_args()
+    print_anything()
     from real_backend.faults import DEVICE_REMEDY, device_faults
 
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
+from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace, refuse_censored
 from traces.split import task_of
 
@@ -51,33 +52,35 @@ class Question:
 
 
 def _question(line: str, where: str) -> Question:
-    try:
-        raw = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error})") from None
+    raw = parse_json(line, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be an object with question_id, category, turns")
     for field in ("question_id", "category", "turns"):
         if field not in raw:
             raise InputError(f"{where}: field {field!r} is missing")
-    turns = raw["turns"]
-    if not (isinstance(turns, list) and turns and all(isinstance(t, str) and t for t in turns)):
-        raise InputError(f"{where}: 'turns' must be a list of non-empty strings")
-    return Question(str(raw["question_id"]), str(raw["category"]), tuple(turns))
+    name, category, turns = raw["question_id"], raw["category"], raw["turns"]
+    if type(name) not in (str, int) or not str(name).strip():
+        raise InputError(f"{where}: 'question_id' must be a whole number or text, not {name!r}")
+    if not isinstance(category, str) or not category.strip():
+        raise InputError(f"{where}: 'category' must be the name of a task, not {category!r}")
+    said = isinstance(turns, list) and all(isinstance(t, str) and t.strip() for t in turns)
+    if not (said and turns):
+        raise InputError(f"{where}: 'turns' must be a list of strings that say something")
+    return Question(str(name), category, tuple(turns))
 
 
 def read_questions(path: Path, limit: int = 0) -> list[Question]:
     """The questions of a JSON-lines file, the first `limit` of them if limit > 0.
 
     Raises InputError naming file and line for a missing or empty file, a line that is no JSON, a
-    missing field, a question_id that occurs twice.
+    missing or empty field, a question_id that occurs twice.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such prompt file")
     questions: list[Question] = []
     seen: set[str] = set()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=ENCODING) as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
                 if len(line) == _LONGEST_LINE:
                     raise InputError(f"{path}, line {number} is too long for a prompt; JSON lines?")

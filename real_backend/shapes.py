@@ -134,7 +134,7 @@ def build_pair(name: str, parts: Sequence[str], device: str, dtype: torch.dtype)
     """
     modules = [_skeleton(part, dtype) for part in parts]
     weights = sum(m.num_parameters() for m in modules) * dtype.itemsize
-    caches = sum(_cache_bytes(m.config, dtype) for m in modules)
+    caches = sum(cache_bytes(m.config, dtype, CACHE_TOKENS) for m in modules)
     free = free_bytes(device)
     if free is not None and weights + caches > free:
         half = "" if dtype.itemsize == 2 else ", --dtype bfloat16"
@@ -149,13 +149,13 @@ def build_pair(name: str, parts: Sequence[str], device: str, dtype: torch.dtype)
     return modules
 
 
-def _cache_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Keys and values of CACHE_TOKENS tokens in all layers."""
+def cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
+    """Keys and values of so many tokens in all layers."""
     config = config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    values = 2 * config.num_hidden_layers * kv_heads * head_dim * CACHE_TOKENS
+    values = 2 * config.num_hidden_layers * kv_heads * head_dim * tokens
     return int(values * dtype.itemsize)
 
 

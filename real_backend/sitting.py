@@ -31,6 +31,7 @@ from policies.shelf import file_name, label, parse_policies
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from traces.costs import Table, tabulate
 from traces.errors import InputError
+from traces.json_text import read_json
 from traces.roundlog import RoundLog, join_logs, read_roundlog, write_roundlog
 from traces.schema import Trace
 from traces.split import held_out_rows, named_generator
@@ -289,7 +290,9 @@ def write_measured(measured: Measured, folder: Path) -> None:
     ]
     text = json.dumps({"kind": "anchors", "fields": list(Anchor._fields), "rows": rows})
     write_atomically(
-        anchors_path(folder), lambda temporary: temporary.write_text(text + "\n"), overwrite=True
+        anchors_path(folder),
+        lambda temporary: temporary.write_text(text + "\n", "utf-8"),
+        overwrite=True,
     )
 
 
@@ -322,7 +325,7 @@ def read_anchors(path: Path) -> list[Anchor]:
     if not path.exists():
         return []
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json(path)
         return [_anchor(*row) for row in raw["rows"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} holds no anchors ({error}); run `validate --out` again") from None

@@ -24,7 +24,7 @@ from real_backend.steps import (
     accepted_of,
     rows_of,
 )
-from real_backend.verify import accept_sampled, distribution, draw, signals
+from real_backend.verify import accept_sampled, draw, signals
 
 STRIP = 32  # tokens a strip holds before anybody says how many a round may have
 
@@ -44,6 +44,7 @@ class SoloSteps:
         self._known: Tensor | None = None  # the newest tokens of the reply, on the device
         self._known_ids: list[int] = []
         self._probs: list[Tensor] = []  # laws [1, V] of the drafted tokens, if sampled
+        self._said: Tensor | None = None  # logits [1, V] of the newest drafted token, if greedy
         self._drafted = 0
         self._at = 0  # where the next drafted token will stand
         self._lay_out(STRIP)
@@ -99,11 +100,12 @@ class SoloSteps:
         cell = self._cells[self._drafted]
         if self._law.temperature == 0.0:
             torch.argmax(logits, -1, out=cell)
+            self._said = logits
             if not self._looks:
                 return None
             probs = torch.softmax(logits.float(), -1)
         else:
-            probs = distribution(logits, *self._law)
+            probs = self.pair.draft.watch.law(logits, *self._law)
             number = [self._numbers[len(self._probs)]]
             chosen = torch.tensor(number, dtype=torch.float64, device=self.device)
             cell.copy_(draw(probs, chosen))
@@ -121,12 +123,15 @@ class SoloSteps:
         logits = self.target.read([(0, start, width)], self._feeds[width], last=False)
         if law.temperature == 0.0:
             return [self._greedy(width, self._cut(logits))]
-        return [self._sampled(width, distribution(self._cut(logits), *law), uniforms[0])]
+        laws = self.pair.target.watch.law(self._cut(logits), *law)
+        return [self._sampled(width, laws, uniforms[0])]
 
     def _greedy(self, width: int, logits: Tensor) -> Verdict:
         """Tokens and the target's choices come back in one piece."""
-        choices = self._choices[width]
-        torch.argmax(logits, -1, out=choices)
+        self.pair.target.watch.best(logits, self._choices[width])
+        if self._said is not None:  # what a NaN did before stands in the cache, so in these too
+            self.pair.draft.watch.note(self._said.amax(-1))
+            self._said = None
         (_, *drafted), chosen = self._both[width].tolist()
         accepted = accepted_of(drafted, chosen)
         self._known, self._known_ids = self._choices[accepted + 1], chosen[: accepted + 1]

@@ -19,7 +19,7 @@ from torch import Tensor
 from real_backend.kvcache import GeneralReader, Reader
 from real_backend.llama import Layout, LeanLlama, additive
 from real_backend.models import Model, Pair
-from real_backend.verify import accept_sampled, distribution, draw, signals
+from real_backend.verify import accept_sampled, draw, signals
 
 
 class Law(NamedTuple):
@@ -244,10 +244,10 @@ class EagerSteps:
     ) -> list[list[float]] | None:
         logits = self.draft.read(spans, tokens, last=True)[:, : self.vocab]
         if self._law.temperature == 0.0:
-            chosen = logits.argmax(-1)
+            chosen = self.pair.draft.watch.best(logits)
             probs = torch.softmax(logits.float(), -1) if self._looks else logits
         else:
-            probs = distribution(logits, *self._law)
+            probs = self.pair.draft.watch.law(logits, *self._law)
             step = len(self._steps)
             uniforms = [self._uniforms[row][step] for row in rows]
             chosen = draw(probs, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
@@ -288,7 +288,8 @@ class EagerSteps:
             for index, row in enumerate(rows):
                 order += [index, *(len(rows) + at for at in drafted.get(row, []))]
             feed = feed[self._tensor(order)]
-        choices = self.target.read(spans, feed, last=False)[:, : self.vocab].argmax(-1)
+        logits = self.target.read(spans, feed, last=False)[:, : self.vocab]
+        choices = self.pair.target.watch.best(logits)
         read, chosen = torch.stack([feed, choices]).tolist()
         found, at = [], 0
         for _, _, width in spans:
@@ -319,7 +320,7 @@ class EagerSteps:
             logits = self.target.read(spans, feed[self._tensor(order)], last=False)
             logits = logits[behind, : self.vocab]
         proposed = self._proposed(len(rows), at, logits)
-        laws = distribution(logits, *law)
+        laws = self.pair.target.watch.law(logits, *law)
         numbers = self._numbers(uniforms, grid.shape[1])
         accepted, extra = accept_sampled(grid, self._tensor(counts), laws, proposed, *numbers)
         back = torch.cat([accepted[:, None], extra[:, None], grid], dim=1).tolist()

@@ -39,7 +39,9 @@ class SweepFile:
             _put(path, json.dumps(asked) + "\n")
 
     def _read(self, path: Path, asked: dict[str, Any]) -> None:
-        whole = path.read_text().split("\n")[:-1]  # what follows the last line end was cut off
+        whole = path.read_text("utf-8").split("\n")[
+            :-1
+        ]  # what follows the last line end was cut off
         try:
             head, *lines = [json.loads(line) for line in whole]
             sweeps = [{tuple(cell[0]): [tuple(s) for s in cell[1]] for cell in x} for x in lines]
@@ -63,4 +65,4 @@ class SweepFile:
 
 def _put(path: Path, text: str) -> None:
     """The whole text or, after a kill, what was there before."""
-    write_atomically(path, lambda temporary: temporary.write_text(text), overwrite=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite=True)

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
+from real_backend.options import add_seed, count, number, positive
 from real_backend.training import card, core, corpus, export, replies
 from real_backend.training.copying import plant_copying
 from real_backend.training.core import Llama, Packer, Shape
@@ -43,22 +44,27 @@ def arguments() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the pair")
     add("--work", type=Path, help="folder of checkpoints (default: OUT with -work appended)")
     add("--stage", choices=(*STAGES, "all"), default="all")
-    add("--seed", type=int, default=0)
-    add("--vocab", type=int, default=2048, help="tokens of the vocabulary")
-    add("--target-tokens", type=float, default=3.5e6)
-    add("--target-layers", type=int, default=8)
-    add("--target-hidden", type=int, default=160, help=f"a multiple of {HEAD_SIZE}, 96 at least")
-    add("--target-rate", type=float, default=2e-3, help="peak learning rate")
-    add("--draft-tokens", type=float, default=1.5e6)
-    add("--draft-layers", type=int, default=1)
-    add("--draft-hidden", type=int, default=128, help=f"a multiple of {HEAD_SIZE}")
-    add("--draft-rate", type=float, default=4e-3, help="peak learning rate")
-    add("--reply-tokens", type=float, default=6e4, help="tokens the target writes for the draft")
-    add("--rows", type=int, default=3, help="rows of a batch")
-    add("--row-tokens", type=int, default=384, help="tokens of a row")
-    add("--max-new-tokens", type=int, default=128, help="longest reply")
-    add("--prompts-per-task", type=int, default=25, help="held-out prompts of each task")
-    add("--checkpoint-s", type=float, default=60.0, help="seconds between checkpoints")
+    add_seed(parser, "all draws")
+    add("--vocab", type=count, default=2048, help="tokens of the vocabulary")
+    add("--target-tokens", type=positive, default=3.5e6)
+    add("--target-layers", type=count, default=8)
+    add("--target-hidden", type=count, default=160, help=f"a multiple of {HEAD_SIZE}, 96 at least")
+    add("--target-rate", type=positive, default=2e-3, help="peak learning rate")
+    add("--draft-tokens", type=positive, default=1.5e6)
+    add("--draft-layers", type=count, default=1)
+    add("--draft-hidden", type=count, default=128, help=f"a multiple of {HEAD_SIZE}")
+    add("--draft-rate", type=positive, default=4e-3, help="peak learning rate")
+    add("--reply-tokens", type=positive, default=6e4, help="tokens the target writes for the draft")
+    add("--rows", type=count, default=3, help="rows of a batch")
+    add("--row-tokens", type=count, default=384, help="tokens of a row")
+    add("--max-new-tokens", type=count, default=128, help="longest reply")
+    add("--prompts-per-task", type=count, default=25, help="held-out prompts of each task")
+    add(
+        "--checkpoint-s",
+        type=number(0.0, above=False),
+        default=60.0,
+        help="seconds between checkpoints",
+    )
     return parser
 
 

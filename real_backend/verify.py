@@ -29,13 +29,15 @@ def draw(probs: Tensor, u: float | Tensor) -> Tensor:
     """Tokens [...] by inverting the cumulative sum of probs [..., V] at u in [0, 1), in float64.
 
     A token of probability 0 is never drawn: u is scaled by the total, and the first token whose
-    cumulative sum exceeds it is taken.
+    cumulative sum exceeds it is taken. NaN draws the last one (finite.py tells): an index behind
+    the end would kill the device.
     """
     cumulative = probs.double().cumsum(-1)
     if not isinstance(u, Tensor):
         u = torch.full(probs.shape[:-1], u, dtype=torch.float64, device=probs.device)
     level = (u.to(cumulative) * cumulative[..., -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    return found.clamp_(max=probs.shape[-1] - 1)
 
 
 def signals(probs: Tensor) -> Tensor:

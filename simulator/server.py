@@ -25,16 +25,30 @@ from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch import FULL
 from simulator.batch_costs import BatchCosts, charged
 from simulator.kernels import recipe, run_recipe
-from simulator.records import Records, Rules, World, drain, new_requests, new_worlds, world_of
+from simulator.records import (
+    BIN,
+    ENTRY,
+    PLACE,
+    SLOT,
+    Records,
+    Rules,
+    World,
+    drain,
+    new_requests,
+    new_worlds,
+    world_of,
+)
 from simulator.replay import low_bits, tape_of
 from simulator.rounds import Limits
 from simulator.served import Served, collect
 from simulator.server_options import Server, check, reads_signals
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload import Demand
 
 LOG_ROWS = 1 << 16  # rounds per call of the kernel
 BINS_AT_MOST = 1 << 20
+MOST_BYTES = 4 << 30
 
 
 def serve(
@@ -105,6 +119,7 @@ class Run:
         self.costs = costs if self.signals else costs._replace(signal_s=0.0)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
+        _check_memory(demand, server, self.bins)
         self.requests = new_requests(demand)
         self.now_s = 0.0  # simpy's clock, without the rounding of its sums
         self.replica_of = np.zeros(len(demand.row), dtype=np.int32)
@@ -192,6 +207,19 @@ def _plain(loop: Callable[..., int], names: dict[str, Any]) -> Callable[..., int
             world[name] = types.FunctionType(value.__code__, world, name)
     found: Callable[..., int] = world[loop.__name__]
     return found
+
+
+def _check_memory(demand: Demand, server: Server, bins: int) -> None:
+    """Raise InputError if the lists and time series of all replicas would outgrow MOST_BYTES."""
+    waiting = len(demand.row) + max(demand.users, 1)
+    rows = (SLOT.itemsize + PLACE.itemsize) * server.slots
+    needed = server.replicas * (ENTRY.itemsize * waiting + rows + BIN.itemsize * bins)
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"server: {server.replicas} replicas with {len(demand.row)} requests and {bins} bins "
+            f"of {server.bin_s:g} s need {needed / 2**30:.1f} GiB, {MOST_BYTES >> 30} are allowed; "
+            "take fewer replicas or requests, or a larger bin_s"
+        )
 
 
 def _bins(demand: Demand, server: Server) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -18,12 +17,19 @@ from traces.schema import Trace
 from traces.workload import Demand
 
 ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
-LEAST = {
-    "slots": 1, "block_tokens": 1, "replicas": 1, "blocks": 0, "chunk_tokens": 0,
-    "budget_tokens": 0, "hop_s": 0.0, "jitter_s": 0.0, "token_hop_s": 0.0, "reentry_s": 0.0,
-    "bin_s": 1e-6,
+MOST_TOKENS = 2**31 - 1
+BOUNDS: dict[str, tuple[float, float]] = {
+    "slots": (1, 4096), "replicas": (1, 1024),
+    "block_tokens": (1, MOST_TOKENS), "blocks": (0, MOST_TOKENS), "chunk_tokens": (0, MOST_TOKENS),
+    "budget_tokens": (0, MOST_TOKENS), "hop_s": (0.0, 1e6), "jitter_s": (0.0, 1e6),
+    "token_hop_s": (0.0, 1e6), "reentry_s": (0.0, 1e6), "bin_s": (1e-6, 1e9),
 }  # fmt: skip
-"""The smallest value of each number of a Server."""
+"""The smallest and the largest value of each number of a Server."""
+REASONS = {
+    "slots": ": step costs are tabulated for every batch size",
+    "replicas": ": each has a waiting line and a time series of its own",
+}
+"""Of upper bounds that nobody would expect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +85,14 @@ class Server:
     bin_s: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if isinstance(least, int) and not isinstance(value, int):
                 raise InputError(f"server: {name} is {value!r}; give a whole number")
-            if not least <= value < math.inf:
-                raise InputError(f"server: {name} is {value}; give {least} or more")
+            if not least <= value <= most:
+                raise InputError(
+                    f"server: {name} is {value}; give {least} to {most:.12g}{REASONS.get(name, '')}"
+                )
         choices = (("order", ORDERS), ("allotment", ALLOTMENTS), ("router", ROUTERS))
         for name, known in choices:
             if getattr(self, name) not in known:

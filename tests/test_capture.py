@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from real_backend import capture as capture_module
@@ -25,7 +26,7 @@ from real_backend.prompts import read_questions, request_for, requests_of_trace
 from real_backend.rollout import Choose, FloatArray
 from real_backend.verify import distribution, draw, signals
 from tests.results import lively_trace
-from tests.specimens import save_llama, save_tokenizer, write_prompts
+from tests.specimens import save_llama, save_pair, save_tokenizer, write_prompts
 from traces.errors import InputError
 from traces.store import TraceWriter, read_trace
 
@@ -215,6 +216,11 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
     assert read_trace(broken).requests == 40
 
 
+def row_of(**changes: Any) -> str:
+    """A line of a prompt file, with these fields changed."""
+    return json.dumps({"question_id": 1, "category": "qa", "turns": ["w1"]} | changes)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -224,7 +230,17 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
             '{"question_id": 1, "category": "qa", "turns": ["w1"]}\n{"question_id": 2}',
             "line 2: field",
         ),
-        ('{"question_id": 1, "category": "qa", "turns": []}', "non-empty strings"),
+        (row_of(turns=[]), "strings that say something"),
+        (row_of(turns=[" \n"]), "strings that say something"),
+        (row_of(turns=["a", 1]), "strings that say something"),
+        (row_of(question_id=None), "'question_id' must be a whole number or text, not None"),
+        (row_of(question_id=float("nan")), "'question_id' must be a whole number or text, not nan"),
+        (row_of(question_id=True), "'question_id' must be"),
+        (row_of(question_id=""), "'question_id' must be"),
+        (row_of(category=""), "'category' must be the name of a task, not ''"),
+        (row_of(category=None), "'category' must be"),
+        (row_of(turns=["a \ud83d b"]), r"line 1 holds half a character \(\\ud83d\)"),
+        ("[" * 100_000, "line 1 is not JSON"),
         ("[1]", "must be an object"),
         ("x" * (1 << 24), "line 1 is too long"),
         ('{"question_id": 1, "category": "qa", "turns": ["a"]}\n' * 2, "occurs twice"),
@@ -260,6 +276,39 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         resolve_pair(str(tmp_path / "nowhere"), None, None)
     with pytest.raises(InputError, match="belong together"):
         resolve_pair(None, "a", None)
+    for pair in ("embedded", str(tmp_path)):
+        with pytest.raises(InputError, match="beside --target or --draft"):
+            resolve_pair(pair, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        (
+            1,
+            r"0 missing from the files, 9 unexpected in the files \(model.layers.1.input_layernorm",
+        ),
+        (3, r"9 missing from the files \(model.layers.2.input_\S+, .* 0 unexpected in the files"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], layers: int, told: str
+) -> None:
+    """The files hold two layers, nine weights each."""
+    config = save_pair(tmp_path) / "draft" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": layers}))
+    capfd.readouterr()
+    with pytest.raises(InputError, match=told):
+        load_pair(resolve_pair(str(tmp_path), None, None), device="cpu", threads=1)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+def test_tied_weights_and_old_buffers_are_no_fault(tmp_path: Path) -> None:
+    file = save_pair(tmp_path, tie_word_embeddings=True) / "target" / "model.safetensors"
+    weights = load_file(file) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    assert "lm_head.weight" not in weights
+    save_file(weights, file, {"format": "pt"})
+    assert load_pair(resolve_pair(str(tmp_path), None, None), device="cpu", threads=1).target.lean
 
 
 def test_a_dialogue_that_outgrows_the_context_ends_with_a_warning(

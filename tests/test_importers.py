@@ -575,7 +575,6 @@ def test_bad_files_give_one_line_and_write_nothing(
         (["--format", "jsonl", "--key", "x"], "--key means nothing"),
         (["--format", "jsonl", "--timing-out", "t.json"], "--timing-out needs"),
         (["--format", "spec-bench", "--vanilla", "v.jsonl"], "--timing-out"),
-        (["--format", "jsonl", "--temperature", "nan"], "--temperature"),
         (["--format", "jsonl", "--depth", "99999"], "--depth"),
         (["--format", "jsonl", "{other}"], "one file"),
         (["--format", "jsonl", "{file}"], "named twice"),

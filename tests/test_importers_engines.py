@@ -245,6 +245,18 @@ def test_malformed_responses_are_named(row: Any, message: str, tmp_path: Path) -
         vllm.read(file_with(tmp_path, row, {"id": "other"}), Options())
 
 
+@pytest.mark.parametrize(
+    ("importer", "sought"),
+    [(vllm, "SpecDecoding metrics"), (sglang, "responses of SGLang"), (llama_cpp, "draft accept")],
+)
+def test_a_log_without_the_lines_looked_for_says_so(
+    importer: Any, sought: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.log").write_text("INFO starting\nINFO ready [8000]\n")
+    with pytest.raises(InputError, match=f"a.log holds neither JSON nor .*{sought}"):
+        importer.read(tmp_path / "a.log", Options())
+
+
 # ---- counts make no trace --------------------------------------------------------------------
 
 # 43 steps, 129 drafted: the example of vLLM's documentation.

@@ -15,7 +15,7 @@ from policies.base import Policy, uses_signals
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed
 from policies.shelf import SHELF
-from real_backend import round_overheads, solo
+from real_backend import finite, round_overheads
 from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, _sample, measure
 from real_backend.models import load_pair, resolve_pair
 from real_backend.steps import GREEDY, Law
@@ -164,13 +164,13 @@ def test_impossible_grids_are_refused(pair: Any) -> None:
 
 def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    real = solo.distribution
+    real = finite.distribution
 
     def noted(logits: Any, temperature: float, top_p: float) -> Any:
         seen.add((temperature, top_p))
         return real(logits, temperature, top_p)
 
-    monkeypatch.setattr(solo, "distribution", noted)
+    monkeypatch.setattr(finite, "distribution", noted)
     law = Law(0.7, 0.9)
     timing = measure(pair, batches=[1], contexts=[16], repeats=1, law=law)
     assert seen == {(0.7, 0.9)}

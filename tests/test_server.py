@@ -908,8 +908,8 @@ def test_tetris_may_verify_fewer_drafts_than_there_are_slots() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slots": 0}, "slots is 0; give 1 or more"),
-        ({"block_tokens": 0}, "block_tokens is 0; give 1 or more"),
+        ({"slots": 0}, "slots is 0; give 1 to 4096"),
+        ({"block_tokens": 0}, "block_tokens is 0; give 1 to 2147483647"),
         ({"replicas": 0}, "replicas is 0"),
         ({"blocks": -1}, "blocks is -1"),
         ({"chunk_tokens": -1}, "chunk_tokens is -1"),

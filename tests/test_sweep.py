@@ -245,7 +245,7 @@ def sweeping_trace(path: Path) -> Any:
     [
         (("leaderbord",), "unknown suite 'leaderbord'"),
         (("quick", "--cost", "d=4"), "cost 'd=4' is unknown"),
-        (("quick", "--cost", "c=0"), "cost 'c=0' is unknown"),
+        (("quick", "--cost", "c=0"), "cost 'c=0': the ratio must be a number above 0"),
         (("quick", "--cost", "measured"), "--timing is missing"),
         (("quick", "--cost", "c=4", "--search", "x"), "--search 'x' is unknown"),
     ],

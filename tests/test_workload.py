@@ -473,7 +473,7 @@ def test_a_bad_file_is_named_with_its_field(text: str, named: str, tmp_path: Pat
 
 def test_a_missing_and_a_binary_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for name, named in (("missing.json", "no such workload file"), ("binary.json", "not JSON")):
+    for name, named in (("missing.json", "no such workload file"), ("binary.json", "not UTF-8")):
         with pytest.raises(InputError) as error:
             parse_workload(str(tmp_path / name), 3)
         assert named in complaint(error) and name in str(error.value)

@@ -279,14 +279,14 @@ class TraceWriter:
                     f"{self.folder} holds an unfinished capture; pass --resume to continue it, "
                     "or --force to start over"
                 )
-            if meta_file.read_text() != described:
+            if meta_file.read_text("utf-8") != described:
                 raise InputError(
                     f"{self.folder} was captured with other settings; repeat them, or start over "
                     "with --force"
                 )
         else:
             self.discard_partial(path)  # parts without a meta belong to nobody
-            write_atomically(meta_file, lambda temporary: temporary.write_text(described))
+            write_atomically(meta_file, lambda temporary: temporary.write_text(described, "utf-8"))
 
     def _part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.parquet"
@@ -319,7 +319,7 @@ class TraceWriter:
         """The conditions of what an unfinished capture of `path` left; empty if there is none."""
         meta_file = _partial_folder(path) / "meta.json"
         try:
-            found = json.loads(meta_file.read_text())[1]
+            found = json.loads(meta_file.read_text("utf-8"))[1]
         except (OSError, ValueError, IndexError, KeyError):
             return {}
         return found if isinstance(found, dict) else {}

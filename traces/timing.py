@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
+from traces.json_text import read_json
 from traces.store import write_atomically
 from traces.timing_fields import cell_fields, own_fields, repeats_fields, seconds_of
 
@@ -250,7 +251,7 @@ class Timing:
         ]
         text = json.dumps(head, indent=1).removesuffix("\n}")
         text = ",\n".join([text, *fields]) + "\n}\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text), overwrite)
+        write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
 
 
 def _line(value: Any) -> str:
@@ -290,10 +291,7 @@ def read_timing(path: Path) -> Timing:
     """Inverse of Timing.write, version 1 too; raises InputError naming file and field."""
     if not path.is_file():
         raise InputError(f"{path}: no such timing file; make one with `gammalab measure`")
-    try:
-        raw = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("kind") != "timing":
         raise InputError(f"{path} is JSON, but not a GammaLab timing")
     if raw.get("version") not in READABLE:

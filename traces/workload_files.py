@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
+from traces.json_text import read_json
 from traces.store import write_atomically
 from traces.workload import FIELDS_OF, PROCESSES, Workload, default_of, one_of
 
@@ -73,10 +74,7 @@ def read_workload(path: Path) -> Workload:
     """Inverse of write_workload; raises InputError naming file and field."""
     if not path.is_file():
         raise InputError(f"{path}: no such workload file")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.pop("kind", None) != "workload":
         raise InputError(f"{path} is JSON, but not a workload (kind is not 'workload')")
     version = raw.pop("version", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from traces.errors import InputError
 from traces.importers.flags import Flags, accept_lengths
+from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace, TraceMeta
 
 NOT_RECORDED = "not recorded"
@@ -82,7 +82,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     found = False
     try:
-        with regular_file(path).open(encoding="utf-8-sig") as file:
+        with regular_file(path).open(encoding=ENCODING) as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
                 where = f"{path}, line {number}"
                 if len(line) == _LONGEST_LINE:
@@ -97,10 +97,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); truncated?") from None
+    raw = parse_json(line, where)
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be a JSON object")
     return raw

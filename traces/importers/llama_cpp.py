@@ -44,7 +44,7 @@ def counts_in(text: str, file: str) -> Marginals:
     if _LOG.search(text):
         return from_log(text, file)
     drafted = accepted = found = 0
-    for place, row in records(text, file):
+    for place, row in records(text, file, "a 'draft acceptance' line of llama.cpp's server"):
         timings = row.get("timings", row)
         if isinstance(timings, dict) and "draft_n" in timings:
             found += 1

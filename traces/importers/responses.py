@@ -10,6 +10,7 @@ that fails this is left out and counted.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from traces.errors import InputError
 from traces.importers.common import Options, Reply, field, integer, integers, regular_file, trace_of
 from traces.importers.flags import UNKNOWN, Flags, round_flags
+from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace
 
 
@@ -94,19 +96,22 @@ def trace_of_steps(
 def text_of(path: Path) -> str:
     """The text of a file; raises InputError if it is missing or no text."""
     try:
-        return regular_file(path).read_text(encoding="utf-8-sig")
+        return regular_file(path).read_text(encoding=ENCODING)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); compressed?") from None
 
 
-def records(text: str, file: str) -> list[tuple[str, dict[str, Any]]]:
+def records(text: str, file: str, sought: str) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) for each JSON object of a file: JSON lines, one object, or a list of them.
 
-    Lines of a stream ("data: {...}") count as JSON lines. Raises InputError naming the line.
+    Lines of a stream ("data: {...}") count as JSON lines. sought: what a log would hold. Raises
+    InputError naming the line, or what was sought if no line begins like JSON.
     """
+    if not re.search(r"^\s*(data:\s*)?[{\[]", text, re.M):
+        raise InputError(f"{file} holds neither JSON nor {sought}; is it the right log?")
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = list(_lines(text, file))
     else:
         rows = whole if isinstance(whole, list) else [whole]
@@ -121,10 +126,7 @@ def _lines(text: str, file: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         body = line.strip().removeprefix("data:").strip()
         if body and body != "[DONE]":
-            try:
-                yield f"{file}, line {number}", json.loads(body)
-            except ValueError as error:
-                raise InputError(f"{file}, line {number} is not JSON ({error})") from None
+            yield f"{file}, line {number}", parse_json(body, f"{file}, line {number}")
 
 
 def object_of(value: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
     requests: list[Steps] = []
     counted: list[tuple[str, dict[str, Any]]] = []
     silent = 0
-    for place, row in records(text, file):
+    for place, row in records(text, file, "responses of SGLang"):
         meta = _meta_of(row)
         stats = meta.get("speculative_decoding_stats")
         if isinstance(stats, dict) and "accept_lengths" in stats:

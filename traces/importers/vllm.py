@@ -47,6 +47,7 @@ _REMEDY = "serve with --per-request-spec-decode-metrics detailed and keep the re
 _COUNTER = re.compile(
     r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)", re.M
 )
+_SOUGHT = "a 'SpecDecoding metrics' line or a vllm:spec_decode counter of vLLM"
 _POSITION = re.compile(r'position="(\d+)"')
 _LOG = re.compile(
     r"SpecDecoding metrics:.*?Accepted: (\d+) tokens, Drafted: (\d+) tokens, "
@@ -73,7 +74,7 @@ def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
     requests: list[Steps] = []
     summaries: list[dict[str, Any]] = []
     silent = 0
-    for place, row in records(text, file):
+    for place, row in records(text, file, _SOUGHT):
         stats, choice = _parts(row)
         if stats is None:
             silent += 1

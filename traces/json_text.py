@@ -1,0 +1,37 @@
+"""JSON as it comes from users: every file and line is read here, so that all are refused alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from traces.errors import InputError
+
+ENCODING = "utf-8-sig"  # with the byte order mark that some editors put in front, or without
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text; raises InputError naming `where` if it is none, or holds text that
+    no file could: half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error}); truncated?") from None
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(f"{where} holds half a character ({half}); take it out") from None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; raises InputError naming it if it is no UTF-8 text or no JSON."""
+    try:
+        text = path.read_text(encoding=ENCODING)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}); compressed?") from None
+    return parse_json(text, str(path))
