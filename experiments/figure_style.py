@@ -49,7 +49,11 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     """Put the finding on top and render; the figure is closed."""
     columns = int(figure.get_figwidth() * 8.6)
     figure.suptitle(
-        textwrap.fill(title, columns), x=0.01, ha="left", fontsize=13, fontweight="bold"
+        textwrap.fill(title, columns, break_on_hyphens=False),
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        fontweight="bold",
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=140, format="png", metadata={"Software": None})

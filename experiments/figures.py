@@ -18,12 +18,15 @@ from experiments.figure_style import (
     mark,
     named_rows,
 )
+from experiments.statistics import FEW, SAME, TIE
 from policies.shelf import title
 
 VERDICT_STYLE = {
     "faster": (BLUE, "o", "faster than the tuned fixed length"),
-    "tie": (GREY, "s", "tie: no reliable difference to it"),
     "slower": (ORANGE, "v", "slower"),
+    TIE: (GREY, "s", "tie: no difference that is more than chance"),
+    SAME: (GREY, "d", "the same rounds"),
+    FEW: (GREY, "x", "too few questions to judge"),
 }
 
 
@@ -36,7 +39,7 @@ def by_role(comparison: Json, role: str) -> Json:
 def controllers(comparison: Json) -> list[Json]:
     """Controllers, fastest first; the tuned fixed length alone if nothing else was compared."""
     rows = [row for row in comparison["rows"] if row["role"] == "policy"]
-    rows = rows or [by_role(comparison, "tuned") | {"verdict": "tie"}]
+    rows = rows or [by_role(comparison, "tuned") | {"verdict": SAME}]
     return sorted(rows, key=lambda row: -float(row["speedup"]["value"]))
 
 
@@ -89,7 +92,8 @@ def speedup_figure(comparison: Json) -> Picture:
     axes.set_xlim(min(edges) - margin, max(edges) + margin)
     axes.set_ylim(-0.7, len(rows) + 2.3)
     axes.set_xlabel("speed-up over plain decoding (ratio of tokens/s); bar: 95 % interval")
-    for color, marker, text in VERDICT_STYLE.values():
+    given = {row["verdict"] for row in rows}
+    for color, marker, text in (VERDICT_STYLE[word] for word in VERDICT_STYLE if word in given):
         axes.plot([], [], marker, color=color, label=text, markersize=8)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
@@ -99,7 +103,7 @@ def speedup_figure(comparison: Json) -> Picture:
     finding = (
         f"{title(best['name'])} decodes {best['speedup']['value']:.2f} times as fast as plain "
         f"decoding, {change(best['vs_fixed']['value'])} the best fixed length"
-        + (" (a tie)" if best["verdict"] == "tie" else "")
+        + ("" if best["verdict"] in ("faster", "slower") else f" ({best['verdict']})")
     )
     caption = (
         "Every controller on the same held-out replies. The solid line is the best constant draft "

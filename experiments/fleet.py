@@ -23,6 +23,7 @@ from experiments.files import command_line, dumps, jsonable, versions, write_res
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
 from experiments.serving import Row, check_inputs, costs_for, run_policies, service_table, settings
+from experiments.statistics import SMALLEST
 from experiments.tables import number, percent, table
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
@@ -42,7 +43,6 @@ LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning"
 ADAPTIVE += ",payback"
 KEPT = 0.99
-MERGE = 0.005  # gammas within half a percent of the best count as equally good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def best_table(ask: Setting) -> Answer:
 
 def choose(line: Sequence[float]) -> int:
     """The smallest gamma within half a percent of the fastest."""
-    return next(k for k, speed in enumerate(line) if speed >= (1 - MERGE) * max(line))
+    return next(k for k, speed in enumerate(line) if speed >= (1 - SMALLEST) * max(line))
 
 
 def merged(sizes: Sequence[int], best: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -196,7 +196,7 @@ def break_even(ask: Setting) -> Answer:
         f"faster), by load;\nload 1: {full:.2f} requests/s, what plain decoding finishes with all "
         f"{ask.server.slots} slots busy",
         table(header, [("", cells), ("", [
-            ["(running, plain)", *(number(v, 1) for v in running), ""]])]),
+            ["(running while busy, plain)", *(number(v, 1) for v in running), ""]])]),
     ])  # fmt: skip
     result = {"loads": LOADS, "capacity_per_s": full, "faster": found, "running": running}
     return Answer(text, result, (loads_figure(LOADS, found),))

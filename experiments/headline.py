@@ -4,11 +4,12 @@ that terminal and page cannot disagree.
 
 from __future__ import annotations
 
-import textwrap
+import math
 from typing import NamedTuple
 
 from experiments.compare_text import percent_change
 from experiments.figure_style import Json
+from experiments.tables import fill
 from experiments.verdict import NOISY
 
 
@@ -22,7 +23,7 @@ class Line(NamedTuple):
 def headline(part: Json, validation: Json | None) -> list[Line]:
     """part: a comparison of compare.json; validation: validate.json, None if nothing ran yet."""
     found = [
-        Line("Set", _set(part)),
+        Line("Set", _set(part, validation)),
         *_measured(part, validation),
         Line("Arithmetic", _arithmetic(part)),
         Line("Order", _order(part)),
@@ -43,10 +44,7 @@ def headline_text(part: Json, validation: Json | None) -> str:
     """The first screen of a terminal."""
     lines = headline(part, validation)
     width = max(len(line.head) for line in lines) + 2
-    return "\n".join(
-        textwrap.fill(line.head.ljust(width) + line.text, 98, subsequent_indent=" " * width)
-        for line in lines
-    )
+    return "\n".join(fill(line.head.ljust(width) + line.text, indent=width) for line in lines)
 
 
 def _sentence(text: str) -> str:
@@ -66,14 +64,34 @@ def _tuned(part: Json) -> str:
     return str(next(row["name"] for row in part["rows"] if row["role"] == "tuned"))
 
 
-def _set(part: Json) -> str:
+def _set(part: Json, validation: Json | None) -> str:
+    """What to set; never what decodes slower than the target alone, predicted or measured."""
     name = part["recommended"]
-    row = row_of(part, name)
+    row, first = row_of(part, name), part["tuning_first"]
     if row["role"] == "never":
-        return "no draft: no controller decoded faster than the target alone on the tuning half"
+        if first == name or row_of(part, first)["twin"] == name:
+            return "no draft: no controller decoded faster than the target alone on the tuning half"
+        speed = row_of(part, first)["speedup"]["value"]
+        return (
+            f"no draft: {first}, the fastest on the tuning half, decodes {speed:.2f} times as fast "
+            "as the target alone on the held-out half"
+        )
+    speed = _measured_speedup(name, validation)
+    if speed < 1.0:
+        return (
+            f"no draft: {name}, chosen on the tuning half, decoded {speed:.2f} times as fast as "
+            "the target alone in the sitting"
+        )
     if row["role"] == "tuned":
         return f"{name}, a constant length: no controller beat it on the tuning half"
     return f"{name}, chosen on the tuning half"
+
+
+def _measured_speedup(name: str, validation: Json | None) -> float:
+    """Tokens/s over those of plain decoding in the sitting; NaN if it did not decode both."""
+    checks = validation["checks"] if validation else []
+    speeds = {check["policy"]: float(check["measured_tokens_per_s"]) for check in checks}
+    return speeds.get(name, math.nan) / speeds.get("never", math.nan)
 
 
 def _measured(part: Json, validation: Json | None) -> list[Line]:

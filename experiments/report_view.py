@@ -198,7 +198,7 @@ def _speeds(validation: Json) -> dict[str, Any]:
             "measured tokens/s",
             "by the wall's clock",
             "error",
-            "error of one reply (median)",
+            "one reply's error, median",
             "rounds unlike the replay",
             "replies as recorded",
             "joules per token",
@@ -206,6 +206,7 @@ def _speeds(validation: Json) -> dict[str, Any]:
         ),
         "rows": [_speed_row(check, validation) for check in _by_speed(validation)],
         "note": (
+            "Tokens/s and error: all tokens over all seconds of all repeats. "
             "Rounds unlike the replay: another number drafted or accepted than in the replay of "
             "the same replies. A controller that reads the clock may decide otherwise here."
         ),
@@ -254,6 +255,7 @@ def _missed(validation: Json) -> dict[str, Any]:
             if cell["rounds"] * 100 >= total  # rarer kinds of round are left out
         ],
         "note": (
+            "Of one round, medians; missed: their difference. "
             f"Fitted to these rounds, the model misses {1e6 * fit['round_s']:+.0f} µs per round, "
             f"{1e6 * fit['draft_s']:+.0f} µs per drafted token and {1e6 * fit['signal_s']:+.0f} µs "
             "per token whose signals are read."

@@ -165,7 +165,8 @@ NOTES = """\
 tokens/s; goodput: requests/s within the objective, kept: their share; both of finished requests
 over first: tokens/s over the first policy's, seed by seed{interval}
 TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
-batch/queue: mean requests that decode, and wait; in vain: tokens drafted in vain per token"""
+batch/queue: mean requests that decode, and wait, while the machine works (idle time left out)
+in vain: tokens drafted in vain per token"""
 
 
 def service_table(rows: Sequence[Row]) -> str:
