@@ -61,6 +61,13 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     return Picture(name, title, caption, buffer.getvalue())
 
 
+def cut_colour_bar(axes: Axes, low: float, high: float) -> None:
+    """Show the colours that a heat map uses; they stay even on both sides of their middle."""
+    bar = axes.collections[0].colorbar
+    assert bar is not None
+    bar.ax.set_ylim(low, high)
+
+
 def named_rows(axes: Axes, names: list[str]) -> None:
     """Names of horizontal rows 0, 1, ... on the left, without ticks."""
     axes.set_yticks(range(len(names)), names)

@@ -11,6 +11,7 @@ from experiments.compare_text import percent_change
 from experiments.figure_style import Json
 from experiments.tables import fill
 from experiments.verdict import NOISY
+from policies.shelf import title
 
 
 class Line(NamedTuple):
@@ -24,6 +25,7 @@ def headline(part: Json, validation: Json | None) -> list[Line]:
     """part: a comparison of compare.json; validation: validate.json, None if nothing ran yet."""
     found = [
         Line("Set", _set(part, validation)),
+        *_in_full(part),
         *_measured(part, validation),
         Line("Arithmetic", _arithmetic(part)),
         Line("Order", _order(part)),
@@ -64,6 +66,12 @@ def _tuned(part: Json) -> str:
     return str(next(row["name"] for row in part["rows"] if row["role"] == "tuned"))
 
 
+def _in_full(part: Json) -> list[Line]:
+    """The recommended policy as `--policies` reads it, where that is too long for a headline."""
+    name = part["recommended"]
+    return [] if title(name) == name else [Line("In full", name)]
+
+
 def _set(part: Json, validation: Json | None) -> str:
     """What to set; never what decodes slower than the target alone, predicted or measured."""
     name = part["recommended"]
@@ -73,18 +81,18 @@ def _set(part: Json, validation: Json | None) -> str:
             return "no draft: no controller decoded faster than the target alone on the tuning half"
         speed = row_of(part, first)["speedup"]["value"]
         return (
-            f"no draft: {first}, the fastest on the tuning half, decodes {speed:.2f} times as fast "
-            "as the target alone on the held-out half"
+            f"no draft: {title(first)}, the fastest on the tuning half, decodes {speed:.2f} times "
+            "as fast as the target alone on the held-out half"
         )
     speed = _measured_speedup(name, validation)
     if speed < 1.0:
         return (
-            f"no draft: {name}, chosen on the tuning half, decoded {speed:.2f} times as fast as "
-            "the target alone in the sitting"
+            f"no draft: {title(name)}, chosen on the tuning half, decoded {speed:.2f} times as "
+            "fast as the target alone in the sitting"
         )
     if row["role"] == "tuned":
-        return f"{name}, a constant length: no controller beat it on the tuning half"
-    return f"{name}, chosen on the tuning half"
+        return f"{title(name)}, a constant length: no controller beat it on the tuning half"
+    return f"{title(name)}, chosen on the tuning half"
 
 
 def _measured_speedup(name: str, validation: Json | None) -> float:
@@ -112,7 +120,8 @@ def _measured(part: Json, validation: Json | None) -> list[Line]:
         lines.append(
             Line(
                 "Measured",
-                f"{claim['policy']} {percent_change(claim['measured'])} than {claim['reference']} "
+                f"{title(claim['policy'])} {percent_change(claim['measured'])} than "
+                f"{title(claim['reference'])} "
                 f"({_span(claim['time'])} on these replies, {_span(claim['others'])} with other "
                 f"questions); predicted {percent_change(claim['predicted'])}: "
                 f"{claim['word'].upper()}{again if claim['word'] == NOISY else ''}",
@@ -156,12 +165,12 @@ def _others(part: Json) -> str:
     if second == first:
         return "no other controller was compared"
     gain = row_of(part, second)["vs_fixed"]["value"]
-    said = f"{second}, predicted {percent_change(gain)} than {_tuned(part)}"
+    said = f"{title(second)}, predicted {percent_change(gain)} than {_tuned(part)}"
     if simple == first:
         return f"{said}; no simpler rule is as fast as the first"
     gain = row_of(part, simple)["vs_fixed"]["value"]
     return (
-        f"{said}; the simplest rule whose interval reaches the first's: {simple}, predicted "
+        f"{said}; the simplest rule whose interval reaches the first's: {title(simple)}, predicted "
         f"{percent_change(gain)}"
     )
 

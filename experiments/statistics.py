@@ -7,6 +7,7 @@ over requests.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -236,6 +237,31 @@ def log_ratios(
     squares += tilt**2 * (weights @ ours**2)
     ratio = np.log(reference.sum() / seconds.sum(axis=1)) + np.log(base / mine)
     return ratio, np.sqrt(np.maximum(squares, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Mean over seeds with its 95 % interval (Student's t); low = high = NaN with one seed."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half its width."""
+        return (self.high - self.low) / 2
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """See Interval."""
+    from scipy.stats import t as student
+
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, math.nan, math.nan)
+    reach = float(student.ppf(0.975, count - 1) * np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:

@@ -89,6 +89,17 @@ def test_a_failed_placebo_and_findings_stand_there(part: dict[str, Any]) -> None
     assert said["Note"] == ["the trace has another device"]
 
 
+def test_a_long_policy_is_cut_in_the_first_line_and_whole_in_the_second(
+    part: dict[str, Any],
+) -> None:
+    name = "gammatune:" + ",".join(f"field{k}=0.123456" for k in range(9))
+    row = next(row for row in part["rows"] if row["name"] == "gammatune")
+    long = part | {"rows": [*part["rows"], row | {"name": name}]}
+    long |= dict.fromkeys(("recommended", "tuning_first"), name)
+    first, second, *_ = headline(long, None)
+    assert len(first.text) < 80 and second == ("In full", name)
+
+
 def test_what_loses_is_not_what_to_set(part: dict[str, Any]) -> None:
     """On the held-out half, and in the sitting, each with its number."""
     rows = [
