@@ -95,7 +95,9 @@ def _reason(ours: tuple[int, ...], theirs: tuple[int, ...] | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Rounds of one kind: with or without signals, `drafted` tokens. Seconds are medians."""
+    """Rounds of one kind: with or without signals, `drafted` tokens. Seconds are medians, the
+    residual the difference of the two.
+    """
 
     signals: bool
     drafted: int
@@ -120,15 +122,9 @@ def residual_cells(
     cells = []
     for (reads, drafted), parts in sorted(groups.items()):
         elapsed, expected = (np.concatenate(side) for side in zip(*parts, strict=True))
+        measured_s, priced_s = float(np.median(elapsed)), float(np.median(expected))
         cells.append(
-            Cell(
-                reads,
-                drafted,
-                len(elapsed),
-                float(np.median(elapsed)),
-                float(np.median(expected)),
-                float(np.median(elapsed - expected)),
-            )
+            Cell(reads, drafted, len(elapsed), measured_s, priced_s, measured_s - priced_s)
         )
     return cells
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.censored import Censoring, Completed, Span
 from experiments.rubin import UNDECIDED
+from experiments.statistics import FEW, TIE, VERDICTS
 from experiments.tables import number, table, with_interval
 from traces.censoring import by_run, survival
 from traces.schema import Trace
@@ -20,7 +21,9 @@ extremes   every censored position stops; every one goes on: no model, but no bo
 vs fixed   tokens/s over {reference}, within each imputation; others: the interval of the
            row alone if the questions were others as well
 verdict    of vs fixed, of other questions; {corrected};
-           undecided: an end lies so close to 1 that other imputations may say otherwise"""
+           undecided: an end lies so close to 1 that other imputations may say otherwise
+           tie: {tie}
+           too few: {few}"""
 
 
 def span_text(span: Span, digits: int = 2) -> str:
@@ -64,12 +67,17 @@ def open_table(censoring: Censoring) -> str:
         f"per task and {number(censoring.spread.common)} in common,\nlog-odds; the imputations "
         "are shifted by as much",
         table(header, [("", cells)]),
-        NOTES.format(reference=censoring.reference, corrected=_corrected(censoring)),
+        NOTES.format(
+            reference=censoring.reference,
+            corrected=_corrected(censoring),
+            tie=VERDICTS[TIE],
+            few=VERDICTS[FEW],
+        ),
     ]
     return "\n\n".join(lines)
 
 
-WORDS = ("faster", "slower", "tie", UNDECIDED)
+WORDS = ("faster", "slower", TIE, FEW, UNDECIDED)
 
 
 def seed_table(found: Sequence[Censoring]) -> str:
@@ -84,7 +92,7 @@ def seed_table(found: Sequence[Censoring]) -> str:
         counts = [sum(row.verdict == word for row in rows) for word in WORDS]
         values = [row.vs_fixed_others.value for row in rows]
         ends = np.array([row.vs_fixed_others[1:] for row in rows])
-        steady = "yes" if sum(count > 0 for count in counts[:3]) <= 1 else "NO"
+        steady = "yes" if sum(count > 0 for count in counts[:-1]) <= 1 else "NO"
         low, high = (f"{n:.3f}..{x:.3f}" for n, x in zip(ends.min(0), ends.max(0), strict=True))
         cells.append(
             [name, *(str(count or "-") for count in counts), steady,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 from experiments.compare import Comparison
-from experiments.sensitivity import LEVEL, MOVED, Case, Sensitivity
+from experiments.sensitivity import LEVEL, Case, Sensitivity
+from experiments.statistics import SMALLEST
 from experiments.tables import table
 
 
@@ -80,7 +81,7 @@ def misled(found: Sensitivity, fixed: str) -> str:
     if not moved:
         return (
             f"on {pace} no rule that reads seconds changes its speed over {fixed} by more than "
-            f"{100 * MOVED:g} percentage points"
+            f"{100 * SMALLEST:g} percentage points"
         )
     rows = ", ".join(
         f"{belief.policy} ({min(belief.speed):.3f} to {max(belief.speed):.3f})" for belief in moved

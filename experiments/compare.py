@@ -26,10 +26,12 @@ from experiments.robust import (
     runner_up,
     simplest,
     timing_error,
+    twins,
 )
 from experiments.sensitivity import Sensitivity, sensitivity
 from experiments.statistics import (
     RESAMPLES,
+    SAME,
     Estimate,
     Family,
     bootstrap_weights,
@@ -70,17 +72,19 @@ class Row:
     """One schedule on the held-out requests.
 
     speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds); its
-    interval and that of vs_fixed are over other questions and other timings.
-    speedup_by_question: the convention of Spec-Bench, mean tokens/s of the questions over the
-    baseline's mean. vs_fixed: tokens/s over the tuned fixed gamma's, with the interval of this row
-    alone. adjusted_p: of vs_fixed among all controllers; a controller's verdict follows it, any
-    other row's its own interval. detectable_percent: the difference to the tuned fixed gamma that a
-    test of this controller alone would have found 8 times in 10, NaN without spread. Both are NaN
-    for what is not a controller. headroom: share of the seconds between the tuned fixed gamma and
-    the clairvoyant schedule that it saves; saving: the same, counted from never drafting. regret_s:
-    decode seconds above the clairvoyant schedule. uncharged: vs_fixed where no policy pays for its
-    own arithmetic. orders: vs_fixed in shuffled orders of the replies; None for a ceiling.
-    timing_error: standard error of log vs_fixed from the timing alone, NaN if not known.
+    interval and that of vs_fixed are over other questions and other timings. speedup_by_question:
+    the convention of Spec-Bench, mean tokens/s of the questions over the baseline's mean. vs_fixed:
+    tokens/s over the tuned fixed gamma's, with the interval of this row alone. adjusted_p: of
+    vs_fixed among all controllers; a controller's verdict follows it, any other row's its own
+    interval; see experiments.statistics.VERDICTS. detectable_percent: the difference to the tuned
+    fixed gamma that a test of this controller alone would have found 8 times in 10, NaN without
+    spread. Both are NaN for what is not a controller, adjusted_p also where too few questions
+    differ. headroom: share of the seconds between the tuned fixed gamma and the clairvoyant
+    schedule that it saves; saving: the same, counted from never drafting. regret_s: decode seconds
+    above the clairvoyant schedule. uncharged: vs_fixed where no policy pays for its own arithmetic.
+    orders: vs_fixed in shuffled orders of the replies; None for a ceiling. timing_error: standard
+    error of log vs_fixed from the timing alone, NaN if not known. twin: the first row of the
+    comparison that takes the same rounds at the same cost; None if it is this one.
     """
 
     name: str
@@ -106,17 +110,19 @@ class Row:
     uncharged: float
     orders: Orders | None
     timing_error: float
+    twin: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
     """Rows, and what they rest on. logs: simulated rounds by row name.
 
-    recommended: the row with the fewest seconds on the training half, ceilings left out: the mean
-    over its recorded order and `orders` shuffled ones. runner_up: the next one that takes other
-    rounds (recommended itself if there is none). simplest: the simplest row that cannot be told
-    from the recommended one on the held-out half. timing_draws: resampled timings in the intervals;
-    0: its spread is not known.
+    tuning_first: the row with the fewest seconds on the training half, ceilings left out: the mean
+    over its recorded order and `orders` shuffled ones. recommended: the same, but never drafting if
+    it is not faster than that on the held-out half. runner_up: the next one that takes other rounds
+    (recommended itself if there is none). simplest: the simplest row that cannot be told from the
+    recommended one on the held-out half. timing_draws: resampled timings in the intervals; 0: its
+    spread is not known.
     censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
     imputations. None for every other trace.
     fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
@@ -130,6 +136,7 @@ class Comparison:
     detectable_percent: float
     detectable_among_percent: float
     sensitivity: Sensitivity
+    tuning_first: str
     recommended: str
     runner_up: str
     simplest: str
@@ -187,6 +194,11 @@ class _Held:
     def over(self, above: str, below: str) -> Estimate:
         """Tokens/s of row `below` over that of `above`, which emit the same tokens."""
         return ratio_over_timings(self.plays[above].drawn, self.plays[below].drawn, self.weights)
+
+    def before(self, name: str) -> list[str]:
+        """The rows before that one, as they were played."""
+        names = list(self.plays)
+        return names[: names.index(name)]
 
     def timing_error(self, name: str) -> float:
         """See Row."""
@@ -263,7 +275,7 @@ def compare(
         plays[name] = player.play(policy)
         roles.setdefault(name, "policy")
         step()
-    ranked = sorted(plays, key=lambda name: plays[name].train_s)
+    ranked = _ranked(plays)
     plays["best fixed"] = player.ceiling(
         lambda at: replay(Fixed(hindsight_gamma), test, at, seed=seed)
     )
@@ -291,6 +303,7 @@ def compare(
             control_s=control_s,
             seed=seed,
         ),
+        tuning_first=min(entrants, key=lambda name: plays[name].train_s),
         recommended=ranked[0],
         runner_up=runner_up(ranked, plays),
         simplest=simplest(ranked[0], entrants, plays, held.weights),
@@ -317,6 +330,17 @@ def compare(
         ),
         censoring=censoring,
     )
+
+
+def _ranked(plays: Mapping[str, Plays]) -> list[str]:
+    """By seconds on the training half; never drafting goes first if the first is no faster on the
+    held-out half.
+    """
+    ranked = sorted(plays, key=lambda name: plays[name].train_s)
+    never, first = plays["never"], plays[ranked[0]]
+    if never.decode_s <= first.decode_s or twins(never, first):
+        ranked.sort(key=lambda name: name != "never")
+    return ranked
 
 
 def _left_open(
@@ -394,10 +418,12 @@ def _row(name: str, role: str, held: _Held, adjusted_p: float, detectable_percen
     vs_fixed = held.over(held.tuned, name)
     if role == "tuned":
         said = "baseline"
+    elif twins(ours, fixed):
+        said = SAME
     elif role == "policy":
         said = verdict_among(vs_fixed.value, adjusted_p)
     else:
-        said = verdict(vs_fixed)
+        said = verdict(vs_fixed, len(set(held.question_index.tolist())))
     seconds, best_s = sums.decode_s, held.best.decode_s
     by_question = by_question_speed(sums, held.question_index)
     return Row(
@@ -426,4 +452,5 @@ def _row(name: str, role: str, held: _Held, adjusted_p: float, detectable_percen
         uncharged=fixed.free_s / ours.free_s,
         orders=orders_of(ours, fixed) if ours.mixed_s else None,
         timing_error=held.timing_error(name),
+        twin=next((other for other in held.before(name) if twins(ours, held.plays[other])), None),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from experiments.censored_text import open_table, open_task_table
 from experiments.certainty_text import certainty, stale
 from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
-from experiments.tables import number, percent, table, with_interval
+from experiments.statistics import FEW, SAME, TIE, VERDICTS
+from experiments.tables import fill, number, percent, table, with_interval
 from policies.shelf import file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
@@ -29,13 +29,16 @@ HEADER = (
     "tok/s",
 )
 
-NOTES = """\
+NOTES = f"""\
 speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
 vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
 free       the same if no rule paid for its own arithmetic
 shuffled   the same in other orders of the replies, mean
 verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
-           of any other row: tie if its interval covers 1, not corrected
+           of any other row: by its interval, not corrected
+           {SAME}: {VERDICTS[SAME]}, at the same cost
+           {TIE}: {VERDICTS[TIE]}
+           {FEW}: {VERDICTS[FEW]}
 headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
 per round  tokens emitted; draft: tokens drafted per round"""
 
@@ -75,7 +78,17 @@ def _groups(
 
 def policy_table(comparison: Comparison) -> str:
     """All rows, with the meaning of the columns below."""
-    return table(HEADER, _groups(comparison, _cells)) + "\n\n" + NOTES
+    same = twin_line(comparison)
+    return "\n\n".join([table(HEADER, _groups(comparison, _cells)), *same, NOTES])
+
+
+def twin_line(comparison: Comparison) -> list[str]:
+    """One line on the controllers that are another row under a second name; none without any."""
+    pairs = [(row.name, row.twin) for row in comparison.rows if row.role == "policy" and row.twin]
+    if not pairs:
+        return []
+    said = "; ".join(f"{title(name)} = {title(twin)}" for name, twin in pairs)
+    return [fill(f"the same rounds at the same cost: {said}")]
 
 
 def task_table(comparison: Comparison) -> str:
@@ -149,9 +162,7 @@ def text_of(comparison: Comparison, trace_name: str) -> str:
         basis_lines(comparison, trace_name),
         policy_table(comparison) if found is None else open_table(found),
         task_table(comparison) if found is None else open_task_table(found),
-        "\n".join(
-            textwrap.fill(line, 98, subsequent_indent="  ") for line in certainty(comparison)
-        ),
+        "\n".join(fill(line) for line in certainty(comparison)),
     ]
     return "\n\n".join(parts)
 

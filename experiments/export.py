@@ -24,6 +24,7 @@ from experiments.export_replay import (
     setting_seconds,
     single_costs,
 )
+from experiments.files import warn
 from policies.base import Policy, uses_signals
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
@@ -231,7 +232,7 @@ def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Se
 
 def run(args: argparse.Namespace) -> int:
     """`gammalab export`."""
-    from experiments.export_text import export_json, export_text
+    from experiments.export_text import advice, export_json, export_text
 
     policy, engine = parse_policy(args.policy), find_engine(args.to)
     if args.out is not None:
@@ -241,6 +242,8 @@ def run(args: argparse.Namespace) -> int:
     result = export(policy, engine, trace, timing, args.seed)
     form = export_json if args.json else export_text
     text = form(result, trace, args.trace.name, timing, args.timing.name)
+    if said := advice(result):
+        warn(said)
     if args.out is None:
         print(text)
         return 0

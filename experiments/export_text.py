@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from experiments.export import BatchRow, Export
-from experiments.export_engines import field_sources
+from experiments.export_engines import Setting, field_sources
 from experiments.export_replay import stand_in
 from experiments.files import command_line, describe_inputs, dumps, versions
 from experiments.tables import number, percent, table
@@ -30,7 +30,7 @@ def export_text(
         f"({timing.meta.get('device_name', 'unknown device')}, "
         f"{timing.meta.get('engine', 'unknown')} engine); target and draft are named as there"
     )
-    lines += ["", *wrapped(lost(result)), *speed_lines(result)]
+    lines += ["", *wrapped(advice(result)), *wrapped(lost(result)), *speed_lines(result)]
     if result.predicted.batches:
         lines += ["", *batch_table(result.predicted.batches).splitlines()]
     lines += listed("", notes(result))
@@ -49,6 +49,7 @@ def export_json(
             "engine": result.engine.name,
             "settings": result.rendered.settings,
             "command": result.rendered.text,
+            "advice": advice(result),
             "lost": lost(result),
             "notes": notes(result),
             "sources": field_sources(result.engine, result.setting),
@@ -58,6 +59,18 @@ def export_json(
             **describe_inputs(trace, trace_name, timing.meta),
             "timing": timing_name,
         }
+    )
+
+
+def advice(result: Export) -> str:
+    """Not to draft, where the exported settings are slower than that; else empty."""
+    found = result.predicted
+    speed = found.exported_tokens_per_s / found.plain_tokens_per_s
+    if speed >= 1.0 or result.setting == Setting(0):
+        return ""
+    return (
+        f"DO NOT DRAFT: on the held-out half these settings decode {speed:.2f} times as fast as "
+        "the engine without a draft model."
     )
 
 

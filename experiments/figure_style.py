@@ -49,12 +49,23 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Picture:
     """Put the finding on top and render; the figure is closed."""
     columns = int(figure.get_figwidth() * 8.6)
     figure.suptitle(
-        textwrap.fill(title, columns), x=0.01, ha="left", fontsize=13, fontweight="bold"
+        textwrap.fill(title, columns, break_on_hyphens=False),
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        fontweight="bold",
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=140, format="png", metadata={"Software": None})
     plt.close(figure)
     return Picture(name, title, caption, buffer.getvalue())
+
+
+def cut_colour_bar(axes: Axes, low: float, high: float) -> None:
+    """Show the colours that a heat map uses; they stay even on both sides of their middle."""
+    bar = axes.collections[0].colorbar
+    assert bar is not None
+    bar.ax.set_ylim(low, high)
 
 
 def named_rows(axes: Axes, names: list[str]) -> None:

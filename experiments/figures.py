@@ -14,16 +14,20 @@ from experiments.figure_style import (
     Json,
     Picture,
     canvas,
+    cut_colour_bar,
     finish,
     mark,
     named_rows,
 )
+from experiments.statistics import FEW, SAME, TIE
 from policies.shelf import title
 
 VERDICT_STYLE = {
     "faster": (BLUE, "o", "faster than the tuned fixed length"),
-    "tie": (GREY, "s", "tie: no reliable difference to it"),
     "slower": (ORANGE, "v", "slower"),
+    TIE: (GREY, "s", "tie: no difference that is more than chance"),
+    SAME: (GREY, "d", "the same rounds"),
+    FEW: (GREY, "x", "too few questions to judge"),
 }
 
 
@@ -33,10 +37,41 @@ def by_role(comparison: Json, role: str) -> Json:
     return found
 
 
+FEATURED = 10  # controllers in a figure, and in the open table of the page
+
+
+def is_twin(row: Json, comparison: Json) -> bool:
+    """A controller that takes the rounds of another controller at the same cost."""
+    names = {other["name"] for other in comparison["rows"] if other["role"] == "policy"}
+    return row["role"] == "policy" and row["twin"] in names
+
+
+def featured_rows(comparison: Json) -> list[Json]:
+    """The fastest controllers, and the one to talk about; fastest first."""
+    rows = [row for row in controllers(comparison) if not is_twin(row, comparison)]
+    talked = featured(comparison)
+    names = (talked["name"], talked["twin"])
+    first = next(row for row in rows if row["name"] in names or row["role"] != "policy")
+    return rows[:FEATURED] if first in rows[:FEATURED] else [*rows[: FEATURED - 1], first]
+
+
+def fixed_rows(comparison: Json) -> list[Json]:
+    """Baselines and ceilings."""
+    return [row for row in comparison["rows"] if row["role"] != "policy"]
+
+
+def of_how_many(comparison: Json) -> str:
+    """ "The 10 fastest of 61 controllers", for a caption."""
+    shown, every = featured_rows(comparison), controllers(comparison)
+    if len(every) <= len(shown):
+        return "All controllers"
+    return f"The {len(shown)} fastest of {len(every)} controllers"
+
+
 def controllers(comparison: Json) -> list[Json]:
     """Controllers, fastest first; the tuned fixed length alone if nothing else was compared."""
     rows = [row for row in comparison["rows"] if row["role"] == "policy"]
-    rows = rows or [by_role(comparison, "tuned") | {"verdict": "tie"}]
+    rows = rows or [by_role(comparison, "tuned") | {"verdict": SAME}]
     return sorted(rows, key=lambda row: -float(row["speedup"]["value"]))
 
 
@@ -69,8 +104,10 @@ def _width(rows: list[Json]) -> float:
 
 
 def speedup_figure(comparison: Json) -> Picture:
-    """Speed-up of every controller with its interval; lines at the tuned fixed and the ceiling."""
-    rows = controllers(comparison)[::-1]
+    """Speed-up of the fastest controllers with their intervals; lines at the tuned fixed length and
+    the ceiling.
+    """
+    rows = featured_rows(comparison)[::-1]
     figure, axes = canvas(_width(rows), 2.9 + 0.38 * len(rows))
     for y, row in enumerate(rows):
         value, color = row["speedup"]["value"], VERDICT_STYLE[row["verdict"]][0]
@@ -89,7 +126,8 @@ def speedup_figure(comparison: Json) -> Picture:
     axes.set_xlim(min(edges) - margin, max(edges) + margin)
     axes.set_ylim(-0.7, len(rows) + 2.3)
     axes.set_xlabel("speed-up over plain decoding (ratio of tokens/s); bar: 95 % interval")
-    for color, marker, text in VERDICT_STYLE.values():
+    given = {row["verdict"] for row in rows}
+    for color, marker, text in (VERDICT_STYLE[word] for word in VERDICT_STYLE if word in given):
         axes.plot([], [], marker, color=color, label=text, markersize=8)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
@@ -99,13 +137,13 @@ def speedup_figure(comparison: Json) -> Picture:
     finding = (
         f"{title(best['name'])} decodes {best['speedup']['value']:.2f} times as fast as plain "
         f"decoding, {change(best['vs_fixed']['value'])} the best fixed length"
-        + (" (a tie)" if best["verdict"] == "tie" else "")
+        + ("" if best["verdict"] in ("faster", "slower") else f" ({best['verdict']})")
     )
     caption = (
-        "Every controller on the same held-out replies. The solid line is the best constant draft "
-        "length, chosen on other replies; the dashed line a schedule that knows in advance how "
-        "many tokens will be accepted, which no controller can beat. Verdicts are paired: a "
-        "controller can be reliably faster although its bar overlaps the line."
+        f"{of_how_many(comparison)}, on the same held-out replies. The solid line is the best "
+        "constant draft length, chosen on other replies; the dashed line a schedule that knows "
+        "in advance how many tokens will be accepted, which no controller can beat. Verdicts "
+        "are paired: a controller can be reliably faster although its bar overlaps the line."
     )
     return finish(figure, "speedup", finding, caption)
 
@@ -113,7 +151,7 @@ def speedup_figure(comparison: Json) -> Picture:
 def task_figure(comparison: Json) -> Picture:
     """Speed-up by task as a heat map; the fastest of every task is framed."""
     rows = [by_role(comparison, "tuned")]
-    rows += [row for row in controllers(comparison) if row["role"] == "policy"]
+    rows += [row for row in featured_rows(comparison) if row["role"] == "policy"]
     tasks = comparison["tasks"]
     values = np.asarray([[row["tasks"][task]["value"] for task in tasks] for row in rows])
     longest = max(len(title(row["name"])) for row in rows)
@@ -128,10 +166,11 @@ def task_figure(comparison: Json) -> Picture:
         annot=True,
         fmt=".2f",
         linewidths=1.5,
-        cbar_kws={"label": "speed-up over plain decoding", "shrink": 0.8},
+        cbar_kws={"label": "speed-up over plain decoding", "aspect": 30},
         xticklabels=[_plain(task).replace(" ", "\n", 1) for task in tasks],
         yticklabels=[title(row["name"]) for row in rows],
     )
+    cut_colour_bar(axes, float(values.min()), float(values.max()))
     winners = values.argmax(axis=0)
     for k, row in enumerate(winners):
         frame = Rectangle((k, row), 1, 1, fill=False, edgecolor=INK, linewidth=2.4)
@@ -148,13 +187,14 @@ def task_figure(comparison: Json) -> Picture:
             f"{_plain(tasks[high])}"
         )
     finding = (
-        f"{title(rows[champion]['name'])} is the fastest on {counts[champion]} of {len(tasks)} "
-        f"tasks; the best speed-up {reach}"
+        f"Of these, {title(rows[champion]['name'])} is the fastest on {counts[champion]} of "
+        f"{len(tasks)} tasks; the best speed-up {reach}"
     )
     caption = (
-        "Tokens/s over plain decoding, by task, on held-out replies. Blue is faster than plain "
-        "decoding, orange slower; the frame marks the fastest of each task. Small differences "
-        "within a column may be chance: a task has only a share of the replies."
+        f"Tokens/s over plain decoding, by task, on held-out replies. {of_how_many(comparison)} "
+        "and the best constant length. Blue is faster than plain decoding, orange slower; the "
+        "frame marks the fastest of each task. Small differences within a column may be "
+        "chance: a task has only a share of the replies."
     )
     return finish(figure, "tasks", finding, caption)
 
@@ -165,7 +205,7 @@ def _plain(name: str) -> str:
 
 def headroom_figure(comparison: Json) -> Picture:
     """Share of the gap between the tuned fixed length and the clairvoyant schedule."""
-    rows = controllers(comparison)[::-1]
+    rows = featured_rows(comparison)[::-1]
     fixed, ceiling = by_role(comparison, "tuned"), by_role(comparison, "clairvoyant")
     figure, axes = canvas(_width(rows), 1.9 + 0.36 * len(rows))
     shares = [100 * float(row["headroom"]["value"] or 0.0) for row in rows]
@@ -192,8 +232,8 @@ def headroom_figure(comparison: Json) -> Picture:
     )
     finding = f"Knowing the future would be {possible:.0f} % faster than {fixed['name']}; {got}"
     caption = (
-        "0 % is the best constant length, 100 % the schedule that drafts exactly what will be "
-        "accepted. That ceiling needs knowledge nobody has, so 100 % is out of reach. Negative: "
-        "slower than the constant length."
+        f"{of_how_many(comparison)}. 0 % is the best constant length, 100 % the schedule that "
+        "drafts exactly what will be accepted. That ceiling needs knowledge nobody has, so 100 "
+        "% is out of reach. Negative: slower than the constant length."
     )
     return finish(figure, "headroom", finding, caption)

@@ -17,10 +17,12 @@ from experiments.figure_style import (
     ORANGE,
     Picture,
     canvas,
+    cut_colour_bar,
     finish,
     named_rows,
     use_style,
 )
+from experiments.statistics import Interval
 from policies.shelf import title
 
 SHOWN = 4
@@ -42,6 +44,7 @@ def table_figure(
         xticklabels=[str(g) for g in gammas], yticklabels=[str(n) for n in sizes],
         cbar_kws={"label": "tokens/s over plain decoding"},
     )  # fmt: skip
+    cut_colour_bar(axes, float(ratio.min()), float(ratio.max()))
     for row, gamma in enumerate(best):
         frame = Rectangle((gamma, row), 1, 1, fill=False, edgecolor=INK, linewidth=2.4)
         frame.set_clip_on(False)  # whole at the edges, too
@@ -93,21 +96,29 @@ def loads_figure(loads: Sequence[float], faster: Mapping[str, Sequence[float]]) 
     return finish(figure, "break-even", finding, caption)
 
 
-def bars_figure(name: str, values: Mapping[str, float], meaning: str) -> Picture:
-    """A bar per policy, longest first."""
-    order = sorted(values, key=lambda key: values[key])
+def bars_figure(name: str, values: Mapping[str, Interval], meaning: str, unit: str) -> Picture:
+    """A bar per policy, longest first, with its interval over seeds. unit: of a value, for the
+    title.
+    """
+    means = {key: value.mean for key, value in values.items()}
+    order = sorted(means, key=lambda key: means[key])
     figure, axes = canvas(9.0, 1.6 + 0.36 * len(order))
     colors = [ORANGE if key.startswith(("fixed", "never")) else BLUE for key in order]
-    axes.barh(range(len(order)), [values[key] for key in order], color=colors, height=0.62)
-    for y, key in enumerate(order):
-        axes.text(values[key], y, f" {values[key]:.2f}", va="center", fontsize=10)
-    axes.set_xlim(0, 1.12 * max(values.values()) or 1)
+    axes.barh(range(len(order)), [means[key] for key in order], color=colors, height=0.62)
+    ends = [means[key] if np.isnan(values[key].high) else values[key].high for key in order]
+    for y, (key, end) in enumerate(zip(order, ends, strict=True)):
+        axes.plot([values[key].low, values[key].high], [y, y], color=INK, linewidth=1.4)
+        axes.text(end, y, f" {means[key]:.2f}", va="center", fontsize=10)
+    axes.set_xlim(0, 1.12 * max(ends) or 1)
     axes.set_xlabel(meaning)
     named_rows(axes, [title(key) for key in order])
     best, worst = order[-1], order[0]
-    finding = f"{title(best)} is first with {values[best]:.2f}, {title(worst)} last with "
-    finding += f"{values[worst]:.2f}"
-    caption = "Orange: plain decoding and fixed lengths; blue: rules that adapt. Means over seeds."
+    finding = f"{title(best)} is first with {means[best]:.2f} {unit}, {title(worst)} last with "
+    finding += f"{means[worst]:.2f}"
+    caption = (
+        "Orange: plain decoding and fixed lengths; blue: rules that adapt. Means over seeds; line: "
+        "95 % interval, none with one seed."
+    )
     return finish(figure, name, finding, caption)
 
 

@@ -75,7 +75,9 @@ def cost_ratio_figure(
     axes.minorticks_off()
     axes.set_xlabel("c: what a target step costs, in draft steps")
     axes.set_ylabel("tokens/s over the tuned fixed length")
-    axes.legend(frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     sns.despine(ax=axes)
     first = next(iter(gains))
     line = gains[first]

@@ -16,14 +16,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.commands import progress
 from experiments.figure_style import Picture
 from experiments.figures_fleet import bars_figure, loads_figure, table_figure
 from experiments.files import command_line, dumps, jsonable, versions, write_result
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
-from experiments.serving import Row, check_inputs, costs_for, run_policies, service_table, settings
-from experiments.tables import number, percent, table
+from experiments.serving import (
+    Row,
+    check_inputs,
+    costs_for,
+    run_policies,
+    seed_ratio,
+    service_table,
+    settings,
+)
+from experiments.statistics import SMALLEST, Interval, interval
+from experiments.tables import number, percent, table, with_interval
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import label, parse_policies, title
@@ -31,7 +42,7 @@ from policies.tables import BatchTable
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve
 from simulator.server_options import Server
-from simulator.service import Objective, service
+from simulator.service import Objective, Service, service
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically
@@ -42,7 +53,6 @@ LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning"
 ADAPTIVE += ",payback"
 KEPT = 0.99
-MERGE = 0.005  # gammas within half a percent of the best count as equally good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,38 +100,63 @@ def best_table(ask: Setting) -> Answer:
     gammas = list(range(min(8, ask.trace.meta.depth) + 1))
     costs = ask.costs()
     speeds: list[list[float]] = []
+    gains: list[list[Interval]] = []
     for size in sizes:
         server = dataclasses.replace(ask.server, slots=size)
         workload = Workload(requests=max(ask.requests, 8 * size), process="closed", users=size)
         fixed = [Fixed(gamma) for gamma in gammas]
         rows = ask.run(fixed, workload, server, costs)
         speeds.append([row.intervals["tokens_per_s"].mean for row in rows])
+        gains.append([row.tokens_ratio for row in rows])
     best = [choose(line) for line in speeds]
     ranges = merged(sizes, best)
     vllm = {"num_speculative_tokens_per_batch_size": [list(row) for row in ranges]}
     trtllm = {"draft_len_schedule": {high: gamma for _, high, gamma in ranges}}
     cells = [
         [str(size), *(number(v / line[0], 2) for v in line), str(gamma),
-         number(line[gamma] / line[0], 2)]
-        for size, line, gamma in zip(sizes, speeds, best, strict=True)
+         shown(gain[gamma])]
+        for size, line, gamma, gain in zip(sizes, speeds, best, gains, strict=True)
     ]  # fmt: skip
     header = ("users", *(f"g={gamma}" for gamma in gammas), "best", "gain")
     text = "\n\n".join([
-        "tokens/s of every fixed gamma over plain decoding, by users (= slots); best: the smallest "
+        "tokens/s of every fixed gamma over plain decoding, by users (= slots)\nbest: the smallest "
         "gamma within half a percent of the fastest",
+        spread_line([one for line in gains for one in line]),
         table(header, [("", cells)]),
         "vLLM:         --speculative-config field " + json.dumps(vllm),
         "TensorRT-LLM: speculative_config field " + json.dumps(trtllm),
     ])  # fmt: skip
     result = {"users": sizes, "gammas": gammas, "tokens_per_s": speeds, "best": best}
+    result["gain"] = [gain[gamma] for gain, gamma in zip(gains, best, strict=True)]
     return Answer(text, result | {"vllm": vllm, "trtllm": trtllm}, (
         table_figure(sizes, gammas, speeds, best),
     ))  # fmt: skip
 
 
+def shown(found: Interval, digits: int = 2) -> str:
+    """Mean and interval over seeds."""
+    return with_interval((found.mean, found.low, found.high), digits)
+
+
+def spread_line(found: Sequence[Interval]) -> str:
+    """How far other seeds would move the numbers of a table."""
+    halves = [one.half for one in found if math.isfinite(one.half)]
+    if not halves:
+        return "one seed: how far other arrivals would move these numbers is not known"
+    return (
+        f"95 % intervals over seeds: half of the numbers +- {np.median(halves):.3f} or less, none "
+        f"more than +- {max(halves):.3f}"
+    )
+
+
+def reply_s(run: Service) -> float:
+    """Mean seconds of a reply."""
+    return run.end_to_end.mean
+
+
 def choose(line: Sequence[float]) -> int:
     """The smallest gamma within half a percent of the fastest."""
-    return next(k for k, speed in enumerate(line) if speed >= (1 - MERGE) * max(line))
+    return next(k for k, speed in enumerate(line) if speed >= (1 - SMALLEST) * max(line))
 
 
 def merged(sizes: Sequence[int], best: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -178,13 +213,14 @@ def break_even(ask: Setting) -> Answer:
     full = full_load(ask, costs).requests_per_s
     policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), *ask.policies])
     found: dict[str, list[float]] = {label(policy): [] for policy in policies}
-    running: list[float] = []
+    running, spreads = list[float](), list[Interval]()
     for load in LOADS:
         workload = Workload(requests=ask.requests, process="poisson", rate_per_s=load * full)
         rows = ask.run(policies, workload, ask.server, costs)
         seconds = [row.intervals["end_to_end.mean"].mean for row in rows]
         for row, value in zip(rows, seconds, strict=True):
             found[row.policy].append(seconds[0] / value)
+            spreads.append(seed_ratio(rows[0].runs, row.runs, reply_s))
         running.append(rows[0].intervals["mean_running"].mean)
     cells = [
         [title(name), *(number(v, 2) for v in line), crossing(LOADS, line)]
@@ -196,7 +232,8 @@ def break_even(ask: Setting) -> Answer:
         f"faster), by load;\nload 1: {full:.2f} requests/s, what plain decoding finishes with all "
         f"{ask.server.slots} slots busy",
         table(header, [("", cells), ("", [
-            ["(running, plain)", *(number(v, 1) for v in running), ""]])]),
+            ["(running while busy)", *(number(v, 1) for v in running), ""]])]),
+        spread_line(spreads),
     ])  # fmt: skip
     result = {"loads": LOADS, "capacity_per_s": full, "faster": found, "running": running}
     return Answer(text, result, (loads_figure(LOADS, found),))
@@ -243,10 +280,10 @@ def bursts(ask: Setting) -> Answer:
         f"{1e3 * objective.tpot_s:.4g} ms",
         service_table(served),
     ])  # fmt: skip
-    seconds = {row.policy: row.intervals["end_to_end.mean"].mean for row in served}
-    gains = {name: seconds["never"] / value for name, value in seconds.items()}
-    finding = "mean seconds of a reply in bursts, plain decoding over the policy"
-    return Answer(text, {"rows": jsonable(served)}, (bars_figure("bursts", gains, finding),))
+    gains = {row.policy: seed_ratio(served[0].runs, row.runs, reply_s) for row in served}
+    meaning = "mean seconds of a reply in bursts, plain decoding over the policy"
+    picture = bars_figure("bursts", gains, meaning, "times as fast as plain decoding")
+    return Answer(text, {"rows": jsonable(served)}, (picture,))
 
 
 # -- capacity
@@ -272,28 +309,25 @@ def slo_capacity(ask: Setting) -> Answer:
         ]
         for policy in policies
     }
-    bare = _mean(rates["never"][0])
+    bare = rates["never"][0]
     cells = [
-        [title(name), *(number(rate, 2) for rate in here), number(_mean(here), 2),
-         number(_mean(here) / bare if bare else math.nan, 2), number(_mean(there), 2)]
+        [title(name), *(number(rate, 2) for rate in here), shown(interval(here)),
+         shown(interval([a / b if b else math.nan for a, b in zip(here, bare, strict=True)])),
+         shown(interval(there))]
         for name, (here, there) in rates.items()
     ]  # fmt: skip
     seeds = (f"seed {seed}" for seed in ask.seeds)
-    header = ("policy", *seeds, "mean", "over\nplain", "drafting\nahead")
+    header = ("policy", *seeds, "mean\n95 %", "over plain\n95 %", "drafting ahead\n95 %")
     text = "\n\n".join([
         f"most requests/s (Poisson) of which {percent(KEPT)} keep TTFT <= {objective.ttft_s:.3g} s "
         f"and TPOT <= {1e3 * objective.tpot_s:.3g} ms; {ask.server.slots} slots; 2 % steps; last "
         "column:\nthe draft on a device of its own that drafts ahead, no network",
         table(header, [("", cells)]),
     ])  # fmt: skip
-    gains = {name: _mean(here) for name, (here, _) in rates.items()}
-    finding = "requests/s at which 99 % keep the objective"
+    gains = {name: interval(here) for name, (here, _) in rates.items()}
+    meaning = "requests/s at which 99 % keep the objective"
     result = {"objective": jsonable(objective), "requests_per_s": rates}
-    return Answer(text, result, (bars_figure("capacity", gains, finding),))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return Answer(text, result, (bars_figure("capacity", gains, meaning, "requests/s"),))
 
 
 def highest_rate(
@@ -345,9 +379,13 @@ def placement(ask: Setting) -> Answer:
     }
     policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), Fixed(8), *ask.policies])
     speeds: dict[str, dict[str, float]] = {}
+    spreads: list[Interval] = []
+    plain_runs: Sequence[Service] = ()
     for name, server in places.items():
         rows = ask.run(policies, workload, server, costs)
         speeds[name] = {r.policy: r.intervals["tokens_per_s"].mean for r in rows}
+        plain_runs = plain_runs or rows[0].runs
+        spreads += [seed_ratio(r.runs, plain_runs, lambda run: run.tokens_per_s) for r in rows]
     plain = speeds["one device"]["never"]
     cells = [
         [title(label(p)), *(number(line[label(p)] / plain, 3) for line in speeds.values())]
@@ -359,16 +397,17 @@ def placement(ask: Setting) -> Answer:
     for router in ("round-robin", "least-outstanding", "shortest-queue"):
         server = dataclasses.replace(ask.server, replicas=2, router=router)
         rows = ask.run([Never(), Fixed(3)], poisson, server, costs)
-        routed[router] = [row.intervals["ttft.p99"].mean for row in rows]
-    lines = [[name, *(number(v, 3) for v in values)] for name, values in routed.items()]
+        routed[router] = [row.intervals["ttft.p99"] for row in rows]
+    lines = [[name, *(shown(v, 3) for v in values)] for name, values in routed.items()]
     text = "\n\n".join([
         f"tokens/s over plain decoding, {users} users without a pause. One device more is used "
         "where the draft is apart; what it costs is not in the table",
         table(("policy", *(name.replace(", ", ",\n", 1) for name in places)), [("", cells)]),
-        "two replicas at 0.85 of plain decoding's capacity: TTFT p99, seconds",
+        spread_line(spreads),
+        "two replicas at 0.85 of plain decoding's capacity: TTFT p99, seconds, 95 % over seeds",
         table(("router", "never", "fixed:gamma=3"), [("", lines)]),
     ])  # fmt: skip
-    return Answer(text, {"tokens_per_s": speeds, "ttft_p99_s": routed})
+    return Answer(text, {"tokens_per_s": speeds, "ttft_p99_s": jsonable(routed)})
 
 
 QUESTIONS: dict[str, Callable[[Setting], Answer]] = {

@@ -4,12 +4,14 @@ that terminal and page cannot disagree.
 
 from __future__ import annotations
 
-import textwrap
+import math
 from typing import NamedTuple
 
 from experiments.compare_text import percent_change
 from experiments.figure_style import Json
+from experiments.tables import fill
 from experiments.verdict import NOISY
+from policies.shelf import title
 
 
 class Line(NamedTuple):
@@ -22,7 +24,8 @@ class Line(NamedTuple):
 def headline(part: Json, validation: Json | None) -> list[Line]:
     """part: a comparison of compare.json; validation: validate.json, None if nothing ran yet."""
     found = [
-        Line("Set", _set(part)),
+        Line("Set", _set(part, validation)),
+        *_in_full(part),
         *_measured(part, validation),
         Line("Arithmetic", _arithmetic(part)),
         Line("Order", _order(part)),
@@ -43,10 +46,7 @@ def headline_text(part: Json, validation: Json | None) -> str:
     """The first screen of a terminal."""
     lines = headline(part, validation)
     width = max(len(line.head) for line in lines) + 2
-    return "\n".join(
-        textwrap.fill(line.head.ljust(width) + line.text, 98, subsequent_indent=" " * width)
-        for line in lines
-    )
+    return "\n".join(fill(line.head.ljust(width) + line.text, indent=width) for line in lines)
 
 
 def _sentence(text: str) -> str:
@@ -66,14 +66,40 @@ def _tuned(part: Json) -> str:
     return str(next(row["name"] for row in part["rows"] if row["role"] == "tuned"))
 
 
-def _set(part: Json) -> str:
+def _in_full(part: Json) -> list[Line]:
+    """The recommended policy as `--policies` reads it, where that is too long for a headline."""
     name = part["recommended"]
-    row = row_of(part, name)
+    return [] if title(name) == name else [Line("In full", name)]
+
+
+def _set(part: Json, validation: Json | None) -> str:
+    """What to set; never what decodes slower than the target alone, predicted or measured."""
+    name = part["recommended"]
+    row, first = row_of(part, name), part["tuning_first"]
     if row["role"] == "never":
-        return "no draft: no controller decoded faster than the target alone on the tuning half"
+        if first == name or row_of(part, first)["twin"] == name:
+            return "no draft: no controller decoded faster than the target alone on the tuning half"
+        speed = row_of(part, first)["speedup"]["value"]
+        return (
+            f"no draft: {title(first)}, the fastest on the tuning half, decodes {speed:.2f} times "
+            "as fast as the target alone on the held-out half"
+        )
+    speed = _measured_speedup(name, validation)
+    if speed < 1.0:
+        return (
+            f"no draft: {title(name)}, chosen on the tuning half, decoded {speed:.2f} times as "
+            "fast as the target alone in the sitting"
+        )
     if row["role"] == "tuned":
-        return f"{name}, a constant length: no controller beat it on the tuning half"
-    return f"{name}, chosen on the tuning half"
+        return f"{title(name)}, a constant length: no controller beat it on the tuning half"
+    return f"{title(name)}, chosen on the tuning half"
+
+
+def _measured_speedup(name: str, validation: Json | None) -> float:
+    """Tokens/s over those of plain decoding in the sitting; NaN if it did not decode both."""
+    checks = validation["checks"] if validation else []
+    speeds = {check["policy"]: float(check["measured_tokens_per_s"]) for check in checks}
+    return speeds.get(name, math.nan) / speeds.get("never", math.nan)
 
 
 def _measured(part: Json, validation: Json | None) -> list[Line]:
@@ -94,7 +120,8 @@ def _measured(part: Json, validation: Json | None) -> list[Line]:
         lines.append(
             Line(
                 "Measured",
-                f"{claim['policy']} {percent_change(claim['measured'])} than {claim['reference']} "
+                f"{title(claim['policy'])} {percent_change(claim['measured'])} than "
+                f"{title(claim['reference'])} "
                 f"({_span(claim['time'])} on these replies, {_span(claim['others'])} with other "
                 f"questions); predicted {percent_change(claim['predicted'])}: "
                 f"{claim['word'].upper()}{again if claim['word'] == NOISY else ''}",
@@ -138,12 +165,12 @@ def _others(part: Json) -> str:
     if second == first:
         return "no other controller was compared"
     gain = row_of(part, second)["vs_fixed"]["value"]
-    said = f"{second}, predicted {percent_change(gain)} than {_tuned(part)}"
+    said = f"{title(second)}, predicted {percent_change(gain)} than {_tuned(part)}"
     if simple == first:
         return f"{said}; no simpler rule is as fast as the first"
     gain = row_of(part, simple)["vs_fixed"]["value"]
     return (
-        f"{said}; the simplest rule whose interval reaches the first's: {simple}, predicted "
+        f"{said}; the simplest rule whose interval reaches the first's: {title(simple)}, predicted "
         f"{percent_change(gain)}"
     )
 

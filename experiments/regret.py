@@ -87,7 +87,7 @@ def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) ->
         style = ("-", "--", "-.", ":")[number % 4]
         axes.plot(tokens / 1e3, line, style, color=COLOURS[number % len(COLOURS)], linewidth=1.8)
         axes.annotate(
-            f" {name} {line[-1]:+.1f}",
+            f" {name} {line[-1]:+.1f} s",
             (tokens[-1] / 1e3, line[-1]),
             fontsize=9,
             va="center",
@@ -106,7 +106,8 @@ def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) ->
     return finish(
         figure,
         "regret",
-        f"{least} gains most on the best fixed length, {worst} loses most",
+        f"{least} gains most on the best fixed length ({-shown[least][-1]:.1f} s), {worst} loses "
+        f"most ({shown[worst][-1]:.1f} s)",
         f"Below zero is better; the clairvoyant schedule ends {ahead:.1f} s below.",
     )
 
@@ -131,16 +132,21 @@ def curves_figure(curves: dict[str, Path]) -> Picture:
         axes.plot(seconds, kept, color=colour, linewidth=1.8, label=name)
         tops[name] = float(kept.max())
     axes.axhline(1.0, color=GREY, linewidth=1.0)
-    axes.set_ylim(bottom=0.6)
+    low = min(float(np.quantile(read_curve(path)[2], 0.1)) for path in curves.values())
+    high = max(float(read_curve(path)[1].max()) for path in curves.values())
+    axes.set_ylim(min(low, 1.0) - 0.01, max(1.0, high, *tops.values()) + 0.01)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("tokens/s over the best fixed length")
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     best = max(tops, key=lambda name: tops[name])
     return finish(
         figure,
         "training",
-        f"{best} gets furthest: {tops[best]:.2f} on requests kept for validation",
-        "Solid: validation requests; dotted: requests trained on.",
+        f"{best} gets furthest: {tops[best]:.2f} times the tokens/s of the best fixed length, on "
+        "requests kept for validation",
+        "Solid: validation requests; dotted: requests trained on. The lowest tenth is cut off.",
     )
 
 

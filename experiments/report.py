@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from experiments.figure_style import Json, Picture
 from experiments.figures import (
@@ -19,10 +21,13 @@ from experiments.figures_runs import ledger_figure, lively_request, reply_figure
 from experiments.figures_sitting import drift_figure, prediction_figure
 from experiments.files import read_result
 from experiments.headline import headline
-from experiments.report_view import comparison_view, provenance_view, validation_view
+from experiments.report_view import comparison_view, validation_view
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.store import write_atomically
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 GLOSSARY = (
     (
@@ -132,6 +137,13 @@ def comparison_pictures(part: Json, folder: Path) -> list[Picture]:
     ]
 
 
+def unbroken(text: str) -> Markup:
+    """The text, escaped; words with a hyphen inside, such as names and ranges, stay on one line."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\S*\w-\w\S*", r"<span>\g<0></span>", str(escape(text))))
+
+
 def render(
     compared: Json,
     validation: Json | None,
@@ -143,6 +155,7 @@ def render(
 
     template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["whole"] = unbroken
     parts = compared["comparisons"]
     return environment.from_string(template).render(
         title=f"GammaLab study of {parts[0]['trace_meta']['pair']}",
@@ -154,3 +167,29 @@ def render(
         provenance=provenance_view(compared, validation),
         glossary=GLOSSARY,
     )
+
+
+def provenance_view(compared: Json, validation: Json | None) -> list[dict[str, Any]]:
+    """Where every number comes from, as groups of facts."""
+    groups = []
+    for part in compared["comparisons"]:
+        facts = {"file": part["trace"], "content sha256": part["trace_sha256"]}
+        facts |= {"requests": part["requests"], "positions": part["positions"]}
+        groups.append({"title": "Trace", "facts": _facts(facts | part["trace_meta"])})
+        timing = {"file": part["timing"]} | part["timing_meta"]
+        groups.append({"title": "Timing", "facts": _facts(timing)})
+    simulated = compared["versions"] | {"command": compared["command"]}
+    groups.append({"title": "Comparison", "facts": _facts(simulated)})
+    if validation:
+        machine = validation["machine"] | {"command": validation["command"]}
+        groups.append({"title": "Validation", "facts": _facts(machine)})
+    return groups
+
+
+def _facts(raw: Json) -> list[tuple[str, str]]:
+    facts = []
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {item}" for name, item in value.items())
+        facts.append((key.replace("_", " "), "-" if value in ("", None) else str(value)))
+    return facts

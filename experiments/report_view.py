@@ -7,25 +7,27 @@ from typing import Any
 
 from experiments.compare import ROLES
 from experiments.figure_style import Json, Picture
-from experiments.figures import by_role
+from experiments.figures import by_role, featured_rows, fixed_rows, is_twin
 from experiments.files import forced_note, random_weights_note
+from experiments.statistics import VERDICTS
 from experiments.tables import number, percent, with_interval
 from traces.schema import EXACTNESS
 
 HEADER = (
     "schedule",
     "speed-up (95 %)",
-    "by question",
     "against tuned fixed (95 %)",
     "verdict",
-    "p, corrected",
     "headroom",
     "tokens per round",
-    "nobody charged",
     "mean draft",
-    "other orders",
     "tokens/s",
+    "by question",
+    "p, corrected",
+    "nobody charged",
+    "other orders",
 )
+SHOWN = 8  # columns of the short table
 
 
 def interval(estimate: Json, digits: int = 2) -> str:
@@ -36,17 +38,12 @@ def interval(estimate: Json, digits: int = 2) -> str:
 def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
     """What the template shows of one comparison."""
     known = {row["name"]: row for row in (part.get("censoring") or {"rows": []})["rows"]}
-    groups = []
-    for role, title in ROLES.items():
-        if role == "hindsight":
-            title += f" (gamma = {part['hindsight_gamma']})"
-        rows = [
-            _open_row(row, known[row["name"]]) if known else _row(row)
-            for row in part["rows"]
-            if row["role"] == role
-        ]
-        if rows:
-            groups.append({"title": title, "rows": rows})
+    groups = _groups(part, known)
+    names = {row["name"] for row in (*featured_rows(part), *fixed_rows(part))}
+    best = [
+        group | {"rows": [row[:SHOWN] for row in group["rows"] if row[0].split(" = ")[0] in names]}
+        for group in groups
+    ]
     tokens = by_role(part, "never")["rounds"]  # plain decoding: one token a round
     censored = part["censored_positions"]
     return {
@@ -57,22 +54,55 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
             f"{censored} positions are censored." + (OPEN if known else "")
         ),
         "whose": random_weights_note(part["timing_meta"], part["trace_meta"]["pair"]),
-        "header": HEADER,
-        "groups": groups,
+        "tables": [
+            {"header": HEADER[:SHOWN], "groups": best, "summary": ""},
+            {"header": HEADER, "groups": groups, "summary": _summary(groups)},
+        ],
         "recommended": part["recommended"],
         "resamples": part["resamples"],
         "orders": part["orders"],
         "timing_draws": part["timing_draws"],
         "verdicts": STEADILY if known else CORRECTED,
+        "words": "; ".join(f"{word}: {VERDICTS[word]}" for word in VERDICTS),
         "certainty": part["certainty"],
         "depth": part["trace_meta"]["depth"],
         "tasks": [task.replace("_", " ") for task in part["tasks"]],
         "task_rows": [
             [row["name"], *(_task(row, known, task) for task in part["tasks"])]
             for row in part["rows"]
+            if not is_twin(row, part)
         ],
         "pictures": [embedded(picture) for picture in pictures],
     }
+
+
+def _groups(part: Json, known: Json) -> list[dict[str, Any]]:
+    """All rows by role; a controller that is another one under a second name stands beside it."""
+    shown = {row["name"] for row in part["rows"] if not is_twin(row, part)}
+    twins: dict[str, list[str]] = {}
+    for row in part["rows"]:
+        if row["name"] not in shown:
+            twins.setdefault(row["twin"], []).append(row["name"])
+    groups = []
+    for role, title in ROLES.items():
+        if role == "hindsight":
+            title += f" (gamma = {part['hindsight_gamma']})"
+        rows = [
+            _open_row(row, known[row["name"]]) if known else _row(row)
+            for row in part["rows"]
+            if row["role"] == role and row["name"] in shown
+        ]
+        for row in rows:
+            row[0] = " = ".join([row[0], *twins.get(row[0], [])])
+        if rows:
+            groups.append({"title": title, "rows": rows})
+    return groups
+
+
+def _summary(groups: list[dict[str, Any]]) -> str:
+    """What the folded table holds."""
+    count = sum(len(group["rows"]) for group in groups)
+    return f"All {count} schedules, with their p-values, uncharged and in other orders"
 
 
 CORRECTED = (
@@ -97,10 +127,11 @@ OPEN = (
 def _open_row(row: Json, known: Json) -> list[str]:
     """A row of a censored trace: intervals where points would stand."""
     cells = _row(row | {"speedup": known["speedup_others"], "vs_fixed": known["vs_fixed_others"]})
-    cells[2] = cells[5] = "-"
-    cells[4] = cells[4] and known["verdict"]
-    cells[7] = interval(known["tokens_per_round"])
-    cells[-1] = interval(known["tokens_per_s"], 1)
+    cells[HEADER.index("by question")] = cells[HEADER.index("p, corrected")] = "-"
+    said = HEADER.index("verdict")
+    cells[said] = cells[said] and known["verdict"]
+    cells[HEADER.index("tokens per round")] = interval(known["tokens_per_round"])
+    cells[HEADER.index("tokens/s")] = interval(known["tokens_per_s"], 1)
     return cells
 
 
@@ -115,16 +146,16 @@ def _row(row: Json) -> list[str]:
     return [
         row["name"],
         interval(row["speedup"]),
-        number(row["speedup_by_question"]),
         "1" if fixed else interval(row["vs_fixed"], 3),
         "" if fixed else row["verdict"],
-        number(row["adjusted_p"], 4),
         percent(row["headroom"]["value"]),
         number(row["tokens_per_round"]),
-        number(row["uncharged"], 3),
         number(row["mean_drafted"], 1),
-        "-" if row["orders"] is None else number(row["orders"]["value"], 3),
         number(row["tokens_per_s"], 0),
+        number(row["speedup_by_question"]),
+        number(row["adjusted_p"], 4),
+        number(row["uncharged"], 3),
+        "-" if row["orders"] is None else number(row["orders"]["value"], 3),
     ]
 
 
@@ -198,7 +229,7 @@ def _speeds(validation: Json) -> dict[str, Any]:
             "measured tokens/s",
             "by the wall's clock",
             "error",
-            "error of one reply (median)",
+            "one reply's error, median",
             "rounds unlike the replay",
             "replies as recorded",
             "joules per token",
@@ -206,6 +237,7 @@ def _speeds(validation: Json) -> dict[str, Any]:
         ),
         "rows": [_speed_row(check, validation) for check in _by_speed(validation)],
         "note": (
+            "Tokens/s and error: all tokens over all seconds of all repeats. "
             "Rounds unlike the replay: another number drafted or accepted than in the replay of "
             "the same replies. A controller that reads the clock may decide otherwise here."
         ),
@@ -254,6 +286,7 @@ def _missed(validation: Json) -> dict[str, Any]:
             if cell["rounds"] * 100 >= total  # rarer kinds of round are left out
         ],
         "note": (
+            "Of one round, medians; missed: their difference. "
             f"Fitted to these rounds, the model misses {1e6 * fit['round_s']:+.0f} µs per round, "
             f"{1e6 * fit['draft_s']:+.0f} µs per drafted token and {1e6 * fit['signal_s']:+.0f} µs "
             "per token whose signals are read."
@@ -267,29 +300,3 @@ def _by_speed(validation: Json) -> list[Json]:
 
 def _range(found: Json) -> str:
     return f"{number(found['low'], 3)}-{number(found['high'], 3)}"
-
-
-def provenance_view(compared: Json, validation: Json | None) -> list[dict[str, Any]]:
-    """Where every number comes from, as groups of facts."""
-    groups = []
-    for part in compared["comparisons"]:
-        facts = {"file": part["trace"], "content sha256": part["trace_sha256"]}
-        facts |= {"requests": part["requests"], "positions": part["positions"]}
-        groups.append({"title": "Trace", "facts": _facts(facts | part["trace_meta"])})
-        timing = {"file": part["timing"]} | part["timing_meta"]
-        groups.append({"title": "Timing", "facts": _facts(timing)})
-    simulated = compared["versions"] | {"command": compared["command"]}
-    groups.append({"title": "Comparison", "facts": _facts(simulated)})
-    if validation:
-        machine = validation["machine"] | {"command": validation["command"]}
-        groups.append({"title": "Validation", "facts": _facts(machine)})
-    return groups
-
-
-def _facts(raw: Json) -> list[tuple[str, str]]:
-    facts = []
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {item}" for name, item in value.items())
-        facts.append((key.replace("_", " "), "-" if value in ("", None) else str(value)))
-    return facts

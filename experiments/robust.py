@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from experiments.statistics import Estimate, divide, estimate
+from experiments.statistics import SMALLEST, Estimate, divide, estimate
 from policies.base import NoState, Policy, field_values
 from policies.fixed import Fixed, Never
 from policies.overhead import uncharged
-from simulator.metrics import per_request
+from simulator.metrics import per_request, same_rounds
 from simulator.replay import replay
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -147,17 +147,19 @@ def timing_error(above: FloatArray, below: FloatArray) -> float:
     return float(np.std(np.log(above[1:].sum(axis=1) / below[1:].sum(axis=1)), ddof=1))
 
 
+def twins(ours: Plays, theirs: Plays) -> bool:
+    """They take the same rounds, and their own arithmetic costs about as much."""
+    close = abs(theirs.decode_s / ours.decode_s - 1.0) < SMALLEST
+    return close and same_rounds(ours.log, theirs.log)
+
+
 def runner_up(ranked: Sequence[str], plays: Mapping[str, Plays]) -> str:
     """The best behind ranked[0] that takes other rounds than it: a twin under another name is no
     rival. ranked[0] itself if there is none.
     """
     first = plays[ranked[0]].log
     for name in ranked[1:]:
-        log = plays[name].log
-        if not (
-            np.array_equal(log.drafted, first.drafted)
-            and np.array_equal(log.emitted, first.emitted)
-        ):
+        if not same_rounds(plays[name].log, first):
             return name
     return ranked[0]
 

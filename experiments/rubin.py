@@ -36,11 +36,15 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.statistics import (
+    FEW,
     NO_SPREAD,
     SIGNIFICANCE,
+    SMALLEST,
+    TIE,
     Estimate,
     log_ratios,
     max_t,
+    resting,
 )
 from traces.split import named_generator
 
@@ -74,8 +78,9 @@ def combine(points: FloatArray, within: FloatArray) -> Combined:
 class Judgement(NamedTuple):
     """K schedules against the reference.
 
-    estimates: ratio and 95 % interval of each alone. verdicts: faster, slower, tie or undecided; of
-    a controller by adjusted_p, for all of them at once (NaN for others), of any other row by its
+    estimates: ratio and 95 % interval of each alone. verdicts: faster, slower, undecided or one of
+    experiments.statistics.VERDICTS; of a controller by adjusted_p, for all of them at once (NaN for
+    others, and where too few questions make the difference), of any other row by its
     own interval. level: the p of its own at which a controller is significant among all, NaN
     without any.
     """
@@ -87,15 +92,31 @@ class Judgement(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """points, within [M, K]: of every imputation. t [M, N, K]: |t| of its draws."""
+    """points, within [M, K]: of every imputation. distance, apart [M, N, K]: of its draws from it,
+    and their standard errors.
+    """
 
     points: FloatArray
     within: FloatArray
-    t: FloatArray
+    distance: FloatArray
+    apart: FloatArray
+
+    @property
+    def t(self) -> FloatArray:
+        """[M, N, K] |t|. A draw of one question many times has no error: as far as it likes."""
+        found = np.full(self.apart.shape, np.inf)
+        np.divide(self.distance, self.apart, out=found, where=self.apart > NO_SPREAD)
+        return found
+
+    def plus(self, error: FloatArray) -> _Drawn:
+        """With a further standard error [K] everywhere."""
+        within, apart = self.within + error**2, np.hypot(self.apart, error)
+        return self._replace(within=within, apart=apart)
 
     def of(self, rows: npt.NDArray[np.intp]) -> _Drawn:
         """Some of the K."""
-        return _Drawn(self.points[:, rows], self.within[:, rows], self.t[:, :, rows])
+        points, within = self.points[:, rows], self.within[:, rows]
+        return _Drawn(points, within, self.distance[:, :, rows], self.apart[:, :, rows])
 
     def ends(self, keep: Mask, share: float) -> FloatArray:
         """[2, K] of the imputations `keep` [M], at an error of `share`."""
@@ -114,15 +135,17 @@ def judge_imputed(
 ) -> Judgement:
     """Seconds by question of the reference [M, Q] and of the schedules [M, K, Q].
 
-    controllers [K]: who is judged together; p = 1 without spread. draws: of questions, in every
-    imputation.
+    controllers [K]: who is judged together. draws: of questions, in every imputation. Who is judged
+    at all, and whose error is SMALLEST at least: see experiments.statistics.judge_together.
     """
     drawn = _draw(reference, seconds, seed, draws)
+    alone, chosen = _alone(drawn), np.asarray(controllers, dtype=np.bool_)
+    judged, steady = resting(reference.mean(axis=0), seconds.mean(axis=0))
+    drawn = drawn.plus(np.where(steady, 0.0, SMALLEST))
     found = combine(drawn.points, drawn.within)
-    spread, chosen = found.error > NO_SPREAD, np.asarray(controllers, dtype=np.bool_)
-    verdicts = np.full(len(chosen), "tie", dtype=object)
-    adjusted_p, level = np.where(chosen, 1.0, np.nan), math.nan
-    others, family = np.flatnonzero(~chosen & spread), np.flatnonzero(chosen & spread)
+    verdicts = np.where(np.abs(found.point) < SMALLEST, TIE, FEW).astype(object)
+    adjusted_p, level = np.full(len(chosen), np.nan), math.nan
+    others, family = np.flatnonzero(~chosen & judged), np.flatnonzero(chosen & judged)
     verdicts[others] = _steady(drawn.of(others))
     if len(family):
         members = drawn.of(family)
@@ -130,7 +153,7 @@ def judge_imputed(
         observed = found.point[family] / found.error[family]
         adjusted_p[family], level, least = min_p(observed, flat)
         verdicts[family] = _steady(members, least.reshape(members.t.shape[:2]))
-    return Judgement(tuple(_alone(drawn)), tuple(verdicts.tolist()), adjusted_p, level)
+    return Judgement(tuple(alone), tuple(verdicts.tolist()), adjusted_p, level)
 
 
 def ratios(reference: FloatArray, seconds: FloatArray, *, seed: int, draws: int) -> list[Estimate]:
@@ -175,17 +198,16 @@ def _draw(reference: FloatArray, seconds: FloatArray, seed: int, draws: int) -> 
     centred = points - points.mean(axis=0)
     between = (1 + 1 / count) * points.var(axis=0, ddof=1)
     generator = named_generator(seed, "imputed")
-    t = np.full((count, draws, points.shape[1]), np.inf)
+    distance = np.empty((count, draws, points.shape[1]))
+    apart = np.empty_like(distance)
     for m in range(count):
         weights = generator.multinomial(questions, np.full(questions, 1 / questions), draws)
         found, error = log_ratios(reference[m], seconds[m], weights.astype(np.float64))
         off = generator.normal(size=(draws, count)) @ centred / math.sqrt(count - 1)
         known = generator.chisquare(count - 1, (draws, 1)) / (count - 1) * between
-        apart = np.sqrt(error**2 + known)
-        distance = np.abs(found - points[m] + math.sqrt(1 + 1 / count) * off)
-        # A resample of one question many times has no error: it may be as far as it likes.
-        np.divide(distance, apart, out=t[m], where=apart > NO_SPREAD)
-    return _Drawn(points, within, t)
+        apart[m] = np.sqrt(error**2 + known)
+        distance[m] = np.abs(found - points[m] + math.sqrt(1 + 1 / count) * off)
+    return _Drawn(points, within, distance, apart)
 
 
 def _steady(drawn: _Drawn, least: FloatArray | None = None) -> list[str]:
@@ -226,13 +248,13 @@ def jackknife(without: FloatArray) -> FloatArray:
 def steady_verdict(low: float, high: float, off_low: float, off_high: float) -> str:
     """Of the interval [low, high] of a log ratio and the standard errors of its ends over seeds.
 
-    "faster", "slower", or "tie" where it covers 0; "undecided" where an end lies too close to 0. An
-    interval without end covers it.
+    "faster", "slower", or "tie" where it covers 0; "undecided" where an end lies too close to 0;
+    "too few" where it has no end: many draws of questions do not hold the difference.
     """
     if math.isinf(low):
-        return "tie"
+        return FEW
     if not min(abs(low) - STEADY * off_low, abs(high) - STEADY * off_high) > 0:
         return UNDECIDED
-    if low <= 0 <= high:
-        return "tie"
+    if low <= 0 <= high or max(abs(low), abs(high)) < SMALLEST:
+        return TIE
     return "faster" if low > 0 else "slower"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from experiments.statistics import SMALLEST
 from policies.base import Policy, reads_seconds
 from simulator.replay import replay
 from traces.schema import Trace
@@ -20,7 +21,6 @@ from traces.timing import StepCosts
 
 FACTORS = (0.9, 1.1)
 SLOWER = (0.8, 1.0, 1.3, 1.5, 2.0)  # the machine's seconds over those of its timing
-MOVED = 0.005  # of the tuned fixed length's speed: less is no change
 LEVEL = 0.001  # of the first row's seconds: closer rows are level
 
 
@@ -72,7 +72,7 @@ class Belief:
     @property
     def moves(self) -> bool:
         """The machine's pace against its timing matters to the rule."""
-        return max(self.speed) - min(self.speed) > MOVED
+        return max(self.speed) - min(self.speed) > SMALLEST
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
 
 from experiments.commands import progress
 from experiments.figures_fleet import series_figure
@@ -31,6 +30,7 @@ from experiments.files import (
 )
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
+from experiments.statistics import Interval, interval
 from experiments.tables import number, percent, table
 from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
@@ -57,15 +57,6 @@ BUCKET_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """Mean over seeds with its 95 % interval (Student's t); low = high = NaN with one seed."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Row:
     """One policy: its runs' sums by seed, tokens/s and goodput over the first policy's, and every
     number of its runs (`ttft.p99` and so on) over the seeds.
@@ -76,16 +67,6 @@ class Row:
     tokens_ratio: Interval
     goodput_ratio: Interval
     intervals: dict[str, Interval]
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """See Interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, math.nan, math.nan)
-    reach = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1))
-    reach /= math.sqrt(len(values))
-    return Interval(mean, mean - reach, mean + reach)
 
 
 def costs_for(priced: Priced, trace: Trace, server: Server) -> BatchCosts:
@@ -132,8 +113,8 @@ def run_policies(
         Row(
             name,
             tuple(own),
-            _ratio(own, first, lambda run: run.tokens_per_s),
-            _ratio(own, first, lambda run: run.goodput_per_s),
+            seed_ratio(own, first, lambda run: run.tokens_per_s),
+            seed_ratio(own, first, lambda run: run.goodput_per_s),
             {key: interval([flat(run)[key] for run in own]) for key in flat(own[0])},
         )
         for name, own in runs.items()
@@ -149,9 +130,10 @@ def flat(run: Service) -> dict[str, float]:
     return found
 
 
-def _ratio(
+def seed_ratio(
     ours: Sequence[Service], theirs: Sequence[Service], read: Callable[[Service], float]
 ) -> Interval:
+    """One number of our runs over that of theirs, seed by seed."""
     pairs = zip(ours, theirs, strict=True)
     return interval([read(a) / read(b) if read(b) else math.nan for a, b in pairs])
 
@@ -165,7 +147,8 @@ NOTES = """\
 tokens/s; goodput: requests/s within the objective, kept: their share; both of finished requests
 over first: tokens/s over the first policy's, seed by seed{interval}
 TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
-batch/queue: mean requests that decode, and wait; in vain: tokens drafted in vain per token"""
+batch/queue: mean requests that decode, and wait, while the machine works (idle time left out)
+in vain: tokens drafted in vain per token"""
 
 
 def service_table(rows: Sequence[Row]) -> str:

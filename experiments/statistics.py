@@ -7,6 +7,7 @@ over requests.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from traces.split import named_generator
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -25,6 +27,14 @@ POWER_Z = 0.84  # standard normal: 80 % lie below
 ALONE_Z = 1.96  # and 95 % between -1.96 and 1.96
 FEWEST = 5  # questions; a resample holds none of 5 with chance exp(-5)
 NO_SPREAD = 1e-9  # of a log ratio, standard error: rounding, not chance
+SMALLEST = 0.005  # of a speed: a sitting's standard error at its best; less is no difference
+SAME, TIE, FEW = "same", "tie", "too few"
+VERDICTS = {
+    SAME: "the same rounds as the tuned fixed length",
+    TIE: f"no difference of {100 * SMALLEST:g} % or more that is more than chance",
+    FEW: f"fewer than {FEWEST} questions make the difference: not judged",
+}
+"""The words besides "faster" and "slower", and what they mean."""
 
 
 class Estimate(NamedTuple):
@@ -85,26 +95,41 @@ def share_of_gap(
     return estimate(value, share((weights @ start, weights @ ours, weights @ best)))
 
 
-def verdict(ratio: Estimate) -> str:
-    """ "faster" or "slower" if the interval of a speed ratio excludes 1, else "tie"."""
-    if not (np.isfinite(ratio.low) and np.isfinite(ratio.high)) or ratio.low <= 1.0 <= ratio.high:
-        return "tie"
-    return "faster" if ratio.low > 1.0 else "slower"
+def enough(questions: float) -> bool:
+    """So many questions can be resampled; see FEWEST. False for NaN."""
+    return questions >= FEWEST
+
+
+def verdict(ratio: Estimate, questions: int) -> str:
+    """Of a ratio alone: "faster" or "slower" if its interval excludes 1, else see VERDICTS."""
+    if abs(ratio.value - 1.0) < SMALLEST:
+        return TIE
+    if not (enough(questions) and np.isfinite(ratio.low) and np.isfinite(ratio.high)):
+        return FEW
+    return TIE if ratio.low <= 1.0 <= ratio.high else _side(ratio.value)
 
 
 def verdict_among(ratio: float, adjusted_p: float) -> str:
-    """ "faster" or "slower" if a speed ratio is significant among all that were tried, or "tie"."""
-    if not adjusted_p < SIGNIFICANCE:
-        return "tie"
+    """Of a speed ratio among all that were tried: "faster" or "slower" if it is significant, else
+    see VERDICTS. adjusted_p: NaN if it cannot be judged.
+    """
+    if abs(ratio - 1.0) < SMALLEST:
+        return TIE
+    if math.isnan(adjusted_p):
+        return FEW
+    return _side(ratio) if adjusted_p < SIGNIFICANCE else TIE
+
+
+def _side(ratio: float) -> str:
     return "faster" if ratio > 1.0 else "slower"
 
 
 class Family(NamedTuple):
     """K speed ratios to one reference, judged together.
 
-    adjusted_p [K]: two-sided, for all K at once. critical: the |t| beyond which one of them is
-    significant, NaN without any. error [K]: bootstrap standard error of each log ratio, NaN if it
-    has no spread.
+    adjusted_p [K]: two-sided, for all K at once; NaN where too few questions make the difference.
+    critical: the |t| beyond which a steady one (see judge_together) is significant, NaN without
+    any. error [K]: bootstrap standard error of each log ratio, NaN if it has no spread.
     """
 
     adjusted_p: FloatArray
@@ -150,39 +175,49 @@ def judge_together(
     method), in a resample the distance from the log ratio found over the resample's own error:
     Romano and Wolf, Stepwise Multiple Testing as Formalized Data Snooping, Econometrica 73(4),
     2005. One error for all resamples would be simpler, but wrong in 11 % of worlds of 75 questions
-    and 40 schedules that do nothing, where 5 % are allowed. A schedule whose difference rests on
-    fewer than FEWEST questions (the reference itself: none) cannot be judged so, since many
-    resamples hold none of them; it is no part of the family: p = 1.
+    and 40 schedules that do nothing, where 5 % are allowed.
+
+    Not all can be judged so, see `resting`. Resamples of one that is not steady may see hardly any
+    error, and their t would set the critical value for all: so a steady one is held against the t
+    of steady ones, any other, SMALLEST added to its error in squares, against the t of all.
     """
     found, error = log_ratios(reference, seconds, np.ones((1, len(reference))))
-    spread = np.flatnonzero(error[0] > NO_SPREAD)
-    adjusted_p, errors = np.ones(len(seconds)), np.full(len(seconds), np.nan)
-    if len(spread) == 0:
-        return Family(adjusted_p, float("nan"), errors)
-    drawn, drawn_error = log_ratios(reference, seconds[spread], weights)
-    others = np.broadcast_to(other_error, len(seconds))[spread]
-    errors[spread] = np.hypot(drawn.std(axis=0, ddof=1), others)
-    family = _carrying(reference, seconds[spread]) >= FEWEST
-    if not family.any():
-        return Family(adjusted_p, float("nan"), errors)
-    distance = (drawn - found[0, spread])[:, family]
+    drawn, drawn_error = log_ratios(reference, seconds, weights)
+    others = np.broadcast_to(other_error, len(seconds))
+    every = np.hypot(drawn.std(axis=0, ddof=1), others)
+    errors = np.where(error[0] > NO_SPREAD, every, np.nan)
+    judged, steady = resting(reference, seconds)
+    least = np.where(steady, 0.0, SMALLEST)
+    observed = divide(found[0], np.sqrt(error[0] ** 2 + others**2 + least**2))
     # A resample of one question many times has no error of its own: it may be as far as it likes.
-    resampled = np.full(distance.shape, np.inf)
-    np.divide(
-        distance, drawn_error[:, family], out=resampled, where=drawn_error[:, family] > NO_SPREAD
-    )
-    members = spread[family]
-    whole = np.hypot(error[0, members], others[family])
-    adjusted_p[members], critical = max_t(found[0, members] / whole, resampled)
+    known, resampled = np.hypot(drawn_error, least), np.full(drawn.shape, np.inf)
+    np.divide(drawn - found[0], known, out=resampled, where=known > NO_SPREAD)
+    adjusted_p, critical = np.full(len(seconds), np.nan), float("nan")
+    if steady.any():
+        adjusted_p[steady], critical = max_t(observed[steady], resampled[:, steady])
+    if (rest := judged & ~steady).any():
+        adjusted_p[rest], _ = max_t(observed[rest], resampled[:, judged])
     return Family(adjusted_p, critical, errors)
 
 
-def _carrying(reference: FloatArray, seconds: FloatArray) -> FloatArray:
-    """[K] on how many questions a difference rests: (sum d^2)^2 / sum d^4 of the differences d in
-    share of the seconds, Q if all are alike, 1 if one question makes it.
+def resting(reference: FloatArray, seconds: FloatArray) -> tuple[BoolArray, BoolArray]:
+    """[K] twice, of schedules [K, Q] against the reference [Q]: judged and steady.
+
+    Steady: the spread of the difference over the questions rests on FEWEST of them at least.
+    Judged: that, or so many make the difference itself; the spread of a loss that is nearly the
+    same everywhere may rest on one of them.
     """
-    squares = (reference / reference.sum() - seconds / seconds.sum(axis=1)[:, None]) ** 2
-    return divide(squares.sum(axis=1) ** 2, (squares**2).sum(axis=1))
+    shares = reference / reference.sum() - seconds / seconds.sum(axis=1)[:, None]
+    spread = np.sqrt((shares**2).sum(axis=1)) > NO_SPREAD
+    steady = spread & (_parts(shares**2) >= FEWEST)
+    return steady | (_parts(reference - seconds) >= FEWEST), steady
+
+
+def _parts(values: FloatArray) -> FloatArray:
+    """[K] of how many of the Q values [K, Q] a sum consists: (sum |x|)^2 / sum x^2, Q if all are
+    alike, 1 if one is all, NaN if all are 0.
+    """
+    return divide(np.abs(values).sum(axis=1) ** 2, (values**2).sum(axis=1))
 
 
 def log_ratios(
@@ -202,6 +237,31 @@ def log_ratios(
     squares += tilt**2 * (weights @ ours**2)
     ratio = np.log(reference.sum() / seconds.sum(axis=1)) + np.log(base / mine)
     return ratio, np.sqrt(np.maximum(squares, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Mean over seeds with its 95 % interval (Student's t); low = high = NaN with one seed."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half its width."""
+        return (self.high - self.low) / 2
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """See Interval."""
+    from scipy.stats import t as student
+
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, math.nan, math.nan)
+    reach = float(student.ppf(0.975, count - 1) * np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:

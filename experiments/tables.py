@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 Group = tuple[str, Sequence[Sequence[str]]]
@@ -33,6 +34,13 @@ def table(header: Sequence[str], groups: Sequence[Group], *, left: int = 1) -> s
             lines += [f"-- {title} "] if title else ["  ".join("-" * width for width in widths)]
             lines += [line(row) for row in group]
     return "\n".join(text.rstrip() for text in lines)
+
+
+def fill(text: str, *, indent: int = 2) -> str:
+    """Lines of 98 columns, all but the first indented; a name is not broken at its hyphens."""
+    return textwrap.fill(
+        text, 98, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def number(value: float | None, digits: int = 2) -> str:

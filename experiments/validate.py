@@ -24,12 +24,11 @@ from experiments.agreement import (
 )
 from experiments.compare import step_costs
 from experiments.drift import Drift, drift_of, recalibrated
-from experiments.statistics import RESAMPLES, bootstrap_weights, divide
+from experiments.statistics import RESAMPLES, bootstrap_weights, divide, enough
 from experiments.verdict import (
     Ranking,
     Ratio,
     Turns,
-    enough,
     is_tie,
     rank_agreement,
     ratio_of,
@@ -40,7 +39,7 @@ from policies.fixed import Never
 from policies.overhead import charged
 from policies.shelf import DEFAULT, label
 from real_backend.sitting import PLACEBO, Measured
-from simulator.metrics import per_request
+from simulator.metrics import per_request, same_rounds
 from simulator.replay import replay
 from traces.costs import price_log
 from traces.errors import InputError
@@ -69,7 +68,8 @@ DEFAULT_POLICIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One policy of the sitting, measured beside predicted; tokens/s without prefill.
+    """One policy of the sitting, measured beside predicted; tokens/s without prefill, all tokens
+    over all seconds of all repeats.
 
     ratio: over the baseline's two copies, None for the baseline itself. measured, predicted: on the
     judging clock; wall_tokens_per_s: measured on the wall's. recalibrated_tokens_per_s: predicted
@@ -370,11 +370,7 @@ class _Judge:
 
     def _twins(self, one: str, other: str) -> bool:
         """They take the same rounds: nothing can be claimed of one over the other."""
-        logs = self.predicted[one], self.predicted[other]
-        return all(
-            np.array_equal(getattr(logs[0], name), getattr(logs[1], name))
-            for name in ("drafted", "emitted")
-        )
+        return same_rounds(self.predicted[one], self.predicted[other])
 
     def _check(self, name: str) -> Check:
         predicted, logs, turns = self.predicted[name], self.logs[name], self.turns[name]
@@ -384,7 +380,9 @@ class _Judge:
         tokens = np.mean([sums.tokens for sums in theirs], axis=0)
         seconds = np.mean([sums.decode_s for sums in theirs], axis=0)
         by_reply = divide(ours.tokens_per_s, divide(tokens, seconds)) - 1.0
-        energy = [log.meta["energy_j"] / int(log.emitted.sum()) for log in raw if _metered(log)]
+        metered = [log for log in raw if _metered(log)]
+        energy_j = sum(float(log.meta["energy_j"]) for log in metered)
+        energy_tokens = sum(int(log.emitted.sum()) for log in metered)
         peaks = [log.meta["peak_memory_bytes"] for log in raw if "peak_memory_bytes" in log.meta]
         # Sampled replies are not the trace's: predict as many tokens as were measured.
         measured_s, predicted_s = float(seconds.sum()), float(tokens.sum()) / self.speed(name)
@@ -406,7 +404,7 @@ class _Judge:
             predicted_s=predicted_s,
             costs_s=measured_s - priced_s,
             decisions_s=priced_s - predicted_s,
-            joules_per_token=float(np.median(energy)) if energy else None,
+            joules_per_token=energy_j / energy_tokens if metered else None,
             peak_memory_bytes=max(peaks, default=None),
         )
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from experiments.statistics import (
     ALONE_Z,
-    FEWEST,
     NO_SPREAD,
     POWER_Z,
     Estimate,
@@ -189,11 +188,6 @@ def is_tie(placebo: Turns, baseline: Turns) -> bool:
         measured, time_error(placebo, baseline), len(placebo.seconds), PLACEBO_CONFIDENCE
     )
     return found.low <= 1.0 <= found.high
-
-
-def enough(questions: int) -> bool:
-    """So many questions can be resampled; see experiments.statistics.FEWEST."""
-    return questions >= FEWEST
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,6 +172,11 @@ def paired(log: RoundLog, baseline: RoundLog) -> tuple[PerRequest, PerRequest]:
     return ours, theirs
 
 
+def same_rounds(log: RoundLog, other: RoundLog) -> bool:
+    """Round by round as many tokens drafted and emitted."""
+    return np.array_equal(log.drafted, other.drafted) and np.array_equal(log.emitted, other.emitted)
+
+
 def regret_s(log: RoundLog, clairvoyant: RoundLog) -> FloatArray:
     """[R] decode seconds lost against the clairvoyant schedule."""
     ours, best = paired(log, clairvoyant)

@@ -71,7 +71,8 @@ def test_hand_computed_table() -> None:
     assert two.acceptance == pytest.approx((2 + 2 + 2 + 0 + 1) / 9)
     # The clairvoyant cannot save a round: two verifies and four accepted drafts a reply are needed.
     assert found.row("clairvoyant").speedup.value == pytest.approx(120 / 48)
-    assert found.row("best fixed").verdict == "tie"
+    assert found.row("best fixed").verdict == "same"
+    assert never.verdict == one.verdict == "too few"  # two questions
     assert one.regret_s == pytest.approx(66 - 48)
     assert found.recommended == "fixed:gamma=3"
 
@@ -94,19 +95,20 @@ def test_headroom_is_the_share_of_the_gap() -> None:
 
 
 def test_verdict_needs_an_interval_beside_one() -> None:
-    assert verdict(Estimate(1.1, 1.01, 1.2)) == "faster"
-    assert verdict(Estimate(0.9, 0.8, 0.99)) == "slower"
-    assert verdict(Estimate(1.1, 0.99, 1.2)) == "tie"
-    assert verdict(Estimate(1.1, 1.0, 1.2)) == "tie"
-    assert verdict(Estimate(1.1, float("nan"), float("nan"))) == "tie"
+    assert verdict(Estimate(1.1, 1.01, 1.2), 9) == "faster"
+    assert verdict(Estimate(0.9, 0.8, 0.99), 9) == "slower"
+    assert verdict(Estimate(1.1, 0.99, 1.2), 9) == "tie"
+    assert verdict(Estimate(1.1, 1.0, 1.2), 9) == "tie"
+    assert verdict(Estimate(1.1, float("nan"), float("nan")), 9) == "too few"
+    assert verdict(Estimate(1.001, 1.0005, 1.002), 9) == "tie"
 
 
 def test_policies_that_differ_by_chance_tie() -> None:
     """Each is faster on half of the replies by the same amount, so neither wins."""
     seconds = np.array([10.0, 12.0] * 20)
     weights = bootstrap_weights([str(k) for k in range(40)], seed=0)
-    assert verdict(ratio_of_sums(seconds, seconds[::-1], weights)) == "tie"
-    assert verdict(ratio_of_sums(seconds * 1.05, seconds, weights)) == "faster"
+    assert verdict(ratio_of_sums(seconds, seconds[::-1], weights), 40) == "tie"
+    assert verdict(ratio_of_sums(seconds * 1.05, seconds, weights), 40) == "faster"
 
 
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -190,6 +192,21 @@ def test_compare_uses_only_the_training_half_to_choose() -> None:
     assert found.row("best fixed").speedup.value >= found.rows[1].speedup.value
 
 
+@pytest.mark.parametrize(("verify_s", "recommended"), [(2.0, "never"), (10.0, "fixed:gamma=1")])
+def test_what_loses_to_plain_decoding_is_not_recommended(verify_s: float, recommended: str) -> None:
+    """Every draft of the tuning half is accepted, one of four on the held-out half: with a draft
+    step of 1 s a round of gamma 1 pays there only if a verify costs more than 3 s.
+    """
+    names = [f"{number}.1" for number in range(24)]
+    train, _ = split_rows(make_trace([EASY] * 24, names, ["t"] * 24))
+    rows = [[1] * 8 if row in train else [0, 0, 0, 1] * 2 for row in range(24)]
+    trace = make_trace(rows, names, ["t"] * 24, depth=1)
+    found = compare(trace, step_costs(make_timing(verify_s=verify_s), trace), [], resamples=50)
+    assert found.tuning_first == found.runner_up == "fixed:gamma=1" or recommended != "never"
+    assert found.recommended == recommended
+    assert found.row("fixed:gamma=1").speedup.value < 1.0 or recommended != "never"
+
+
 def test_no_policy_beats_the_clairvoyant() -> None:
     trace = lively_trace()
     policies, skipped = default_policies(trace)
@@ -209,11 +226,14 @@ def test_verdicts_on_controllers_are_corrected_and_the_others_are_not() -> None:
     assert found.tuned_gamma == 4
     for row in found.rows:
         if row.role == "policy":
-            assert row.verdict == verdict_among(row.vs_fixed.value, row.adjusted_p)
+            said = verdict_among(row.vs_fixed.value, row.adjusted_p)
+            assert row.verdict == ("same" if row.twin == "fixed:gamma=4" else said)
         else:
             assert np.isnan(row.adjusted_p) and np.isnan(row.detectable_percent)
     same, other = found.row("fixed:gamma=9"), found.row("gammatune")
-    assert (same.adjusted_p, same.verdict) == (1.0, "tie") and np.isnan(same.detectable_percent)
+    assert (same.twin, same.verdict, other.twin) == ("fixed:gamma=4", "same", None)
+    assert np.isnan(same.adjusted_p) and np.isnan(same.detectable_percent)
+    assert "fixed:gamma=9 = fixed:gamma=4" in text_of(found, "t.parquet")
     known = [row.detectable_percent for row in found.rows if not np.isnan(row.detectable_percent)]
     assert len(known) == 2 and other.detectable_percent in known
     assert found.detectable_percent == pytest.approx(np.median(known))

@@ -27,7 +27,7 @@ from experiments.export_replay import (
     single_costs,
     stand_in,
 )
-from experiments.export_text import export_text, lost
+from experiments.export_text import advice, export_text, lost
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
 from policies.heuristic import HFHeuristic
@@ -274,6 +274,17 @@ def test_never_is_the_engine_without_a_draft(exported: Any, trace: Trace, to: st
     assert not any("spec" in line for line in pasted if line != "speculative_config: null")
     assert result.predicted.loss == pytest.approx(0.0, abs=1e-12)
     assert all(row.tokens_per_s == row.plain_tokens_per_s for row in result.predicted.batches)
+
+
+def test_settings_that_lose_to_plain_decoding_say_so(exported: Any, trace: Trace) -> None:
+    """A draft step costs two verifies of 10 s: 4 drafts bring 5 tokens at best in 90 s, not 50."""
+    timing = timing_of({1: Affine(draft_fixed=20.0, target_fixed=10.0, target_token=0.0)})
+    found = export(parse_policy("fixed:gamma=4"), find_engine("vllm"), trace, timing)
+    ratio = found.predicted.exported_tokens_per_s / found.predicted.plain_tokens_per_s
+    assert ratio < 5 / 9
+    assert f"decode {ratio:.2f} times as fast" in advice(found)
+    assert "# DO NOT DRAFT" in text_of(found, trace)
+    assert advice(exported("fixed:gamma=3", "vllm")) == advice(exported("never", "vllm")) == ""
 
 
 def test_loss_is_the_policys_speed_against_the_tuned_fixed_length(

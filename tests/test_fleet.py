@@ -24,9 +24,12 @@ from experiments.fleet import (
     full_load,
     highest_rate,
     merged,
+    shown,
+    spread_line,
     table_policy,
 )
 from experiments.rooflines import Priced
+from experiments.statistics import interval
 from policies.base import Policy, View
 from policies.fixed import Never
 from policies.randomness import Rng
@@ -353,7 +356,10 @@ def test_slots_default_to_what_was_measured(inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("question", "shown"),
     [
-        ("break-even", ["pays up", "(running, plain)", "fixed:gamma=2", "requests/s"]),
+        (
+            "break-even",
+            ["pays up", "(running while busy)", "one seed: how far", "fixed:gamma=2", "requests/s"],
+        ),
         ("placement", ["drafting ahead", "least-outstanding", "fixed:gamma=2"]),
         ("bursts", ["bursts: ", "objective: TTFT", "batch-table"]),
         ("capacity", ["keep TTFT <=", "drafts ahead", "fixed:gamma=5"]),
@@ -375,6 +381,14 @@ def test_every_other_question(
     pictures = sorted(path.name for path in out.glob("figures/*.png"))
     assert pictures == ([] if question == "placement" else [f"{question}.png"])
     assert inputs.fleet(question, policies=policies).out == ran.out
+
+
+def test_intervals_over_seeds_by_hand() -> None:
+    """Student's t of one degree is 12.706; of 2 and 4 the standard error is 1."""
+    two = interval([2.0, 4.0])
+    assert shown(two) == "3.00 -9.71-15.71" and shown(interval([2.0])) == "2.00"
+    said = spread_line([two, interval([1.0, 1.0]), interval([1.0, 1.0])])
+    assert said.endswith("+- 0.000 or less, none more than +- 12.706")
 
 
 @pytest.mark.parametrize("question", ["break-even", "placement", "bursts", "capacity"])

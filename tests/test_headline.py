@@ -89,9 +89,42 @@ def test_a_failed_placebo_and_findings_stand_there(part: dict[str, Any]) -> None
     assert said["Note"] == ["the trace has another device"]
 
 
+def test_a_long_policy_is_cut_in_the_first_line_and_whole_in_the_second(
+    part: dict[str, Any],
+) -> None:
+    name = "gammatune:" + ",".join(f"field{k}=0.123456" for k in range(9))
+    row = next(row for row in part["rows"] if row["name"] == "gammatune")
+    long = part | {"rows": [*part["rows"], row | {"name": name}]}
+    long |= dict.fromkeys(("recommended", "tuning_first"), name)
+    first, second, *_ = headline(long, None)
+    assert len(first.text) < 80 and second == ("In full", name)
+
+
+def test_what_loses_is_not_what_to_set(part: dict[str, Any]) -> None:
+    """On the held-out half, and in the sitting, each with its number."""
+    rows = [
+        row | ({"speedup": row["speedup"] | {"value": 0.76}} if row["name"] == "ucb" else {})
+        for row in part["rows"]
+    ]
+    lost = part | {"recommended": "never", "tuning_first": "ucb", "rows": rows}
+    (said,) = by_head(headline(lost, None))["Set"]
+    assert said.startswith("no draft: ucb") and "0.76 times as fast as the target alone" in said
+    found, name = measured(), part["recommended"]
+    speeds = {check["policy"]: check["measured_tokens_per_s"] for check in found["checks"]}
+    assert name in speeds and name in by_head(headline(part, found))["Set"][0][: len(name)]
+    for check in found["checks"]:
+        if check["policy"] == name:
+            check["measured_tokens_per_s"] = 0.5 * speeds["never"]
+    (said,) = by_head(headline(part, found))["Set"]
+    assert said.startswith(f"no draft: {name}") and "0.50 times as fast" in said
+
+
 def test_plain_and_constant_recommendations_say_so(part: dict[str, Any]) -> None:
     tuned = next(row["name"] for row in part["rows"] if row["role"] == "tuned")
-    assert "no draft" in headline(part | {"recommended": "never"}, None)[0].text
+    assert (
+        "no draft"
+        in headline(part | dict.fromkeys(("recommended", "tuning_first"), "never"), None)[0].text
+    )
     assert "a constant length" in headline(part | {"recommended": tuned}, None)[0].text
     alone = part | {"runner_up": part["recommended"]}
     assert "no other controller" in by_head(headline(alone, None))["Runner-up"][0]

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from experiments.commands import compare_files
+from experiments.figures import controllers
 from experiments.files import read_result, write_result
 from experiments.headline import headline
-from experiments.report import write_report
+from experiments.report import unbroken, write_report
+from experiments.report_view import comparison_view
+from experiments.tables import fill
 from experiments.validate_text import validation_dict
 from tests.results import save_inputs
 from tests.test_validate import run
@@ -100,6 +103,35 @@ def test_page_says_what_the_files_say(study: Path) -> None:
     assert part["trace_sha256"] in text and "exact" in text
     assert "<a CPU>" in text and "<a CPU>" not in html  # escaped
     assert text.count("Glossary") == 1
+
+
+def test_what_is_open_is_short_and_figures_come_early(study: Path) -> None:
+    html, _ = parse(study)
+    (part,) = read_result("compare", study / "compare.json")["comparisons"]
+    first, figure = html.index("<table>"), html.index("<figure>")
+    assert figure < html.index("Speed-up by task, all")
+    folded = html.index("<details>")
+    assert first < folded < figure
+    assert html[first:folded].count("<tr>") + html[first:folded].count('"chosen"') <= 1 + 10 + 4
+    assert len(controllers(part)) > 10
+    assert all(cell in html[first:folded] for cell in ("tokens/s", part["recommended"]))
+
+
+def test_a_twin_stands_beside_its_first_name(study: Path) -> None:
+    (part,) = read_result("compare", study / "compare.json")["comparisons"]
+    first, second, *_ = (row["name"] for row in controllers(part))
+    rows = [row | ({"twin": first} if row["name"] == second else {}) for row in part["rows"]]
+    view = comparison_view(part | {"rows": rows}, [])
+    for table in view["tables"]:
+        names = [row[0] for group in table["groups"] for row in group["rows"]]
+        assert f"{first} = {second}" in names and second not in names
+    assert second not in [row[0] for row in view["task_rows"]]
+
+
+def test_names_are_not_broken_at_their_hyphens() -> None:
+    said = str(unbroken("vllm-dynamic, <b> 0.9-1.1 and -3 to 4"))
+    assert said == "<span>vllm-dynamic,</span> &lt;b&gt; <span>0.9-1.1</span> and -3 to 4"
+    assert fill("x " * 47 + "vllm-dynamic").splitlines()[1] == "  vllm-dynamic"
 
 
 def test_titles_are_computed(study: Path) -> None:

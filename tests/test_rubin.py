@@ -69,7 +69,8 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
         (-0.08, -0.04, 0.01, "slower"),
         (-0.08, -0.03, 0.01, "undecided"),
         (0.001, 0.08, 0.0, "faster"),
-        (-np.inf, np.inf, np.nan, "tie"),
+        (0.001, 0.004, 0.0, "tie"),
+        (-np.inf, np.inf, np.nan, "too few"),
     ],
 )
 def test_a_verdict_needs_three_standard_errors(
@@ -112,7 +113,15 @@ def test_a_difference_on_one_question_is_no_verdict_and_does_not_hide_another() 
     seconds[:, 1, 0] *= 0.3
     found = judge_imputed(reference, seconds, [True, True], seed=0)
     assert found.verdicts[0] == "faster" and found.adjusted_p[0] < 0.01
-    assert found.verdicts[1] == "tie" and found.adjusted_p[1] > 0.2
+    assert found.verdicts[1] == "too few" and np.isnan(found.adjusted_p[1])
+
+
+def test_a_nearly_uniform_loss_is_slower() -> None:
+    reference, seconds = world(3, rows=2, between=0.0)
+    seconds[:, 1] = 2.0 * reference
+    seconds[:, 1, 0] *= 1.5
+    found = judge_imputed(reference, seconds, [False, True], seed=0)
+    assert found.verdicts[1] == "slower" and found.adjusted_p[1] < 0.01
 
 
 def test_no_seed_says_faster_where_another_says_tie() -> None:

@@ -114,6 +114,7 @@ def test_the_table(done: Done) -> None:
     assert lines[0].startswith("20 requests, poisson 0.006/s, drawn from 24 replies of tiny")
     assert lines[1] == "costs: timing.json (a CPU)"
     assert lines[2] == "server: slots 2" and lines[3] == "objective: ttft 60.0 s"
+    assert "mean requests that decode, and wait, while the machine works" in out
     rows = {line.split()[0]: line.split() for line in lines if line.split()[:1]}
     assert rows["never"][2:4] == ["1.000", "1.00-1.00"]
     raw = read_json((done.out / "serve.json").read_text())

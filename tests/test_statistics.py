@@ -10,11 +10,14 @@ import pytest
 
 from experiments import statistics
 from experiments.statistics import (
+    FEW,
     SIGNIFICANCE,
+    Estimate,
     bootstrap_weights,
     judge_together,
     max_t,
     ratio_of_sums,
+    resting,
     verdict,
     verdict_among,
 )
@@ -54,7 +57,8 @@ def test_critical_t_is_where_significance_begins() -> None:
     (at, beyond), _ = max_t(np.array([critical, critical + 0.5]), resampled)
     assert critical == 58.0 and at == 3 / 60 and beyond == 2 / 60
     assert verdict_among(1.2, at) == "tie" and verdict_among(1.2, beyond) == "faster"
-    assert verdict_among(0.8, beyond) == "slower" and verdict_among(0.8, math.nan) == "tie"
+    assert verdict_among(0.8, beyond) == "slower" and verdict_among(0.8, math.nan) == FEW
+    assert verdict_among(1.0049, beyond) == verdict_among(0.9951, math.nan) == "tie"
 
 
 def test_judging_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,20 +108,25 @@ def test_judging_equals_a_slow_reference(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(set(found.adjusted_p.tolist())) >= 4
 
 
-def test_rows_without_spread_are_ties_and_leave_the_others_alone() -> None:
+def test_rows_without_spread_are_judged_and_leave_the_others_alone() -> None:
     reference, seconds = world(rows=3, questions=30, seed=2, effect=0.15)
     weights = weights_of(30, seed=0)
     alone = judge_together(reference, seconds, weights)
-    padded = np.stack([reference, *seconds, reference * 1.05])
+    padded = np.stack([reference, *seconds, reference * 1.05, reference * 1.0001])
     found = judge_together(reference, padded, weights)
-    assert found.adjusted_p[[0, 4]].tolist() == [1.0, 1.0]
+    assert np.isnan(found.adjusted_p[0]) and found.adjusted_p[5] == 1.0
     assert found.adjusted_p[1:4].tolist() == alone.adjusted_p.tolist()
-    assert np.isnan(found.error[[0, 4]]).all()
+    assert np.isnan(found.error[[0, 4, 5]]).all()
     assert found.critical == pytest.approx(alone.critical, rel=1e-12)  # a product of other shape
-    assert [verdict_among(1.05, p) for p in found.adjusted_p] == ["tie", *["faster"] * 3, "tie"]
+    said = [
+        verdict_among(reference.sum() / row.sum(), p)
+        for row, p in zip(padded, found.adjusted_p, strict=True)
+    ]
+    assert said == ["tie", *["faster"] * 3, "slower", "tie"]
     for rows in (reference[None, :], np.empty((0, 30))):
         nothing = judge_together(reference, rows, weights)
-        assert nothing.adjusted_p.tolist() == [1.0] * len(rows) and math.isnan(nothing.critical)
+        assert np.isnan(nothing.adjusted_p).all() and math.isnan(nothing.critical)
+        assert len(nothing.adjusted_p) == len(rows)
 
 
 def test_a_row_that_differs_in_one_question_leaves_the_others_alone() -> None:
@@ -129,9 +138,35 @@ def test_a_row_that_differs_in_one_question_leaves_the_others_alone() -> None:
     weights = weights_of(75, 4)
     alone = judge_together(reference, seconds, weights)
     found = judge_together(reference, np.vstack([seconds, sparse]), weights)
-    assert alone.adjusted_p[0] < 0.01 and found.adjusted_p[3] == 1.0
+    assert alone.adjusted_p[0] < 0.01 and np.isnan(found.adjusted_p[3])
     assert found.adjusted_p[:3].tolist() == alone.adjusted_p.tolist()
     assert found.critical == alone.critical
+
+
+@pytest.mark.parametrize("odd", [1.0, 1.5])
+def test_a_nearly_uniform_loss_is_slower(odd: float) -> None:
+    """All 75 questions take about twice as long, one of them `odd` times that: its spread rests on
+    that one, the loss on all.
+    """
+    reference, seconds = world(3, 75, 4)
+    loss = 2.0 * reference * np.linspace(0.999, 1.001, 75)
+    loss[7] *= odd
+    _, steady = resting(reference, loss[None, :])
+    found = judge_together(reference, np.vstack([seconds, loss]), weights_of(75, 4))
+    assert steady.tolist() == [odd == 1.0]
+    assert verdict_among(reference.sum() / loss.sum(), found.adjusted_p[3]) == "slower"
+
+
+def test_four_questions_are_too_few() -> None:
+    reference = np.array([1.0, 2.0, 3.0, 2.0])
+    found = judge_together(reference, np.array([2.0 * reference]), weights_of(4, 0))
+    assert verdict_among(0.5, found.adjusted_p[0]) == FEW
+    assert verdict(Estimate(0.5, 0.5, 0.5), 4) == FEW and verdict(Estimate(0.5, 0.5, 0.5), 5) != FEW
+
+
+def test_on_how_many_questions_a_difference_rests() -> None:
+    """Seconds saved 1 and 3: (1 + 3)^2 / (1 + 9) = 1.6 of two questions."""
+    assert statistics._parts(np.array([[1.0, -3.0], [2.0, 2.0]])).tolist() == [1.6, 2.0]
 
 
 def test_forty_rows_that_do_nothing() -> None:
@@ -143,7 +178,7 @@ def test_forty_rows_that_do_nothing() -> None:
     for seed in range(worlds):
         reference, seconds = world(40, questions, seed)
         weights = weights_of(questions, seed)
-        own = [verdict(ratio_of_sums(reference, row, weights)) for row in seconds]
+        own = [verdict(ratio_of_sums(reference, row, weights), questions) for row in seconds]
         alone += any(said != "tie" for said in own)
         together += judge_together(reference, seconds, weights).adjusted_p.min() < SIGNIFICANCE
     assert alone / worlds > 0.6
