@@ -728,18 +728,3 @@ def test_hedge_wakes_up_from_not_drafting() -> None:
     history: list[int] = []
     assert np.mean(np.array(play(0, 300)[100:]) == 0) > 0.9
     assert np.mean(play(99, 900)[-100:]) > 6
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: SlidingUCB(window=0),
-        lambda: BegMab(window=0),
-        lambda: LinUCB(gamma_max=0),
-        lambda: Nightjar(batch_max=0),
-        lambda: UCB1(gamma_min=3, gamma_max=1),
-    ],
-)
-def test_impossible_fields_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError):
-        make().new_state(1)
