@@ -14,6 +14,7 @@ from policies.randomness import Rng, uniform
 
 PRIOR_RATE = 0.7  # acceptance of a token before any was seen
 PRIOR_ROUNDS = 4.0  # what the rate one depth earlier weighs, in rounds that reached a depth
+SMALLEST = 1e-300  # sum of weights that can be scaled
 STEEPEST = 30.0  # no round multiplies a weight by more than exp(30)
 
 
@@ -77,7 +78,10 @@ def charge(
         after += weight
         state.weight[slot, k] = weight
     for k in range(lengths):
-        state.weight[slot, k] *= before / after
+        if after > SMALLEST:
+            state.weight[slot, k] *= before / after
+        else:  # without a share dealt out anew they may all have sunk to nothing: even again
+            state.weight[slot, k] = 1.0 / state.pool.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
