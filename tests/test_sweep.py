@@ -277,12 +277,12 @@ def test_bad_input_is_one_line(
         (
             '{"kind": "policies", "version": 1, "policies": [{"policy": "svip", '
             '"fields": {"threshold": NaN}}]}',
-            "svip:threshold must be float",
+            "'svip': field threshold must be float",
         ),
         (
             '{"kind": "policies", "version": 1, "policies": [{"policy": "fixed", '
             '"fields": {"gamma": true}}]}',
-            "fixed:gamma must be int, not True",
+            "'fixed': field gamma must be int, 0 to 1,000, not True",
         ),
     ],
 )
