@@ -12,15 +12,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from real_backend.options import SEED, Defaults, interrupted
 from traces.errors import InputError
 
 Command = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line."""
+    """argparse, with errors in one line and every default in the help."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how | {"formatter_class": Defaults})
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, exit 2."""
@@ -36,11 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print(
-            "gammalab: interrupted; a capture, measurement, study, sweep or training resumes where "
-            "it stopped",
-            file=sys.stderr,
-        )
+        print(f"gammalab: {interrupted(args.command_name, args)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`): keep the interpreter from complaining at exit.
@@ -141,11 +141,11 @@ def _add_study(study: Parser) -> None:
     group.add_argument("--out", type=Path, required=True, help="folder of all results")
     group.add_argument("--quick", action="store_true", help="fewer prompts and repeats, for a look")
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help=SEED)
     group.add_argument("--force", action="store_true", help="start over, overwriting results")
 
 
-MAX_ERROR = "largest prediction error to accept (default 8)"
+MAX_ERROR = "largest prediction error to accept, in percent"
 
 
 def positive(text: str) -> float:
@@ -171,7 +171,7 @@ def _add_compare(compare: Parser) -> None:
     compare.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     compare.add_argument("--policies", help="e.g. gammatune,fixed:gamma=4 (default: the shelf)")
     compare.add_argument("--out", type=Path, help="folder for compare.json and simulated rounds")
-    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--seed", type=int, default=0, help=SEED)
     compare.add_argument("--json", action="store_true", help="results as JSON on stdout")
     compare.add_argument("--force", action="store_true", help="overwrite")
 
@@ -197,12 +197,12 @@ def _add_validate(validate: Parser) -> None:
         help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.sitting` "
         "on another machine) instead of running",
     )
-    group.add_argument("--repeats", type=count, default=1, help="how often the sitting goes round")
+    group.add_argument("--repeats", type=count, default=1, help="times that the sitting goes round")
     group.add_argument(
-        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike (0: all)"
+        "--limit", type=int, default=0, help="about N held-out requests, all tasks alike, 0: all"
     )
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help=SEED)
     group.add_argument("--json", action="store_true", help="results as JSON on stdout")
     group.add_argument("--force", action="store_true", help="overwrite")
 
@@ -222,9 +222,11 @@ def _add_sweep(sweep: Parser) -> None:
     sweep.add_argument("--policies", help="instead of the suite's; bare names are searched")
     sweep.add_argument("--search", help="grid, random or optuna (default: the suite's)")
     sweep.add_argument("--trials", type=count, help="settings per policy (default: the suite's)")
-    sweep.add_argument("--seed", type=int, help="of split and search (default: the suite's)")
+    sweep.add_argument(
+        "--seed", type=int, help="of split and search, a whole number (default: the suite's)"
+    )
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=count, default=1, help="local processes (default 1)")
+    where.add_argument("--workers", type=count, default=1, help="local processes")
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or 'local'")
     sweep.add_argument("--json", action="store_true", help="the best settings as JSON on stdout")
     sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
@@ -236,25 +238,25 @@ def _add_train(train: Parser) -> None:
     )
     train.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     train.add_argument("--out", type=Path, required=True, help="policy file, NAME.json")
-    train.add_argument(
-        "--algo", default="ppo", help="ppo (ours), clone, sb3-ppo or sb3-dqn (default: ppo)"
-    )
-    train.add_argument("--unit", default="token", help="decide per token or round (default: token)")
+    train.add_argument("--algo", default="ppo", help="ppo (ours), clone, sb3-ppo or sb3-dqn")
+    train.add_argument("--unit", default="token", help="decide per token or round")
     train.add_argument(
         "--cost-ratios", help="e.g. 0,4,8,16; 0: the measured costs (default: those alone)"
     )
-    train.add_argument("--iterations", type=count, default=800, help="of ppo (default 800)")
-    train.add_argument("--lanes", type=count, default=256, help="environments (default 256)")
-    train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
-    train.add_argument("--rate", type=positive, default=1e-3, help="of learning (default 1e-3)")
+    train.add_argument("--iterations", type=count, default=800, help="iterations of ppo")
+    train.add_argument("--lanes", type=count, default=256, help="environments of ppo")
+    train.add_argument("--hidden", type=count, default=32, help="numbers in a layer")
+    train.add_argument("--rate", type=positive, default=1e-3, help="learning rate, a number")
     train.add_argument(
         "--warm-start",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="ppo: clone the clairvoyant schedule first (default: yes)",
     )
-    train.add_argument("--seed", type=int, default=0, help="of everything drawn")
-    train.add_argument("--split-seed", type=int, default=0, help="of the halves, as in compare")
+    train.add_argument("--seed", type=int, default=0, help="of everything drawn: a whole number")
+    train.add_argument(
+        "--split-seed", type=int, default=0, help="of the halves, as in compare: a whole number"
+    )
     train.add_argument("--json", action="store_true", help="the curve as JSON on stdout")
     train.add_argument("--force", action="store_true", help="train anew, overwriting")
 
@@ -272,17 +274,15 @@ def _add_serve(served: Parser) -> None:
         help="poisson:rate=4, gamma:rate=4,cv=2, bursts:on=8,off=1,on_s=10,off_s=30, "
         "closed:users=8,think_s=0.5, or a JSON file",
     )
-    served.add_argument("--requests", type=count, default=2000, help="how many (default 2000)")
+    served.add_argument("--requests", type=count, default=2000, help="how many requests")
     served.add_argument("--policies", help="the first is what ratios refer to (default: never ...)")
     served.add_argument(
         "--server", default="", help="slots=8,blocks=0,chunk_tokens=0,allotment=each,..."
     )
     served.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05")
-    served.add_argument("--seeds", type=count, default=3, help="runs per policy (default 3)")
-    served.add_argument("--seed", type=int, default=0, help="the first seed")
-    served.add_argument(
-        "--warmup", type=float, default=0.1, help="share of requests left out (default 0.1)"
-    )
+    served.add_argument("--seeds", type=count, default=3, help="runs per policy")
+    served.add_argument("--seed", type=int, default=0, help="the first seed, a whole number")
+    served.add_argument("--warmup", type=float, default=0.1, help="share of requests left out")
     served.add_argument("--out", type=Path, help="folder for serve.json and request logs")
     served.add_argument(
         "--timeline", action="store_true", help="rounds and a Perfetto timeline of 300 requests"
@@ -298,9 +298,9 @@ def _add_fleet(fleet: Parser) -> None:
     fleet.add_argument("--policies", help="beside plain decoding and fixed lengths")
     fleet.add_argument("--server", default="", help="as for `gammalab serve`")
     fleet.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05 (default: from the costs)")
-    fleet.add_argument("--requests", type=count, default=1000, help="per run (default 1000)")
-    fleet.add_argument("--seeds", type=count, default=4, help="runs per policy (default 4)")
-    fleet.add_argument("--seed", type=int, default=0, help="the first seed")
+    fleet.add_argument("--requests", type=count, default=1000, help="requests per run")
+    fleet.add_argument("--seeds", type=count, default=4, help="runs per policy")
+    fleet.add_argument("--seed", type=int, default=0, help="the first seed, a whole number")
     fleet.add_argument("--out", type=Path, help="folder for fleet.json, table and figures")
     fleet.add_argument("--json", action="store_true", help="results as JSON on stdout")
     fleet.add_argument("--force", action="store_true", help="overwrite")
@@ -312,7 +312,9 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--trace", type=Path, required=True, help="a recording of the pair")
     export.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     export.add_argument("--out", type=Path, help="write there instead of to stdout")
-    export.add_argument("--seed", type=int, default=0, help="of the split into halves")
+    export.add_argument(
+        "--seed", type=int, default=0, help="of the split into halves: a whole number"
+    )
     export.add_argument("--json", action="store_true", help="as JSON")
     export.add_argument("--force", action="store_true", help="overwrite")
 
@@ -344,7 +346,7 @@ def _add_trace(trace: Parser) -> None:
     split.add_argument("--out-train", type=Path, required=True)
     split.add_argument("--out-test", type=Path, required=True)
     split.add_argument("--fraction", type=float, default=0.5, help="share of the training part")
-    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--seed", type=int, default=0, help=SEED)
     split.add_argument("--force", action="store_true", help="overwrite")
     split.set_defaults(command=_trace_split)
     imported = actions.add_parser("import", help="another program's recording into a trace")
@@ -369,9 +371,15 @@ def _add_import(imported: Parser) -> None:
     imported.add_argument("--key", default="", help="acc-len: the object to read, a dotted path")
     imported.add_argument("--vanilla", type=Path, help="spec-bench: the run without a draft")
     imported.add_argument("--timing-out", type=Path, help="spec-bench: fit a timing to wall times")
-    imported.add_argument("--depth", type=count, default=0, help="deepest draft of a replay")
-    imported.add_argument("--temperature", type=float, default=0.0, help="of the recorded run")
-    imported.add_argument("--max-new-tokens", type=count, default=0, help="its reply limit")
+    imported.add_argument(
+        "--depth", type=count, default=0, help="deepest draft of a replay, in tokens"
+    )
+    imported.add_argument(
+        "--temperature", type=float, default=0.0, help="of the recorded run, 0 is greedy"
+    )
+    imported.add_argument(
+        "--max-new-tokens", type=count, default=0, help="its reply limit, in tokens"
+    )
     imported.add_argument("--strict", action="store_true", help="mend and leave out nothing")
     imported.add_argument("--force", action="store_true", help="overwrite")
     imported.set_defaults(command=_trace_import)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,11 @@ from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import file_name, label, parse_policies, parse_policy
+from real_backend.partial_file import finished
+from real_backend.progress import progress
 from real_backend.sitting import (
     PLACEBO,
+    begin_sitting,
     read_measured,
     write_measured,
     write_rounds,
@@ -42,19 +44,8 @@ from traces.timing import StepCosts, Timing, read_timing
 
 MACHINE = (  # of a round log's meta: what ran, and where
     *("pair", "target", "draft", "weights", "acceptance", "batch"),
-    *("device", "device_name", "dtype", "engine", "threads", "versions"),
+    *("device", "device_name", "dtype", "engine", "threads", "versions", "gaps"),
 )
-
-
-@contextlib.contextmanager
-def progress(total: int | None, what: str) -> Iterator[Callable[[], object]]:
-    """A step function that moves a bar on stderr, or counts if the total is not known; nothing if
-    stderr is not a terminal.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, disable=None, leave=False) as bar:
-        yield bar.update
 
 
 def read_inputs(traces: Sequence[Path], timing_path: Path) -> tuple[list[Trace], Timing]:
@@ -89,7 +80,7 @@ def compare_files(
     for path, trace in zip(trace_paths, traces, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
-        entry = describe_inputs(trace, path.name, timing.meta) | to_dict(comparison)
+        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
         entry |= {"timing": timing_path.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
         parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
@@ -203,20 +194,19 @@ def validate_files(
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
     With `out`, also writes out/validate.json, the sitting (see real_backend.sitting) and
-    out/predicted/.
+    out/predicted/; a sitting that was stopped goes on there.
     """
-    if out is not None:
-        refuse_existing(out / "validate.json", force)
+    kept = begin_sitting(out, out and out / "validate.json", force)
     (trace,), timing = read_inputs([args.trace], args.timing)
     if args.measured is None:
         chosen = validation_policies(
             trace, step_costs(timing, trace), args.policies, args.seed, winner, runner_up
         )
-        outcome = _sit(args, trace, timing, chosen, repeats, limit)
+        outcome = _sit(args, trace, timing, chosen, repeats, limit, kept)
     else:
         outcome = judge_folder(args.measured, trace, timing, args.policies)
     about = next(iter(outcome.measured.timed.values()))[0].meta
-    result = describe_inputs(trace, args.trace.name, timing.meta) | validation_dict(outcome)
+    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
     result |= {
         "timing": args.timing.name,
         "command": command_line(),
@@ -231,7 +221,8 @@ def validate_files(
             (out / "predicted" / f"{file_name(n)}.parquet", log)
             for n, log in outcome.predicted.items()
         )
-        write_result("validate", result, out / "validate.json", overwrite=force)
+        write_result("validate", result, out / "validate.json", overwrite=True)
+        finished(kept)
     return outcome, result
 
 
@@ -242,13 +233,14 @@ def _sit(
     chosen: Chosen,
     repeats: int,
     limit: int,
+    kept: Path | None,
 ) -> Validation:
     """Load the pair, run the policies on it, judge them."""
     from real_backend.sitting import sitting_from_args  # torch: only once the files are good
 
-    sitting = sitting_from_args(args, trace, step_costs(timing, trace), timing=timing, limit=limit)
-    with progress(sitting.turns(len(chosen.policies), repeats), "validate") as step:
-        measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, step=step)
+    costs = step_costs(timing, trace)
+    sitting = sitting_from_args(args, trace, costs, timing, limit=limit, kept=kept)
+    measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, what="validate")
     return judge(
         measured,
         sitting.trace,

@@ -91,16 +91,19 @@ def _own_version() -> str:
 
 
 def describe_inputs(
-    trace: Trace, trace_name: str, timing_meta: Mapping[str, Any]
+    trace: Trace, trace_name: str, timing: Timing | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Where the numbers of a result come from."""
+    """Where the numbers of a result come from. timing: or, where none was measured, what is known
+    of the costs.
+    """
     return {
         "trace": trace_name,
         "trace_sha256": content_hash(trace),
         "trace_meta": trace.meta.to_dict(),
         "requests": trace.requests,
         "positions": trace.positions,
-        "timing_meta": dict(timing_meta),
+        "timing_meta": dict(timing.meta if isinstance(timing, Timing) else timing),
+        "timing_sha256": timing.sha256() if isinstance(timing, Timing) else None,
     }
 
 

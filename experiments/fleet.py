@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import progress
 from experiments.figure_style import Picture
 from experiments.figures_fleet import bars_figure, loads_figure, table_figure
 from experiments.files import command_line, dumps, jsonable, versions, write_result
@@ -28,6 +27,7 @@ from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import label, parse_policies, title
 from policies.tables import BatchTable
+from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve
 from simulator.server_options import Server

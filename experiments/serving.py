@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
 
-from experiments.commands import progress
 from experiments.figures_fleet import series_figure
 from experiments.files import (
     command_line,
@@ -35,6 +34,7 @@ from experiments.tables import number, percent, table
 from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.shelf import file_name, label, parse_policies, title
+from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.served import Served
 from simulator.server import serve

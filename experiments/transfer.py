@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ppo
-from experiments.commands import progress
 from experiments.files import dumps
 from experiments.learning import Task, make_task
 from experiments.tables import table
@@ -28,6 +27,7 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.neural import neural_policy, quantise
 from policies.shelf import parse_policy
+from real_backend.progress import progress
 from simulator.env_pool import GREEDY, TIMING
 from simulator.tally import tally
 from traces.errors import InputError
