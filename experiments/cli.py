@@ -104,8 +104,12 @@ def build_parser() -> Parser:
     _add_serve(add("serve", "many requests at once: a server with a queue, simulated", _serve))
     _add_fleet(add("fleet", "what an operator asks: table, break-even, bursts, ...", _fleet))
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
-    report = add("report", "write the HTML page and figures of a finished study again", _report)
-    report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
+    report = add("report", "write the HTML page and figures of finished results again", _report)
+    report.add_argument(
+        "dir",
+        type=Path,
+        help="folder with compare.json (and validate.json) or leaderboard.json, or one of the two",
+    )
     policies = add("policies", "list the controllers, or show one in full", _policies)
     policies.add_argument("name", nargs="?", help="one controller")
     policies.add_argument("--json", action="store_true", help="as JSON")
@@ -170,7 +174,9 @@ def _add_compare(compare: Parser) -> None:
     )
     compare.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     compare.add_argument("--policies", help="e.g. gammatune,fixed:gamma=4 (default: the shelf)")
-    compare.add_argument("--out", type=Path, help="folder for compare.json and simulated rounds")
+    compare.add_argument(
+        "--out", type=Path, help="folder for compare.json, compare.txt and simulated rounds"
+    )
     compare.add_argument("--seed", type=int, default=0, help=SEED)
     compare.add_argument("--json", action="store_true", help="results as JSON on stdout")
     compare.add_argument("--force", action="store_true", help="overwrite")

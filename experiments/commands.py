@@ -17,7 +17,9 @@ from experiments.files import (
     random_weights_note,
     versions,
     warn,
+    withdraw,
     write_result,
+    write_text,
 )
 from experiments.headline import headline_text
 from experiments.robust import TIMING_DRAWS, redrawn
@@ -69,8 +71,8 @@ def compare_files(
 ) -> tuple[str, dict[str, Any]]:
     """Compare on every trace; the printed text and the content of compare.json.
 
-    With `out`, also writes out/compare.json and the simulated rounds of every row to
-    out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
+    With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
+    of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
     """
     if out is not None:
         refuse_existing(out / "compare.json", force)
@@ -87,11 +89,14 @@ def compare_files(
         texts.append("\n\n".join(filter(None, parts)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    text = "\n\n\n".join(texts)
     if out is not None:
+        withdraw(out / "compare.json")
         for stem, comparison in done:
             write_logs(comparison, out / "simulated" / stem)
+        write_text(text, out / "compare.txt")
         write_result("compare", result, out / "compare.json", overwrite=force)
-    return "\n\n\n".join(texts), result
+    return text, result
 
 
 def _compare_one(
@@ -187,14 +192,14 @@ def validate_files(
     force: bool = False,
     winner: str | None = None,
     runner_up: str | None = None,
-) -> tuple[Validation, dict[str, Any]]:
-    """Run the validation that `args` describe; it, and the content of validate.json.
+) -> tuple[str, dict[str, Any]]:
+    """Run the validation that `args` describe; the printed text and the content of validate.json.
 
     winner, runner_up: see validation_policies.
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
-    With `out`, also writes out/validate.json, the sitting (see real_backend.sitting) and
-    out/predicted/; a sitting that was stopped goes on there.
+    With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
+    real_backend.sitting) and out/predicted/; a sitting that was stopped goes on there.
     """
     kept = begin_sitting(out, out and out / "validate.json", force)
     (trace,), timing = read_inputs([args.trace], args.timing)
@@ -205,6 +210,8 @@ def validate_files(
         outcome = _sit(args, trace, timing, chosen, repeats, limit, kept)
     else:
         outcome = judge_folder(args.measured, trace, timing, args.policies)
+    note = random_weights_note(timing.meta, trace.meta.pair)
+    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     about = next(iter(outcome.measured.timed.values()))[0].meta
     result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
     result |= {
@@ -216,14 +223,16 @@ def validate_files(
         "findings": findings(outcome, args.max_error),
     }
     if out is not None:
+        withdraw(out / "validate.json")
         write_measured(outcome.measured, out)
         write_rounds(
             (out / "predicted" / f"{file_name(n)}.parquet", log)
             for n, log in outcome.predicted.items()
         )
+        write_text(text, out / "validate.txt")
         write_result("validate", result, out / "validate.json", overwrite=True)
         finished(kept)
-    return outcome, result
+    return text, result
 
 
 def _sit(
@@ -283,11 +292,9 @@ def run_validate(args: argparse.Namespace) -> int:
     """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
     missed its bound.
     """
-    outcome, result = validate_files(
+    text, result = validate_files(
         args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
     )
-    note = random_weights_note(result["timing_meta"], result["trace_meta"]["pair"])
-    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     print(dumps(result) if args.json else text)
     for line in result["findings"]:
         warn(line)

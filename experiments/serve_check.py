@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.files import write_text
 from experiments.rooflines import read_costs
 from experiments.serving import costs_for
 from experiments.tables import number, percent, table
@@ -34,7 +35,7 @@ from simulator.server_options import Server
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
-from traces.store import read_trace, refuse_existing, write_atomically
+from traces.store import read_trace, refuse_existing
 from traces.timing import read_timing
 from traces.workload import Workload, demand
 
@@ -139,7 +140,7 @@ def check(args: argparse.Namespace) -> str:
             rows.append((batch, seat, told, [speed_of(log) for log in logs]))
     text = text_of(rows, len(loaded.requests), args.repeats)
     if args.out is not None:
-        write_atomically(args.out, lambda to: to.write_text(text + "\n"), overwrite=True)
+        write_text(text, args.out)
         for path in kept.values():
             finished(path)
     return text

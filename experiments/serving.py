@@ -27,6 +27,7 @@ from experiments.files import (
     versions,
     warn,
     write_result,
+    write_text,
 )
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
@@ -270,9 +271,7 @@ def run(args: argparse.Namespace) -> int:
             look(policies, trace, workload, costs, server, args.seed, out)
         write_pictures([series_figure(series, server.bin_s)], out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
-        write_atomically(
-            out / "serve.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-        )
+        write_text(text, out / "serve.txt")
     print(dumps(result) if args.json else text)
     return 0
 

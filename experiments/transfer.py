@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ppo
-from experiments.files import dumps
+from experiments.files import dumps, write_text
 from experiments.learning import Task, make_task
 from experiments.tables import table
 from experiments.train import begin, fit_ppo
@@ -132,9 +132,7 @@ def answer(args: argparse.Namespace) -> None:
     write_atomically(
         args.out / "transfer.json", lambda to: to.write_text(dumps(result), "utf-8"), overwrite=True
     )
-    write_atomically(
-        args.out / "transfer.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-    )
+    write_text(text, args.out / "transfer.txt")
     print(text)
 
 

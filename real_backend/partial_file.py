@@ -43,8 +43,9 @@ class PartialFile:
                 if "part" in entry:
                     self.found.append(entry["part"])
                     last_s = float(entry["unix_s"])
-                elif self.found:
-                    away_s = float(entry["resumed_unix_s"]) - last_s
+                    continue
+                away_s = float(entry["resumed_unix_s"]) - last_s
+                if self.found:
                     self._gaps = [gap for gap in self._gaps if gap[0] < len(self.found)]
                     self._gaps.append((len(self.found), round(away_s, 3)))
         except (ValueError, TypeError, KeyError):
