@@ -61,7 +61,9 @@ def progress(total: int | None, what: str, done: int = 0) -> Iterator[Step]:
             if left_s is not None:
                 told = True
                 if left_s >= LONG_S:
-                    line = f"gammalab: {what}: about {readable(left_s)}, by its first steps here"
+                    line = (
+                        f"gammalab: {what}: about {readable(left_s)} left, by its first steps here"
+                    )
                     bar.write(line, file=sys.stderr)
 
         yield step
