@@ -29,6 +29,7 @@ from real_backend.sitting import (
     Sitting,
     anchors_path,
     baseline_of,
+    begin_sitting,
     read_measured,
     timed_path,
     write_measured,
@@ -216,6 +217,19 @@ def test_what_was_decided_is_kept_until_it_is_judged(
         assert cli.main(words) in (0, 1)  # whatever this machine's placebo says
     assert (tmp_path / "validate.json").exists() and (tmp_path / "validate.txt").exists()
     assert not (tmp_path / "measured.partial").exists()
+
+
+def test_only_force_or_what_was_begun_with_it_overwrites(tmp_path: Path) -> None:
+    result, kept = tmp_path / "validate.json", tmp_path / "measured.partial"
+    assert begin_sitting(tmp_path, result, False) == kept
+    assert begin_sitting(None, None, True) is None
+    result.write_text("x")
+    with pytest.raises(InputError, match="--force"):
+        begin_sitting(tmp_path, result, False)
+    kept.write_text("x")
+    assert begin_sitting(tmp_path, result, False) == kept and kept.exists()
+    begin_sitting(tmp_path, result, True)
+    assert not kept.exists() and result.exists()
 
 
 def test_states_come_back_bit_for_bit() -> None:
