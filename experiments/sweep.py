@@ -231,7 +231,10 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool) -
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Inverse of write_rows; raises InputError if the file is damaged."""
-    table, _ = read_table(path, "sweep")
+    try:
+        table, _ = read_table(path, "sweep")
+    except InputError as error:
+        raise InputError(f"{error}; delete it and sweep again") from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
