@@ -201,7 +201,11 @@ def validate_files(
     With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
     real_backend.sitting) and out/predicted/; a sitting that was stopped goes on there.
     """
-    kept = begin_sitting(out, out and out / "validate.json", force)
+    kept = None
+    if out is not None and args.measured is None:
+        kept = begin_sitting(out, out / "validate.json", force)
+    elif out is not None:
+        refuse_existing(out / "validate.json", force)
     (trace,), timing = read_inputs([args.trace], args.timing)
     if args.measured is None:
         chosen = validation_policies(
@@ -224,7 +228,8 @@ def validate_files(
     }
     if out is not None:
         withdraw(out / "validate.json")
-        write_measured(outcome.measured, out)
+        if args.measured is None or args.measured.resolve() != out.resolve():
+            write_measured(outcome.measured, out)
         write_rounds(
             (out / "predicted" / f"{file_name(n)}.parquet", log)
             for n, log in outcome.predicted.items()

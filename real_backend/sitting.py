@@ -426,14 +426,12 @@ def sitting_from_args(
     )
 
 
-def begin_sitting(folder: Path | None, result: Path | None, force: bool) -> Path | None:
-    """Where the sitting of a folder keeps its finished turns; None without a folder.
+def begin_sitting(folder: Path, result: Path, force: bool) -> Path:
+    """Where the sitting of a folder keeps its finished turns.
 
     force: begin anew. Raises InputError if `result`, what the sitting ends in, is there, unless
     force or a sitting that was begun with it goes on.
     """
-    if folder is None or result is None:
-        return None
     kept = partial_path(folder / "measured")
     if force:
         kept.unlink(missing_ok=True)
