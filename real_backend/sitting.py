@@ -31,7 +31,7 @@ from policies.shelf import file_name, label, parse_policies
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.partial_file import PartialFile, finished, partial_path
 from real_backend.progress import Step, progress
-from real_backend.sitting_file import Pass, Turn, TurnFile, load_states, saved_state
+from real_backend.sitting_file import Pass, Turn, TurnFile, saved_state
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs, read_roundlog, write_roundlog
@@ -193,7 +193,7 @@ class Sitting:
             return
         states = {name: policy.new_state(self.batch) for name, policy in seats.items()}
         if found and self.carries:
-            load_states(states, found[-1].states)
+            turns.load(states, found[-1])
         for number, (block, order) in enumerate(self._orders(len(seats), repeat)):
             if number < len(found):
                 continue

@@ -58,6 +58,13 @@ class TurnFile:
         passes = {seat: _written(one) for seat, one in turn.passes.items()}
         self.kept.keep(turn._replace(passes=passes)._asdict())
 
+    def load(self, states: Mapping[str, State], turn: Turn) -> None:
+        """Fill fresh states with those at the end of a turn; InputError if they do not fit."""
+        try:
+            load_states(states, turn.states)
+        except (ValueError, KeyError, zlib.error):
+            raise damaged(self.kept.path) from None
+
     def of(self, repeat: int) -> list[Turn]:
         """The turns of one repeat, in their order."""
         return [turn for turn in self.found if turn.repeat == repeat]
