@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,27 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     modules = done.stdout.splitlines()[-1].split()
     assert modules[0] == "modules" and "argparse" in modules
     assert not HEAVY & set(modules)
+
+
+@pytest.mark.parametrize("name", ["traces", "policies"])
+@pytest.mark.parametrize("command", ["experiments", "real_backend.capture"])
+def test_packages_of_other_projects_are_named(tmp_path: Path, name: str, command: str) -> None:
+    """As after `pip install traces`: its __init__.py lies where ours was."""
+    for package in ("traces", "policies", "real_backend", "experiments"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=lambda _, files: ["pair", "data"]
+        )
+    (tmp_path / name / "__init__.py").write_text("from sortedcontainers_of_others import x\n")
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith(f"gammalab: the package `{name}`")
+    assert "an environment of its own" in line
 
 
 def test_python_m_is_the_same_command() -> None:

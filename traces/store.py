@@ -296,8 +296,11 @@ class TraceWriter:
         return self._part(index).exists()
 
     def read(self, index: int) -> Trace:
-        """Request number `index` as a trace of one request."""
-        return read_trace(self._part(index))
+        """Request number `index` as a trace of one request; InputError if its file is damaged."""
+        try:
+            return read_trace(self._part(index))
+        except InputError as error:
+            raise InputError(f"{error}; delete it and capture again with --resume") from None
 
     def append(self, index: int, one: Trace) -> None:
         """Save request number `index`; on return it survives a kill."""
