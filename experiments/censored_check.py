@@ -31,7 +31,7 @@ from policies.shelf import parse_policy
 from real_backend.options import Parser, count, workers
 from simulator.costs import Affine
 from simulator.replay import replay
-from traces.censoring import censor
+from traces.censoring.known import censor
 from traces.costs import tabulate
 from traces.errors import InputError
 from traces.schema import Trace

@@ -10,7 +10,7 @@ from experiments.censored import Censoring, Completed, Span
 from experiments.rubin import UNDECIDED
 from experiments.statistics import FEW, TIE, VERDICTS
 from experiments.tables import number, table, with_interval
-from traces.censoring import by_run, survival
+from traces.censoring.known import by_run, survival
 from traces.schema import Trace
 
 NOTES = """\

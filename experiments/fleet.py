@@ -46,7 +46,7 @@ from simulator.service import Objective, Service, service
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)

@@ -44,7 +44,7 @@ from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace, refuse_existing
 from traces.timing import read_timing
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
 

@@ -45,9 +45,9 @@ from traces.errors import InputError
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically
-from traces.workload import Workload, demand
-from traces.workload import title as described
-from traces.workload_files import parse_workload
+from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import title as described
+from traces.workload.files import parse_workload
 
 DEFAULT_POLICIES = (
     "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"

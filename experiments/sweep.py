@@ -177,7 +177,7 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for package in (policies, simulator, traces):
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     for name in ("classifiers.py", "suites.py", "sweep.py", "tuning.py"):
         digest.update((here / name).read_bytes())

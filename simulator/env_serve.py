@@ -50,8 +50,8 @@ from simulator.server import Run
 from simulator.server_options import Server, check
 from simulator.strip import LEGEND, rgb, strip
 from traces.errors import InputError
-from traces.workload import FIELDS_OF, Demand, Workload, demand
-from traces.workload_files import parse_workload
+from traces.workload.arrivals import FIELDS_OF, Demand, Workload, demand
+from traces.workload.files import parse_workload
 
 Observation = npt.NDArray[np.float32]
 Info = dict[str, Any]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from simulator.batch_costs import BatchCosts
 from simulator.rounds import Limits, Tape
-from traces.workload import Demand
+from traces.workload.arrivals import Demand
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -44,7 +44,7 @@ from simulator.served import Served, collect
 from simulator.server_options import Server, check, reads_signals
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.workload import Demand
+from traces.workload.arrivals import Demand
 
 LOG_ROWS = 1 << 16  # rounds per call of the kernel
 BINS_AT_MOST = 1 << 20

@@ -14,7 +14,7 @@ from simulator.batch_costs import BatchCosts
 from simulator.rounds import Limits
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.workload import Demand
+from traces.workload.arrivals import Demand
 
 ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
 MOST_TOKENS = 2**31 - 1

@@ -33,7 +33,7 @@ from tests.command import gammalab, refused
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.timing import read_timing
-from traces.workload_files import read_workload
+from traces.workload.files import read_workload
 
 ADDERS = (add_decode_arguments, add_lossless_arguments, add_session_arguments)
 TIMING = Path(models.__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"

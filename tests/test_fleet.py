@@ -43,7 +43,7 @@ from traces import synthetic
 from traces.costs import CostModel
 from traces.schema import Trace
 from traces.store import write_trace
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 Row = tuple[int, int, int]
 

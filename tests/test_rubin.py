@@ -23,7 +23,7 @@ from experiments.rubin import (
 from policies.shelf import parse_policy
 from simulator.replay import replay
 from tests.results import lively_trace
-from traces.censoring import censor
+from traces.censoring.known import censor
 
 
 def test_rubins_rules_by_hand() -> None:

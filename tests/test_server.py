@@ -36,7 +36,7 @@ from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
-from traces.workload import Demand, Workload, demand
+from traces.workload.arrivals import Demand, Workload, demand
 
 
 class Digits(NamedTuple):

@@ -17,7 +17,7 @@ from simulator.server import serve
 from simulator.server_options import Server
 from simulator.service import service
 from traces import synthetic
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 CONCURRENCY = (1, 8, 32, 64)
 WITH_MS, WITHOUT_MS = (14.0, 19.3, 43.3, 77.2), (10.9, 12.0, 18.5, 26.3)

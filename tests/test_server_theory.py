@@ -20,7 +20,7 @@ from simulator.served import Served
 from simulator.server import serve
 from simulator.server_options import Server
 from traces.schema import Trace, TraceMeta
-from traces.workload import Demand, Workload, demand
+from traces.workload.arrivals import Demand, Workload, demand
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -43,7 +43,7 @@ from simulator.service import (
     within,
 )
 from traces.schema import Trace, TraceMeta
-from traces.workload import Demand, Workload, demand
+from traces.workload.arrivals import Demand, Workload, demand
 
 REPLIES = [[2, 1, 0, 0], [0, 0, 0], [0], [1, 0]]
 ARRIVAL_S = [0.0, 0.0, 5.0, 50.0]

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from traces.errors import InputError
-from traces.workload import (
+from traces.workload.arrivals import (
     Demand,
     Workload,
     demand,
     mean_rate_per_s,
     title,
 )
-from traces.workload_files import parse_workload, read_workload, write_workload
+from traces.workload.files import parse_workload, read_workload, write_workload
 
 CATEGORIES = ("chat", "chat", "chat", "code", "math", "math")
 SAMPLES = {

@@ -44,7 +44,7 @@ from simulator.server_options import Server, check
 from traces import synthetic
 from traces.costs import lag_after
 from traces.schema import Trace
-from traces.workload import Demand, Workload, demand
+from traces.workload.arrivals import Demand, Workload, demand
 
 ROOT = Path(__file__).parents[2]
 MODEL = Affine(
@@ -360,7 +360,7 @@ from simulator.costs import Affine
 from simulator.server import serve
 from simulator.server_options import Server
 from traces import synthetic
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 def peak_mib():
     with open("/proc/self/status") as status:

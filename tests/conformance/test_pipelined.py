@@ -21,7 +21,7 @@ from simulator.server_options import Server
 from traces.costs import Table
 from traces.store import read_trace
 from traces.timing import read_timing
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 TRACE = read_trace(GREEDY)
 SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}

@@ -20,7 +20,7 @@ from tests.test_neural import KINDS, random_network
 from traces.costs import Table, tabulate
 from traces.store import read_trace
 from traces.timing import read_timing
-from traces.workload import Workload, demand
+from traces.workload.arrivals import Workload, demand
 
 TRACE = read_trace(GREEDY).select(list(range(24)))
 MODEL = Table(read_timing(TIMING))

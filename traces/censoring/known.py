@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from traces import regimes
+from traces.censoring import imputation
+from traces.censoring.imputation import FloatArray, Regimes, Replies
 from traces.importers.flags import ACCEPTED, REJECTED, UNKNOWN, Flags, accept_lengths
-from traces.regimes import FloatArray, Regimes, Replies
 from traces.roundlog import RoundLog
 from traces.schema import Trace, TraceError
 from traces.split import named_generator, question_of
@@ -205,9 +205,9 @@ class Model:
 def learn(trace: Trace, seed: int = 0) -> Model:
     """Fit the regimes to the known flags of a trace, and test them by hiding some of those."""
     flags = flags_of(trace)
-    replies = regimes.lay_out(flags[None], trace.offsets, trace.category)
+    replies = imputation.lay_out(flags[None], trace.offsets, trace.category)
     ones = np.ones((1, trace.requests))
-    fitted = regimes.fit(replies, ones, regimes.first_guess(len(replies.tasks)), 40)
+    fitted = imputation.fit(replies, ones, imputation.first_guess(len(replies.tasks)), 40)
     return Model(fitted, rehearse(trace, replies, fitted, seed), replies)
 
 
@@ -220,15 +220,15 @@ def rehearse(trace: Trace, replies: Replies, fitted: Regimes, seed: int) -> Spre
     """
     flags = flags_of(trace)
     untilted = np.zeros((1, trace.requests))
-    drawn = regimes.draw(replies, fitted, untilted, named_generator(seed, "rehearse"))
+    drawn = imputation.draw(replies, fitted, untilted, named_generator(seed, "rehearse"))
     filled = np.where(flags == UNKNOWN, replies.flat(drawn)[0], flags)
     hidden = np.stack([bonus_positions(filled, trace.offsets, *rule) for rule in REHEARSED])
     hidden &= flags != UNKNOWN
-    fewer = regimes.lay_out(
+    fewer = imputation.lay_out(
         np.where(hidden, np.int8(UNKNOWN), flags), trace.offsets, trace.category
     )
-    again = regimes.fit(fewer, np.ones((len(hidden), trace.requests)), fitted, 15)
-    chance = fewer.flat(regimes.chances(fewer, again))
+    again = imputation.fit(fewer, np.ones((len(hidden), trace.requests)), fitted, 15)
+    chance = fewer.flat(imputation.chances(fewer, again))
     task = np.repeat([replies.tasks.index(c) for c in trace.category], trace.reply_tokens)
     missed, noise = np.zeros((2, len(hidden), len(replies.tasks)))
     for row, mask in enumerate(hidden):
@@ -295,10 +295,10 @@ def imputations(
     for first in range(0, draws, max(1, _CELLS // cells)):
         batch = weights[first : first + max(1, _CELLS // cells)]
         generator = named_generator(seed, f"impute {first}")
-        fitted = regimes.fit(replies, batch, model.fitted, 15)
+        fitted = imputation.fit(replies, batch, model.fitted, 15)
         shift = generator.normal(0.0, model.spread.task, (len(batch), len(replies.tasks)))
         shift += generator.normal(0.0, model.spread.common, (len(batch), 1))
-        drawn = replies.flat(regimes.draw(replies, fitted, shift[:, replies.task], generator))
+        drawn = replies.flat(imputation.draw(replies, fitted, shift[:, replies.task], generator))
         for row, values in enumerate(drawn):
             how = {"rule": "hidden regimes", "seed": seed, "draw": first + row, "of": draws}
             how |= {"unknown": int(unknown.sum()), "spread": [round(s, 4) for s in model.spread]}

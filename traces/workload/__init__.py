@@ -1,0 +1,1 @@
+"""When requests come, and which ones: arrivals, request mixes, and their files."""
