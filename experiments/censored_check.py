@@ -27,7 +27,7 @@ import numpy.typing as npt
 from experiments.censored import DRAWS, by_question, complete, play, span
 from experiments.rubin import LEAST, ratios
 from experiments.tables import number, percent, table
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend.options import Parser, count, workers
 from simulator.costs import Affine
 from simulator.replay import replay

@@ -25,7 +25,7 @@ from experiments.censored_text import (
 )
 from experiments.files import dumps
 from experiments.rubin import FEWEST_IMPUTATIONS
-from policies.shelf import label, parse_policies
+from policies.registry import label, parse_policies
 from real_backend.options import Parser, add_seed, count, number, whole, workers
 from simulator.replay import replay
 from traces.errors import InputError

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.suites import GREEDY
-from policies import speckv
 from policies.base import Draft, Policy, field_values
-from policies.classifiers import WEIGHTS, Disco, SpecDecPlusPlus, features
+from policies.confidence import speckv
+from policies.confidence.classifiers import WEIGHTS, Disco, SpecDecPlusPlus, features
 from traces.errors import InputError
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows

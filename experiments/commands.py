@@ -27,7 +27,7 @@ from experiments.validate import DEFAULT_POLICIES, Validation, judge
 from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
-from policies.shelf import file_name, label, parse_policies, parse_policy
+from policies.registry import file_name, label, parse_policies, parse_policy
 from real_backend.partial_file import finished
 from real_backend.progress import progress
 from real_backend.sitting import (

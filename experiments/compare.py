@@ -45,7 +45,7 @@ from experiments.statistics import (
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.overhead import is_known
-from policies.shelf import SHELF, label
+from policies.registry import SHELF, label
 from simulator.hindsight import best_fixed, clairvoyant
 from simulator.metrics import PerRequest, per_request, summarize
 from simulator.replay import replay

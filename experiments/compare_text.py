@@ -12,7 +12,7 @@ from experiments.compare import ROLES, Comparison, Row
 from experiments.files import jsonable
 from experiments.statistics import FEW, SAME, TIE, VERDICTS
 from experiments.tables import fill, number, percent, table, with_interval
-from policies.shelf import file_name, title
+from policies.registry import file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
 

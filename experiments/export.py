@@ -26,12 +26,12 @@ from experiments.export_replay import (
 )
 from experiments.files import warn
 from policies.base import Policy, uses_signals
-from policies.confidence import HFConfidence
+from policies.confidence.roc import HFRocConfidence
+from policies.confidence.thresholds import HFConfidence
+from policies.counts.gammatune import GammaTunePlus
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
-from policies.gammatune import GammaTunePlus
-from policies.heuristic import HFHeuristic
-from policies.roc import HFRocConfidence
-from policies.shelf import label, parse_policy
+from policies.registry import label, parse_policy
 from simulator.hindsight import best_fixed
 from simulator.replay import replay
 from traces.schema import Trace, refuse_censored

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from experiments.compare import fixed_logs
 from experiments.export_engines import Engine, Range, Setting
 from policies.base import Policy
-from policies.confidence import HFConfidence
+from policies.confidence.roc import HFRocConfidence
+from policies.confidence.thresholds import HFConfidence
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
-from policies.heuristic import HFHeuristic
 from policies.overhead import charged
-from policies.roc import HFRocConfidence
 from simulator.replay import check_inputs, replay, tape_of
 from simulator.rounds import room_at
 from traces.costs import (

@@ -11,9 +11,9 @@ from experiments.export_replay import stand_in
 from experiments.files import command_line, describe_inputs, dumps, versions
 from experiments.tables import number, percent, table
 from policies.base import uses_signals
-from policies.confidence import HFConfidence
+from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed, Never
-from policies.shelf import label
+from policies.registry import label
 from traces.schema import Trace
 from traces.timing import Timing
 

@@ -20,7 +20,7 @@ from experiments.figure_style import (
     named_rows,
 )
 from experiments.statistics import FEW, SAME, TIE
-from policies.shelf import title
+from policies.registry import title
 
 VERDICT_STYLE = {
     "faster": (BLUE, "o", "faster than the tuned fixed length"),

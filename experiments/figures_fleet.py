@@ -23,7 +23,7 @@ from experiments.figure_style import (
     use_style,
 )
 from experiments.statistics import Interval
-from policies.shelf import title
+from policies.registry import title
 
 SHOWN = 4
 

@@ -24,7 +24,7 @@ from experiments.figure_style import (
     named_rows,
     use_style,
 )
-from policies.shelf import title
+from policies.registry import title
 from traces.roundlog import RoundLog
 
 BAR: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}

@@ -22,7 +22,7 @@ from experiments.figure_style import (
 )
 from experiments.statistics import ALONE_Z
 from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
-from policies.shelf import title
+from policies.registry import title
 
 COLOURS = {CONFIRMED: (BLUE, PALE_BLUE), CONTRADICTED: (ORANGE, PALE_ORANGE), NOISY: (GREY, GREY)}
 OPERATIONS = {"draft": ("^", BLUE), "first": ("v", PALE_BLUE), "verify": ("o", ORANGE)}

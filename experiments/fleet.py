@@ -35,9 +35,9 @@ from experiments.serving import (
 from experiments.statistics import SMALLEST, Interval, interval
 from experiments.tables import number, percent, table, with_interval
 from policies.base import Policy, uses_signals
+from policies.counts.tables import BatchTable
 from policies.fixed import Fixed, Never
-from policies.shelf import label, parse_policies, title
-from policies.tables import BatchTable
+from policies.registry import label, parse_policies, title
 from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve

@@ -12,7 +12,7 @@ from experiments.figure_style import Json
 from experiments.statistics import Estimate
 from experiments.tables import fill
 from experiments.verdict import CONTRADICTED, NOISY, inside
-from policies.shelf import title
+from policies.registry import title
 
 
 class Line(NamedTuple):

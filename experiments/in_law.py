@@ -21,7 +21,7 @@ from scipy import stats
 
 from experiments.commands import read_inputs
 from experiments.compare import step_costs
-from policies.shelf import label, parse_policies
+from policies.registry import label, parse_policies
 from real_backend.options import Parser, add_pair_arguments, add_seed
 from real_backend.progress import progress
 from simulator.replay import replay

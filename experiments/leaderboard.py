@@ -19,7 +19,7 @@ from experiments.statistics import bootstrap_weights, ratio_of_sums
 from experiments.suites import MEASURED
 from experiments.sweep import World, costs_of, rows_of, tuned
 from experiments.tables import fill, number, percent, table, with_interval
-from policies.shelf import FAMILIES, label, title, write_policies
+from policies.registry import FAMILIES, label, title, write_policies
 from simulator.hindsight import Ceiling, ceilings
 from simulator.metrics import per_request
 from traces.schema import Trace

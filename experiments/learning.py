@@ -15,7 +15,7 @@ import numpy as np
 
 from policies.base import Policy
 from policies.fixed import Fixed
-from policies.neural import neural_policy, quantise
+from policies.learned.neural import neural_policy, quantise
 from simulator.env_pool import Cost, Pool
 from simulator.env_vector import LaneVectorEnv, RoundVectorEnv, TokenVectorEnv
 from simulator.lanes import RHO

@@ -21,7 +21,7 @@ from experiments.suites import PAPER_GAMMAS, PAPER_RULES, PAPER_VARIANTS
 from experiments.sweep import World, rows_of
 from experiments.tables import number, table
 from policies.fixed import Never
-from policies.shelf import label, parse_policy
+from policies.registry import label, parse_policy
 from simulator.tally import tally
 
 FloatArray = npt.NDArray[np.float64]

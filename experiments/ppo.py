@@ -42,7 +42,7 @@ class Settings:
 
 
 def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers of ReLU, as policies.neural plays them."""
+    """Two hidden layers of ReLU, as policies.learned.neural plays them."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
         nn.Linear(hidden, outputs),

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from experiments.compare import step_costs
 from experiments.tables import number, percent, table
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Never
-from policies.heuristic import HFHeuristic
 from simulator.metrics import per_request
 from simulator.replay import replay
 from traces.errors import InputError

@@ -25,7 +25,7 @@ from experiments.figure_style import BLUE, GREY, INK, ORANGE, Picture, canvas, f
 from experiments.report import write_pictures
 from experiments.tables import table
 from policies.base import Policy
-from policies.shelf import label, parse_policies, read_policies, title
+from policies.registry import label, parse_policies, read_policies, title
 from real_backend.options import Parser, add_seed, count
 from simulator.env_pool import GREEDY, TIMING
 from simulator.hindsight import best_fixed, clairvoyant

@@ -87,7 +87,7 @@ class LaneVecEnv(VecEnv):  # type: ignore[misc]  # the library ships no types th
 
 
 def make_model(algo: str, env: VecEnv, settings: ppo.Settings) -> Any:
-    """SB3's PPO or DQN with a network that policies.neural can play; PPO undiscounted."""
+    """SB3's PPO or DQN with a network that policies.learned.neural can play; PPO undiscounted."""
     shape = [settings.hidden, settings.hidden]
     common: dict[str, Any] = {"gamma": 1.0, "seed": settings.seed, "device": "cpu"}
     if algo == "ppo":

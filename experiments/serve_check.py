@@ -25,7 +25,7 @@ from experiments.rooflines import read_costs
 from experiments.serving import costs_for
 from experiments.tables import number, percent, table
 from policies.base import Policy
-from policies.shelf import parse_policies, parse_policy
+from policies.registry import parse_policies, parse_policy
 from real_backend.options import (
     Parser,
     add_pair_arguments,

@@ -34,7 +34,7 @@ from experiments.statistics import Interval, interval
 from experiments.tables import number, percent, table
 from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
-from policies.shelf import file_name, label, parse_policies, title
+from policies.registry import file_name, label, parse_policies, title
 from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.served import Served

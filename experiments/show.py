@@ -15,7 +15,7 @@ from experiments.statistics import divide
 from experiments.tables import number, table
 from policies.base import Policy, uses_signals
 from policies.fields import allowed, origins, short_field
-from policies.shelf import SHELF, find_policy
+from policies.registry import SHELF, find_policy
 from traces.errors import InputError
 from traces.schema import EXACTNESS, Trace, TraceError
 from traces.split import split_rows

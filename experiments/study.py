@@ -29,7 +29,7 @@ from experiments.files import (
 from experiments.headline import headline_text
 from experiments.report import write_report
 from experiments.suites import GREEDY, TIMING
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend.options import refuse_shape
 from real_backend.partial_file import finished, partial_path
 from traces.errors import InputError

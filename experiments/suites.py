@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from policies.shelf import SHELF
+from policies.registry import SHELF
 
 Points = tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
 

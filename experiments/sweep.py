@@ -31,7 +31,7 @@ from experiments.suites import MEASURED, Suite
 from experiments.tuning import candidates
 from experiments.workers import run_jobs
 from policies.base import Policy, field_values, uses_signals
-from policies.shelf import label, parse_policy
+from policies.registry import label, parse_policy
 from real_backend.progress import progress
 from simulator.costs import Affine, at_ratio
 from simulator.tally import Tally, tally

@@ -14,7 +14,7 @@ from experiments.paper import paper_figure, paper_text
 from experiments.report import write_pictures
 from experiments.suites import MEASURED, SUITES, TIMING, Suite
 from experiments.sweep import World, jobs_of, sweep, worlds_of, write_rows
-from policies.shelf import label, parse_policies
+from policies.registry import label, parse_policies
 from real_backend.progress import progress
 from traces.errors import InputError
 from traces.schema import Trace
@@ -64,7 +64,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
 
 def known_names() -> Sequence[str]:
     """The names of the shelf."""
-    from policies.shelf import SHELF
+    from policies.registry import SHELF
 
     return tuple(SHELF)
 

@@ -27,9 +27,9 @@ from experiments.compare import Comparison, compare
 from experiments.files import dumps, versions
 from experiments.learning import Progress, Task, make_task, note
 from policies.base import Policy
-from policies.neural import WIDEST, neural_policy, quantise
+from policies.learned.neural import WIDEST, neural_policy, quantise
 from policies.overhead import own_seconds
-from policies.shelf import DEFAULT, label, parse_policy, title, write_policies
+from policies.registry import DEFAULT, label, parse_policy, title, write_policies
 from real_backend.progress import progress
 from traces.errors import InputError, missing
 from traces.store import content_hash, refuse_existing, write_atomically

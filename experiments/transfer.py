@@ -25,8 +25,8 @@ from experiments.tables import table
 from experiments.train import begin, fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
-from policies.neural import neural_policy, quantise
-from policies.shelf import parse_policy
+from policies.learned.neural import neural_policy, quantise
+from policies.registry import parse_policy
 from real_backend.options import Parser, count
 from real_backend.progress import progress
 from simulator.env_pool import GREEDY, TIMING

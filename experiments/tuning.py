@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.suites import SPACES, Points
 from policies.base import Policy
-from policies.shelf import label
+from policies.registry import label
 from traces.errors import InputError, missing
 from traces.split import named_generator
 

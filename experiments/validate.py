@@ -37,7 +37,7 @@ from experiments.verdict import (
 from policies.base import Policy, reads_seconds, uses_signals
 from policies.fixed import Never
 from policies.overhead import charged
-from policies.shelf import DEFAULT, label
+from policies.registry import DEFAULT, label
 from real_backend.sitting import PLACEBO, Measured
 from simulator.metrics import per_request, same_rounds
 from simulator.replay import replay

@@ -15,7 +15,7 @@ arrays through a cast (`int(a[slot])`, `float(p[slot, k])`): `np.float32(0.7) < 
 question in NumPy and in compiled code. Loops are explicit, logarithms are `math.log`. Never call
 another hook through self: compiled, self is only the tuple of fields. Two exceptions: whole small
 arrays may be copied (`a[slot, :n] = b[:n]`), and multiplied (`x @ w`) where every sum is exact
-whatever its order, see policies.neural.
+whatever its order, see policies.learned.neural.
 """
 
 from __future__ import annotations

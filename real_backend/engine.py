@@ -20,7 +20,7 @@ import torch
 
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.overhead import charged
-from policies.shelf import label
+from policies.registry import label
 from real_backend.clock import ProcessorClock, wait_for
 from real_backend.energy import Meter
 from real_backend.faults import DeviceLost, device_faults

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from policies.base import STEP_COSTS, Policy, State, reads_seconds
-from policies.shelf import label, parse_policy
+from policies.registry import label, parse_policy
 from real_backend.engine import Engine
 from real_backend.generate_call import Call, Row, read_call, sequences_of
 from real_backend.graphs import DEPTH

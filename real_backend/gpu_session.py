@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from policies.base import uses_signals
-from policies.shelf import file_name, label, parse_policies, parse_policy
+from policies.registry import file_name, label, parse_policies, parse_policy
 from real_backend.options import add_session_arguments, run_module
 from real_backend.sitting import PLACEBO, read_measured, timed_path
 from traces.costs import Table, price_log, tabulate

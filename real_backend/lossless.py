@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from policies.base import Policy
-from policies.shelf import label, parse_policies
+from policies.registry import label, parse_policies
 from real_backend.engine import Engine
 from real_backend.finite import check_finite
 from real_backend.kvcache import GeneralReader

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from policies.overhead import ROUNDS, own_seconds_of
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend.clock import wait_for
 from real_backend.coupled import Settings
 from real_backend.engine import steps_for

@@ -27,7 +27,7 @@ import numpy as np
 
 from policies.base import Policy, State
 from policies.fixed import Fixed
-from policies.shelf import file_name, label, parse_policies
+from policies.registry import file_name, label, parse_policies
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.partial_file import PartialFile, finished, partial_path
 from real_backend.progress import Step, progress

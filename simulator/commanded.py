@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
-from policies.observation import (
+from policies.learned.observation import (
     MEMORY,
     ROUND,
     forget,
@@ -37,8 +37,8 @@ BATCH = (
     "1 if the last iteration had no draft, so that the next one with a draft pays reentry_s",
     "seconds that the first of the waiting line has waited, in plain rounds x, as x / (1 + x)",
 )
-"""What is shown of the server beside the mean of its rows (policies.observation.ROUND). A plain
-round here: one token, one row, shortest context."""
+"""What is shown of the server beside the mean of its rows (policies.learned.observation.ROUND). A
+plain round here: one token, one row, shortest context."""
 
 LEARNED, ENTERED = range(2)  # entries of CommandState.counts
 REQUEST, SLOT, ROUND_NUMBER, CONTEXT, ROOM, BUCKET = range(6)  # columns of a row shown
@@ -46,8 +46,8 @@ NOW_S, REQUEST_S, EMITTED, WAITING = range(4)  # of what `observe` counts
 
 
 class CommandState(NamedTuple):
-    """S slots. memory [S, MEMORY]: see policies.observation. command [1]: the gamma that holds.
-    counts [2]: rows that learned and slots that were entered since gamma was asked. outcomes
+    """S slots. memory [S, MEMORY]: see policies.learned.observation. command [1]: the gamma that
+    holds. counts [2]: rows that learned and slots that were entered since gamma was asked. outcomes
     [S, 6]: slot, gamma, drafted, accepted, emitted, ended of those rows; elapsed_s [S] theirs.
     entered [S]: those slots.
     """

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from policies.base import Outcome, Policy, clamp_gamma, uses_signals
-from policies.observation import DRAFTING, ROUND
+from policies.learned.observation import DRAFTING, ROUND
 from policies.randomness import Rng, round_key
 from simulator.env_pool import CostsLike, Pool, TraceLike
 from simulator.env_stage import Stage
@@ -33,8 +33,8 @@ Info = dict[str, Any]
 
 
 def observation_space(tokens: bool) -> Any:
-    """Box float32 [K] in -1..1: the numbers of policies.observation.ROUND and, before a token, of
-    DRAFTING.
+    """Box float32 [K] in -1..1: the numbers of policies.learned.observation.ROUND and, before a
+    token, of DRAFTING.
     """
     numbers = len(ROUND) + (len(DRAFTING) if tokens else 0)
     return gymnasium.spaces.Box(-1.0, 1.0, (numbers,), np.float32)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import traces
 from policies.base import FloatArray, IntArray, Policy
-from policies.observation import FACTS, ROUND, show_costs
+from policies.learned.observation import FACTS, ROUND, show_costs
 from policies.overhead import charged
 from simulator.costs import at_ratio
 from traces.costs import CostModel, Table, read_only, tabulate
@@ -145,7 +145,7 @@ class Pool:
         return float(table.signal_s) if self.signals else 0.0
 
     def facts(self) -> npt.NDArray[np.float32]:
-        """[M, C, 6], what policies.observation shows of costs and load."""
+        """[M, C, 6], what policies.learned.observation shows of costs and load."""
         shown = np.zeros((1, len(ROUND)))
         found = np.zeros((len(self.tables), *self.seconds()[0].shape[1:2], len(ROUND) - FACTS))
         for m, (cost, table) in enumerate(zip(self.tables, self.paid(), strict=True)):

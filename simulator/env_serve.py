@@ -17,9 +17,9 @@ import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from policies.base import Outcome, Policy, View, clamp_gamma, uses_signals
-from policies.observation import ROUND
+from policies.learned.observation import ROUND
 from policies.randomness import Rng, round_key
-from policies.shelf import label
+from policies.registry import label
 from simulator import batch
 from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch_costs import charged, tabulate_batches
@@ -66,7 +66,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
 
     Action: Discrete(G + 1), the gamma that holds for every row, clamped to its room, as the tables
     by batch size of vLLM and TensorRT-LLM do. Observation: Box float32 [20] in -1..1 on a grid of
-    1/1024: the mean over the decoding rows of policies.observation.ROUND, then
+    1/1024: the mean over the decoding rows of policies.learned.observation.ROUND, then
     simulator.commanded.BATCH. It is taken after arrivals and admissions, when the next decision is
     due; iterations in which no row decodes (prompts read in chunks) pass inside, their seconds
     charged. After the end no row decodes: the first 15 are 0.

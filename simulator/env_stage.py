@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from policies.base import Draft, Outcome, Policy, View
-from policies.observation import DRAFTING, MEMORY, ROUND
+from policies.learned.observation import DRAFTING, MEMORY, ROUND
 from simulator.env_pool import Pool
 from simulator.lanes import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
 from simulator.pins import Pinned

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import IntArray, Outcome, Policy, State, View
-from policies.confidence import HFConfidence, TailPruning
-from policies.entropy import SVIP
+from policies.confidence.entropy import SVIP
+from policies.confidence.thresholds import HFConfidence, TailPruning
 from policies.fixed import Fixed
 from policies.overhead import uncharged
 from policies.randomness import Rng
-from policies.shelf import label
+from policies.registry import label
 from simulator.kernels import run_function, run_policy
 from simulator.replay import check_inputs, replay, run, tape_of
 from simulator.rounds import Limits, Tape, room_at

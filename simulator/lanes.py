@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policies.base import FloatArray, IntArray, clamp_gamma
-from policies.observation import (
+from policies.learned.observation import (
     FACTS,
     ROUND,
     forget,
@@ -72,8 +72,8 @@ class Lanes(NamedTuple):
     output position last - 1). accept_len [N]; top1_prob, entropy [N, G] float32 or [0, 0].
     draft_s, verify_s [M, C, W] seconds. rates [M, 4]: seconds of a signal, seconds that count as
     1 in the reward, tokens per second in the average-reward form, batch size. facts [M, C, 6]
-    float32: what policies.observation shows of costs and load. choices [any] int64. rules [5]
-    int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for average
+    float32: what policies.learned.observation shows of costs and load. choices [any] int64. rules
+    [5] int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for average
     reward. lanes [L] LANE; memory [L, 6]; seen [L, K] float32, see of_tokens.
     actions [L] int64. Out: obs, final [L, K] float32; rewards [L]; terminated, truncated, played
     [L] uint8, played: 1 where the step ended a round; outcomes [L] OUTCOME.

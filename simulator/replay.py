@@ -14,7 +14,7 @@ import numpy as np
 
 from policies.base import Policy, State, uses_signals
 from policies.overhead import charged
-from policies.shelf import label
+from policies.registry import label
 from simulator import rounds
 from simulator.kernels import run_policy
 from simulator.rounds import Limits, Recorder, Rows, Tape, write_row

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from policies.base import Policy, State
-from policies.shelf import label
+from policies.registry import label
 from simulator import batch, processes, routing
 from simulator.admission import ORDERS
 from simulator.allotment import ALLOTMENTS, TETRIS

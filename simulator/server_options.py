@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from policies.base import Policy, uses_signals
-from policies.shelf import label
+from policies.registry import label
 from simulator.admission import ORDERS, blocks_of
 from simulator.allotment import ALLOTMENTS, TETRIS
 from simulator.batch_costs import BatchCosts

@@ -22,7 +22,7 @@ from policies.base import (
     uses_signals,
 )
 from policies.overhead import charged
-from policies.shelf import label
+from policies.registry import label
 from simulator.kernels import run_policy
 from simulator.replay import check_inputs, low_bits, tape_of
 from simulator.rounds import Limits, Place

@@ -18,7 +18,7 @@ import pytest
 from experiments import censored_check, censored_run, learning, workers
 from experiments.cli import build_parser
 from experiments.files import read_result
-from policies.shelf import read_policies
+from policies.registry import read_policies
 from real_backend import models
 from real_backend.engine import Engine
 from real_backend.options import (

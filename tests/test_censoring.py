@@ -19,9 +19,9 @@ from experiments.censored_check import Case, cases, costs_for, coverage, modelle
 from experiments.compare import compare, step_costs
 from experiments.compare_text import text_of, to_dict
 from experiments.report_view import comparison_view
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
-from policies.heuristic import HFHeuristic
-from policies.shelf import parse_policies, parse_policy
+from policies.registry import parse_policies, parse_policy
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing, make_trace
 from traces.censoring import imputation

@@ -19,8 +19,8 @@ from experiments.classifiers import (
 )
 from experiments.suites import GREEDY
 from policies.base import Draft, field_values
-from policies.classifiers import WEIGHTS, accept_prob
-from policies.speckv import GAMMAS, SpecKV
+from policies.confidence.classifiers import WEIGHTS, accept_prob
+from policies.confidence.speckv import GAMMAS, SpecKV
 from simulator.costs import Affine
 from simulator.replay import replay
 from tests.results import lively_trace

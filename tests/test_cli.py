@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import cli, show
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from tests.command import Outcome, refused
 from tests.results import lively_trace, make_trace, save_inputs
 from traces.store import read_trace, write_trace

@@ -27,7 +27,7 @@ from experiments.statistics import (
     verdict_among,
 )
 from policies.fixed import Fixed
-from policies.shelf import parse_policies
+from policies.registry import parse_policies
 from simulator.metrics import PerRequest
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
 from traces.errors import InputError

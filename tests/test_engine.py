@@ -12,7 +12,7 @@ from scipy import stats
 
 from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend.capture import capture
 from real_backend.coupled import Settings
 from real_backend.cuda_graphs import eagerly

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 import simulator.env  # noqa: F401  registers the environments
 from policies.base import uses_signals
 from policies.fixed import Fixed
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine
 from simulator.env import RoundEnv, TokenEnv, play
 from simulator.env_pool import GREEDY, TIMING, Pool

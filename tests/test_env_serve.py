@@ -14,9 +14,9 @@ from gymnasium.utils.env_checker import check_env
 
 import simulator.env  # noqa: F401  (registers the environments)
 from policies.base import Policy
-from policies.confidence import TailPruning
+from policies.confidence.thresholds import TailPruning
 from policies.fixed import Fixed, Never
-from policies.observation import (
+from policies.learned.observation import (
     GRID,
     MEMORY,
     ROUND,
@@ -26,7 +26,7 @@ from policies.observation import (
     show_costs,
     show_request,
 )
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from simulator.commanded import BATCH
 from simulator.costs import Affine
 from simulator.env_serve import ServeEnv, play_serve

@@ -28,11 +28,11 @@ from experiments.export_replay import (
     stand_in,
 )
 from experiments.export_text import advice, export_text, lost
-from policies.confidence import HFConfidence
+from policies.confidence.roc import HFRocConfidence
+from policies.confidence.thresholds import HFConfidence
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
-from policies.heuristic import HFHeuristic
-from policies.roc import HFRocConfidence
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine, expected_emitted
 from simulator.hindsight import best_fixed
 from simulator.replay import replay

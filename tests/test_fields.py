@@ -13,11 +13,11 @@ import pytest
 from experiments.suites import SPACES, SUITES
 from experiments.tuning import with_values
 from policies.base import Policy
-from policies.contract import _play
-from policies.dynamic import SmartSpec
+from policies.conformance import _play
 from policies.fields import Domain, fits
-from policies.neural import KINDS
-from policies.shelf import SHELF, parse_policies, parse_policy, read_policies
+from policies.goodput.dynamic import SmartSpec
+from policies.learned.neural import KINDS
+from policies.registry import SHELF, parse_policies, parse_policy, read_policies
 from traces.errors import InputError
 
 EVERY = {**SHELF, **KINDS}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend.engine import Engine
 from real_backend.finite import Watch
 from real_backend.generate import speculate

@@ -31,9 +31,9 @@ from experiments.fleet import (
 from experiments.rooflines import Priced
 from experiments.statistics import interval
 from policies.base import Policy, View
+from policies.counts.tables import BatchTable
 from policies.fixed import Never
 from policies.randomness import Rng
-from policies.tables import BatchTable
 from simulator.costs import Affine, Roofline
 from simulator.server_options import Server
 from simulator.service import Objective

@@ -36,11 +36,11 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from policies.bandits import UCB
+from policies.bandits.ucb import UCB
 from policies.base import STEP_COSTS, Policy, State, View, reads_seconds
-from policies.heuristic import HFHeuristic
+from policies.counts.heuristic import HFHeuristic
 from policies.randomness import Rng
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend.generate import Speculation, speculate
 from real_backend.models import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend import gpu_session
 from real_backend.gpu_session import (
     FULL,

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from policies.base import Policy
 from policies.fixed import Fixed
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend import cuda_graphs, engine, graph_check, graphs
 from real_backend.cuda_graphs import GraphRecorder
 from real_backend.engine import Engine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policies.fixed import Never
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed, clairvoyant, plan
 from simulator.metrics import per_request, regret_s

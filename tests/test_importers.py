@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from experiments.cli import main
 from policies.base import Policy
+from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
-from policies.heuristic import HFHeuristic
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from traces.costs import Table, tabulate

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend.engine import Engine
 from real_backend.models import EMBEDDED, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace

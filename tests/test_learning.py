@@ -19,7 +19,7 @@ from experiments.learning import Task, make_task
 from experiments.train import fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
-from policies.neural import neural_policy, quantise
+from policies.learned.neural import neural_policy, quantise
 from simulator.costs import Affine
 from simulator.env_pool import GREEDY, TIMING, Pool
 from simulator.env_vector import RoundVectorEnv, TokenVectorEnv

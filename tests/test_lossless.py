@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.fixed import Never
-from policies.shelf import parse_policies
+from policies.registry import parse_policies
 from real_backend import lossless, solo, steps
 from real_backend.engine import Engine
 from real_backend.llama import LeanLlama

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from policies.base import Policy, uses_signals
-from policies.confidence import HFConfidence
+from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend import finite, round_overheads
 from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, _sample, measure
 from real_backend.models import load_pair, resolve_pair

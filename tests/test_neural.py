@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 
 from experiments.agreement import agree
 from policies.base import Policy, reads_seconds, uses_signals
-from policies.contract import check_policy
+from policies.conformance import check_policy
 from policies.fixed import Fixed
-from policies.networks import read_network, write_network
-from policies.neural import (
+from policies.learned.networks import read_network, write_network
+from policies.learned.neural import (
     Network,
     NeuralRound,
     NeuralToken,
@@ -31,9 +31,9 @@ from policies.neural import (
     neural_policy,
     quantise,
 )
-from policies.observation import DRAFTING, GRID, ROUND
+from policies.learned.observation import DRAFTING, GRID, ROUND
 from policies.overhead import charged, own_seconds
-from policies.shelf import (
+from policies.registry import (
     FAMILIES,
     SHELF,
     find_policy,
@@ -321,7 +321,8 @@ def test_numbers_out_of_range() -> None:
 
 
 def test_importing_policies_loads_no_safetensors() -> None:
-    code = "import sys, policies.shelf, policies.networks; print('safetensors' in sys.modules)"
+    modules = "policies.registry, policies.learned.networks"
+    code = f"import sys, {modules}; print('safetensors' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,

@@ -15,9 +15,10 @@ from experiments.compare_text import text_of, to_dict
 from experiments.suites import Suite
 from experiments.sweep import costs_of, fingerprints, jobs_of, worlds_of
 from policies.base import Outcome, Policy, State, View
-from policies.confidence import HFConfidence
+from policies.confidence.thresholds import HFConfidence
+from policies.counts.tables import BatchTable
 from policies.fixed import Fixed
-from policies.marginal import Payback
+from policies.ours.marginal import Payback
 from policies.overhead import (
     REPLY_ROUNDS,
     charged,
@@ -28,8 +29,7 @@ from policies.overhead import (
     uncharged,
 )
 from policies.randomness import Rng
-from policies.shelf import SHELF, find_policy, parse_policy
-from policies.tables import BatchTable
+from policies.registry import SHELF, find_policy, parse_policy
 from simulator import batch_costs
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from policies.arbiter import arbiter
 from policies.base import Draft, Outcome, Policy, View, uses_signals
-from policies.contract import ContractError, check_policy
-from policies.goodput import CensoredGoodput
+from policies.conformance import ContractError, check_policy
+from policies.goodput.arbiter import arbiter
+from policies.ours.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
-from policies.shelf import SHELF, label, parse_policies, parse_policy
+from policies.registry import SHELF, label, parse_policies, parse_policy
 from traces.errors import InputError
 
 RNG = Rng(1)

@@ -8,8 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies import contextual
-from policies.bandits import (
+from policies.bandits import contextual
+from policies.bandits.begmab import (
+    GROUPS,
+    BegMab,
+    group_of_batch,
+    insert_ascending,
+    median_of,
+    ranked_length,
+    remove_ascending,
+)
+from policies.bandits.contextual import LinThompson, LinUCB, Nightjar, cheapest_arm, take_root
+from policies.bandits.exp3 import Exp3, Exp3Spec, draw_arm
+from policies.bandits.tapout import CONFIDENCE, ENTROPY_HIGH, ENTROPY_LOW, LONG, SHORT, SVIP, TapOut
+from policies.bandits.thompson import ThompsonBeta, ThompsonGauss
+from policies.bandits.ucb import (
     UCB,
     UCB1,
     DiscountedUCB,
@@ -19,22 +32,9 @@ from policies.bandits import (
     confidence_radius,
 )
 from policies.base import Draft, Outcome, Policy, View
-from policies.begmab import (
-    GROUPS,
-    BegMab,
-    group_of_batch,
-    insert_ascending,
-    median_of,
-    ranked_length,
-    remove_ascending,
-)
-from policies.contextual import LinThompson, LinUCB, Nightjar, cheapest_arm, take_root
-from policies.contract import check_policy
-from policies.exp3 import Exp3, Exp3Spec, draw_arm
-from policies.hedge import Hedge
+from policies.conformance import check_policy
+from policies.ours.hedge import Hedge
 from policies.randomness import Rng, normal, round_key, uniform
-from policies.tapout import CONFIDENCE, ENTROPY_HIGH, ENTROPY_LOW, LONG, SHORT, SVIP, TapOut
-from policies.thompson import ThompsonBeta, ThompsonGauss
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed
 from simulator.replay import replay, replay_interpreted

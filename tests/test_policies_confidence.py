@@ -11,15 +11,15 @@ import pytest
 
 from experiments.suites import GREEDY, TIMING
 from policies.base import Draft, Outcome, Policy, View
-from policies.classifiers import Disco, SpecDecPlusPlus, chance, features, log_odds
-from policies.confidence import BatchConfidence, HFConfidence
-from policies.contract import check_policy
-from policies.draft_verify import DraftVerify
-from policies.entropy import SVIP, AdaEDL, acceptance_gap
+from policies.confidence.classifiers import Disco, SpecDecPlusPlus, chance, features, log_odds
+from policies.confidence.draft_verify import DraftVerify
+from policies.confidence.entropy import SVIP, AdaEDL, acceptance_gap
+from policies.confidence.profile_guided import ProfileGuided
+from policies.confidence.speckv import SpecKV
+from policies.confidence.thresholds import BatchConfidence, HFConfidence
+from policies.conformance import check_policy
 from policies.fixed import Fixed
-from policies.profile_guided import ProfileGuided
 from policies.randomness import Rng
-from policies.speckv import SpecKV
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from traces import synthetic

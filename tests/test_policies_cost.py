@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies import arbiter as arbiter_module
-from policies.arbiter import (
+from policies.base import Outcome, Policy, View, field_values, reads_seconds, uses_signals
+from policies.confidence.thresholds import TailPruning
+from policies.conformance import check_policy
+from policies.counts.gammatune import GammaTune
+from policies.fields import origins
+from policies.fixed import Fixed, Never
+from policies.goodput import arbiter as arbiter_module
+from policies.goodput.arbiter import (
     CHOSEN,
     PLAYING,
     SERIAL,
@@ -24,11 +30,8 @@ from policies.arbiter import (
     Arbitration,
     arbiter,
 )
-from policies.base import Outcome, Policy, View, field_values, reads_seconds, uses_signals
-from policies.cascade import Cascade
-from policies.confidence import TailPruning
-from policies.contract import check_policy
-from policies.dynamic import (
+from policies.goodput.cascade import Cascade
+from policies.goodput.dynamic import (
     AdaptiveK,
     SGLangThroughput,
     SmartSpec,
@@ -36,10 +39,7 @@ from policies.dynamic import (
     extrapolated,
     judged_tokens,
 )
-from policies.fields import origins
-from policies.fixed import Fixed, Never
-from policies.gammatune import GammaTune
-from policies.goodput import AlphaGoodput
+from policies.ours.goodput import AlphaGoodput
 from policies.randomness import Rng
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted

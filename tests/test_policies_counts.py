@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.averages import CensoredEma, RateBuckets, RateEma, RateServo
 from policies.base import Outcome, Policy, View
-from policies.contract import check_policy
-from policies.heuristic import Streak
+from policies.conformance import check_policy
+from policies.counts.averages import CensoredEma, RateBuckets, RateEma, RateServo
+from policies.counts.heuristic import Streak
+from policies.counts.tables import BatchTable, DisableGate
+from policies.counts.tiers import SGLangTiers, next_tier, set_of_batch
 from policies.randomness import Rng
-from policies.tables import BatchTable, DisableGate
-from policies.tiers import SGLangTiers, next_tier, set_of_batch
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted
 from traces import synthetic

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from policies.bandits.remote import SpecStop, UCBSpecStop
 from policies.base import Draft, Outcome, Policy, View
-from policies.context_tables import ContextTable, LengthTable
-from policies.dsde import HELD, HIGH, LOW, Dsde, divergence, variance_ratio
-from policies.entropy_gate import EntropyGate
-from policies.leading import LeadingPositions
-from policies.llama_adaptive import LENGTH, CreditBucket, Zones
-from policies.ollama import OllamaDepth, cost_at
-from policies.onnx_genai import GAMMA, OnnxAdaptiveK
+from policies.confidence.dsde import HELD, HIGH, LOW, Dsde, divergence, variance_ratio
+from policies.confidence.entropy_gate import EntropyGate
+from policies.counts.context_tables import ContextTable, LengthTable
+from policies.counts.leading import LeadingPositions
+from policies.counts.llama_adaptive import LENGTH, CreditBucket, Zones
+from policies.goodput.ollama import OllamaDepth, cost_at
+from policies.goodput.onnx_genai import GAMMA, OnnxAdaptiveK
 from policies.randomness import Rng
-from policies.remote import SpecStop, UCBSpecStop
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed
 from simulator.replay import replay

@@ -10,7 +10,15 @@ import pytest
 
 from policies.base import Draft, Outcome, View
 from policies.fixed import Fixed, Never
-from policies.marginal import SKIPPED, STEP_S, SURVIVAL, Marginal, Payback, context_after, logit
+from policies.ours.marginal import (
+    SKIPPED,
+    STEP_S,
+    SURVIVAL,
+    Marginal,
+    Payback,
+    context_after,
+    logit,
+)
 from policies.randomness import Rng
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed

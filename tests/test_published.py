@@ -21,7 +21,7 @@ from experiments import (
 )
 from experiments.published_laws import LAWS, MAIN_LAW, first_then, fit_alpha, fit_survival
 from experiments.published_table import errors, errors_by, read_csv
-from policies.heuristic import HFHeuristic
+from policies.counts.heuristic import HFHeuristic
 from simulator.costs import Roofline, expected_emitted, roofline_s
 from simulator.replay import replay
 from tests.results import make_timing, save_inputs

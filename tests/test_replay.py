@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from policies.base import Draft, Outcome, Policy, State, View
+from policies.counts.gammatune import GammaTunePlus
 from policies.fixed import Fixed, Never
-from policies.gammatune import GammaTunePlus
 from policies.randomness import Rng, uniform
 from simulator.costs import Affine, expected_emitted
 from simulator.replay import replay, replay_interpreted

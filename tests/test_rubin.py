@@ -20,7 +20,7 @@ from experiments.rubin import (
     ratios,
     steady_verdict,
 )
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from simulator.replay import replay
 from tests.results import lively_trace
 from traces.censoring.known import censor

@@ -23,7 +23,7 @@ from experiments.suites import GREEDY, TIMING
 from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed
 from simulator.replay import replay

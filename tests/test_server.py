@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.bandits.exp3 import Exp3
 from policies.base import Policy, State, View
-from policies.confidence import TailPruning
-from policies.exp3 import Exp3
+from policies.confidence.thresholds import TailPruning
+from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
-from policies.gammatune import GammaTune, GammaTunePlus
 from policies.randomness import Rng
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from simulator import server as server_module
 from simulator.admission import blocks_of
 from simulator.allotment import ALLOTMENTS

@@ -15,7 +15,7 @@ from experiments.compare import step_costs
 from experiments.validate import judge
 from experiments.validate_text import validation_text
 from policies.fixed import Fixed
-from policies.shelf import SHELF, label, parse_policies
+from policies.registry import SHELF, label, parse_policies
 from real_backend import sitting
 from real_backend.capture import capture
 from real_backend.coupled import Settings

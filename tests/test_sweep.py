@@ -17,7 +17,7 @@ from experiments.sweep import World, jobs_of, sweep, tuned, worlds_of
 from experiments.tuning import candidates, value_at
 from policies.base import Policy, field_values
 from policies.fixed import Fixed
-from policies.shelf import SHELF, label, parse_policies, parse_policy, read_policies
+from policies.registry import SHELF, label, parse_policies, parse_policy, read_policies
 from simulator.costs import Affine
 from simulator.hindsight import best_fixed, ceilings
 from simulator.replay import replay

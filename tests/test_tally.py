@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.base import Outcome, Policy, State, View, reads_seconds
+from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
-from policies.gammatune import GammaTune, GammaTunePlus
 from policies.randomness import Rng, uniform
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator import kernels
 from simulator.costs import Affine
 from simulator.metrics import per_request

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import regret, transfer
-from policies.neural import NeuralRound
-from policies.shelf import read_policies
+from policies.learned.neural import NeuralRound
+from policies.registry import read_policies
 from simulator.env_pool import GREEDY, TIMING
 from tests.command import gammalab, refused
 from traces import synthetic

@@ -16,7 +16,7 @@ from experiments.validate_text import findings, validation_dict, validation_text
 from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
 from policies.base import Policy, State
 from policies.fixed import Fixed
-from policies.shelf import label, parse_policies
+from policies.registry import label, parse_policies
 from real_backend.sitting import PLACEBO, Sitting
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing

@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from policies.base import Policy
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend.engine import Engine
 from real_backend.models import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from policies.base import Policy, field_values, uses_signals
-from policies.gammatune import GammaTune
-from policies.shelf import parse_policy
+from policies.counts.gammatune import GammaTune
+from policies.registry import parse_policy
 from simulator.costs import Affine
 from simulator.kernels import run_policy
 from simulator.replay import check_inputs, tape_of

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from real_backend.engine import Engine
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request

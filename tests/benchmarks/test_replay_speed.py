@@ -16,7 +16,7 @@ import simpy
 
 from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signals
 from policies.randomness import Rng, round_key
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from simulator.costs import Affine
 from simulator.replay import check_inputs, replay, replay_interpreted
 from simulator.rounds import room_at

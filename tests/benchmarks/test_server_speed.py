@@ -28,7 +28,7 @@ import simpy
 
 from policies.base import Outcome, Policy, View, clamp_gamma
 from policies.randomness import Rng, round_key
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from simulator.batch_costs import (
     BatchCosts,
     context_bucket,
@@ -354,7 +354,7 @@ def test_what_comes_on_top(capsys: pytest.CaptureFixture[str]) -> None:
 MILLION = """
 import time
 import numpy as np
-from policies.shelf import parse_policy
+from policies.registry import parse_policy
 from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
 from simulator.server import serve

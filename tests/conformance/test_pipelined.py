@@ -13,7 +13,7 @@ import pytest
 
 from experiments.suites import GREEDY, TIMING
 from policies.fixed import Fixed
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator.batch_costs import tabulate_batches
 from simulator.served import Served
 from simulator.server import serve

@@ -12,7 +12,7 @@ import pytest
 from policies.base import Outcome, Policy, State, View, reads_seconds
 from policies.fixed import Fixed
 from policies.randomness import Rng
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator.replay import replay
 from tests.specimens import random_costs, random_trace
 from traces.schema import Trace

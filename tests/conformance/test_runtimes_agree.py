@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.base import Policy, State, View, uses_signals
-from policies.neural import neural_policy
+from policies.learned.neural import neural_policy
 from policies.randomness import Rng
-from policies.shelf import SHELF, parse_policy
+from policies.registry import SHELF, parse_policy
 from simulator import kernels
 from simulator.costs import Affine
 from simulator.replay import replay, replay_interpreted

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.suites import GREEDY, TIMING
 from policies.base import Policy
-from policies.neural import neural_policy
-from policies.shelf import SHELF
+from policies.learned.neural import neural_policy
+from policies.registry import SHELF
 from simulator.batch_costs import tabulate_batches
 from simulator.replay import replay
 from simulator.server import serve

@@ -12,7 +12,7 @@ import torch
 from experiments.agreement import agree
 from experiments.in_law import check_law
 from policies.fixed import Fixed
-from policies.shelf import SHELF
+from policies.registry import SHELF
 from real_backend.capture import capture
 from real_backend.coupled import Settings
 from real_backend.engine import Engine

@@ -1,9 +1,9 @@
 """What a learned controller sees of a request: numbers that a server could know, in -1..1.
 
-The environments of simulator.env and the networks of policies.neural call these functions, so that
-a network meets in an engine what it was trained on. Every number lies on a grid of 1/1024: exact in
-float32 and in float64, and deaf to the last bit of a logarithm. Plain arithmetic, as in every hook
-(policies.base).
+The environments of simulator.env and the networks of policies.learned.neural call these functions,
+so that a network meets in an engine what it was trained on. Every number lies on a grid of 1/1024:
+exact in float32 and in float64, and deaf to the last bit of a logarithm. Plain arithmetic, as in
+every hook (policies.base).
 
 What is remembered of a request (MEMORY numbers a slot, float64): how its last drafted round went,
 rounds since, and running means of acceptance. What is shown before a round: see ROUND; after k

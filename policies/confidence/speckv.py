@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Policy, State, View
-from policies.classifiers import chance
+from policies.confidence.classifiers import chance
 from policies.fields import DRAFT, WEIGHT, hyper
 from policies.randomness import Rng
 

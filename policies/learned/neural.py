@@ -1,4 +1,5 @@
-"""Learned controllers: a small ReLU network over what policies.observation shows of a request.
+"""Learned controllers: a small ReLU network over what policies.learned.observation shows of a
+request.
 
 One decides per round (`neural-round`), one after every drafted token (`neural-token`). Weights and
 biases lie on a grid of 1/1024 inside -32..32, inputs on that grid inside -1..1, and hidden numbers
@@ -18,7 +19,7 @@ import numpy as np
 
 from policies.base import Draft, FloatArray, Outcome, Policy, State, View
 from policies.fields import DRAFT, FACTOR, Domain, hyper
-from policies.observation import (
+from policies.learned.observation import (
     DRAFTING,
     GRID,
     MEMORY,
@@ -52,8 +53,9 @@ class Network(NamedTuple):
 
 
 class NeuralState(NamedTuple):
-    """Per request: memory [slots, MEMORY], shown [slots, K], see policies.observation. Shared: the
-    network times 1024, as `answers` takes it, with half a step of the grid on hidden biases.
+    """Per request: memory [slots, MEMORY], shown [slots, K], see policies.learned.observation.
+    Shared: the network times 1024, as `answers` takes it, with half a step of the grid on hidden
+    biases.
     """
 
     memory: FloatArray

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.bandits import arms_in_room
+from policies.bandits.ucb import arms_in_room
 from policies.base import FloatArray, Outcome, Policy, State, View
 from policies.fields import DISCOUNT, DRAFT, GAMMA, disorder, hyper
 from policies.randomness import Rng, beta, normal

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
-from policies.dynamic import judged_tokens, round_s
 from policies.fields import DISCOUNT, DRAFT, SHARE, SOME, Domain, hyper
+from policies.goodput.dynamic import judged_tokens, round_s
 from policies.randomness import Rng
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.neural import (
+from policies.learned.neural import (
     KINDS,
     WIDEST,
     Network,

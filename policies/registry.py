@@ -10,32 +10,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policies.arbiter import arbiter
-from policies.averages import CensoredEma, RateBuckets, RateEma, RateServo
-from policies.bandits import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
+from policies.bandits.begmab import BegMab
+from policies.bandits.contextual import LinThompson, LinUCB, Nightjar
+from policies.bandits.exp3 import Exp3, Exp3Spec
+from policies.bandits.remote import SpecStop, UCBSpecStop
+from policies.bandits.tapout import TapOut
+from policies.bandits.thompson import ThompsonBeta, ThompsonGauss
+from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
-from policies.begmab import BegMab
-from policies.cascade import Cascade
-from policies.classifiers import Disco, SpecDecPlusPlus
-from policies.confidence import BatchConfidence, HFConfidence, TailPruning
-from policies.context_tables import ContextTable, LengthTable
-from policies.contextual import LinThompson, LinUCB, Nightjar
-from policies.draft_verify import DraftVerify
-from policies.dsde import Dsde
-from policies.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
-from policies.entropy import SVIP, AdaEDL
-from policies.entropy_gate import EntropyGate
-from policies.exp3 import Exp3, Exp3Spec
+from policies.confidence.classifiers import Disco, SpecDecPlusPlus
+from policies.confidence.draft_verify import DraftVerify
+from policies.confidence.dsde import Dsde
+from policies.confidence.entropy import SVIP, AdaEDL
+from policies.confidence.entropy_gate import EntropyGate
+from policies.confidence.profile_guided import ProfileGuided
+from policies.confidence.roc import HFRocConfidence
+from policies.confidence.speckv import SpecKV
+from policies.confidence.thresholds import BatchConfidence, HFConfidence, TailPruning
+from policies.counts.averages import CensoredEma, RateBuckets, RateEma, RateServo
+from policies.counts.context_tables import ContextTable, LengthTable
+from policies.counts.gammatune import GammaTune, GammaTunePlus
+from policies.counts.heuristic import HFHeuristic, HFHeuristicStop, Streak
+from policies.counts.leading import LeadingPositions
+from policies.counts.llama_adaptive import CreditBucket, Zones
+from policies.counts.tables import BatchTable, DisableGate
+from policies.counts.tiers import SGLangTiers
 from policies.fields import short_field
 from policies.fixed import Fixed, Never
-from policies.gammatune import GammaTune, GammaTunePlus
-from policies.goodput import AlphaGoodput, CensoredGoodput
-from policies.hedge import Hedge
-from policies.heuristic import HFHeuristic, HFHeuristicStop, Streak
-from policies.leading import LeadingPositions
-from policies.llama_adaptive import CreditBucket, Zones
-from policies.marginal import Marginal, Payback
-from policies.networks import (
+from policies.goodput.arbiter import arbiter
+from policies.goodput.cascade import Cascade
+from policies.goodput.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
+from policies.goodput.ollama import OllamaDepth
+from policies.goodput.onnx_genai import OnnxAdaptiveK
+from policies.learned.networks import (
     FROM_FILE,
     beside,
     known_policy,
@@ -43,17 +50,10 @@ from policies.networks import (
     network_files,
     write_networks,
 )
-from policies.neural import KINDS, NeuralRound, NeuralToken
-from policies.ollama import OllamaDepth
-from policies.onnx_genai import OnnxAdaptiveK
-from policies.profile_guided import ProfileGuided
-from policies.remote import SpecStop, UCBSpecStop
-from policies.roc import HFRocConfidence
-from policies.speckv import SpecKV
-from policies.tables import BatchTable, DisableGate
-from policies.tapout import TapOut
-from policies.thompson import ThompsonBeta, ThompsonGauss
-from policies.tiers import SGLangTiers
+from policies.learned.neural import KINDS, NeuralRound, NeuralToken
+from policies.ours.goodput import AlphaGoodput, CensoredGoodput
+from policies.ours.hedge import Hedge
+from policies.ours.marginal import Marginal, Payback
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.store import refuse_existing, write_atomically

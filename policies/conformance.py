@@ -61,7 +61,7 @@ def check_policy(policy: Policy, *, rounds: int = 400, seed: int = 0) -> None:
 
 def _check_clocks(policy: Policy) -> None:
     """Only priced_s is on the clock of the step costs, and only it translates between the two. The
-    hooks around a wrapped policy (policies.arbiter) are none of its business.
+    hooks around a wrapped policy (policies.goodput.arbiter) are none of its business.
     """
     cls: type[Policy] = getattr(type(policy), "inner", type(policy))
     elapsed, steps, priced = (

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from policies.base import Draft, Policy, State, View
-from policies.draft_verify import DraftVerify, ThresholdState
+from policies.confidence.draft_verify import DraftVerify, ThresholdState
 from policies.fields import DRAFT, FACTOR, SHARE, hyper
 from policies.randomness import Rng
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.bandits import arms_in_room, tokens_per_s
+from policies.bandits.ucb import arms_in_room, tokens_per_s
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.fields import DRAFT, GAMMA, SHARE, disorder, hyper
 from policies.randomness import Rng, uniform

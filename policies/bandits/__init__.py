@@ -1,0 +1,1 @@
+"""Lengths, or stopping rules, as arms that are tried and kept."""

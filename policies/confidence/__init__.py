@@ -1,0 +1,1 @@
+"""Rules that stop where the draft's own probabilities are in doubt."""

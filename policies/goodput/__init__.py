@@ -1,0 +1,1 @@
+"""Rules that weigh expected tokens against seconds."""

@@ -1,0 +1,1 @@
+"""Small trained networks: what they see, how they decide, and their files."""
