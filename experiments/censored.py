@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from experiments.rubin import LEAST, judge_imputed, ratios
 from experiments.statistics import CONFIDENCE, RESAMPLES, Estimate, divide
-from simulator.metrics import per_request
+from simulator.replay.metrics import per_request
 from traces.censoring.known import Spread, bounds, flags_of, imputations, learn
 from traces.importers.flags import UNKNOWN
 from traces.roundlog import RoundLog

@@ -30,7 +30,7 @@ from experiments.tables import number, percent, table
 from policies.registry import parse_policy
 from real_backend.options import Parser, count, workers
 from simulator.costs import Affine
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs import tabulate
 from traces.errors import InputError

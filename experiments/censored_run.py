@@ -27,7 +27,7 @@ from experiments.files import dumps
 from experiments.rubin import FEWEST_IMPUTATIONS
 from policies.registry import label, parse_policies
 from real_backend.options import Parser, add_seed, count, number, whole, workers
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from policies.base import IntArray
-from simulator.env_pool import Pool
-from simulator.env_vector import LaneVectorEnv
-from simulator.hindsight import plan
-from simulator.kernels import run_function
-from simulator.replay import tape_of
-from simulator.rounds import Limits
+from simulator.envs.dataset import Pool
+from simulator.envs.vector import LaneVectorEnv
+from simulator.replay.hindsight import plan
+from simulator.replay.kernels import run_function
+from simulator.replay.replay import tape_of
+from simulator.replay.rounds import Limits
 from traces.costs import prices_of
 
 

@@ -37,7 +37,7 @@ from real_backend.sitting import (
     write_measured,
     write_rounds,
 )
-from simulator.hindsight import best_fixed
+from simulator.replay.hindsight import best_fixed
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows

@@ -46,9 +46,9 @@ from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.overhead import is_known
 from policies.registry import SHELF, label
-from simulator.hindsight import best_fixed, clairvoyant
-from simulator.metrics import PerRequest, per_request, summarize
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed, clairvoyant
+from simulator.replay.metrics import PerRequest, per_request, summarize
+from simulator.replay.replay import replay
 from traces.costs import Table, tabulate
 from traces.roundlog import RoundLog
 from traces.schema import Trace

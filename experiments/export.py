@@ -32,8 +32,8 @@ from policies.counts.gammatune import GammaTunePlus
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import label, parse_policy
-from simulator.hindsight import best_fixed
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
 from traces.store import refuse_existing, write_atomically

@@ -22,8 +22,8 @@ from policies.confidence.thresholds import HFConfidence
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
 from policies.overhead import charged
-from simulator.replay import check_inputs, replay, tape_of
-from simulator.rounds import room_at
+from simulator.replay.replay import check_inputs, replay, tape_of
+from simulator.replay.rounds import room_at
 from traces.costs import (
     CostModel,
     Table,

@@ -125,8 +125,8 @@ def bars_figure(name: str, values: Mapping[str, Interval], meaning: str, unit: s
 def series_figure(series: Mapping[str, Any], bin_s: float) -> Picture:
     """Requests that decode and wait, over time, a line per policy.
 
-    series: bins [replicas, B] (simulator.records.BIN) by policy; at most six policies are drawn,
-    the first and those whose waiting line is shortest.
+    series: bins [replicas, B] (simulator.serving.state.BIN) by policy; at most six policies are
+    drawn, the first and those whose waiting line is shortest.
     """
     waits = {name: float(bins["waiting_s"].sum()) for name, bins in series.items()}
     first, *others = series

@@ -39,10 +39,10 @@ from policies.counts.tables import BatchTable
 from policies.fixed import Fixed, Never
 from policies.registry import label, parse_policies, title
 from real_backend.progress import progress
-from simulator.batch_costs import BatchCosts
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.service import Objective, Service, service
+from simulator.serving.costs import BatchCosts
+from simulator.serving.metrics import Objective, Service, service
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing

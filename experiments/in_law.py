@@ -24,7 +24,7 @@ from experiments.compare import step_costs
 from policies.registry import label, parse_policies
 from real_backend.options import Parser, add_pair_arguments, add_seed
 from real_backend.progress import progress
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.split import named_generator

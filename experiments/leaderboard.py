@@ -20,8 +20,8 @@ from experiments.suites import MEASURED
 from experiments.sweep import World, costs_of, rows_of, tuned
 from experiments.tables import fill, number, percent, table, with_interval
 from policies.registry import FAMILIES, label, title, write_policies
-from simulator.hindsight import Ceiling, ceilings
-from simulator.metrics import per_request
+from simulator.replay.hindsight import Ceiling, ceilings
+from simulator.replay.metrics import per_request
 from traces.schema import Trace
 from traces.split import question_of
 from traces.timing import Timing

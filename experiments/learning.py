@@ -16,10 +16,10 @@ import numpy as np
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
-from simulator.env_pool import Cost, Pool
-from simulator.env_vector import LaneVectorEnv, RoundVectorEnv, TokenVectorEnv
-from simulator.lanes import RHO
-from simulator.tally import tally
+from simulator.envs.dataset import Cost, Pool
+from simulator.envs.kernel import RHO
+from simulator.envs.vector import LaneVectorEnv, RoundVectorEnv, TokenVectorEnv
+from simulator.replay.totals import tally
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows

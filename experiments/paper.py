@@ -22,7 +22,7 @@ from experiments.sweep import World, rows_of
 from experiments.tables import number, table
 from policies.fixed import Never
 from policies.registry import label, parse_policy
-from simulator.tally import tally
+from simulator.replay.totals import tally
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simulator.env_vector import LaneVectorEnv
+from simulator.envs.vector import LaneVectorEnv
 
-KEPT = ("lanes", "memory", "seen", "obs")  # arrays of simulator.lanes.Lanes that a run goes on from
+# Arrays of simulator.envs.kernel.Lanes that a run goes on from.
+KEPT = ("lanes", "memory", "seen", "obs")
 
 
 @dataclasses.dataclass(frozen=True)

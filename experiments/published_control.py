@@ -24,7 +24,7 @@ from experiments.tables import number, percent, table
 from policies.fixed import Fixed
 from real_backend.progress import progress
 from simulator.costs import expected_emitted
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.timing import StepCosts

@@ -18,8 +18,8 @@ from experiments.compare import step_costs
 from experiments.tables import number, percent, table
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Never
-from simulator.metrics import per_request
-from simulator.replay import replay
+from simulator.replay.metrics import per_request
+from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.importers.common import Options
 from traces.importers.spec_bench import Run, read, read_run, read_runs

@@ -27,10 +27,10 @@ from experiments.tables import table
 from policies.base import Policy
 from policies.registry import label, parse_policies, read_policies, title
 from real_backend.options import Parser, add_seed, count
-from simulator.env_pool import GREEDY, TIMING
-from simulator.hindsight import best_fixed, clairvoyant
-from simulator.metrics import per_request
-from simulator.replay import replay
+from simulator.envs.dataset import GREEDY, TIMING
+from simulator.replay.hindsight import best_fixed, clairvoyant
+from simulator.replay.metrics import per_request
+from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows

@@ -15,8 +15,8 @@ from experiments.statistics import SMALLEST, Estimate, divide, estimate
 from policies.base import NoState, Policy, field_values
 from policies.fixed import Fixed, Never
 from policies.overhead import uncharged
-from simulator.metrics import per_request, same_rounds
-from simulator.replay import replay
+from simulator.replay.metrics import per_request, same_rounds
+from simulator.replay.replay import replay
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import named_generator

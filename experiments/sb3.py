@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from experiments import ppo
 from experiments.learning import Progress, Task, note
-from simulator.env_vector import LaneVectorEnv
+from simulator.envs.vector import LaneVectorEnv
 
 DQN_LANES = 64  # DQN replays single steps: more lanes would only age its memory
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.statistics import SMALLEST
 from policies.base import Policy, reads_seconds
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.schema import Trace
 from traces.timing import StepCosts
 

@@ -36,9 +36,9 @@ from real_backend.options import (
 )
 from real_backend.partial_file import finished, partial_path
 from real_backend.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
-from simulator.batch_costs import BatchCosts
-from simulator.server import serve
-from simulator.server_options import Server
+from simulator.serving.costs import BatchCosts
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs

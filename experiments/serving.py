@@ -36,11 +36,11 @@ from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.registry import file_name, label, parse_policies, title
 from real_backend.progress import progress
-from simulator.batch_costs import BatchCosts, tabulate_batches
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.service import ANYTHING, Objective, Service, service
+from simulator.serving.costs import BatchCosts, tabulate_batches
+from simulator.serving.metrics import ANYTHING, Objective, Service, service
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.server import serve
 from traces.errors import InputError
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
@@ -97,7 +97,7 @@ def run_policies(
 ) -> list[Row]:
     """Serve the workload under every policy and seed; ratios are to the first policy.
 
-    keep: called with every run. Raises InputError as simulator.server.serve.
+    keep: called with every run. Raises InputError as simulator.serving.server.serve.
     """
     runs: dict[str, list[Service]] = {label(policy): [] for policy in policies}
     if len(runs) < len(policies):
@@ -320,7 +320,7 @@ def write_requests(served: Served, trace: Trace, path: Path) -> None:
 
 
 def write_series(served: Served, path: Path) -> None:
-    """The time series: a row per replica and bin that saw work, see simulator.records.BIN."""
+    """The time series: a row per replica and bin that saw work, see simulator.serving.state.BIN."""
     replica, at = np.nonzero(served.bins["busy_s"])
     columns = {"replica": replica, "start_s": at * served.server.bin_s}
     columns |= {name: served.bins[name][replica, at] for name in served.bins.dtype.names}

@@ -34,7 +34,7 @@ from policies.base import Policy, field_values, uses_signals
 from policies.registry import label, parse_policy
 from real_backend.progress import progress
 from simulator.costs import Affine, at_ratio
-from simulator.tally import Tally, tally
+from simulator.replay.totals import Tally, tally
 from traces.costs import CostModel, Table, tabulate
 from traces.errors import InputError
 from traces.schema import Trace

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simulator.served import Served
+from simulator.serving.result import Served
 from traces.schema import Trace
 from traces.store import write_atomically
 

@@ -29,8 +29,8 @@ from policies.learned.neural import neural_policy, quantise
 from policies.registry import parse_policy
 from real_backend.options import Parser, count
 from real_backend.progress import progress
-from simulator.env_pool import GREEDY, TIMING
-from simulator.tally import tally
+from simulator.envs.dataset import GREEDY, TIMING
+from simulator.replay.totals import tally
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows

@@ -39,8 +39,8 @@ from policies.fixed import Never
 from policies.overhead import charged
 from policies.registry import DEFAULT, label
 from real_backend.sitting import PLACEBO, Measured
-from simulator.metrics import per_request, same_rounds
-from simulator.replay import replay
+from simulator.replay.metrics import per_request, same_rounds
+from simulator.replay.replay import replay
 from traces.costs import price_log
 from traces.errors import InputError
 from traces.roundlog import RoundLog

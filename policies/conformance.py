@@ -1,7 +1,7 @@
 """check_policy: the conformance suite for anybody's policy, as gymnasium's check_env is for worlds.
 
 It plays a policy as plain Python against random rounds. That the compiled replay takes the same
-decisions is checked by `simulator.replay` against its interpreted twin.
+decisions is checked by `simulator.replay.replay` against its interpreted twin.
 """
 
 from __future__ import annotations

@@ -1,1 +1,3 @@
-"""Time without a GPU: costs, rounds (the rule), replay, kernels, hindsight, metrics."""
+"""Time without a GPU: one request after another (replay), a server (serving), environments (envs)
+to learn in.
+"""

@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.allotment import ADAPTIVE, BUDGET, LONGEST, MEAN, SHORTEST, TETRIS, share_caps, trim
-from simulator.batch_costs import verify_seconds
-from simulator.records import PLACE, SLOT
+from simulator.serving.costs import verify_seconds
+from simulator.serving.draft_budget import (
+    ADAPTIVE,
+    BUDGET,
+    LONGEST,
+    MEAN,
+    SHORTEST,
+    TETRIS,
+    share_caps,
+    trim,
+)
+from simulator.serving.state import PLACE, SLOT
 
 Records = tuple[Any, Any]
 WIDTH = 30

@@ -22,7 +22,7 @@ from experiments.report_view import comparison_view
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policies, parse_policy
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing, make_trace
 from traces.censoring import imputation
 from traces.censoring.known import (

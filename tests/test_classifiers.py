@@ -22,7 +22,7 @@ from policies.base import Draft, field_values
 from policies.confidence.classifiers import WEIGHTS, accept_prob
 from policies.confidence.speckv import GAMMAS, SpecKV
 from simulator.costs import Affine
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace
 from traces import synthetic
 from traces.costs import tabulate

@@ -28,7 +28,7 @@ from experiments.statistics import (
 )
 from policies.fixed import Fixed
 from policies.registry import parse_policies
-from simulator.metrics import PerRequest
+from simulator.replay.metrics import PerRequest
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
 from traces.errors import InputError
 from traces.roundlog import read_roundlog

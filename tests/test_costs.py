@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policies.fixed import Fixed, Never
 from simulator.costs import Affine, Roofline, expected_emitted, gammatune_seconds
-from simulator.replay import replay_interpreted
+from simulator.replay.replay import replay_interpreted
 from traces import synthetic
 from traces.costs import Table, bucket_end, bucket_of, prices_of, round_seconds, tabulate
 from traces.errors import InputError

@@ -74,7 +74,7 @@ def test_trace_is_plain_greedy_decoding_and_generate(
 def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], name: str
 ) -> None:
-    from simulator.replay import replay_interpreted
+    from simulator.replay.replay import replay_interpreted
 
     trace, requests = recorded
     policy = SHELF[name]()
@@ -93,7 +93,7 @@ def test_no_interruption_reaches_who_weighs_step_costs(
     pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], name: str
 ) -> None:
     """Told the wall clock's seconds too, they decide by priced_s as in a replay."""
-    from simulator.replay import replay_interpreted
+    from simulator.replay.replay import replay_interpreted
 
     trace, requests = recorded
     run = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, max_new_tokens=40)
@@ -226,7 +226,7 @@ def test_forced_acceptance_is_the_replay_on_any_models(
 ) -> None:
     """A made-up trace, recorded with nobody's models, decides; the forwards are real."""
     from real_backend.prompts import Request
-    from simulator.replay import replay_interpreted
+    from simulator.replay.replay import replay_interpreted
     from traces import synthetic
 
     trace = synthetic.bursty(

@@ -11,14 +11,14 @@ import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-import simulator.env  # noqa: F401  registers the environments
+import simulator.envs  # noqa: F401  registers the environments
 from policies.base import uses_signals
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine
-from simulator.env import RoundEnv, TokenEnv, play
-from simulator.env_pool import GREEDY, TIMING, Pool
-from simulator.replay import replay
+from simulator.envs.dataset import GREEDY, TIMING, Pool
+from simulator.envs.round_token import RoundEnv, TokenEnv, play
+from simulator.replay.replay import replay
 from traces import synthetic
 from traces.costs import Table, tabulate
 from traces.errors import InputError

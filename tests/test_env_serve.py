@@ -12,7 +12,7 @@ import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-import simulator.env  # noqa: F401  (registers the environments)
+import simulator.envs  # noqa: F401  (registers the environments)
 from policies.base import Policy
 from policies.confidence.thresholds import TailPruning
 from policies.fixed import Fixed, Never
@@ -27,12 +27,12 @@ from policies.learned.observation import (
     show_request,
 )
 from policies.registry import SHELF
-from simulator.commanded import BATCH
 from simulator.costs import Affine
-from simulator.env_serve import ServeEnv, play_serve
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.strip import LEGEND, LINE, MARGIN, PAPER
+from simulator.envs.external_gamma import BATCH
+from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
+from simulator.envs.serve import ServeEnv, play_serve
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from traces import synthetic
 from traces.errors import InputError
 

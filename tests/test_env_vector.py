@@ -10,9 +10,9 @@ import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import simulator.env  # noqa: F401  registers the environments
+import simulator.envs  # noqa: F401  registers the environments
 from policies.base import Outcome
-from simulator.env_pool import GREEDY, TIMING
+from simulator.envs.dataset import GREEDY, TIMING
 
 IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]

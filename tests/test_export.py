@@ -34,8 +34,8 @@ from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine, expected_emitted
-from simulator.hindsight import best_fixed
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
 from traces import synthetic
 from traces.schema import Trace

@@ -35,8 +35,8 @@ from policies.counts.tables import BatchTable
 from policies.fixed import Never
 from policies.randomness import Rng
 from simulator.costs import Affine, Roofline
-from simulator.server_options import Server
-from simulator.service import Objective
+from simulator.serving.metrics import Objective
+from simulator.serving.options import Server
 from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces import synthetic

@@ -26,7 +26,7 @@ from real_backend.gpu_session import (
 )
 from real_backend.options import SESSION_SHAPES
 from real_backend.sitting import PLACEBO, timed_path, write_rounds
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import Table, tabulate
 from traces.errors import InputError

@@ -12,9 +12,9 @@ import pytest
 from policies.fixed import Never
 from policies.registry import SHELF
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed, clairvoyant, plan
-from simulator.metrics import per_request, regret_s
-from simulator.replay import check_inputs, replay_interpreted, tape_of
+from simulator.replay.hindsight import best_fixed, clairvoyant, plan
+from simulator.replay.metrics import per_request, regret_s
+from simulator.replay.replay import check_inputs, replay_interpreted, tape_of
 from traces import synthetic
 from traces.costs import lag_after, prices_of, tabulate
 from traces.schema import Trace, TraceMeta

@@ -39,7 +39,9 @@ def test_a_gpu_host_needs_no_simulator() -> None:
 
 
 def test_the_simulator_needs_no_torch() -> None:
-    loaded = imported_by("import simulator.replay, simulator.hindsight, simulator.metrics")
+    loaded = imported_by(
+        "import simulator.replay.replay, simulator.replay.hindsight, simulator.replay.metrics"
+    )
     assert not {"torch", "transformers", "pandas", "matplotlib"} & loaded
 
 

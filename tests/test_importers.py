@@ -20,7 +20,7 @@ from policies.base import Policy
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.replay import replay, replay_interpreted
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.importers import FORMATS

@@ -19,7 +19,7 @@ from real_backend.engine import Engine
 from real_backend.models import EMBEDDED, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from real_backend.recorder import Recorder, record
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.importers import llama_cpp, sglang, vllm

@@ -15,11 +15,11 @@ import pytest
 from policies.base import Policy, State, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
-from simulator import kernels
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
-from simulator.rounds import write_row
-from simulator.tally import add_steps, add_up
+from simulator.replay import kernels
+from simulator.replay.replay import replay, replay_interpreted
+from simulator.replay.rounds import write_row
+from simulator.replay.totals import add_steps, add_up
 from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError
@@ -71,11 +71,11 @@ class Mine(Policy):
 HELPER = "def doubled(x):\n    return 2 * x\n"
 RUN = """
 import numpy as np
-from simulator import kernels
+from simulator.replay import kernels
 from simulator.costs import Affine
 from traces.costs import tabulate
-from simulator.replay import replay
-from simulator.rounds import write_row
+from simulator.replay.replay import replay
+from simulator.replay.rounds import write_row
 from traces import synthetic
 {imports}
 trace = synthetic.constant(0.5, np.random.default_rng(0), requests=1, reply_tokens=30)
@@ -144,7 +144,7 @@ def ladder(x):
 RUN_MIXED = """
 import sys
 from mixed_of_mine import Shifted, loop
-from simulator.kernels import recipe, run_recipe
+from simulator.replay.kernels import recipe, run_recipe
 
 for factor in map(int, sys.argv[1]):
     made = recipe(Shifted, loop, {"FACTOR": factor}, f"times{factor}")

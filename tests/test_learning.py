@@ -21,11 +21,11 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
 from simulator.costs import Affine
-from simulator.env_pool import GREEDY, TIMING, Pool
-from simulator.env_vector import RoundVectorEnv, TokenVectorEnv
-from simulator.hindsight import clairvoyant
-from simulator.replay import replay
-from simulator.tally import tally
+from simulator.envs.dataset import GREEDY, TIMING, Pool
+from simulator.envs.vector import RoundVectorEnv, TokenVectorEnv
+from simulator.replay.hindsight import clairvoyant
+from simulator.replay.replay import replay
+from simulator.replay.totals import tally
 from traces import synthetic
 from traces.costs import CostModel, tabulate
 from traces.errors import InputError

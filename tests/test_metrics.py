@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator import metrics
+from simulator.replay import metrics
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 

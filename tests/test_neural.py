@@ -43,13 +43,13 @@ from policies.registry import (
     read_policies,
     write_policies,
 )
-from simulator import batch_costs
-from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.tally import count_steps, price_steps, tally
+from simulator.replay.replay import replay, replay_interpreted
+from simulator.replay.totals import count_steps, price_steps, tally
+from simulator.serving import costs as batch_costs
+from simulator.serving.costs import BatchCosts, tabulate_batches
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs import tabulate

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-import simulator.env  # registers the environments
+import simulator.envs.round_token  # registers the environments
 from experiments.compare import compare
 from experiments.compare_text import text_of, to_dict
 from experiments.suites import Suite
@@ -30,15 +30,15 @@ from policies.overhead import (
 )
 from policies.randomness import Rng
 from policies.registry import SHELF, find_policy, parse_policy
-from simulator import batch_costs
-from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.hindsight import ceilings, clairvoyant
-from simulator.metrics import per_request
-from simulator.replay import replay, replay_interpreted
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.tally import count_steps, price_steps, tally
+from simulator.replay.hindsight import ceilings, clairvoyant
+from simulator.replay.metrics import per_request
+from simulator.replay.replay import replay, replay_interpreted
+from simulator.replay.totals import count_steps, price_steps, tally
+from simulator.serving import costs as batch_costs
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from tests.results import make_timing
 from tests.specimens import random_trace
 from traces import synthetic
@@ -133,7 +133,7 @@ def test_all_runtimes_charge_the_same(spec: str) -> None:
     env = gymnasium.make(name, trace=trace, timing=costs)
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     same = tabulate(costs, max_context=longest + 32, width=trace.meta.depth + 2)
-    rounds = simulator.env.play(env, policy, range(trace.requests))
+    rounds = simulator.envs.round_token.play(env, policy, range(trace.requests))
     assert [o.elapsed_s for _, o in rounds] == replay(policy, trace, same).elapsed_s.tolist()
     env.unwrapped.charge(None)  # type: ignore[attr-defined]
     _, info = env.reset(options={"requests": [0]})
@@ -162,7 +162,7 @@ def test_serve_v0_charges_as_a_server_does() -> None:
         workload="closed:users=3", requests=6,
     )  # fmt: skip
     base: Any = env.unwrapped
-    played = simulator.env_serve.play_serve(env, rule, seed=1)  # type: ignore[attr-defined]
+    played = simulator.envs.serve.play_serve(env, rule, seed=1)  # type: ignore[attr-defined]
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     ends = [
         serve(

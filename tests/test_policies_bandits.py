@@ -36,8 +36,8 @@ from policies.conformance import check_policy
 from policies.ours.hedge import Hedge
 from policies.randomness import Rng, normal, round_key, uniform
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
 from traces.costs import tabulate
 

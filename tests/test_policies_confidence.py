@@ -21,7 +21,7 @@ from policies.conformance import check_policy
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
 from traces.costs import Table, surplus_draft_s, tabulate
 from traces.schema import Trace

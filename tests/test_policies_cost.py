@@ -42,7 +42,7 @@ from policies.goodput.dynamic import (
 from policies.ours.goodput import AlphaGoodput
 from policies.randomness import Rng
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.replay import replay, replay_interpreted
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs import tabulate

@@ -16,7 +16,7 @@ from policies.counts.tables import BatchTable, DisableGate
 from policies.counts.tiers import SGLangTiers, next_tier, set_of_batch
 from policies.randomness import Rng
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
 from traces.costs import tabulate
 

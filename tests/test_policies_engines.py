@@ -19,8 +19,8 @@ from policies.goodput.ollama import OllamaDepth, cost_at
 from policies.goodput.onnx_genai import GAMMA, OnnxAdaptiveK
 from policies.randomness import Rng
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
 from traces import synthetic
 from traces.costs import tabulate
 

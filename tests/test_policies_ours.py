@@ -21,8 +21,8 @@ from policies.ours.marginal import (
 )
 from policies.randomness import Rng
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
 from traces import synthetic
 from traces.costs import tabulate
 

@@ -23,7 +23,7 @@ from experiments.published_laws import LAWS, MAIN_LAW, first_then, fit_alpha, fi
 from experiments.published_table import errors, errors_by, read_csv
 from policies.counts.heuristic import HFHeuristic
 from simulator.costs import Roofline, expected_emitted, roofline_s
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import make_timing, save_inputs
 from traces import synthetic
 from traces.costs import Table, tabulate

@@ -11,7 +11,7 @@ from scipy import stats
 
 from policies import randomness
 from policies.randomness import BETA_UNIFORMS, Rng, beta, log_gamma_draw, normal, round_key, uniform
-from simulator.kernels import run_function
+from simulator.replay.kernels import run_function
 
 SHAPES = ((1.0, 1.0), (0.3, 0.2), (2.0, 5.0), (80.5, 20.5), (1.0, 9.0), (0.05, 3.0))
 

@@ -14,7 +14,7 @@ from policies.counts.gammatune import GammaTunePlus
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng, uniform
 from simulator.costs import Affine, expected_emitted
-from simulator.replay import replay, replay_interpreted
+from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError

@@ -24,7 +24,7 @@ from experiments.robust import (
 from experiments.statistics import bootstrap_weights, ratio_of_sums
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policies
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.timing import Timing
 

@@ -21,7 +21,7 @@ from experiments.rubin import (
     steady_verdict,
 )
 from policies.registry import parse_policy
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace
 from traces.censoring.known import censor
 

@@ -25,8 +25,8 @@ from policies.fixed import Fixed, Never
 from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
 from tests.results import make_trace
 from traces.costs import tabulate
 from traces.schema import Trace

@@ -22,15 +22,15 @@ from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from policies.registry import SHELF
-from simulator import server as server_module
-from simulator.admission import blocks_of
-from simulator.allotment import ALLOTMENTS
-from simulator.batch_costs import BatchCosts, tabulate_batches, verify_seconds
 from simulator.costs import Affine
-from simulator.replay import replay_interpreted
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import ROUTERS, Server
+from simulator.replay.replay import replay_interpreted
+from simulator.serving import server as server_module
+from simulator.serving.costs import BatchCosts, tabulate_batches, verify_seconds
+from simulator.serving.draft_budget import ALLOTMENTS
+from simulator.serving.options import ROUTERS, Server
+from simulator.serving.queue import blocks_of
+from simulator.serving.result import Served
+from simulator.serving.server import serve
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs import tabulate

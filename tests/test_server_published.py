@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from policies.fixed import Fixed, Never
-from simulator.batch_costs import tabulate_batches
 from simulator.costs import expected_emitted
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.service import service
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.metrics import service
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from traces import synthetic
 from traces.workload.arrivals import Workload, demand
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from policies.fixed import Fixed
-from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.costs import Affine
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import Server
+from simulator.serving.costs import BatchCosts, tabulate_batches
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.server import serve
 from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, Workload, demand
 

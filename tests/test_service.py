@@ -23,14 +23,9 @@ from hypothesis import strategies as st
 
 from policies.base import Policy
 from policies.fixed import Fixed, Never
-from simulator.batch import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
-from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.records import GAPS
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.service import (
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.metrics import (
     Objective,
     Service,
     Spread,
@@ -42,6 +37,11 @@ from simulator.service import (
     ttft_s,
     within,
 )
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.scheduler import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
+from simulator.serving.server import serve
+from simulator.serving.state import GAPS
 from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, Workload, demand
 

@@ -24,12 +24,12 @@ from experiments.serve_check import Speed, speed_of, text_of
 from experiments.serving import REQUEST_COLUMNS, Interval, interval, settings
 from experiments.timeline import WAITS, events
 from policies.fixed import Fixed, Never
-from simulator.batch_costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import Server
-from simulator.service import Objective
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.metrics import Objective
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.server import serve
 from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces.errors import InputError

@@ -36,7 +36,7 @@ from real_backend.sitting import (
     write_rounds,
 )
 from real_backend.sitting_file import load_states, saved_state
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
 from traces.errors import InputError

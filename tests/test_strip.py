@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies.base import Outcome
-from simulator.strip import CELL, INK, LEGEND, LINE, MARGIN, PAPER, ansi, rgb, strip
+from simulator.envs.render import CELL, INK, LEGEND, LINE, MARGIN, PAPER, ansi, rgb, strip
 from traces.errors import InputError
 
 

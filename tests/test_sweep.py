@@ -19,8 +19,8 @@ from policies.base import Policy, field_values
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies, parse_policy, read_policies
 from simulator.costs import Affine
-from simulator.hindsight import best_fixed, ceilings
-from simulator.replay import replay
+from simulator.replay.hindsight import best_fixed, ceilings
+from simulator.replay.replay import replay
 from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError

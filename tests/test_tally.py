@@ -15,18 +15,18 @@ from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
 from policies.randomness import Rng, uniform
 from policies.registry import SHELF, parse_policy
-from simulator import kernels
 from simulator.costs import Affine
-from simulator.metrics import per_request
-from simulator.replay import (
+from simulator.replay import kernels
+from simulator.replay.metrics import per_request
+from simulator.replay.replay import (
     check_inputs,
     replay,
     replay_interpreted,
     run_interpreted,
     tape_of,
 )
-from simulator.rounds import Place
-from simulator.tally import (
+from simulator.replay.rounds import Place
+from simulator.replay.totals import (
     DRAFT,
     VERIFY,
     Tally,

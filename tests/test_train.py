@@ -12,7 +12,7 @@ import pytest
 from experiments import regret, transfer
 from policies.learned.neural import NeuralRound
 from policies.registry import read_policies
-from simulator.env_pool import GREEDY, TIMING
+from simulator.envs.dataset import GREEDY, TIMING
 from tests.command import gammalab, refused
 from traces import synthetic
 from traces.store import read_trace, write_trace

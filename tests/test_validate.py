@@ -18,7 +18,7 @@ from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.registry import label, parse_policies
 from real_backend.sitting import PLACEBO, Sitting
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import price_log
 from traces.errors import InputError

@@ -11,7 +11,7 @@ PACKAGES = ("traces", "policies", "simulator", "real_backend", "experiments")
 METHODS = {"write_text", "write_bytes", "write_table", "save", "save_pretrained"}
 FUNCTIONS = {"save_file"}
 WHY = {  # file and function: the reason
-    "simulator/kernels.py _cached": "renamed by hand: processes race for it, and a cache may fail",
+    "simulator/replay/kernels.py _cached": "renamed by hand: processes race, and a cache may fail",
     "real_backend/training/export.py _export": "into a folder whose files are renamed afterwards",
     "real_backend/partial_file.py keep": "a line behind others; what is cut off is left out",
     "real_backend/gpu_session.py _one": "the log of a stage, for the eye",

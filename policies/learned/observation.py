@@ -1,6 +1,6 @@
 """What a learned controller sees of a request: numbers that a server could know, in -1..1.
 
-The environments of simulator.env and the networks of policies.learned.neural call these functions,
+The environments of simulator.envs and the networks of policies.learned.neural call these functions,
 so that a network meets in an engine what it was trained on. Every number lies on a grid of 1/1024:
 exact in float32 and in float64, and deaf to the last bit of a logarithm. Plain arithmetic, as in
 every hook (policies.base).

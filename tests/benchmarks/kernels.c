@@ -1,4 +1,4 @@
-/* The loop of simulator/rounds.py in C, for five policies and two recorders: what the compiled replay
+/* The loop of simulator/replay/rounds.py in C, for five policies and two recorders: what the compiled replay
  * is measured against. tests/benchmarks/test_kernel_speed.py asserts equal bits first.
  *
  * Every policy is a struct with four hooks, forced into the loop by the macros at the end.

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-import simulator.env  # noqa: F401  registers the environments
+import simulator.envs  # noqa: F401  registers the environments
 
 LANES = (64, 256, 1024, 4096)
 TURNS = 7

@@ -23,9 +23,17 @@ from policies.base import Policy, field_values, uses_signals
 from policies.counts.gammatune import GammaTune
 from policies.registry import parse_policy
 from simulator.costs import Affine
-from simulator.kernels import run_policy
-from simulator.replay import check_inputs, tape_of
-from simulator.tally import Tally, add_steps, add_up, count_steps, price_steps, tally, tally_many
+from simulator.replay.kernels import run_policy
+from simulator.replay.replay import check_inputs, tape_of
+from simulator.replay.totals import (
+    Tally,
+    add_steps,
+    add_up,
+    count_steps,
+    price_steps,
+    tally,
+    tally_many,
+)
 from traces import synthetic
 from traces.costs import prices_of, tabulate
 from traces.schema import Trace

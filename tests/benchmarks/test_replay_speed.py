@@ -18,8 +18,8 @@ from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signal
 from policies.randomness import Rng, round_key
 from policies.registry import parse_policy
 from simulator.costs import Affine
-from simulator.replay import check_inputs, replay, replay_interpreted
-from simulator.rounds import room_at
+from simulator.replay.replay import check_inputs, replay, replay_interpreted
+from simulator.replay.rounds import room_at
 from traces import synthetic
 from traces.costs import bucket_of, lag_after, prices_of, round_seconds, tabulate
 from traces.schema import Trace

@@ -29,18 +29,18 @@ import simpy
 from policies.base import Outcome, Policy, View, clamp_gamma
 from policies.randomness import Rng, round_key
 from policies.registry import parse_policy
-from simulator.batch_costs import (
+from simulator.costs import Affine
+from simulator.replay.rounds import room_at
+from simulator.serving.costs import (
     BatchCosts,
     context_bucket,
     draft_seconds,
     tabulate_batches,
     verify_seconds,
 )
-from simulator.costs import Affine
-from simulator.rounds import room_at
-from simulator.served import Served
-from simulator.server import Run, serve
-from simulator.server_options import Server, check
+from simulator.serving.options import Server, check
+from simulator.serving.result import Served
+from simulator.serving.server import Run, serve
 from traces import synthetic
 from traces.costs import lag_after
 from traces.schema import Trace
@@ -355,10 +355,10 @@ MILLION = """
 import time
 import numpy as np
 from policies.registry import parse_policy
-from simulator.batch_costs import tabulate_batches
+from simulator.serving.costs import tabulate_batches
 from simulator.costs import Affine
-from simulator.server import serve
-from simulator.server_options import Server
+from simulator.serving.server import serve
+from simulator.serving.options import Server
 from traces import synthetic
 from traces.workload.arrivals import Workload, demand
 

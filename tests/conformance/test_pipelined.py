@@ -14,10 +14,10 @@ import pytest
 from experiments.suites import GREEDY, TIMING
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
-from simulator.batch_costs import tabulate_batches
-from simulator.served import Served
-from simulator.server import serve
-from simulator.server_options import Server
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.server import serve
 from traces.costs import Table
 from traces.store import read_trace
 from traces.timing import read_timing

@@ -13,7 +13,7 @@ from policies.base import Outcome, Policy, State, View, reads_seconds
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from tests.specimens import random_costs, random_trace
 from traces.schema import Trace
 from traces.timing import StepCosts

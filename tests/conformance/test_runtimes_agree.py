@@ -18,9 +18,9 @@ from policies.base import Policy, State, View, uses_signals
 from policies.learned.neural import neural_policy
 from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
-from simulator import kernels
 from simulator.costs import Affine
-from simulator.replay import replay, replay_interpreted
+from simulator.replay import kernels
+from simulator.replay.replay import replay, replay_interpreted
 from tests.specimens import random_costs, random_trace
 from tests.test_neural import KINDS, random_network
 from traces import synthetic

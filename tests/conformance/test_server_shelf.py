@@ -12,10 +12,10 @@ from experiments.suites import GREEDY, TIMING
 from policies.base import Policy
 from policies.learned.neural import neural_policy
 from policies.registry import SHELF
-from simulator.batch_costs import tabulate_batches
-from simulator.replay import replay
-from simulator.server import serve
-from simulator.server_options import Server
+from simulator.replay.replay import replay
+from simulator.serving.costs import tabulate_batches
+from simulator.serving.options import Server
+from simulator.serving.server import serve
 from tests.test_neural import KINDS, random_network
 from traces.costs import Table, tabulate
 from traces.store import read_trace

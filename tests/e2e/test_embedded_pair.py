@@ -18,7 +18,7 @@ from real_backend.coupled import Settings
 from real_backend.engine import Engine
 from real_backend.models import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
-from simulator.replay import replay
+from simulator.replay.replay import replay
 from traces.costs import Table, tabulate
 from traces.schema import Trace
 from traces.split import spread_rows

@@ -1,9 +1,9 @@
 """Many requests at once: a server with continuous batching and speculative decoding.
 
 Within a replica nothing happens between two events from outside but iterations, so one compiled
-call (simulator.batch.advance) plays them all. One replica alone is a simpy process
-(simulator.processes); several, between which a router and the users of a closed loop go to and fro,
-are one compiled loop (simulator.routing).
+call (simulator.serving.scheduler.advance) plays them all. One replica alone is a simpy process
+(simulator.serving.processes); several, between which a router and the users of a closed loop go to
+and fro, are one compiled loop (simulator.serving.routing).
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ import numpy as np
 
 from policies.base import Policy, State
 from policies.registry import label
-from simulator import batch, processes, routing
-from simulator.admission import ORDERS
-from simulator.allotment import ALLOTMENTS, TETRIS
-from simulator.batch import FULL
-from simulator.batch_costs import BatchCosts, charged
-from simulator.kernels import recipe, run_recipe
-from simulator.records import (
+from simulator.replay.kernels import recipe, run_recipe
+from simulator.replay.replay import low_bits, tape_of
+from simulator.replay.rounds import Limits
+from simulator.serving import processes, routing, scheduler
+from simulator.serving.costs import BatchCosts, charged
+from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
+from simulator.serving.options import Server, check, reads_signals
+from simulator.serving.queue import ORDERS
+from simulator.serving.result import Served, collect
+from simulator.serving.scheduler import FULL
+from simulator.serving.state import (
     BIN,
     ENTRY,
     PLACE,
@@ -38,10 +42,6 @@ from simulator.records import (
     new_worlds,
     world_of,
 )
-from simulator.replay import low_bits, tape_of
-from simulator.rounds import Limits
-from simulator.served import Served, collect
-from simulator.server_options import Server, check, reads_signals
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import Demand
@@ -133,13 +133,13 @@ class Run:
         }
         confidences = ALLOTMENTS[server.allotment] >= TETRIS
         kinds = {"confidences": confidences, "logs": log, "pipelined": server.pipelined}
-        self._names = batch.bindings(type(policy), **kinds)
+        self._names = scheduler.bindings(type(policy), **kinds)
         self._variant = "serve" + "".join(str(int(kind)) for kind in kinds.values())
-        self._recipe = recipe(type(policy), batch.advance, self._names, self._variant)
-        self._plain = None if compiled else _plain(batch.advance, self._names)
+        self._recipe = recipe(type(policy), scheduler.advance, self._names, self._variant)
+        self._plain = None if compiled else _plain(scheduler.advance, self._names)
 
     def advance(self, state: State, world: World, until_s: float) -> int:
-        """simulator.batch.advance, compiled or not."""
+        """simulator.serving.scheduler.advance, compiled or not."""
         arguments = (state, world, low_bits(self.seed), float(until_s))
         if self._plain is not None:
             return int(self._plain(self.policy, *arguments))
@@ -147,14 +147,14 @@ class Run:
         return run_recipe(self.policy, self._recipe, key, *arguments)
 
     def route(self, states: State, worlds: World, fleet: routing.Fleet) -> int:
-        """simulator.routing.route, compiled or not."""
+        """simulator.serving.routing.route, compiled or not."""
         cls, variant = type(self.policy), f"routed {self._variant}"
         arguments = (states, worlds, fleet, low_bits(self.seed), float(self.until_s))
         if self._plain is not None:
             plain = _plain(routing.route, {"advance": self._plain})
             return int(plain(self.policy, *arguments))
         names = self._names | {"own_state": routing.own_state_compiled}
-        lower = batch.__name__
+        lower = scheduler.__name__
         made = recipe(cls, routing.route, names, variant, lower)
         return run_recipe(self.policy, made, (cls, variant), *arguments)
 

@@ -1,8 +1,8 @@
 """The server as simpy processes: replicas, and the router that sends requests to them.
 
-One replica alone is one call of simulator.batch.advance and one timeout. Several are played by
-simulator.routing; as processes, with an event per iteration of a closed loop, they are its slow
-reference.
+One replica alone is one call of simulator.serving.scheduler.advance and one timeout. Several are
+played by simulator.serving.routing; as processes, with an event per iteration of a closed loop,
+they are its slow reference.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from simulator import batch
-from simulator.batch import FULL
-from simulator.records import Records, World, drain, world_of
+from simulator.serving import scheduler
+from simulator.serving.scheduler import FULL
+from simulator.serving.state import Records, World, drain, world_of
 
 if TYPE_CHECKING:
-    from simulator.server import Run
+    from simulator.serving.server import Run
 
 
 def play(run: Run) -> tuple[list[World], list[list[Records]]]:
@@ -61,7 +61,7 @@ class _Replica:
 
     def take(self, query: int) -> None:
         """The router sends a request here, now."""
-        batch.wait(self.world, query)
+        scheduler.wait(self.world, query)
 
     def wake(self) -> None:
         """Somebody has changed what waits here, or the horizon."""

@@ -2,7 +2,7 @@
 
 The first three run before the draft and change caps; the last two run after it and decide how many
 of a row's drafted tokens are verified. Letters: n rows, whose slots are listed in places.decoding;
-records as in simulator.batch.
+records as in simulator.serving.scheduler.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.batch_costs import verify_seconds
+from simulator.serving.costs import verify_seconds
 
 FloatArray = npt.NDArray[np.float64]
 

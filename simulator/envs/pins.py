@@ -16,8 +16,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from policies.base import IntArray
-from simulator.kernels import compiled
-from simulator.lanes import LANE, OUTCOME, Lanes, reset_lanes, step_rounds, step_tokens
+from simulator.envs.kernel import LANE, OUTCOME, Lanes, reset_lanes, step_rounds, step_tokens
+from simulator.replay.kernels import compiled
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba ships no types
@@ -58,22 +58,22 @@ def unpin(n: IntArray) -> Lanes:
 
 
 def pinned_rounds(pins: IntArray) -> int:
-    """simulator.lanes.step_rounds."""
+    """simulator.envs.kernel.step_rounds."""
     return step_rounds(unpin(pins))
 
 
 def pinned_tokens(pins: IntArray) -> int:
-    """simulator.lanes.step_tokens."""
+    """simulator.envs.kernel.step_tokens."""
     return step_tokens(unpin(pins))
 
 
 def pinned_reset(pins: IntArray) -> int:
-    """simulator.lanes.reset_lanes."""
+    """simulator.envs.kernel.reset_lanes."""
     return reset_lanes(unpin(pins))
 
 
 class Pinned:
-    """The compiled steps of one set of arrays, as in simulator.lanes; call(pins) is step().
+    """The compiled steps of one set of arrays, as in simulator.envs.kernel; call(pins) is step().
 
     Replacing an array (not its contents) needs another Pinned.
     """

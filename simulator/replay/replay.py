@@ -1,7 +1,7 @@
 """Replay a trace under a policy, one request after another: what the controller would have cost.
 
 `replay` compiles the policy's own hooks, `replay_interpreted` runs them as plain Python. Both play
-the same loop (simulator.rounds.play) and return the same log, bit for bit.
+the same loop (simulator.replay.rounds.play) and return the same log, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from policies.base import Policy, State, uses_signals
 from policies.overhead import charged
 from policies.registry import label
-from simulator import rounds
-from simulator.kernels import run_policy
-from simulator.rounds import Limits, Recorder, Rows, Tape, write_row
+from simulator.replay import rounds
+from simulator.replay.kernels import run_policy
+from simulator.replay.rounds import Limits, Recorder, Rows, Tape, write_row
 from traces.costs import prices_of, read_only
 from traces.errors import InputError
 from traces.roundlog import RoundLog
@@ -65,7 +65,7 @@ def replay_interpreted(
 
 
 def run_interpreted(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
-    """`simulator.kernels.run_policy` as plain Python."""
+    """`simulator.replay.kernels.run_policy` as plain Python."""
     names = vars(rounds) | rounds.bindings(type(policy), recorder)
     play: Play = types.FunctionType(rounds.play.__code__, names)
     return play(policy, *arguments)

@@ -1,10 +1,10 @@
 """Lanes: many requests side by side, each waiting for the next decision of a learner.
 
-A lane plays one request at a time by the rule of simulator.rounds, cut where a decision is due:
-before a round (step_rounds: how many tokens to draft) or before every token (step_tokens: draft one
-more, or verify). Plain Python of plain arithmetic; simulator.pins compiles it and hands it the
-arrays. Letters: L lanes, R requests and N positions of all traces, G depth, M cost tables of C
-context buckets and W = widest step + 1.
+A lane plays one request at a time by the rule of simulator.replay.rounds, cut where a decision is
+due: before a round (step_rounds: how many tokens to draft) or before every token (step_tokens:
+draft one more, or verify). Plain Python of plain arithmetic; simulator.envs.pins compiles it and
+hands it the arrays. Letters: L lanes, R requests and N positions of all traces, G depth, M cost
+tables of C context buckets and W = widest step + 1.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ def draft_token(world: Lanes, i: int) -> float:
 
 
 def end_round(world: Lanes, i: int, gamma: int, drafted: int) -> int:
-    """Verify what was drafted, by the rule of simulator.rounds, and open the next round; returns
-    the tokens emitted.
+    """Verify what was drafted, by the rule of simulator.replay.rounds, and open the next round;
+    returns the tokens emitted.
     """
     lane = world.lanes[i]
     at, end = int(lane.at), int(lane.end)

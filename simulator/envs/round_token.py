@@ -1,12 +1,5 @@
-"""The choice of gamma as Gymnasium environments. Importing this module registers them:
-
-    import gymnasium, simulator.env
-    env = gymnasium.make("gammalab/Round-v0", trace="trace.parquet", timing="timing.json")
-
-gammalab/Round-v0: one step is one round, the action how many tokens to draft. gammalab/Token-v0:
-one step is one drafted token, the action whether to draft it. gammalab/Serve-v0: one step is one
-iteration of a batch (simulator.env_serve). make_vec gives the first two as thousands of lanes in
-one compiled call (simulator.env_vector).
+"""gammalab/Round-v0 and Token-v0: the choice of gamma as Gymnasium environments, one request at a
+time; and policies that play them.
 """
 
 from __future__ import annotations
@@ -22,11 +15,11 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from policies.base import Outcome, Policy, clamp_gamma, uses_signals
 from policies.learned.observation import DRAFTING, ROUND
 from policies.randomness import Rng, round_key
-from simulator.env_pool import CostsLike, Pool, TraceLike
-from simulator.env_stage import Stage
-from simulator.lanes import DISABLED
-from simulator.replay import low_bits
-from simulator.strip import ansi, rgb
+from simulator.envs.batch import Stage
+from simulator.envs.dataset import CostsLike, Pool, TraceLike
+from simulator.envs.kernel import DISABLED
+from simulator.envs.render import ansi, rgb
+from simulator.replay.replay import low_bits
 
 Observation = npt.NDArray[np.float32]
 Info = dict[str, Any]
@@ -165,7 +158,7 @@ def play(
 ) -> list[tuple[int, Outcome]]:
     """Let a policy of the shelf play these requests, one after another: its rounds.
 
-    They are those of simulator.replay with this seed, its own arithmetic charged. Per-round
+    They are those of simulator.replay.replay with this seed, its own arithmetic charged. Per-round
     policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0.
     """
     base: Any = env.unwrapped
@@ -199,20 +192,3 @@ def _draft(env: gymnasium.Env[Any, Any], policy: Policy, state: Any, cap: int) -
     if "outcome" not in info:
         _, _, ended, _, info = env.step(0)
     return ended, info
-
-
-gymnasium.register(
-    "gammalab/Round-v0",
-    entry_point="simulator.env:RoundEnv",
-    vector_entry_point="simulator.env_vector:RoundVectorEnv",
-    max_episode_steps=4096,
-)
-gymnasium.register(
-    "gammalab/Token-v0",
-    entry_point="simulator.env:TokenEnv",
-    vector_entry_point="simulator.env_vector:TokenVectorEnv",
-    max_episode_steps=65536,
-)
-gymnasium.register(
-    "gammalab/Serve-v0", entry_point="simulator.env_serve:ServeEnv", max_episode_steps=1 << 20
-)

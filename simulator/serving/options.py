@@ -8,10 +8,10 @@ import numpy as np
 
 from policies.base import Policy, uses_signals
 from policies.registry import label
-from simulator.admission import ORDERS, blocks_of
-from simulator.allotment import ALLOTMENTS, TETRIS
-from simulator.batch_costs import BatchCosts
-from simulator.rounds import Limits
+from simulator.replay.rounds import Limits
+from simulator.serving.costs import BatchCosts
+from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
+from simulator.serving.queue import ORDERS, blocks_of
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import Demand
@@ -37,14 +37,15 @@ class Server:
     """How a server works.
 
     slots: requests that decode at once, per replica. order: of admission, see
-    simulator.admission.ORDERS. blocks: memory for keys and values, in blocks of block_tokens, per
-    replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was admitted
-    last waits again and is read anew. chunk_tokens: prompt tokens read per iteration beside the
-    decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is verified
-    as wide as the widest. longest: caches of one width, as real_backend reads them: steps are
-    priced at the longest context of their rows, and what a target step costs beyond that of the
+    simulator.serving.queue.ORDERS. blocks: memory for keys and values, in blocks of block_tokens,
+    per replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was
+    admitted last waits again and is read anew. chunk_tokens: prompt tokens read per iteration
+    beside the decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is
+    verified as wide as the widest. longest: caches of one width, as real_backend reads them: steps
+    are priced at the longest context of their rows, and what a target step costs beyond that of the
     shortest context is paid for every row as wide as the widest; else at the mean of both (paged
-    attention). allotment: see simulator.allotment; budget_tokens: verified per iteration, of
+    attention). allotment: see simulator.serving.draft_budget; budget_tokens: verified per
+    iteration, of
     "budget" all of them, of "tetris" the drafted ones. max_gamma: None for the depth of the trace.
 
     apart: the draft has a device of its own, and every iteration with a draft crosses the network

@@ -58,7 +58,7 @@ def as_costs(source: CostsLike) -> CostModel:
 
 
 class Pool:
-    """Requests and cost tables as arrays; letters as in simulator.lanes.
+    """Requests and cost tables as arrays; letters as in simulator.envs.kernel.
 
     signals: the draft's signals are shown, and charged. Tables are added as options ask for them.
     player: the policy whose own arithmetic is charged on them; None: nobody's.

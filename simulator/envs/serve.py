@@ -1,7 +1,7 @@
 """gammalab/Serve-v0: the choice of one gamma for a whole running batch, as a Gymnasium environment.
 
-One step is one iteration of simulator.batch, on the very code that simulator.server runs, so that
-`play_serve` gets what `serve` gets, bit for bit.
+One step is one iteration of simulator.serving.scheduler, on the very code that
+simulator.serving.server runs, so that `play_serve` gets what `serve` gets, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from policies.base import Outcome, Policy, View, clamp_gamma, uses_signals
 from policies.learned.observation import ROUND
 from policies.randomness import Rng, round_key
 from policies.registry import label
-from simulator import batch
-from simulator.allotment import ALLOTMENTS, TETRIS
-from simulator.batch_costs import charged, tabulate_batches
-from simulator.commanded import (
+from simulator.envs.dataset import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
+from simulator.envs.external_gamma import (
     BATCH,
     BUCKET,
     CONTEXT,
@@ -41,14 +39,16 @@ from simulator.commanded import (
     CommandState,
     observe,
 )
-from simulator.env_pool import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
-from simulator.kernels import compiled, recipe, run_recipe
-from simulator.records import World
-from simulator.replay import low_bits
-from simulator.served import Served, collect
-from simulator.server import Run
-from simulator.server_options import Server, check
-from simulator.strip import LEGEND, rgb, strip
+from simulator.envs.render import LEGEND, rgb, strip
+from simulator.replay.kernels import compiled, recipe, run_recipe
+from simulator.replay.replay import low_bits
+from simulator.serving import scheduler
+from simulator.serving.costs import charged, tabulate_batches
+from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
+from simulator.serving.options import Server, check
+from simulator.serving.result import Served, collect
+from simulator.serving.server import Run
+from simulator.serving.state import World
 from traces.errors import InputError
 from traces.workload.arrivals import FIELDS_OF, Demand, Workload, demand
 from traces.workload.files import parse_workload
@@ -67,9 +67,9 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
     Action: Discrete(G + 1), the gamma that holds for every row, clamped to its room, as the tables
     by batch size of vLLM and TensorRT-LLM do. Observation: Box float32 [20] in -1..1 on a grid of
     1/1024: the mean over the decoding rows of policies.learned.observation.ROUND, then
-    simulator.commanded.BATCH. It is taken after arrivals and admissions, when the next decision is
-    due; iterations in which no row decodes (prompts read in chunks) pass inside, their seconds
-    charged. After the end no row decodes: the first 15 are 0.
+    simulator.envs.external_gamma.BATCH. It is taken after arrivals and admissions, when the next
+    decision is due; iterations in which no row decodes (prompts read in chunks) pass inside, their
+    seconds charged. After the end no row decodes: the first 15 are 0.
 
     An episode is the workload: terminated when the last reply has ended, never truncated here.
 
@@ -150,11 +150,11 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self.render_mode = render_mode
         confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
         pipelined = bool(self.server.pipelined)
-        names = batch.bindings(
+        names = scheduler.bindings(
             Commanded, confidences=confidences, logs=False, pipelined=pipelined, pauses=True
         )
         variant = f"steps{int(confidences)}{int(pipelined)}"
-        self._recipe = recipe(Commanded, batch.advance, names, variant)
+        self._recipe = recipe(Commanded, scheduler.advance, names, variant)
         self._key = (Commanded, variant)
         self._observe: Callable[..., int] | None = None
         self._rows = np.zeros((self.server.slots, 6), dtype=np.int64)
@@ -252,7 +252,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             low_bits(self.episode_seed),
             math.inf,
         )
-        self._ended = why != batch.DUE
+        self._ended = why != scheduler.DUE
         shown = np.zeros(len(ROUND) + len(BATCH), dtype=np.float32)
         arguments = (
             world, state.memory, self._since_s, self.scale_s, self._rows, self._scratch,
@@ -280,7 +280,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         }
 
     def _view(self, row: list[int], waiting: int) -> View:
-        """What a policy is shown of a row, as simulator.batch.view_of has it."""
+        """What a policy is shown of a row, as simulator.serving.scheduler.view_of has it."""
         costs, batch_size, bucket = self._world.costs, self._n, row[BUCKET]
         return View(
             context_tokens=row[CONTEXT],

@@ -117,7 +117,7 @@ def verify_seconds(row: FloatArray, tokens: float) -> float:
 def draft_seconds(costs: BatchCosts, bucket: int, places: Any, n: int, slots: Any) -> float:
     """Seconds of a draft in lock step by the n slots listed in places.decoding: each takes its
     `steps`, step j runs the rows that still draft. The first step reads what each row's cache lacks
-    (its lag), priced at the mean of it. Records as in simulator.batch.
+    (its lag), priced at the mean of it. Records as in simulator.serving.scheduler.
     """
     active, deepest, lags = 0, 0, 0
     for k in range(n):

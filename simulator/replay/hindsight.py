@@ -15,10 +15,10 @@ from policies.fixed import Fixed
 from policies.overhead import uncharged
 from policies.randomness import Rng
 from policies.registry import label
-from simulator.kernels import run_function, run_policy
-from simulator.replay import check_inputs, replay, run, tape_of
-from simulator.rounds import Limits, Tape, room_at
-from simulator.tally import tally_many
+from simulator.replay.kernels import run_function, run_policy
+from simulator.replay.replay import check_inputs, replay, run, tape_of
+from simulator.replay.rounds import Limits, Tape, room_at
+from simulator.replay.totals import tally_many
 from traces.costs import Prices, bucket_of, lag_after, prices_of, round_seconds
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -47,7 +47,7 @@ class Clairvoyant(Policy):
     source = "ours"
 
     def new_state(self, slots: int) -> State:
-        raise NotImplementedError("the schedule comes from simulator.hindsight.clairvoyant")
+        raise NotImplementedError("the schedule comes from simulator.replay.hindsight.clairvoyant")
 
     def admit(self, state: ScheduleState, slot: int) -> None:
         state.lag[0] = 1

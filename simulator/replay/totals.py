@@ -1,7 +1,8 @@
 """Replays that keep only sums, for sweeps: seconds by request, or steps that any cost can price.
 
-Both play the loop of simulator.rounds, compiled, with a recorder of their own. Letters: R requests;
-C context buckets and W = widest step + 1 of the cost tables (traces.timing.StepCosts); M models.
+Both play the loop of simulator.replay.rounds, compiled, with a recorder of their own. Letters: R
+requests; C context buckets and W = widest step + 1 of the cost tables (traces.timing.StepCosts); M
+models.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from policies.base import (
 )
 from policies.overhead import charged
 from policies.registry import label
-from simulator.kernels import run_policy
-from simulator.replay import check_inputs, low_bits, tape_of
-from simulator.rounds import Limits, Place
+from simulator.replay.kernels import run_policy
+from simulator.replay.replay import check_inputs, low_bits, tape_of
+from simulator.replay.rounds import Limits, Place
 from traces.costs import prices_of
 from traces.errors import InputError
 from traces.schema import Trace
@@ -37,7 +38,8 @@ DRAFT, VERIFY = 0, 1  # planes of StepCounts.counts
 class Tally(NamedTuple):
     """Sums over the rounds of each request, all [R]: decode_s, seconds of the rounds; rounds,
     drafted, accepted int64. Emitted are trace.reply_tokens. Bit for bit what
-    simulator.metrics.per_request finds in the log of `replay`: both add in the order of the rounds.
+    simulator.replay.metrics.per_request finds in the log of `replay`: both add in the order of the
+    rounds.
     """
 
     decode_s: FloatArray
@@ -63,7 +65,7 @@ def tally(
     max_gamma: int | None = None,
     believed: StepCosts | None = None,
 ) -> Tally:
-    """The sums of `simulator.replay.replay` with these arguments, and its errors."""
+    """The sums of `simulator.replay.replay.replay` with these arguments, and its errors."""
     return tally_many([policy], trace, costs, seed=seed, max_gamma=max_gamma, believed=believed)[0]
 
 

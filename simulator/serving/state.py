@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simulator.batch_costs import BatchCosts
-from simulator.rounds import Limits, Tape
+from simulator.replay.rounds import Limits, Tape
+from simulator.serving.costs import BatchCosts
 from traces.workload.arrivals import Demand
 
 FloatArray = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ GAPS = 512  # bins of World.gaps
 
 
 class Rules(NamedTuple):
-    """How the server works; simulator.server_options.Server says what each means.
+    """How the server works; simulator.serving.options.Server says what each means.
 
     first: requests that come at the times noted (all of an open loop, the users of a closed one,
     none if somebody else puts them into the waiting line). closed: a reply that ends lets the next
@@ -83,7 +83,7 @@ PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 in this iteration."""
 
 ENTRY = record(key=np.float64, number=np.int64)
-"""Of a heap: simulator.admission."""
+"""Of a heap: simulator.serving.queue."""
 
 DESK = record(
     now_s=np.float64, busy_s=np.float64, prompt_s=np.float64, running=np.int64, waiting=np.int64,
@@ -98,7 +98,7 @@ decodes. running, waiting, later: lengths of these lists; fed: requests that hav
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
 drafted before the target verified, ahead: while it did (pipelined); asked, asked_waiting: batch
 size and waiting line that policies were shown; quiet: 1 after an iteration without a draft; due: 1
-where one has been announced (simulator.batch.DUE). The others are totals.
+where one has been announced (simulator.serving.scheduler.DUE). The others are totals.
 """
 
 BIN = record(

@@ -3,11 +3,11 @@
 One iteration admits waiting requests into free slots, asks the policy for every row's gamma,
 reserves memory, drafts in lock step, verifies, and hands each row what it emitted. `advance` plays
 iterations until a given time, until nothing is left to do, or until its log is full. Like
-simulator.rounds it is plain Python of plain arithmetic: `simulator.kernels` compiles it with the
-policy's own hooks, the interpreted server runs it as it is, and with one slot and no queue its
-rounds are those of simulator.rounds.play, bit for bit.
+simulator.replay.rounds it is plain Python of plain arithmetic: `simulator.replay.kernels` compiles
+it with the policy's own hooks, the interpreted server runs it as it is, and with one slot and no
+queue its rounds are those of simulator.replay.rounds.play, bit for bit.
 
-Everything that changes lies in simulator.records.World.
+Everything that changes lies in simulator.serving.state.World.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, round_key, uniform
-from simulator.admission import blocks_of, line_key, pop, push
-from simulator.allotment import EACH, TETRIS, share_caps, trim
-from simulator.batch_costs import context_bucket, draft_seconds, verify_seconds
-from simulator.records import GAPS, Record, World
-from simulator.rounds import room_at
+from simulator.replay.rounds import room_at
+from simulator.serving.costs import context_bucket, draft_seconds, verify_seconds
+from simulator.serving.draft_budget import EACH, TETRIS, share_caps, trim
+from simulator.serving.queue import blocks_of, line_key, pop, push
+from simulator.serving.state import GAPS, Record, World
 from traces.costs import lag_after
 
 IDLE, LIMIT, FULL, DUE = range(4)  # why `advance` came back
@@ -402,7 +402,7 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     of the row of which it reads most.
 
     In turn, the target reads each row's draft behind its newest token. Pipelined (PEARL, see
-    simulator.server_options) it reads what was drafted an iteration ago while the next tokens are
+    simulator.serving.options) it reads what was drafted an iteration ago while the next tokens are
     drafted, and so judges the first of these, too.
     """
     desk, drafted, tokens, widest = world.desk[0], 0, n, 0

@@ -18,11 +18,11 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from policies.base import Outcome, Policy, View
-from simulator.env import LaneEnv, observation_space
-from simulator.env_pool import CostsLike, Pool, TraceLike
-from simulator.env_stage import Stage
-from simulator.lanes import DISABLED, NEXT_STEP, SAME_STEP
-from simulator.strip import ansi, rgb
+from simulator.envs.batch import Stage
+from simulator.envs.dataset import CostsLike, Pool, TraceLike
+from simulator.envs.kernel import DISABLED, NEXT_STEP, SAME_STEP
+from simulator.envs.render import ansi, rgb
+from simulator.envs.round_token import LaneEnv, observation_space
 
 MODES = {
     AutoresetMode.NEXT_STEP: NEXT_STEP,
@@ -38,7 +38,8 @@ def _not_begun(pins: Any) -> int:
 
 
 class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int64], Any]):
-    """What the vector forms of Round-v0 and Token-v0 share; arguments as simulator.env.LaneEnv, and
+    """What the vector forms of Round-v0 and Token-v0 share; arguments as
+    simulator.envs.round_token.LaneEnv, and
 
         num_envs: lanes. max_episode_steps: truncates an episode, 0: never (make_vec passes the
             registered number). autoreset_mode: gymnasium's, NEXT_STEP by default.
@@ -105,7 +106,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self._step: Callable[[Any], int] = _not_begun
 
     def charge(self, player: Policy | None) -> None:
-        """See simulator.env.LaneEnv.charge."""
+        """See simulator.envs.round_token.LaneEnv.charge."""
         self.stage.charge(player)
         self._bind()
 

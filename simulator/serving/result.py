@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.records import ROUND, Records, World, records
-from simulator.server_options import Server
+from simulator.serving.options import Server
+from simulator.serving.state import ROUND, Records, World, records
 from traces.roundlog import ROUND_DTYPES, RoundLog
 from traces.schema import Trace
 
@@ -40,9 +40,9 @@ class Served:
 
     arrival_s, admitted_s, first_s, finish_s [Q]: seconds since the run began; finish_s NaN if the
     run was cut off before. prefill_s, longest_s [Q]; prompt_tokens, tokens, rounds, drafted,
-    accepted, preempted, replica [Q]; row [Q] of the trace. gaps: see simulator.records.World. bins
-    [replicas, B] records (simulator.records.BIN). round_log: None unless asked for. totals: counts
-    of all replicas by name. busy_s [replicas]: seconds of iterations and prompts.
+    accepted, preempted, replica [Q]; row [Q] of the trace. gaps: see simulator.serving.state.World.
+    bins [replicas, B] records (simulator.serving.state.BIN). round_log: None unless asked for.
+    totals: counts of all replicas by name. busy_s [replicas]: seconds of iterations and prompts.
     """
 
     policy: str

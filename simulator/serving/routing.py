@@ -3,8 +3,8 @@
 Simpy would spend thirty times an iteration's own time on an event for each, and a routed closed
 loop needs one: whoever ends a reply sends the next request, whose replica may be at its next
 iteration by then. So this loop keeps simpy's calendar itself: what happens, in the order of time
-and, at the same time, of planning, the times summed as simpy sums them. simulator.processes is the
-same system as simpy processes; the two agree bit for bit.
+and, at the same time, of planning, the times summed as simpy sums them. simulator.serving.processes
+is the same system as simpy processes; the two agree bit for bit.
 
 A replica's own events: an iteration ends (open loop: all that begin before the next arrival), or it
 acts, after everything else that had been planned for that moment. The router learns that a reply
@@ -22,10 +22,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from policies.base import State
-from simulator.admission import pop, push
-from simulator.batch import FULL, IDLE, advance, wait
-from simulator.records import ENTRY, Records, World, record, records, world_of
-from simulator.server_options import ROUTERS
+from simulator.serving.options import ROUTERS
+from simulator.serving.queue import pop, push
+from simulator.serving.scheduler import FULL, IDLE, advance, wait
+from simulator.serving.state import ENTRY, Records, World, record, records, world_of
 
 ROUND_ROBIN, LEAST_OUTSTANDING, SHORTEST_QUEUE = range(len(ROUTERS))
 

@@ -4,8 +4,8 @@ A round at position i of a reply of L tokens drafts d tokens, accepts n = min(d,
 emits min(n + 1, L - i) and costs what `traces.costs.round_seconds` says; where n >= L - i the reply
 ended at a drafted token. What is kept of a round is up to a *recorder*, record(sink, place,
 outcome): it writes to the arrays of its sink. Every function here is plain Python of plain
-arithmetic: the interpreted replay runs it as it is, `simulator.kernels` compiles the same code, so
-that there is no second copy and one order of floating-point operations.
+arithmetic: the interpreted replay runs it as it is, `simulator.replay.kernels` compiles the same
+code, so that there is no second copy and one order of floating-point operations.
 """
 
 from __future__ import annotations

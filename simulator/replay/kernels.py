@@ -35,8 +35,8 @@ from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
 from policies.base import Policy, codes_of, named_globals
-from simulator import rounds
-from simulator.rounds import Recorder
+from simulator.replay import rounds
+from simulator.replay.rounds import Recorder
 from traces.errors import InputError
 
 # NumPy's division (no exception to raise) and no fastmath: decisions must not depend on either.
@@ -92,8 +92,8 @@ def cache_folder() -> Path:
 
 
 def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
-    """simulator.rounds.play with the policy's hooks and a recorder compiled; `arguments` follow
-    `self`. Other threads run meanwhile.
+    """simulator.replay.rounds.play with the policy's hooks and a recorder compiled; `arguments`
+    follow `self`. Other threads run meanwhile.
 
     Raises InputError if a hook does something that cannot be compiled.
     """

@@ -1,4 +1,4 @@
-"""Lanes on a pool: the arrays of simulator.lanes, filled, and the calls that move them.
+"""Lanes on a pool: the arrays of simulator.envs.kernel, filled, and the calls that move them.
 
 The single environments are a stage of one lane, the vector environments one of thousands: the same
 compiled code, so that they agree bit for bit.
@@ -13,9 +13,9 @@ import numpy as np
 
 from policies.base import Draft, Outcome, Policy, View
 from policies.learned.observation import DRAFTING, MEMORY, ROUND
-from simulator.env_pool import Pool
-from simulator.lanes import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
-from simulator.pins import Pinned
+from simulator.envs.dataset import Pool
+from simulator.envs.kernel import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
+from simulator.envs.pins import Pinned
 from traces.errors import InputError
 
 REWARDS = ("seconds", "average")
@@ -24,9 +24,9 @@ REWARDS = ("seconds", "average")
 class Stage:
     """L lanes over a pool.
 
-    tokens: a decision per token instead of per round. mode: as simulator.lanes. limit: steps of an
-    episode, 0: none. reward: "seconds", minus the seconds of the step in plain rounds (one token,
-    no draft, shortest context, at the lane's own costs); "average", tokens emitted less rho
+    tokens: a decision per token instead of per round. mode: as simulator.envs.kernel. limit: steps
+    of an episode, 0: none. reward: "seconds", minus the seconds of the step in plain rounds (one
+    token, no draft, shortest context, at the lane's own costs); "average", tokens emitted less rho
     (tokens per second; None: those of plain rounds) times the seconds.
     """
 

@@ -1,8 +1,9 @@
 """A running batch that is told its gamma from outside, and what is shown of it: the inside of
-simulator.env_serve.
+simulator.envs.serve.
 
-`Commanded` is a policy like any other, so that simulator.batch runs as it always does: its gamma is
-a number that somebody else wrote into its state, and its other hooks note what happened.
+`Commanded` is a policy like any other, so that simulator.serving.scheduler runs as it always does:
+its gamma is a number that somebody else wrote into its state, and its other hooks note what
+happened.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from policies.learned.observation import (
     show_request,
 )
 from policies.randomness import Rng
-from simulator.batch import decoding
-from simulator.batch_costs import context_bucket
-from simulator.records import World
-from simulator.rounds import room_at
+from simulator.replay.rounds import room_at
+from simulator.serving.costs import context_bucket
+from simulator.serving.scheduler import decoding
+from simulator.serving.state import World
 
 BATCH = (
     "requests that run, of the slots",

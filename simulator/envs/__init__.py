@@ -1,0 +1,28 @@
+"""The choice of gamma as Gymnasium environments. Importing this package registers them:
+
+    import gymnasium, simulator.envs
+    env = gymnasium.make("gammalab/Round-v0", trace="trace.parquet", timing="timing.json")
+
+gammalab/Round-v0: one step is one round, the action how many tokens to draft. gammalab/Token-v0:
+one step is one drafted token, the action whether to draft it (both round_token). gammalab/Serve-v0:
+one step is one iteration of a batch (serve). make_vec gives the first two as thousands of lanes in
+one compiled call (vector).
+"""
+
+import gymnasium
+
+gymnasium.register(
+    "gammalab/Round-v0",
+    entry_point="simulator.envs.round_token:RoundEnv",
+    vector_entry_point="simulator.envs.vector:RoundVectorEnv",
+    max_episode_steps=4096,
+)
+gymnasium.register(
+    "gammalab/Token-v0",
+    entry_point="simulator.envs.round_token:TokenEnv",
+    vector_entry_point="simulator.envs.vector:TokenVectorEnv",
+    max_episode_steps=65536,
+)
+gymnasium.register(
+    "gammalab/Serve-v0", entry_point="simulator.envs.serve:ServeEnv", max_episode_steps=1 << 20
+)

@@ -1,0 +1,1 @@
+"""Many requests at once: a server with a queue, continuous batching and memory in blocks."""
