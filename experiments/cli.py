@@ -71,7 +71,7 @@ def one_line(error: Exception) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
     if "torch" in sys.modules:  # else no device was in use, and importing it takes seconds
-        from real_backend.faults import DEVICE_REMEDY, fault_of
+        from real_backend.device_errors import DEVICE_REMEDY, fault_of
 
         told = fault_of(error, "on the way", DEVICE_REMEDY)
         return str(told) if told else None
@@ -183,8 +183,8 @@ def _add_validate(validate: Parser) -> None:
         "--measured",
         type=Path,
         metavar="DIR",
-        help="judge the rounds in DIR (of an earlier --out, or of `python -m real_backend.sitting` "
-        "on another machine) instead of running",
+        help="judge the rounds in DIR (of an earlier --out, or of `python -m "
+        "real_backend.decoding.sitting` on another machine) instead of running",
     )
     group.add_argument(
         "--repeats", type=repeats, default=1, help="times that the sitting goes round"
@@ -399,14 +399,14 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def _capture(args: argparse.Namespace) -> int:
-    from real_backend.capture import run
+    from real_backend.recording.capture import run
 
     run(args)
     return 0
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from real_backend.measure import run
+    from real_backend.recording.measure import run
 
     timing = run(args)
     label = ", random weights" if timing.meta.get("weights") == "random" else ""

@@ -28,15 +28,15 @@ from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import file_name, label, parse_policies, parse_policy
-from real_backend.partial_file import finished
-from real_backend.progress import progress
-from real_backend.sitting import (
+from real_backend.decoding.sitting import (
     PLACEBO,
     begin_sitting,
     read_measured,
     write_measured,
     write_rounds,
 )
+from real_backend.partial_file import finished
+from real_backend.progress import progress
 from simulator.replay.hindsight import best_fixed
 from traces.errors import InputError
 from traces.schema import Trace
@@ -199,7 +199,7 @@ def validate_files(
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
     With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
-    real_backend.sitting) and out/predicted/; a sitting that was stopped goes on there.
+    real_backend.decoding.sitting) and out/predicted/; a sitting that was stopped goes on there.
     """
     kept = None
     if out is not None and args.measured is None:
@@ -250,7 +250,9 @@ def _sit(
     kept: Path | None,
 ) -> Validation:
     """Load the pair, run the policies on it, judge them."""
-    from real_backend.sitting import sitting_from_args  # torch: only once the files are good
+    from real_backend.decoding.sitting import (
+        sitting_from_args,  # torch: only once the files are good
+    )
 
     costs = step_costs(timing, trace)
     sitting = sitting_from_args(args, trace, costs, timing, limit=limit, kept=kept)

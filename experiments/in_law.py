@@ -123,8 +123,8 @@ def text_of(checks: Sequence[LawCheck]) -> str:
 
 def run(args: argparse.Namespace) -> list[LawCheck]:
     """Decode every trace's prompts once more with fresh draws, per policy, and compare."""
-    from real_backend.engine import Engine
-    from real_backend.models import pair_from_args
+    from real_backend.decoding.engine import Engine
+    from real_backend.models.pair import pair_from_args
     from real_backend.prompts import questions_of, requests_of_trace
 
     policies = parse_policies(args.policies)

@@ -56,7 +56,7 @@ def roofline(device: str, pair: str) -> Roofline:
     Per forward the weights are read once, the embedding table aside; per row the keys and values
     of its context.
     """
-    from real_backend.shapes import SHAPES, split_pair  # brings torch
+    from real_backend.models.shapes import SHAPES, split_pair  # brings torch
 
     try:
         names: tuple[str, ...] = split_pair("shape:" + pair)

@@ -26,6 +26,7 @@ from experiments.serving import costs_for
 from experiments.tables import number, percent, table
 from policies.base import Policy
 from policies.registry import parse_policies, parse_policy
+from real_backend.decoding.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
 from real_backend.options import (
     Parser,
     add_pair_arguments,
@@ -35,7 +36,6 @@ from real_backend.options import (
     whole,
 )
 from real_backend.partial_file import finished, partial_path
-from real_backend.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
 from simulator.serving.costs import BatchCosts
 from simulator.serving.options import Server
 from simulator.serving.server import serve

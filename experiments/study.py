@@ -210,8 +210,8 @@ def _options(
 
 
 def _capture(args: argparse.Namespace, effort: Effort, out: Path) -> None:
-    from real_backend.capture import run as capture
     from real_backend.options import add_capture_arguments, add_pair_arguments
+    from real_backend.recording.capture import run as capture
 
     adders = (add_pair_arguments, add_capture_arguments)
     options = _options(args, adders, out / "trace.parquet")
@@ -222,8 +222,8 @@ def _capture(args: argparse.Namespace, effort: Effort, out: Path) -> None:
 
 
 def _measure(args: argparse.Namespace, effort: Effort, out: Path) -> None:
-    from real_backend.measure import run as measure
     from real_backend.options import add_measure_arguments, add_pair_arguments
+    from real_backend.recording.measure import run as measure
 
     options = _options(args, (add_pair_arguments, add_measure_arguments), out / "timing.json")
     options.batch, options.repeats = list(effort.batches), effort.measure_repeats

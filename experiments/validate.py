@@ -1,9 +1,9 @@
 """The confirmation: policies on the real engine in one sitting, measured beside predicted.
 
-The sitting is made by `real_backend.sitting`, now and here or earlier and elsewhere; the prediction
-is the replay of the same held-out replies in the same order with one state, at the timing's seconds
-on the clock that the sitting is judged by. Most of what is said is about *ratios*: to the baseline
-and to the runner-up.
+The sitting is made by `real_backend.decoding.sitting`, now and here or earlier and elsewhere; the
+prediction is the replay of the same held-out replies in the same order with one state, at the
+timing's seconds on the clock that the sitting is judged by. Most of what is said is about *ratios*:
+to the baseline and to the runner-up.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from policies.base import Policy, reads_seconds, uses_signals
 from policies.fixed import Never
 from policies.overhead import charged
 from policies.registry import DEFAULT, label
-from real_backend.sitting import PLACEBO, Measured
+from real_backend.decoding.sitting import PLACEBO, Measured
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
 from traces.costs import price_log

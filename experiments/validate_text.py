@@ -13,7 +13,7 @@ from experiments.statistics import FEWEST, Estimate
 from experiments.tables import fill, number, percent, table, with_interval
 from experiments.validate import Check, Validation
 from experiments.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
-from real_backend.sitting import timed_path
+from real_backend.decoding.sitting import timed_path
 
 CLOCKS = {
     "cpu": "the processor's clock",

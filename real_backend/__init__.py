@@ -1,5 +1,5 @@
-"""Time with real models: models, kvcache, llama, verify, engine, capture, measure, the embedded
-pair.
+"""Time with real models: the pair (models), its engine (decoding), traces and timings (recording),
+inside transformers (huggingface), the embedded pair and how it was made (training).
 """
 
 import importlib

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from real_backend.device import nvml_of
+from real_backend.models.device import nvml_of
 
 
 class Meter:

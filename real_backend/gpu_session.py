@@ -28,8 +28,8 @@ import numpy as np
 
 from policies.base import uses_signals
 from policies.registry import file_name, label, parse_policies, parse_policy
+from real_backend.decoding.sitting import PLACEBO, read_measured, timed_path
 from real_backend.options import add_session_arguments, run_module
-from real_backend.sitting import PLACEBO, read_measured, timed_path
 from traces.costs import Table, price_log, tabulate
 from traces.errors import InputError
 from traces.store import read_trace, write_atomically
@@ -129,7 +129,9 @@ class _Planner:
         trace = self.out / f"embedded-{dtype}-{kind}.parquet"
         arguments = ["--dtype", dtype, "--out", trace, "--limit", self.effort.questions]
         arguments += ["--max-new-tokens", self.effort.max_new_tokens, "--temperature", temperature]
-        self._add(f"capture {dtype} {kind}", "capture", [*arguments, "--resume"], [trace], 20)
+        self._add(
+            f"capture {dtype} {kind}", "recording.capture", [*arguments, "--resume"], [trace], 20
+        )
         return trace
 
     def measure(self, pair: str, dtype: str) -> Path:
@@ -139,7 +141,7 @@ class _Planner:
         arguments += ["--batch", self.effort.batches, "--context", self.effort.contexts]
         arguments += ["--repeats", self.effort.timed]
         seconds = self.effort.measure_s
-        self._add(f"measure {pair} {dtype}", "measure", arguments, [timing], 40, seconds)
+        self._add(f"measure {pair} {dtype}", "recording.measure", arguments, [timing], 40, seconds)
         return timing
 
     def decode(self, pair: str, dtype: str, trace: Path, timing: Path, batch: int = 1) -> None:
@@ -156,7 +158,7 @@ class _Planner:
         title = f"decode {pair} {dtype}" + (f" batch {batch}" if batch > 1 else "")
         if batch == 1:
             self.plan.confirmed.append(Confirmed(title, folder, trace, timing))
-        self._add(title, "sitting", arguments, results, 30, self.effort.decode_s)
+        self._add(title, "decoding.sitting", arguments, results, 30, self.effort.decode_s)
 
     def lossless(self, dtype: str) -> None:
         """Speculative output beside plain output, differences explained."""

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from policies.base import Policy
 from policies.registry import label, parse_policies
-from real_backend.engine import Engine
-from real_backend.finite import check_finite
-from real_backend.kvcache import GeneralReader
-from real_backend.models import Pair, pair_from_args, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.models.finite import check_finite
+from real_backend.models.kvcache import GeneralReader
+from real_backend.models.pair import Pair, pair_from_args, resolve_pair
 from real_backend.options import (
     add_lossless_arguments,
     add_pair_arguments,

@@ -330,6 +330,7 @@ def run_module(
     run: Callable[[argparse.Namespace], Any],
 ) -> int:
     """`python -m real_backend.NAME`: parse, run, turn bad input into one line and exit code 2.
+    name: with its room, recording.capture.
 
     An integer that `run` returns is the exit code. Device faults without a remedy of their own get
     one here.
@@ -337,9 +338,10 @@ def run_module(
     parser = Parser(prog=f"python -m real_backend.{name}", description=about)
     for add in adders:
         add(parser)
+    name = name.rpartition(".")[2]
     args = parser.parse_args()
     print_anything()
-    from real_backend.faults import DEVICE_REMEDY, device_faults
+    from real_backend.device_errors import DEVICE_REMEDY, device_faults
 
     try:
         with device_faults(f"in {name}", DEVICE_REMEDY):

@@ -19,8 +19,8 @@ from experiments import censored_check, censored_run, learning, workers
 from experiments.cli import build_parser
 from experiments.files import read_result
 from policies.registry import read_policies
-from real_backend import models
-from real_backend.engine import Engine
+from real_backend.decoding.engine import Engine
+from real_backend.models import pair as models
 from real_backend.options import (
     Parser,
     add_decode_arguments,
@@ -36,7 +36,7 @@ from traces.timing import read_timing
 from traces.workload.files import read_workload
 
 ADDERS = (add_decode_arguments, add_lossless_arguments, add_session_arguments)
-TIMING = Path(models.__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"
+TIMING = Path(models.__file__).parents[2] / "traces/data/timing-x86_64-cpu.json"
 TRACE = TIMING.with_name("embedded-greedy.parquet")
 UNBOUNDED = ("--max-error", "--seconds", "--minutes")  # any finite number
 

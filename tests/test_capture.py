@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from real_backend import capture as capture_module
-from real_backend.capture import capture, run, run_lengths
-from real_backend.coupled import Settings, decode_coupled, draw_uniforms
-from real_backend.kvcache import Reader
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding.verify import distribution, draw, signals
+from real_backend.models.kvcache import Reader
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import add_capture_arguments, add_pair_arguments
 from real_backend.prompts import read_questions, request_for, requests_of_trace
-from real_backend.rollout import Choose, FloatArray
-from real_backend.verify import distribution, draw, signals
+from real_backend.recording import capture as capture_module
+from real_backend.recording.capture import capture, run, run_lengths
+from real_backend.recording.coupling import Settings, decode_coupled, draw_uniforms
+from real_backend.recording.rollout import Choose, FloatArray
 from tests.results import lively_trace
 from tests.specimens import save_llama, save_pair, save_tokenizer, write_prompts
 from traces.errors import InputError
@@ -190,7 +190,7 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "real_backend.capture",
+        "real_backend.recording.capture",
         "--pair",
         str(pair_folder),
         "--prompts",
@@ -337,7 +337,7 @@ def test_a_resumed_capture_has_the_threads_of_the_first(
 
     out = tmp_path / "t.parquet"
     TraceWriter(out, lively_trace().meta, conditions={"threads": 7})
-    monkeypatch.setattr("real_backend.capture.pair_from_args", load)
+    monkeypatch.setattr("real_backend.recording.capture.pair_from_args", load)
     parser = argparse.ArgumentParser()
     add_pair_arguments(parser)
     add_capture_arguments(parser)

@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["traces", "policies"])
-@pytest.mark.parametrize("command", ["experiments", "real_backend.capture"])
+@pytest.mark.parametrize("command", ["experiments", "real_backend.recording.capture"])
 def test_packages_of_other_projects_are_named(tmp_path: Path, name: str, command: str) -> None:
     """As after `pip install traces`: its __init__.py lies where ours was."""
     for package in ("traces", "policies", "real_backend", "experiments"):

@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from policies.fixed import Fixed
-from real_backend import device, engine, models, threads
-from real_backend.capture import capture
-from real_backend.coupled import Settings
-from real_backend.engine import Engine
-from real_backend.faults import DeviceLost, fault_of
-from real_backend.kvcache import LeanReader
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding import engine
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.steps import EagerSteps
+from real_backend.device_errors import DeviceLost, fault_of
+from real_backend.models import device, threads
+from real_backend.models import pair as models
+from real_backend.models.kvcache import LeanReader
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import add_measure_arguments, add_pair_arguments
 from real_backend.prompts import Request, read_questions
-from real_backend.steps import EagerSteps
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import Settings
 from tests.specimens import write_prompts
 from traces.errors import InputError
 from traces.timing import StepCosts
@@ -70,7 +72,7 @@ def test_a_prompt_is_not_on_the_bill_of_the_first_round(
 
 
 def test_nobody_waits_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from real_backend.clock import wait_for
+    from real_backend.decoding.clock import wait_for
 
     waited: list[str] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
@@ -215,7 +217,7 @@ def test_a_cuda_device_is_made_current_settled_and_described(
 
 
 def test_graphs_can_be_forbidden(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from real_backend import graph_check
+    from real_backend.decoding import graph_check
 
     monkeypatch.setattr(graph_check, "graphs_possible", lambda _: True)
     parser = argparse.ArgumentParser()

@@ -13,16 +13,16 @@ from scipy import stats
 from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
 from policies.registry import SHELF
-from real_backend.capture import capture
-from real_backend.coupled import Settings
-from real_backend.cuda_graphs import eagerly
-from real_backend.engine import Engine
-from real_backend.graphs import GraphSteps
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding.cuda_graphs import eagerly
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.graphs import GraphSteps
+from real_backend.decoding.solo import SoloSteps
+from real_backend.decoding.steps import EagerSteps
+from real_backend.decoding.verify import distribution
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
-from real_backend.solo import SoloSteps
-from real_backend.steps import EagerSteps
-from real_backend.verify import distribution
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import Settings
 from tests.specimens import save_pair, write_prompts
 from traces.errors import InputError
 from traces.schema import Trace
@@ -154,8 +154,8 @@ def test_steps_of_fixed_shape_decode_the_same(
     _, requests = recorded
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
     eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
-    monkeypatch.setattr("real_backend.engine.recorder_of", lambda _: eagerly)
-    monkeypatch.setattr("real_backend.graphs.SHORTEST_SPAN", 32)  # several spans in play
+    monkeypatch.setattr("real_backend.decoding.engine.recorder_of", lambda _: eagerly)
+    monkeypatch.setattr("real_backend.decoding.graphs.SHORTEST_SPAN", 32)  # several spans in play
     engine = Engine(pair, costs, max_gamma=8)
     fixed = engine.decode(SHELF[name](), requests, **settings)
     assert isinstance(engine.steps(batch, 1), GraphSteps)
@@ -198,7 +198,7 @@ def test_a_row_alone_sends_only_what_is_not_there(
         sent.append(len(ids))
         return real(ids, **how)
 
-    monkeypatch.setattr("real_backend.solo.torch.tensor", noted)
+    monkeypatch.setattr("real_backend.decoding.solo.torch.tensor", noted)
     _, requests = recorded
     Engine(pair, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=40)
     assert len(sent) == 2 * len(requests)  # the prompt, and its last token for the first round

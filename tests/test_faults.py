@@ -9,10 +9,10 @@ import torch
 
 from experiments.cli import one_line
 from policies.fixed import Fixed
-from real_backend.engine import Engine
-from real_backend.faults import DeviceLost, device_faults, fault_of
-from real_backend.measure import measure
+from real_backend.decoding.engine import Engine
+from real_backend.device_errors import DeviceLost, device_faults, fault_of
 from real_backend.prompts import Request
+from real_backend.recording.measure import measure
 from traces.errors import InputError
 
 LOST = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"

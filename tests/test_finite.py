@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from policies.registry import parse_policy
-from real_backend.engine import Engine
-from real_backend.finite import Watch
-from real_backend.generate import speculate
-from real_backend.graphs import GraphSteps
-from real_backend.models import Pair, load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.graphs import GraphSteps
+from real_backend.huggingface.generate import speculate
+from real_backend.models.finite import Watch
+from real_backend.models.pair import Pair, load_pair, resolve_pair
 from real_backend.prompts import Request
 from tests.command import gammalab, refused
 from tests.specimens import save_pair, write_prompts

@@ -41,8 +41,8 @@ from policies.base import STEP_COSTS, Policy, State, View, reads_seconds
 from policies.counts.heuristic import HFHeuristic
 from policies.randomness import Rng
 from policies.registry import SHELF
-from real_backend.generate import Speculation, speculate
-from real_backend.models import EMBEDDED
+from real_backend.huggingface.generate import Speculation, speculate
+from real_backend.models.pair import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 from tests.specimens import save_llama
 from traces.errors import InputError
@@ -674,7 +674,7 @@ def test_changed_weights_are_read_again(tiny: Models) -> None:
 
 
 def test_nothing_outlives_the_object(tiny: Models) -> None:
-    from real_backend.generate import _PREPARED
+    from real_backend.huggingface.generate import _PREPARED
 
     target, draft = tiny
     key = id(target), id(draft)

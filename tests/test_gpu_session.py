@@ -15,6 +15,7 @@ import pytest
 
 from policies.registry import parse_policy
 from real_backend import gpu_session
+from real_backend.decoding.sitting import PLACEBO, timed_path, write_rounds
 from real_backend.gpu_session import (
     FULL,
     SMALL,
@@ -25,7 +26,6 @@ from real_backend.gpu_session import (
     prediction_table,
 )
 from real_backend.options import SESSION_SHAPES
-from real_backend.sitting import PLACEBO, timed_path, write_rounds
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import Table, tabulate

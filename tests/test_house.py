@@ -32,7 +32,10 @@ def imported_by(statement: str) -> set[str]:
 
 def test_a_gpu_host_needs_no_simulator() -> None:
     heavy = {"numba", "simpy", "gymnasium", "pandas", "seaborn", "matplotlib", "scipy"}
-    stages = ("capture", "measure", "engine", "lossless", "gpu_session")
+    stages = (
+        *("recording.capture", "recording.measure", "decoding.engine", "decoding.sitting"),
+        *("lossless", "gpu_session"),
+    )
     loaded = imported_by("import " + ", ".join(f"real_backend.{name}" for name in stages))
     assert "torch" in loaded and not loaded & (heavy - {"scipy"})
     assert not {"simulator", "experiments"} & loaded

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from policies.registry import parse_policy
-from real_backend.engine import Engine
-from real_backend.models import EMBEDDED, load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.huggingface.recorder import Recorder, record
+from real_backend.models.pair import EMBEDDED, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
-from real_backend.recorder import Recorder, record
 from simulator.replay.replay import replay
 from traces.costs import Table, tabulate
 from traces.errors import InputError

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from real_backend.kvcache import GeneralReader, LeanReader
-from real_backend.llama import LeanLlama, settled
-from real_backend.models import Model
+from real_backend.models.kvcache import GeneralReader, LeanReader
+from real_backend.models.llama import LeanLlama, settled
+from real_backend.models.pair import Model
 from tests.specimens import save_llama
 
 VARIANTS = {

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from policies.fixed import Never
 from policies.registry import parse_policies
-from real_backend import lossless, solo, steps
-from real_backend.engine import Engine
-from real_backend.llama import LeanLlama
+from real_backend import lossless
+from real_backend.decoding import solo, steps
+from real_backend.decoding.engine import Engine
 from real_backend.lossless import Difference, Noise, check, parting, plain, spacing, text_of, weigh
-from real_backend.models import load_pair, resolve_pair
+from real_backend.models.llama import LeanLlama
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import add_lossless_arguments, add_pair_arguments, run_module
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from tests.specimens import write_prompts

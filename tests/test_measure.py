@@ -15,10 +15,19 @@ from policies.base import Policy, uses_signals
 from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
 from policies.registry import SHELF
-from real_backend import finite, round_overheads
-from real_backend.measure import DRAFTED, LAGS, PREFILL_TOKENS, Bench, _cells, _sample, measure
-from real_backend.models import load_pair, resolve_pair
-from real_backend.steps import GREEDY, Law
+from real_backend.decoding.steps import GREEDY, Law
+from real_backend.models import finite
+from real_backend.models.pair import load_pair, resolve_pair
+from real_backend.recording import round_overheads
+from real_backend.recording.measure import (
+    DRAFTED,
+    LAGS,
+    PREFILL_TOKENS,
+    Bench,
+    _cells,
+    _sample,
+    measure,
+)
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.timing import read_timing
@@ -194,7 +203,7 @@ def test_a_stopped_measurement_goes_on(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("real_backend.measure.round_overheads", dead)
+        patch.setattr("real_backend.recording.measure.round_overheads", dead)
         with pytest.raises(Stopped):
             timed(20)
     assert len(kept.read_text().splitlines()) == 3

@@ -598,7 +598,7 @@ def test_own_seconds() -> None:
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
     """The embedded pair, a few of its recorded requests, and its costs."""
-    from real_backend.models import load_pair, resolve_pair
+    from real_backend.models.pair import load_pair, resolve_pair
     from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
     from traces.costs import Table
     from traces.split import spread_rows
@@ -619,7 +619,7 @@ def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
 def test_the_engine_takes_the_replays_decisions(
     shipped: tuple[Any, Trace, list[Any], StepCosts], kind: tuple[int, int]
 ) -> None:
-    from real_backend.engine import Engine
+    from real_backend.decoding.engine import Engine
 
     pair, trace, requests, costs = shipped
     token_s = 1e-3 if kind == PER_TOKEN else 0.0

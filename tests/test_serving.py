@@ -555,7 +555,7 @@ def test_replicas_are_processes() -> None:
 
 
 def test_weights_of_known_shapes_by_hand() -> None:
-    from real_backend.shapes import SHAPES
+    from real_backend.models.shapes import SHAPES
 
     # Per layer: queries and output 4096 x 4096, keys and values 4096 x 1024 each, three matrices
     # 4096 x 14336 of the MLP; then the head 4096 x 128256.

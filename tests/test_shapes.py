@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from experiments import cli
 from experiments.files import mismatches
 from policies.fixed import Fixed
-from real_backend import shapes
-from real_backend.capture import capture
-from real_backend.coupled import Settings
-from real_backend.engine import Engine
-from real_backend.measure import measure
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.models import shapes
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import Request, read_questions
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import Settings
+from real_backend.recording.measure import measure
 from tests.results import make_timing, make_trace, save_inputs
 from tests.specimens import write_prompts
 from traces.costs import Table, tabulate
@@ -203,7 +203,7 @@ def test_engine_decodes_it(tiny: Path, costs: StepCosts, lean: bool) -> None:
 
 
 def test_measure_times_it_and_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("real_backend.measure.DRAFTED", (0, 1, 2, 8))
+    monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 2, 8))
     timing = measure(load(tiny), batches=[1], contexts=[16], repeats=1)
     assert timing.meta["weights"] == "random" and timing.meta["pair"] == "shape:llama+qwen.json"
     assert timing.grid("verify").seconds.shape == (1, 1, 4)
@@ -287,7 +287,7 @@ def test_commands_refuse_in_one_line(
 def test_measure_command_prints_the_label(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("real_backend.measure.DRAFTED", (0, 1, 2))
+    monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 2))
     argv = ["measure", "--pair", f"shape:{tiny}/llama+{tiny}/qwen.json", "--device", "cpu"]
     argv += ["--out", str(tmp_path / "t.json"), "--batch", "2", "--context", "16", "--repeats", "1"]
     assert cli.main(argv) == 0

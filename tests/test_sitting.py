@@ -16,13 +16,9 @@ from experiments.validate import judge
 from experiments.validate_text import validation_text
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies
-from real_backend import sitting
-from real_backend.capture import capture
-from real_backend.coupled import Settings
-from real_backend.engine import Engine
-from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
-from real_backend.prompts import read_questions
-from real_backend.sitting import (
+from real_backend.decoding import sitting
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.sitting import (
     PLACEBO,
     Anchor,
     Measured,
@@ -35,7 +31,11 @@ from real_backend.sitting import (
     write_measured,
     write_rounds,
 )
-from real_backend.sitting_file import load_states, saved_state
+from real_backend.decoding.sitting_file import load_states, saved_state
+from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
+from real_backend.prompts import read_questions
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import Settings
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
@@ -61,12 +61,14 @@ def files(pair: Any, pair_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def decode(monkeypatch: pytest.MonkeyPatch, files: Files, out: Path, *more: object) -> int:
-    """`python -m real_backend.sitting` on the tiny pair."""
+    """`python -m real_backend.decoding.sitting` on the tiny pair."""
     pair, prompts, trace, timing = files
     options = ["--pair", pair, "--prompts", prompts, "--trace", trace, "--timing", timing]
     options += ["--device", "cpu", "--out", out, *POLICIES, *more]
     monkeypatch.setattr("sys.argv", ["sitting", *map(str, options)])
-    return run_module("sitting", "", [add_pair_arguments, add_decode_arguments], sitting.run)
+    return run_module(
+        "decoding.sitting", "", [add_pair_arguments, add_decode_arguments], sitting.run
+    )
 
 
 def test_logs_of_elsewhere_are_judged_here(

@@ -9,8 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from real_backend import train_pair
-from real_backend.training import copying, core, corpus, export, loop
+from real_backend.training import copying, core, corpus, export, loop, train_pair
 from real_backend.training.card import lag1_correlation, score_reply
 from real_backend.training.dialogue import Dialogue
 
@@ -19,7 +18,7 @@ MINIATURE = [
     *("--rows=2", "--row-tokens=64", "--target-tokens=1.6e3", "--draft-tokens=1e3"),
     *("--reply-tokens=400", "--max-new-tokens=4", "--prompts-per-task=1", "--checkpoint-s=0"),
 ]
-PAIR = Path(train_pair.__file__).parent / "pair"
+PAIR = Path(train_pair.__file__).parents[1] / "pair"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
 from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.registry import label, parse_policies
-from real_backend.sitting import PLACEBO, Sitting
+from real_backend.decoding.sitting import PLACEBO, Sitting
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs import price_log

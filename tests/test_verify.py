@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from real_backend.verify import accept_greedy, accept_sampled, distribution, draw, signals
+from real_backend.decoding.verify import accept_greedy, accept_sampled, distribution, draw, signals
 
 
 def test_greedy_keeps_the_common_prefix_of_every_row() -> None:

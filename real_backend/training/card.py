@@ -157,7 +157,7 @@ def _command(options: argparse.Namespace) -> str:
         for name, value in vars(options).items()
         if name not in skipped
     ]
-    return "python -m real_backend.train_pair --out DIR \\\n    " + " ".join(parts)
+    return "python -m real_backend.training.train_pair --out DIR \\\n    " + " ".join(parts)
 
 
 CARD = """# The embedded pair

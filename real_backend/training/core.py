@@ -1,4 +1,4 @@
-"""The trainable Llama and the packed batches behind ``real_backend.train_pair``.
+"""The trainable Llama and the packed batches behind ``real_backend.training.train_pair``.
 
 Letters in shapes: B rows, T tokens of a row, V vocabulary, H heads, D head size.
 Parameter names are those of the Hugging Face Llama layout, so that export is a copy.

@@ -30,11 +30,11 @@ import transformers
 
 from policies.base import Policy
 from policies.registry import parse_policy
-from real_backend.engine import Engine
-from real_backend.models import Pair, load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.solo import SoloSteps
+from real_backend.decoding.steps import EagerSteps, Rows
+from real_backend.models.pair import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
-from real_backend.solo import SoloSteps
-from real_backend.steps import EagerSteps, Rows
 from simulator.costs import Affine
 from traces.costs import tabulate
 

@@ -23,8 +23,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from real_backend.generate import Speculation, speculate
-from real_backend.models import EMBEDDED
+from real_backend.huggingface.generate import Speculation, speculate
+from real_backend.models.pair import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 
 PER_TASK, NEW_TOKENS = 2, 128

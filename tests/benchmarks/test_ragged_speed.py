@@ -23,8 +23,8 @@ import pytest
 import torch
 
 from policies.registry import parse_policy
-from real_backend.engine import Engine
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request
 from tests.benchmarks.test_engine_speed import (
     COSTS,

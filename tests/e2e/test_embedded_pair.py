@@ -13,11 +13,11 @@ from experiments.agreement import agree
 from experiments.in_law import check_law
 from policies.fixed import Fixed
 from policies.registry import SHELF
-from real_backend.capture import capture
-from real_backend.coupled import Settings
-from real_backend.engine import Engine
-from real_backend.models import load_pair, resolve_pair
+from real_backend.decoding.engine import Engine
+from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import Settings
 from simulator.replay.replay import replay
 from traces.costs import Table, tabulate
 from traces.schema import Trace

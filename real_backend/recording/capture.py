@@ -1,4 +1,4 @@
-"""Record a Trace from real models: `python -m real_backend.capture`.
+"""Record a Trace from real models: `python -m real_backend.recording.capture`.
 
 Per request: decode the reply on the coupled path (`coupled.py`), then one teacher-forced pass and
 one batched rollout of the draft (`rollout.py`) for its signals. A position is accepted where,
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from real_backend.coupled import Decoded, Settings, decode_coupled, draw_uniforms
-from real_backend.finite import check_finite
-from real_backend.models import Pair, pair_from_args, resolve_pair, versions
+from real_backend.decoding.verify import draw, signals
+from real_backend.models.finite import check_finite
+from real_backend.models.pair import Pair, pair_from_args, resolve_pair, versions
 from real_backend.options import (
     add_capture_arguments,
     add_pair_arguments,
@@ -37,8 +37,8 @@ from real_backend.prompts import (
     read_questions,
     request_for,
 )
-from real_backend.rollout import roll_out, spread
-from real_backend.verify import draw, signals
+from real_backend.recording.coupling import Decoded, Settings, decode_coupled, draw_uniforms
+from real_backend.recording.rollout import roll_out, spread
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.store import TraceWriter
@@ -253,4 +253,6 @@ def run(args: argparse.Namespace) -> Trace:
 
 
 if __name__ == "__main__":
-    sys.exit(run_module("capture", __doc__, [add_pair_arguments, add_capture_arguments], run))
+    sys.exit(
+        run_module("recording.capture", __doc__, [add_pair_arguments, add_capture_arguments], run)
+    )

@@ -1,11 +1,11 @@
 """A policy inside transformers' own `generate`: one more argument, the same output, fewer seconds.
 
-    from real_backend.generate import speculate
+    from real_backend.huggingface.generate import speculate
     output = model.generate(**inputs, custom_generate=speculate(draft, "gammatune"))
 
 A callable given as `custom_generate` replaces the decoding loop of `generate`, which goes on
 preparing inputs, logits processors and stopping criteria (transformers 5, generation_strategies,
-"Custom generation methods"). The loop here is that of `real_backend.engine`.
+"Custom generation methods"). The loop here is that of `real_backend.decoding.engine`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from policies.base import STEP_COSTS, Policy, State, reads_seconds
 from policies.registry import label, parse_policy
-from real_backend.engine import Engine
-from real_backend.generate_call import Call, Row, read_call, sequences_of
-from real_backend.graphs import DEPTH
-from real_backend.models import Pair, PairSpec, pair_of
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.graphs import DEPTH
+from real_backend.huggingface.generate_call import Call, Row, read_call, sequences_of
+from real_backend.models.pair import Pair, PairSpec, pair_of
 from real_backend.prompts import Request
 from traces.costs import Table, tabulate
 from traces.errors import InputError

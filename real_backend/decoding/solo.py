@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from real_backend.models import Pair
-from real_backend.steps import (
+from real_backend.decoding.steps import (
     GREEDY,
     Feed,
     Law,
@@ -24,13 +23,14 @@ from real_backend.steps import (
     accepted_of,
     rows_of,
 )
-from real_backend.verify import accept_sampled, draw, signals
+from real_backend.decoding.verify import accept_sampled, draw, signals
+from real_backend.models.pair import Pair
 
 STRIP = 32  # tokens a strip holds before anybody says how many a round may have
 
 
 class SoloSteps:
-    """See real_backend.steps.Steps; batch 1."""
+    """See real_backend.decoding.steps.Steps; batch 1."""
 
     batch = 1
 

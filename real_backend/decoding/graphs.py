@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from real_backend.cuda_graphs import Recorder, eagerly
-from real_backend.llama import Layout, additive
-from real_backend.models import Pair
-from real_backend.steps import Feed, Law, Uniforms, Verdict
-from real_backend.verify import accept_greedy, accept_sampled, draw, signals
+from real_backend.decoding.cuda_graphs import Recorder, eagerly
+from real_backend.decoding.steps import Feed, Law, Uniforms, Verdict
+from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
+from real_backend.models.llama import Layout, additive
+from real_backend.models.pair import Pair
 from traces.errors import InputError
 
 DEPTH = 64  # the most tokens a round may draft
@@ -62,7 +62,7 @@ def spans(capacity: int) -> tuple[int, ...]:
 
 
 class GraphSteps:
-    """See real_backend.steps.Steps; both models must be lean. record: makes the graphs."""
+    """See real_backend.decoding.steps.Steps; both models must be lean. record: makes the graphs."""
 
     def __init__(self, pair: Pair, batch: int, capacity: int, record: Recorder = eagerly) -> None:
         assert pair.target.lean is not None and pair.draft.lean is not None

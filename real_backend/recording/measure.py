@@ -1,4 +1,4 @@
-"""Time every step of a round on this machine: `python -m real_backend.measure`.
+"""Time every step of a round on this machine: `python -m real_backend.recording.measure`.
 
 Steps are timed inside rounds, as the engine runs them: the first draft step, further ones, the
 verify with its read-back. Nothing is synchronised between them: on a GPU the marks are events in
@@ -26,17 +26,17 @@ import torch
 
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.registry import SHELF
-from real_backend.clock import wait_for
-from real_backend.coupled import Settings
-from real_backend.engine import steps_for
-from real_backend.faults import device_faults
-from real_backend.finite import check_finite
-from real_backend.models import Pair, check_caches, pair_from_args
+from real_backend.decoding.clock import wait_for
+from real_backend.decoding.engine import steps_for
+from real_backend.decoding.steps import GREEDY, Feed, Law
+from real_backend.device_errors import device_faults
+from real_backend.models.finite import check_finite
+from real_backend.models.pair import Pair, check_caches, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress
-from real_backend.round_overheads import round_overheads
-from real_backend.steps import GREEDY, Feed, Law
+from real_backend.recording.coupling import Settings
+from real_backend.recording.round_overheads import round_overheads
 from traces.errors import InputError
 from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
@@ -372,4 +372,6 @@ def run(args: argparse.Namespace) -> Timing:
 
 
 if __name__ == "__main__":
-    sys.exit(run_module("measure", __doc__, [add_pair_arguments, add_measure_arguments], run))
+    sys.exit(
+        run_module("recording.measure", __doc__, [add_pair_arguments, add_measure_arguments], run)
+    )

@@ -8,7 +8,7 @@ steps of the timing are measured again (*anchors*), so that the sitting carries 
 
 Results lie in a folder: measured/SEAT-REPEAT.parquet and measured/anchors.json. Until they do,
 finished turns are kept in a partial file, and a sitting that was stopped goes on behind them.
-Run by hand: `python -m real_backend.sitting`.
+Run by hand: `python -m real_backend.decoding.sitting`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import numpy as np
 from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.registry import file_name, label, parse_policies
+from real_backend.decoding.sitting_file import Pass, Turn, TurnFile, saved_state
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.partial_file import PartialFile, finished, partial_path
 from real_backend.progress import Step, progress
-from real_backend.sitting_file import Pass, Turn, TurnFile, saved_state
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.json_text import read_json
@@ -61,7 +61,7 @@ class Anchor(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a sitting needs of real_backend.engine.Engine."""
+    """What a sitting needs of real_backend.decoding.engine.Engine."""
 
     def decode(
         self,
@@ -398,9 +398,9 @@ def sitting_from_args(
     prompts, acceptance, seed. kept: see Sitting. Raises InputError if the pair is not the trace's,
     unless acceptance is "trace".
     """
-    from real_backend.anchors import Anchors
-    from real_backend.engine import Engine
-    from real_backend.models import pair_from_args
+    from real_backend.decoding.anchors import Anchors
+    from real_backend.decoding.engine import Engine
+    from real_backend.models.pair import pair_from_args
     from real_backend.prompts import forced_requests, questions_of, requests_of_trace
 
     forced = args.acceptance == "trace"
@@ -466,4 +466,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_module("sitting", __doc__, [add_pair_arguments, add_decode_arguments], run))
+    sys.exit(
+        run_module("decoding.sitting", __doc__, [add_pair_arguments, add_decode_arguments], run)
+    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from real_backend.device import GIB, free_bytes
+from real_backend.models.device import GIB, free_bytes
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 

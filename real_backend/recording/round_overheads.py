@@ -17,10 +17,10 @@ import numpy as np
 from policies.base import Policy, State, View
 from policies.overhead import own_seconds
 from policies.randomness import Rng
-from real_backend.engine import Engine
-from real_backend.models import Pair
+from real_backend.decoding.engine import Engine
+from real_backend.decoding.steps import Law, Steps
+from real_backend.models.pair import Pair
 from real_backend.prompts import Request
-from real_backend.steps import Law, Steps
 from traces.costs import Table, tabulate
 from traces.roundlog import RoundLog
 from traces.timing import CPU, WALL, Repeats, StepCosts, Timing

@@ -1,4 +1,4 @@
-"""Train the embedded pair: ``python -m real_backend.train_pair --out DIR``.
+"""Train the embedded pair: ``python -m real_backend.training.train_pair --out DIR``.
 
 A target and a draft Llama for speculative decoding, made on one CPU core in about an hour from text
 that is generated or ships with Python (``real_backend.training.corpus``). Stages, each resumable:
@@ -39,7 +39,9 @@ DATA_SHARE = 0.1  # of the draft's loss: plain cross-entropy next to the diverge
 
 def arguments() -> argparse.ArgumentParser:
     """The options; every default is what the shipped pair was made with."""
-    parser = argparse.ArgumentParser(prog="python -m real_backend.train_pair", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m real_backend.training.train_pair", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the pair")

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from real_backend.kvcache import Reader
-from real_backend.verify import signals
+from real_backend.decoding.verify import signals
+from real_backend.models.kvcache import Reader
 
 Choose = Callable[[Tensor, npt.NDArray[np.int64], int], tuple[Tensor, Tensor]]
 """(logits [M, V], positions [M], depth) -> (tokens [M], laws [M, V] that signals are taken

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from real_backend.finite import check_finite
-from real_backend.kvcache import Reader
-from real_backend.models import Pair, check_caches
+from real_backend.decoding.verify import accept_probability, draw, residual
+from real_backend.models.finite import check_finite
+from real_backend.models.kvcache import Reader
+from real_backend.models.pair import Pair, check_caches
 from real_backend.prompts import Request
-from real_backend.verify import accept_probability, draw, residual
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]

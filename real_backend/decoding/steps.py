@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from real_backend.kvcache import GeneralReader, Reader
-from real_backend.llama import Layout, LeanLlama, additive
-from real_backend.models import Model, Pair
-from real_backend.verify import accept_sampled, draw, signals
+from real_backend.decoding.verify import accept_sampled, draw, signals
+from real_backend.models.kvcache import GeneralReader, Reader
+from real_backend.models.llama import Layout, LeanLlama, additive
+from real_backend.models.pair import Model, Pair
 
 
 class Law(NamedTuple):

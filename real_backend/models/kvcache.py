@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from real_backend.llama import LeanLlama, additive
+from real_backend.models.llama import LeanLlama, additive
 
 
 class Reader(Protocol):

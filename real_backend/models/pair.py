@@ -17,8 +17,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from real_backend import shapes
-from real_backend.device import (
+from real_backend.device_errors import device_faults
+from real_backend.models import shapes
+from real_backend.models.device import (
     GIB,
     choose_device,
     describe_device,
@@ -26,16 +27,15 @@ from real_backend.device import (
     free_bytes,
     weights_bytes,
 )
-from real_backend.faults import device_faults
-from real_backend.finite import Watch
-from real_backend.kvcache import GeneralReader, LeanReader, Reader
-from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
+from real_backend.models.finite import Watch
+from real_backend.models.kvcache import GeneralReader, LeanReader, Reader
+from real_backend.models.llama import LEAN_ARCHITECTURES, LeanLlama
+from real_backend.models.threads import choose_threads
 from real_backend.options import MOST_THREADS, SHAPE_PREFIX
 from real_backend.partial_file import kept_threads
-from real_backend.threads import choose_threads
 from traces.errors import InputError
 
-EMBEDDED = Path(__file__).parent / "pair"
+EMBEDDED = Path(__file__).parents[1] / "pair"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,7 +43,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class PairSpec:
     """Where a pair lies: a name for reports, and a folder or hub name for each model.
 
-    random: no weights are read; target and draft are shapes, see real_backend.shapes.
+    random: no weights are read; target and draft are shapes, see real_backend.models.shapes.
     """
 
     name: str
@@ -312,7 +312,7 @@ def load_pair(
     """Load both models and check them against each other; shapes are built, see shapes.py.
 
     dtype "auto": float32 on a CPU, elsewhere what the checkpoint says, bfloat16 for shapes. threads
-    0: on a CPU what real_backend.threads finds. lean False keeps every model on the general
+    0: on a CPU what real_backend.models.threads finds. lean False keeps every model on the general
     transformers path. graphs False: no CUDA graphs.
 
     Raises InputError for a missing folder or tokenizer, unreadable weights, different tokenizers,

@@ -12,8 +12,8 @@ import numpy as np
 
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, mix, request_key
+from real_backend.decoding.steps import Feed, Verdict
 from real_backend.prompts import Request
-from real_backend.steps import Feed, Verdict
 from traces.costs import Prices, bucket_of, lag_after
 from traces.errors import InputError
 from traces.schema import Trace

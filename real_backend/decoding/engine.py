@@ -21,17 +21,17 @@ import torch
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.overhead import charged
 from policies.registry import label
-from real_backend.clock import ProcessorClock, wait_for
+from real_backend.decoding.clock import ProcessorClock, wait_for
+from real_backend.decoding.graph_check import recorder_of
+from real_backend.decoding.graphs import GraphSteps
+from real_backend.decoding.request import Forced, Limits, Slot
+from real_backend.decoding.solo import SoloSteps
+from real_backend.decoding.steps import EagerSteps, Law, Steps
+from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
-from real_backend.faults import DeviceLost, device_faults
-from real_backend.finite import check_finite
-from real_backend.graph_check import recorder_of
-from real_backend.graphs import GraphSteps
-from real_backend.models import Pair, check_caches
+from real_backend.models.finite import check_finite
+from real_backend.models.pair import Pair, check_caches
 from real_backend.prompts import Request
-from real_backend.slots import Forced, Limits, Slot
-from real_backend.solo import SoloSteps
-from real_backend.steps import EagerSteps, Law, Steps
 from traces.costs import prices_of, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from real_backend.cuda_graphs import GraphRecorder, Recorder, eagerly
-from real_backend.faults import out_of_memory
-from real_backend.graphs import GraphSteps, graphs_possible
-from real_backend.models import Pair
-from real_backend.steps import Feed, Law
+from real_backend.decoding.cuda_graphs import GraphRecorder, Recorder, eagerly
+from real_backend.decoding.graphs import GraphSteps, graphs_possible
+from real_backend.decoding.steps import Feed, Law
+from real_backend.device_errors import out_of_memory
+from real_backend.models.pair import Pair
 
 _PROMPT, _CAPACITY, _DRAFTED = 12, 64, 3  # tokens
 _ROUNDING = 64.0  # spacings of the format at the largest number compared

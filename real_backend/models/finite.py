@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from real_backend.verify import distribution
+from real_backend.decoding.verify import distribution
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from real_backend.models import Model, Pair
+    from real_backend.models.pair import Model, Pair
 
 
 class Watch:

@@ -1,0 +1,1 @@
+"""Speculative decoding of a pair: the engine, its steps, and sittings."""

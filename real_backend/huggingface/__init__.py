@@ -1,0 +1,1 @@
+"""Inside transformers: policies in `generate`, and its assisted runs as traces."""

@@ -1,0 +1,1 @@
+"""The pair: loading, devices, lean forwards, caches, shapes without weights."""
