@@ -418,86 +418,86 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from experiments.commands import run_compare
+    from experiments.comparison.command import run_compare
 
     return run_compare(args)
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from experiments.commands import run_validate
+    from experiments.validation.command import run_validate
 
     return run_validate(args)
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from experiments.sweeping import run
+    from experiments.sweep.command import run
 
     return run(args)
 
 
 def _train(args: argparse.Namespace) -> int:
     try:
-        from experiments.train import run
+        from experiments.learning.train import run
     except ImportError as error:
         raise missing("train", str(error.name), str(error.name)) from error
     return run(args)
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from experiments.serving import run
+    from experiments.serving.serve import run
 
     return run(args)
 
 
 def _fleet(args: argparse.Namespace) -> int:
-    from experiments.fleet import run
+    from experiments.serving.fleet import run
 
     return run(args)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from experiments.export import run
+    from experiments.export.export import run
 
     return run(args)
 
 
 def _published(args: argparse.Namespace) -> int:
-    from experiments.published import run
+    from experiments.published.command import run
 
     return run(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from experiments.report import run
+    from experiments.report.report import run
 
     return run(args)
 
 
 def _policies(args: argparse.Namespace) -> int:
-    from experiments.show import show_policies
+    from experiments.inspect.show import show_policies
 
     return show_policies(args.name, as_json=args.json)
 
 
 def _trace_info(args: argparse.Namespace) -> int:
-    from experiments.show import show_trace
+    from experiments.inspect.show import show_trace
 
     return show_trace(args.trace, as_json=args.json)
 
 
 def _trace_check(args: argparse.Namespace) -> int:
-    from experiments.show import check_trace
+    from experiments.inspect.show import check_trace
 
     return check_trace(args.trace)
 
 
 def _trace_split(args: argparse.Namespace) -> int:
-    from experiments.show import split_trace
+    from experiments.inspect.show import split_trace
 
     return split_trace(args)
 
 
 def _trace_import(args: argparse.Namespace) -> int:
-    from experiments.importing import run
+    from experiments.inspect.trace_import import run
 
     return run(args)

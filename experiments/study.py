@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.commands import compare_files, validate_files
-from experiments.files import (
+from experiments.common.results import (
     describe_inputs,
     other_input,
     read_result,
     withdraw,
     write_result,
 )
-from experiments.headline import headline_text
-from experiments.report import write_report
-from experiments.suites import GREEDY, TIMING
+from experiments.comparison.command import compare_files
+from experiments.comparison.headline import headline_text
+from experiments.report.report import write_report
+from experiments.sweep.suites import GREEDY, TIMING
+from experiments.validation.command import validate_files
 from policies.registry import SHELF
 from real_backend.options import refuse_shape
 from real_backend.partial_file import finished, partial_path

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import censored_check, censored_run, learning, workers
+from experiments.censoring import censored_check, censored_run
 from experiments.cli import build_parser
-from experiments.files import read_result
+from experiments.common import parallel as workers
+from experiments.common.results import read_result
+from experiments.learning import task as learning
 from policies.registry import read_policies
 from real_backend.decoding.engine import Engine
 from real_backend.models import pair as models

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import censored_check, censored_run
-from experiments.censored import complete, left_open, span
-from experiments.censored_check import Case, cases, costs_for, coverage, modelled
-from experiments.compare import compare, step_costs
-from experiments.compare_text import text_of, to_dict
-from experiments.report_view import comparison_view
+from experiments.censoring import censored_check, censored_run
+from experiments.censoring.censored_check import Case, cases, costs_for, coverage, modelled
+from experiments.censoring.intervals import complete, left_open, span
+from experiments.comparison.compare import compare, step_costs
+from experiments.comparison.compare_text import text_of, to_dict
+from experiments.report.tables import comparison_view
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policies, parse_policy

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.classifiers import (
+from experiments.sweep.classifiers import (
     FITS,
     consecutive_rounds,
     fit_disco,
@@ -17,7 +17,7 @@ from experiments.classifiers import (
     judged_tokens,
     main,
 )
-from experiments.suites import GREEDY
+from experiments.sweep.suites import GREEDY
 from policies.base import Draft, field_values
 from policies.confidence.classifiers import WEIGHTS, accept_prob
 from policies.confidence.speckv import GAMMAS, SpecKV
@@ -181,7 +181,7 @@ def test_mismatches_weigh_more() -> None:
 
 @pytest.mark.parametrize("name", FITS)
 def test_defaults_are_the_fit_of_the_shipped_tuning_half(name: str) -> None:
-    """`python -m experiments.classifiers` prints them anew when the shipped trace changes."""
+    """`python -m experiments.sweep.classifiers` prints them anew when the shipped trace changes."""
     trace = read_trace(GREEDY)
     fitted = FITS[name](trace.select(split_rows(trace, seed=0)[0]))
     assert field_values(fitted) == pytest.approx(field_values(type(fitted)()), abs=1e-3)

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import cli, show
+from experiments import cli
+from experiments.inspect import show
 from policies.registry import SHELF
 from tests.command import Outcome, refused
 from tests.results import lively_trace, make_trace, save_inputs

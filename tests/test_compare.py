@@ -8,16 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.commands import compare_files
-from experiments.compare import (
-    by_question_speed,
-    censored_positions,
-    compare,
-    default_policies,
-    step_costs,
-)
-from experiments.compare_text import text_of, to_dict
-from experiments.statistics import (
+from experiments.common.statistics import (
     Estimate,
     bootstrap_weights,
     kendall_tau,
@@ -26,6 +17,15 @@ from experiments.statistics import (
     verdict,
     verdict_among,
 )
+from experiments.comparison.command import compare_files
+from experiments.comparison.compare import (
+    by_question_speed,
+    censored_positions,
+    compare,
+    default_policies,
+    step_costs,
+)
+from experiments.comparison.compare_text import text_of, to_dict
 from policies.fixed import Fixed
 from policies.registry import parse_policies
 from simulator.replay.metrics import PerRequest
@@ -299,7 +299,7 @@ def test_an_old_result_does_not_outlive_its_rounds(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.commands.write_logs", stopped)
+    monkeypatch.setattr("experiments.comparison.command.write_logs", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare_files([trace], timing, specs="gammatune", out=tmp_path, force=True)
     assert not (tmp_path / "compare.json").exists()

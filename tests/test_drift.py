@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from experiments.drift import drift_of, recalibrated
+from experiments.validation.drift import drift_of, recalibrated
 from real_backend.decoding.sitting import Anchor
 from tests.results import make_timing
 from traces.costs import Table

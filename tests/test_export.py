@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from experiments import cli
-from experiments.compare import step_costs
-from experiments.export import THRESHOLDS, Export, export
-from experiments.export_engines import ENGINES, Setting, find_engine
-from experiments.export_replay import (
+from experiments.comparison.compare import step_costs
+from experiments.export.engines import ENGINES, Setting, find_engine
+from experiments.export.export import THRESHOLDS, Export, export
+from experiments.export.replay import (
     best_ranges,
     discarding_seconds,
     measured_sizes,
@@ -27,7 +27,7 @@ from experiments.export_replay import (
     single_costs,
     stand_in,
 )
-from experiments.export_text import advice, export_text, lost
+from experiments.export.text import advice, export_text, lost
 from policies.confidence.roc import HFRocConfidence
 from policies.confidence.thresholds import HFConfidence
 from policies.counts.heuristic import HFHeuristic

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from experiments.suites import SPACES, SUITES
-from experiments.tuning import with_values
+from experiments.sweep.suites import SPACES, SUITES
+from experiments.sweep.tuning import with_values
 from policies.base import Policy
 from policies.conformance import _play
 from policies.fields import Domain, fits

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments.fleet import (
+from experiments.common.cost_sources import Priced
+from experiments.common.statistics import interval
+from experiments.serving.fleet import (
     CONCURRENCIES,
     KEPT,
     LOADS,
@@ -28,8 +30,6 @@ from experiments.fleet import (
     spread_line,
     table_policy,
 )
-from experiments.rooflines import Priced
-from experiments.statistics import interval
 from policies.base import Policy, View
 from policies.counts.tables import BatchTable
 from policies.fixed import Never

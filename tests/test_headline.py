@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from experiments.commands import compare_files
-from experiments.files import dumps, jsonable
-from experiments.headline import headline, headline_text
-from experiments.validate_text import validation_dict
-from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
+from experiments.common.results import dumps, jsonable
+from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
+from experiments.comparison.command import compare_files
+from experiments.comparison.headline import headline, headline_text
+from experiments.validation.validate_text import validation_dict
 from tests.results import save_inputs
 from tests.test_validate import run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.in_law import check_law, chi_square, pool
+from experiments.validation.in_law import check_law, chi_square, pool
 from traces.roundlog import ROUND_DTYPES, RoundLog
 
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import cli
-from experiments.files import read_result
+from experiments.common.results import read_result
 from tests.specimens import write_prompts
 from traces.roundlog import read_roundlog
 from traces.timing import read_timing

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import ppo
-from experiments.cloning import clone, demonstrations, schedules
-from experiments.learning import Task, make_task
-from experiments.train import fit_ppo
+from experiments.learning import ppo
+from experiments.learning.cloning import clone, demonstrations, schedules
+from experiments.learning.task import Task, make_task
+from experiments.learning.train import fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
@@ -152,7 +152,7 @@ def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
 @pytest.mark.parametrize("name", list(WORLDS))
 def test_dqn_finds_the_known_answer(name: str) -> None:
     pytest.importorskip("stable_baselines3")
-    from experiments.sb3 import LaneVecEnv, actor_weights, make_model
+    from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
     world = WORLDS[name]
@@ -165,7 +165,7 @@ def test_dqn_finds_the_known_answer(name: str) -> None:
 
 def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
     pytest.importorskip("stable_baselines3")
-    from experiments.sb3 import LaneVecEnv, actor_weights, make_model
+    from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
     world = WORLDS["one rate"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.agreement import agree
+from experiments.validation.agreement import agree
 from policies.base import Policy, reads_seconds, uses_signals
 from policies.conformance import check_policy
 from policies.fixed import Fixed

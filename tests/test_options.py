@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, serve_check
+from experiments import cli
+from experiments.serving import serve_check
 from real_backend import options
 
 UNITS = (

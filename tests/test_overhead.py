@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import simulator.envs.round_token  # registers the environments
-from experiments.compare import compare
-from experiments.compare_text import text_of, to_dict
-from experiments.suites import Suite
-from experiments.sweep import costs_of, fingerprints, jobs_of, worlds_of
+from experiments.comparison.compare import compare
+from experiments.comparison.compare_text import text_of, to_dict
+from experiments.sweep.jobs import costs_of, fingerprints, jobs_of, worlds_of
+from experiments.sweep.suites import Suite
 from policies.base import Outcome, Policy, State, View
 from policies.confidence.thresholds import HFConfidence
 from policies.counts.tables import BatchTable

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.suites import GREEDY, TIMING
+from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Draft, Outcome, Policy, View
 from policies.confidence.classifiers import Disco, SpecDecPlusPlus, chance, features, log_odds
 from policies.confidence.draft_verify import DraftVerify

@@ -12,15 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import (
-    cli,
-    published_control,
-    published_layers,
-    published_spec_bench,
-    published_specforge,
-)
-from experiments.published_laws import LAWS, MAIN_LAW, first_then, fit_alpha, fit_survival
-from experiments.published_table import errors, errors_by, read_csv
+from experiments import cli
+from experiments.published import control, layers, spec_bench, specforge
+from experiments.published.laws import LAWS, MAIN_LAW, first_then, fit_alpha, fit_survival
+from experiments.published.table import errors, errors_by, read_csv
 from policies.counts.heuristic import HFHeuristic
 from simulator.costs import Roofline, expected_emitted, roofline_s
 from simulator.replay.replay import replay
@@ -127,7 +122,7 @@ def test_alpha_by_hand() -> None:
 def test_chains_by_hand(tmp_path: Path) -> None:
     """Tokens follow first-then and seconds are affine: nothing is left to be wrong about."""
     path = write_chains(tmp_path / "t.csv", FIRST_THEN)
-    text, result = published_specforge.study(arguments(path))
+    text, result = specforge.study(arguments(path))
     assert result["series"] == 1 and result["incomplete_series"] == 0
     (row,) = result["rows"]
     assert row["accept_length_predicted"] == pytest.approx(2.55)
@@ -144,7 +139,7 @@ def test_chains_by_hand(tmp_path: Path) -> None:
 
 def test_seconds_that_are_not_affine_show_as_an_error_of_the_speedup(tmp_path: Path) -> None:
     path = write_chains(tmp_path / "t.csv", FIRST_THEN, round_s=(0.010, 0.0132, 0.014))
-    _, result = published_specforge.study(arguments(path))
+    _, result = specforge.study(arguments(path))
     assert result["accept_length"][MAIN_LAW].largest < 1e-8
     assert result["speedup"][MAIN_LAW].mean == pytest.approx(0.1)  # 13.2 ms taken for 12
     assert result["speedup_if_published_tokens"].mean == pytest.approx(0.1)
@@ -152,7 +147,7 @@ def test_seconds_that_are_not_affine_show_as_an_error_of_the_speedup(tmp_path: P
 
 
 def test_the_coin_is_right_about_coins(tmp_path: Path) -> None:
-    _, result = published_specforge.study(arguments(write_chains(tmp_path / "t.csv", COIN)))
+    _, result = specforge.study(arguments(write_chains(tmp_path / "t.csv", COIN)))
     for found in result["accept_length"].values():
         assert found.largest < 1e-6
     assert all(beyond.largest < 1e-6 for beyond in result["iid_beyond"].values())
@@ -162,24 +157,24 @@ def test_broken_names_trees_and_incomplete_series(tmp_path: Path) -> None:
     path = write_chains(tmp_path / "t.csv", COIN, draft="Draft-Forge")
     text = path.read_text().replace("t,8,3,1,Draft-Forge", "T,8,3,1,draft for ge")
     path.write_text(text + "m,t,8,3,4,d,2.0,900,0.9\nm,other,8,3,1,d,2.0,900,0.9\n")
-    chains = published_specforge.read_chains(read_csv([path], published_specforge.COLUMNS))
+    chains = specforge.read_chains(read_csv([path], specforge.COLUMNS))
     assert len(chains.model) == 1 and (chains.incomplete, chains.other_rows) == (1, 1)
 
 
 def test_choice_by_hand(tmp_path: Path) -> None:
-    chains = published_specforge.read_chains(
-        read_csv([write_chains(tmp_path / "t.csv", FIRST_THEN)], published_specforge.COLUMNS)
+    chains = specforge.read_chains(
+        read_csv([write_chains(tmp_path / "t.csv", FIRST_THEN)], specforge.COLUMNS)
     )
     best = chains.speedup[0]  # 1.92, 1.70, 1.48
-    assert published_specforge.choose(chains, np.array([[1.0, 2.0, 0.5]])) == (
-        published_specforge.Choice(0, pytest.approx(1 - 1.7 / 1.92), pytest.approx(1 - 1.7 / 1.92))
+    assert specforge.choose(chains, np.array([[1.0, 2.0, 0.5]])) == (
+        specforge.Choice(0, pytest.approx(1 - 1.7 / 1.92), pytest.approx(1 - 1.7 / 1.92))
     )
-    assert published_specforge.choose(chains, best[None]).right == 1
+    assert specforge.choose(chains, best[None]).right == 1
 
 
 @needs(SPECFORGE)
 def test_specforge_as_published() -> None:
-    _, result = published_specforge.study(arguments(SPECFORGE))
+    _, result = specforge.study(arguments(SPECFORGE))
     assert result["series"] == 88 and result["incomplete_series"] == 0
     ours, control = result["accept_length"][MAIN_LAW], result["accept_length"]["iid at 3"]
     assert ours.median < 0.004 and ours.largest < 0.026
@@ -213,7 +208,7 @@ def test_roofline_by_hand() -> None:
 def test_a_roofline_is_found_again() -> None:
     tokens = np.array([1.0, 2, 4, 8, 16, 32, 48, 64, 96, 128, 256])
     seconds = np.array([roofline_s(t, 0.64, 0.01, 0.2) for t in tokens])
-    for fit in published_layers.fit_rooflines(tokens, seconds, 1 - np.eye(len(tokens))):
+    for fit in layers.fit_rooflines(tokens, seconds, 1 - np.eye(len(tokens))):
         assert (fit.memory_s, fit.token_s) == (pytest.approx(0.64), pytest.approx(0.01))
         assert fit.fixed_s == pytest.approx(0.2) and fit.knee_tokens == 64
 
@@ -240,9 +235,7 @@ def test_fast_fit_is_the_slow_fit(seed: int) -> None:
     seconds = np.maximum(0.5, 0.01 * tokens) * generator.uniform(0.7, 1.3, 12)
     weight = 1 - np.eye(12)
     knees = np.concatenate([tokens, (tokens[1:] + tokens[:-1]) / 2])
-    for keep, fit in zip(
-        weight > 0, published_layers.fit_rooflines(tokens, seconds, weight), strict=True
-    ):
+    for keep, fit in zip(weight > 0, layers.fit_rooflines(tokens, seconds, weight), strict=True):
         told = np.array([fit.at(t) for t in tokens[keep]])
         lost = float(((told / seconds[keep] - 1) ** 2).sum())
         assert fit.fixed_s >= -1e-12
@@ -252,13 +245,13 @@ def test_fast_fit_is_the_slow_fit(seed: int) -> None:
 def test_layers_by_hand(tmp_path: Path) -> None:
     """Before its first point a table holds the value, behind its last one the slope goes on."""
     path = write_layers(tmp_path / "t.csv", {1: 1.0, 2: 2.0, 4: 4.0, 8: 16.0})
-    rows = read_csv([path], published_layers.COLUMNS)
-    (layer,) = published_layers.read_layers(rows)
-    predicted = published_layers.predictions(layer)
+    rows = read_csv([path], layers.COLUMNS)
+    (layer,) = layers.read_layers(rows)
+    predicted = layers.predictions(layer)
     # Left out: 1 -> the value at 2; 2 on the line; 4 between 2 and 16; 8 on the line 2-4.
     np.testing.assert_allclose(1000 * predicted["table"], [2.0, 2.0, 2 + 14 / 3, 8.0])
     assert set(predicted) == {"roofline", "table"}  # all are powers of 2, and no shape is known
-    _, result = published_layers.study(arguments(path))
+    _, result = layers.study(arguments(path))
     assert result["errors"]["all"]["table"]["all"].largest == pytest.approx(1.0)
     assert result["worst"]["table"]["tokens"] == 1
 
@@ -266,31 +259,31 @@ def test_layers_by_hand(tmp_path: Path) -> None:
 def test_table_of_powers_of_two_by_hand(tmp_path: Path) -> None:
     """It never sees 3 and 6, and is not asked for what it holds."""
     path = write_layers(tmp_path / "t.csv", {1: 1.0, 2: 2.0, 3: 9.0, 4: 4.0, 6: 9.0, 8: 6.0})
-    (layer,) = published_layers.read_layers(read_csv([path], published_layers.COLUMNS))
-    sparse = 1000 * published_layers.predictions(layer)["table of powers of 2"]
+    (layer,) = layers.read_layers(read_csv([path], layers.COLUMNS))
+    sparse = 1000 * layers.predictions(layer)["table of powers of 2"]
     np.testing.assert_allclose(sparse, [np.nan, np.nan, 3.0, np.nan, 5.0, np.nan])
 
 
 def test_jumps_by_hand() -> None:
     tokens = np.array([64.0, 128, 136, 144])
-    layer = published_layers.Layer("g", "m", 1, tokens, np.ones(4))
+    layer = layers.Layer("g", "m", 1, tokens, np.ones(4))
     told = [(layer, np.array([1.2, 0.8, 1.11, 1.05]))]
-    assert published_layers.jumps(told) == {"large_errors": 3, "at_multiples_of_128": 2}
+    assert layers.jumps(told) == {"large_errors": 3, "at_multiples_of_128": 2}
 
 
 def test_data_sheet_by_hand() -> None:
     one = np.ones(1)
-    layer = published_layers.Layer("a100", "microsoft_phi-2", 2, one, one)
-    sheet = published_layers.data_sheet(layer)
+    layer = layers.Layer("a100", "microsoft_phi-2", 2, one, one)
+    sheet = layers.data_sheet(layer)
     assert sheet is not None  # 78,643,200 weights, two bytes and two operations each, two devices
     assert sheet.at(1) == pytest.approx(78_643_200 / 2.039e12)
     assert sheet.at(4096) == pytest.approx(4096 * 78_643_200 / 312e12)
-    assert published_layers.data_sheet(dataclasses.replace(layer, gpu="b200")) is None
+    assert layers.data_sheet(dataclasses.replace(layer, gpu="b200")) is None
 
 
 @needs(LAYERS)
 def test_layers_as_published() -> None:
-    _, result = published_layers.study(arguments(LAYERS))
+    _, result = layers.study(arguments(LAYERS))
     assert (result["series"], result["points"]) == (22, 6466)
     found = result["errors"]["all"]
     assert found["table"]["all"].median < found["roofline"]["all"].median < 0.04
@@ -305,11 +298,11 @@ def test_coin_with_reply_ends_by_hand() -> None:
     """Two tokens, one draft: one round if it is accepted, else two."""
     trace = synthetic.constant(0.5, np.random.default_rng(0), requests=1, reply_tokens=2)
     trace = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, max_new_tokens=128))
-    found = published_control.coin_tokens_per_round(trace, np.array([0.5]), 1)
+    found = control.coin_tokens_per_round(trace, np.array([0.5]), 1)
     assert found == pytest.approx(2 / 1.5)
     tight = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, max_new_tokens=2))
-    assert published_control.coin_tokens_per_round(tight, np.array([0.5]), 9) == found
-    assert published_control.coin_tokens_per_round(tight, np.array([0.5]), 0) == 1.0
+    assert control.coin_tokens_per_round(tight, np.array([0.5]), 9) == found
+    assert control.coin_tokens_per_round(tight, np.array([0.5]), 0) == 1.0
 
 
 def test_control_is_right_about_coins_and_wrong_about_bursts() -> None:
@@ -321,21 +314,21 @@ def test_control_is_right_about_coins_and_wrong_about_bursts() -> None:
         else:
             trace = synthetic.bursty(0.95, 0.3, generator, requests=64, reply_tokens=512)
         costs = tabulate(timing, 1, max_context=600, width=18)
-        curve = published_control.fixed_curve(trace, costs)
+        curve = control.fixed_curve(trace, costs)
         alpha = fit_alpha({1: float(curve.tokens_per_round[1])})
         told = np.array([expected_emitted(alpha, gamma) for gamma in range(13)])
         wrong = np.abs(told / curve.tokens_per_round - 1)
         assert (wrong.max() < 0.03) == is_coin, (world, wrong)
-        hazard = published_control.hazards(trace, 6)
+        hazard = control.hazards(trace, 6)
         assert (abs(hazard[5] - hazard[0]) < 0.03) == is_coin
 
 
 def test_best_gamma_by_hand() -> None:
-    curve = published_control.Curve(
+    curve = control.Curve(
         tokens=np.array([10.0, 10, 10]), rounds=np.array([10.0, 8, 5]),
         seconds=np.array([10.0, 8, 20]),
     )  # fmt: skip
-    found = published_control.best_gamma(curve, np.array([1.0, 1.25, 6.0]))
+    found = control.best_gamma(curve, np.array([1.0, 1.25, 6.0]))
     assert (found["chosen"], found["best"]) == (2, 1)
     assert found["promised"] == pytest.approx(1.5)  # thrice the tokens of a round of speed 0.5
     assert (found["replayed"], found["best_replayed"]) == (0.5, 1.25)
@@ -392,7 +385,7 @@ def small_run(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_small_run_by_hand(small_run: tuple[Path, Path]) -> None:
-    text, result = published_spec_bench.study(arguments(small_run[0], vanilla=small_run[1]))
+    text, result = spec_bench.study(arguments(small_run[0], vanilla=small_run[1]))
     assert (result["rounds"], result["violations"], result["replayed_differently"]) == (12, 0, 0)
     assert result["tokens_per_round"] == pytest.approx(30 / 12)
     assert result["mean_gamma"] == pytest.approx((18 + 9 + 14 + 21) / 12)
@@ -407,14 +400,14 @@ def test_small_run_by_hand(small_run: tuple[Path, Path]) -> None:
 def test_a_task_without_a_plain_run_is_left_out(small_run: tuple[Path, Path]) -> None:
     run, plain = small_run
     plain.write_text("".join(plain.read_text().splitlines(keepends=True)[:2]))
-    _, result = published_spec_bench.study(arguments(run, vanilla=plain))
+    _, result = spec_bench.study(arguments(run, vanilla=plain))
     assert set(result["tasks"]) == {"qa"} and result["questions"] == 2
 
 
 def test_speedup_conventions_by_hand() -> None:
     ours = {"a": np.array([10.0, 1.0]), "b": np.array([30.0, 6.0])}
     plain = {"a": np.array([10.0, 2.0]), "b": np.array([30.0, 6.0])}
-    found = published_spec_bench.speedups(ours, plain, ["a", "b"])
+    found = spec_bench.speedups(ours, plain, ["a", "b"])
     assert found == {"token_weighted": pytest.approx(8 / 7), "mean_of_questions": 1.5}
 
 
@@ -422,22 +415,22 @@ def test_a_round_played_otherwise_is_counted(small_run: tuple[Path, Path]) -> No
     options = Options(schedule="heuristic:5")
     trace, (run,) = read(small_run[0], options), read_runs(small_run[0], options)
     costs = tabulate(Table(make_timing()), 1, max_context=64, width=trace.meta.depth + 2)
-    rounds = published_spec_bench.recorded_rounds(run, trace)
+    rounds = spec_bench.recorded_rounds(run, trace)
     log = replay(HFHeuristic(gamma0=5), trace, costs)
-    assert published_spec_bench.differing_rounds(rounds, log) == 0
+    assert spec_bench.differing_rounds(rounds, log) == 0
     drafted = rounds.drafted.copy()
     drafted[0] += 1
     other = dataclasses.replace(rounds, drafted=drafted)
-    assert published_spec_bench.differing_rounds(other, log) == 1
-    fewer = published_spec_bench.Rounds(rounds.reply[:-2], rounds.drafted[:-2], rounds.emitted[:-2])
-    assert published_spec_bench.differing_rounds(fewer, log) == 2
+    assert spec_bench.differing_rounds(other, log) == 1
+    fewer = spec_bench.Rounds(rounds.reply[:-2], rounds.drafted[:-2], rounds.emitted[:-2])
+    assert spec_bench.differing_rounds(fewer, log) == 2
 
 
 @needs(SPEC_BENCH)
 @needs(VANILLA)
 def test_spec_bench_as_published() -> None:
-    _, result = published_spec_bench.study(arguments(SPEC_BENCH, vanilla=VANILLA))
-    known = published_spec_bench.PUBLISHED
+    _, result = spec_bench.study(arguments(SPEC_BENCH, vanilla=VANILLA))
+    known = spec_bench.PUBLISHED
     assert (result["rounds"], result["violations"], result["replayed_differently"]) == (40632, 0, 0)
     assert result["tokens_per_round"] == pytest.approx(known["tokens_per_round"], abs=5e-4)
     assert result["mean_gamma"] == pytest.approx(known["mean_gamma"], abs=5e-3)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from experiments.commands import compare_files
-from experiments.figures import controllers
-from experiments.files import describe_inputs, read_result, write_result
-from experiments.headline import headline
-from experiments.report import unbroken, write_report
-from experiments.report_view import comparison_view
-from experiments.tables import fill
-from experiments.validate_text import validation_dict
+from experiments.common.results import describe_inputs, read_result, write_result
+from experiments.common.text_table import fill
+from experiments.comparison.command import compare_files
+from experiments.comparison.headline import headline
+from experiments.report.figures import controllers
+from experiments.report.report import unbroken, write_report
+from experiments.report.tables import comparison_view
+from experiments.validation.validate_text import validation_dict
 from tests.results import save_inputs
 from tests.test_validate import run
 from traces.errors import InputError

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.compare import step_costs
-from experiments.robust import (
+from experiments.common.statistics import bootstrap_weights, ratio_of_sums
+from experiments.comparison.compare import step_costs
+from experiments.comparison.robust import (
     Player,
     Plays,
     orders_of,
@@ -21,7 +22,6 @@ from experiments.robust import (
     simplicity,
     timing_error,
 )
-from experiments.statistics import bootstrap_weights, ratio_of_sums
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policies
 from simulator.replay.replay import replay

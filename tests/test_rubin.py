@@ -7,10 +7,10 @@ import functools
 import numpy as np
 import pytest
 
-from experiments.censored import complete, left_open
-from experiments.censored_check import costs_for
-from experiments.censored_text import seed_table
-from experiments.rubin import (
+from experiments.censoring.censored_check import costs_for
+from experiments.censoring.intervals import complete, left_open
+from experiments.censoring.intervals_text import seed_table
+from experiments.censoring.rubin import (
     LEAST,
     beyond,
     combine,

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.certainty_text import belief_table, misled, ranking, sides
-from experiments.compare import step_costs
-from experiments.sensitivity import (
+from experiments.comparison.certainty_text import belief_table, misled, ranking, sides
+from experiments.comparison.compare import step_costs
+from experiments.comparison.sensitivity import (
     Belief,
     Case,
     Race,
@@ -19,7 +19,7 @@ from experiments.sensitivity import (
     turned,
     wrong_beliefs,
 )
-from experiments.suites import GREEDY, TIMING
+from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng

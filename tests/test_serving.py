@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from experiments import serving
-from experiments.rooflines import read_costs, roofline, sizes
-from experiments.serve_check import Speed, speed_of, text_of
-from experiments.serving import REQUEST_COLUMNS, Interval, interval, settings
-from experiments.timeline import WAITS, events
+from experiments.common.cost_sources import read_costs, roofline, sizes
+from experiments.serving import serve as serving
+from experiments.serving.serve import REQUEST_COLUMNS, Interval, interval, settings
+from experiments.serving.serve_check import Speed, speed_of, text_of
+from experiments.serving.timeline import WAITS, events
 from policies.fixed import Fixed, Never
 from simulator.costs import Affine
 from simulator.serving.costs import tabulate_batches
@@ -126,7 +126,7 @@ def test_the_table(done: Done) -> None:
 
 
 def test_the_table_fits_a_terminal(done: Done, tmp_path: Path) -> None:
-    """As experiments.tables has it: 100 columns."""
+    """As experiments.common.text_table has it: 100 columns."""
     timing = make_timing(draft_s=1e-3, verify_s=1e-2)
     cells = [dataclasses.replace(cell, batch=b) for cell in timing.cells for b in (1, 2)]
     dataclasses.replace(timing, cells=tuple(cells)).write(tmp_path / "t.json")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments import cli
-from experiments.files import mismatches
+from experiments.common.results import mismatches
 from policies.fixed import Fixed
 from real_backend.decoding.engine import Engine
 from real_backend.models import shapes

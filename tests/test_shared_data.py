@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.published_layers import COLUMNS, LAYER_WEIGHTS, read_layers
-from experiments.published_table import read_csv
-from experiments.rooflines import REACHED
+from experiments.common.cost_sources import REACHED
+from experiments.published.layers import COLUMNS, LAYER_WEIGHTS, read_layers
+from experiments.published.table import read_csv
 from real_backend.prompts import read_questions
 from simulator.costs import Roofline
 
@@ -36,8 +36,8 @@ def test_spec_bench_questions_work_as_they_are() -> None:
 @pytest.mark.parametrize("gpu", REACHED)
 def test_rooflines_of_the_serving_pages_against_measured_layers(gpu: str) -> None:
     """Linear layers of 7 and 8 B models on one device, from 1 token to 512: what a roofline of the
-    rates in experiments.rooflines says of them. The rates are fits to one model each; the bounds
-    are what a page of rounded ratios can bear.
+    rates in experiments.common.cost_sources says of them. The rates are fits to one model each; the
+    bounds are what a page of rounded ratios can bear.
     """
     bytes_per_s, flops_per_s, knee_tokens = REACHED[gpu]
     errors = []

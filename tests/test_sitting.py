@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.compare import step_costs
-from experiments.validate import judge
-from experiments.validate_text import validation_text
+from experiments.comparison.compare import step_costs
+from experiments.validation.validate import judge
+from experiments.validation.validate_text import validation_text
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies
 from real_backend.decoding import sitting
@@ -223,7 +223,7 @@ def test_what_was_decided_is_kept_until_it_is_judged(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.commands.write_measured", killed)
+        patch.setattr("experiments.comparison.command.write_measured", killed)
         assert cli.main(words) == 130
     assert "the same command goes on where it stopped" in capsys.readouterr().err
     assert cli.main([*words, "--seed", "1"]) == 2

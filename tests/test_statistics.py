@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from experiments import statistics
-from experiments.statistics import (
+from experiments.common import statistics
+from experiments.common.statistics import (
     FEW,
     SIGNIFICANCE,
     Estimate,

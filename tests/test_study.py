@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from experiments import cli, study
-from experiments.files import read_result
-from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
+from experiments.common.results import read_result
+from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
 from tests.results import lively_trace
 from tests.specimens import write_prompts
 from traces.roundlog import read_roundlog

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import sweep as sweeping
 from experiments.cli import main
-from experiments.suites import PAPER_GAMMAS, SPACES, SUITES, Suite
-from experiments.sweep import World, jobs_of, sweep, tuned, worlds_of
-from experiments.tuning import candidates, value_at
+from experiments.sweep import jobs as sweeping
+from experiments.sweep.jobs import World, jobs_of, sweep, tuned, worlds_of
+from experiments.sweep.suites import PAPER_GAMMAS, SPACES, SUITES, Suite
+from experiments.sweep.tuning import candidates, value_at
 from policies.base import Policy, field_values
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies, parse_policy, read_policies

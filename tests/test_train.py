@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import regret, transfer
+from experiments.learning import regret, transfer
 from policies.learned.neural import NeuralRound
 from policies.registry import read_policies
 from simulator.envs.dataset import GREEDY, TIMING

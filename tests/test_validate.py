@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments.agreement import agree, fit_residual, residual_cells
-from experiments.compare import step_costs
-from experiments.validate import Validation, judge
-from experiments.validate_text import findings, validation_dict, validation_text
-from experiments.verdict import CONFIRMED, CONTRADICTED, NOISY
+from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
+from experiments.comparison.compare import step_costs
+from experiments.validation.agreement import agree, fit_residual, residual_cells
+from experiments.validation.validate import Validation, judge
+from experiments.validation.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.registry import label, parse_policies

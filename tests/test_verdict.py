@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments.statistics import Estimate, bootstrap_weights
-from experiments.verdict import (
+from experiments.common.statistics import Estimate, bootstrap_weights
+from experiments.common.verdict import (
     CONFIRMED,
     CONTRADICTED,
     NOISY,

@@ -2,7 +2,7 @@
 
 The published controllers put a network on the draft's distribution or hidden state. Here both see
 what `Draft` shows. Weights belong to a pair: the defaults are the embedded pair's, from
-`experiments.classifiers`, which fits them to any trace.
+`experiments.sweep.classifiers`, which fits them to any trace.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def test_what_sb3_gains_end_to_end() -> None:
     import torch
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from experiments import ppo
-    from experiments.sb3 import LaneVecEnv, make_model
+    from experiments.learning import ppo
+    from experiments.learning.sb3 import LaneVecEnv, make_model
 
     torch.set_num_threads(1)
     settings = ppo.Settings(horizon=32, hidden=32)
@@ -93,5 +93,5 @@ def test_what_sb3_gains_end_to_end() -> None:
         print(
             f"  {lanes:5} lanes: adapter {rates['adapter']:,.0f}, DummyVecEnv "
             f"{rates['DummyVecEnv']:,.0f} ({rates['adapter'] / rates['DummyVecEnv']:.1f}x); "
-            f"experiments.ppo {ours:,.0f} ({ours / rates['DummyVecEnv']:.1f}x)"
+            f"experiments.learning.ppo {ours:,.0f} ({ours / rates['DummyVecEnv']:.1f}x)"
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.suites import GREEDY, TIMING
+from experiments.sweep.suites import GREEDY, TIMING
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
 from simulator.serving.costs import tabulate_batches

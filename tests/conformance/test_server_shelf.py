@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.suites import GREEDY, TIMING
+from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Policy
 from policies.learned.neural import neural_policy
 from policies.registry import SHELF

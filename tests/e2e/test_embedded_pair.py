@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.agreement import agree
-from experiments.in_law import check_law
+from experiments.validation.agreement import agree
+from experiments.validation.in_law import check_law
 from policies.fixed import Fixed
 from policies.registry import SHELF
 from real_backend.decoding.engine import Engine

@@ -1,0 +1,1 @@
+"""Ratios on censored traces, as intervals over imputations."""

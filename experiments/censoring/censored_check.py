@@ -1,0 +1,301 @@
+"""Hide what a recorder would not have seen, and count how often the intervals hold the truth.
+
+`python -m experiments.censoring.censored_check` censors an exact trace at the rounds of a recorder.
+For resamples of its requests, drawn from changing mixes of tasks, every schedule is replayed on the
+whole truth, and on the completions of what the recorder saw. The truth should lie inside the 95 %
+interval 95 times in 100, and nearly always between the extremes if those were bounds. It is
+counted of tokens/s and of the number that decides, the ratio to a fixed length.
+
+With `--others` the requests are drawn with replacement from all, and the intervals that allow for
+other questions are held against the ratio on the whole trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.censoring.intervals import DRAWS, by_question, complete, play, span
+from experiments.censoring.rubin import LEAST, ratios
+from experiments.common.text_table import number, percent, table
+from policies.registry import parse_policy
+from real_backend.options import Parser, count, workers
+from simulator.costs import Affine
+from simulator.replay.replay import replay
+from traces.censoring.known import censor
+from traces.costs import tabulate
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.split import named_generator
+from traces.store import concatenate, read_trace
+from traces.timing import StepCosts
+
+EXACT = Path(__file__).parents[2] / "traces" / "data" / "embedded-greedy.parquet"
+RECORDERS = ("hf-heuristic", "fixed:gamma=3", "gammatune")
+POLICIES = ("gammatune", *(f"fixed:gamma={g}" for g in range(1, 9)), "hf-heuristic", "goodput",
+            "ucb")  # fmt: skip
+REFERENCE = "fixed:gamma=5"  # the best fixed length on that trace at these costs
+SPEED, RATIO = "tokens/s", "ratio"
+ROUND_S, DRAFT_S = 22.3e-3, 1.92e-3  # a 7B target and a 68M draft on an A100-class GPU
+
+FloatArray = npt.NDArray[np.float64]
+Fill = Callable[[Trace, int, int], Sequence[Trace]]
+
+
+class Case(NamedTuple):
+    """One policy on one resample, tokens/s or their ratio to the reference's."""
+
+    policy: str
+    truth: float
+    low: float
+    point: float
+    high: float
+    stop: float
+    go_on: float
+    number: str = SPEED
+
+
+def costs_for(trace: Trace, round_s: float = ROUND_S, draft_s: float = DRAFT_S) -> StepCosts:
+    """A constant per round and a constant per drafted token."""
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
+    affine = Affine(draft_fixed=draft_s, target_fixed=round_s)
+    return tabulate(affine, 1, max_context=longest + 32, width=trace.meta.depth + 2)
+
+
+def resampled(trace: Trace, requests: int, generator: np.random.Generator) -> list[int]:
+    """Different requests from a random mix of tasks: shares of a flat Dirichlet law."""
+    category = np.asarray(trace.category)
+    tasks = sorted(set(trace.category))
+    shares = generator.dirichlet(np.ones(len(tasks)))
+    weight = np.zeros(trace.requests)
+    for task, share in zip(tasks, shares, strict=True):
+        weight[category == task] = (0.2 / len(tasks) + 0.8 * share) / (category == task).sum()
+    chosen = generator.choice(trace.requests, requests, replace=False, p=weight / weight.sum())
+    return sorted(int(row) for row in chosen)
+
+
+def modelled(trace: Trace, draws: int, seed: int) -> Sequence[Trace]:
+    """The completions that are on trial: all stop, all go on, draws."""
+    return complete(trace, draws=draws, seed=seed).traces
+
+
+def cases(
+    trace: Trace,
+    recorder: str,
+    index: int,
+    *,
+    requests: int,
+    draws: int = DRAWS,
+    policies: Sequence[str] = POLICIES,
+    reference: str = REFERENCE,
+    fill: Fill = modelled,
+) -> list[Case]:
+    """Resample number `index`: record it with the recorder, complete it, replay every policy."""
+    generator = named_generator(index, "coverage")
+    exact = trace.select(resampled(trace, requests, generator))
+    played = _played(exact, recorder, index, draws, (*policies, reference), fill)
+    seconds = {name: one.sum(axis=1) for name, one in played.items()}
+    found = []
+    for name in policies:
+        for of, values in (
+            (SPEED, exact.positions / seconds[name]),
+            (RATIO, seconds[reference] / seconds[name]),
+        ):
+            held = span(float(values[1]), float(values[2]), values[3:])
+            inside = (held.low, held.value, held.high, held.stop, held.go_on)
+            if of == SPEED or name != reference:
+                found.append(Case(name, float(values[0]), *inside, of))
+    return found
+
+
+def _played(
+    exact: Trace, recorder: str, index: int, draws: int, policies: Sequence[str], fill: Fill
+) -> dict[str, FloatArray]:
+    """[3 + M, R] seconds of every policy on the truth and on what a recorder leaves of it."""
+    costs = costs_for(exact)
+    seen = censor(exact, replay(parse_policy(recorder), exact, costs, seed=index))
+    traces = [exact, *fill(seen, draws, index)]
+    return {
+        name: play(functools.partial(replay, parse_policy(name), costs=costs), traces).seconds
+        for name in policies
+    }
+
+
+def with_replacement(trace: Trace, requests: int, generator: np.random.Generator) -> Trace:
+    """Requests drawn from all of them, each a question of its own."""
+    parts = [
+        dataclasses.replace(trace.select([row]), request_id=(f"draw {place}",))
+        for place, row in enumerate(generator.integers(trace.requests, size=requests).tolist())
+    ]
+    return concatenate(parts)
+
+
+def cases_of_others(
+    trace: Trace,
+    recorder: str,
+    index: int,
+    *,
+    requests: int,
+    draws: int = DRAWS,
+    policies: Sequence[str] = POLICIES,
+    reference: str = REFERENCE,
+) -> list[Case]:
+    """Of resample number `index`, intervals for other questions and the ratio on all requests."""
+    exact = with_replacement(trace, requests, named_generator(index, "others"))
+    played = _played(exact, recorder, index, draws, (*policies, reference), modelled)
+    names = [name for name in policies if name != reference]
+    costs = costs_for(trace)
+
+    def whole(name: str) -> float:
+        return float(replay(parse_policy(name), trace, costs).elapsed_s.sum())
+
+    seconds = np.stack([played[name][3:] for name in names], axis=1)
+    questions = list(exact.request_id)
+    held = ratios(
+        by_question(played[reference][3:], questions),
+        by_question(seconds, questions),
+        seed=index,
+        draws=LEAST,
+    )
+    found = []
+    for name, one in zip(names, held, strict=True):
+        stop, go_on = (played[reference].sum(axis=1) / played[name].sum(axis=1))[1:3].tolist()
+        truth = whole(reference) / whole(name)
+        found.append(Case(name, truth, one.low, one.value, one.high, stop, go_on, RATIO))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """Of one policy over C cases, as shares: covered by the interval and between the extremes; bias
+    of the point, half-widths of both, relative to the truth; low, high: truths below and above.
+    """
+
+    policy: str
+    covered: float
+    below: float
+    above: float
+    within: float
+    bias: float
+    half_width: float
+    half_extremes: float
+
+
+def coverage(cases: Sequence[Case]) -> list[Coverage]:
+    """By policy, then over all those about which anything was open."""
+    names = list(dict.fromkeys(case.policy for case in cases))
+    groups = [(name, [case for case in cases if case.policy == name]) for name in names]
+    unsure = [case for case in cases if case.high > case.low]
+    return [_coverage(name, group) for name, group in [*groups, ("open", unsure)]]
+
+
+def _coverage(name: str, group: Sequence[Case]) -> Coverage:
+    columns = np.array([case[1:7] for case in group]).T
+    truth, low, point, high, stop, go_on = columns
+    least, most = np.minimum(stop, go_on), np.maximum(stop, go_on)
+    return Coverage(
+        policy=name,
+        covered=float(((low <= truth) & (truth <= high)).mean()),
+        below=float((truth < low).mean()),
+        above=float((truth > high).mean()),
+        within=float(((least <= truth) & (truth <= most)).mean()),
+        bias=float((point / truth - 1).mean()),
+        half_width=float(((high - low) / 2 / truth).mean()),
+        half_extremes=float(((most - least) / 2 / truth).mean()),
+    )
+
+
+def coverage_table(rows: Sequence[Coverage]) -> str:
+    """One line per policy."""
+    header = ("policy", "inside\n95 %", "truth\nbelow", "truth\nabove", "between\nextremes",
+              "bias of\npoint", "half-width\ninterval", "half-width\nextremes")  # fmt: skip
+    cells = [
+        [
+            row.policy,
+            percent(row.covered, 1),
+            percent(row.below, 1),
+            percent(row.above, 1),
+            percent(row.within, 1),
+            f"{100 * row.bias:+.2f}%",
+            percent(row.half_width, 2),
+            percent(row.half_extremes, 2),
+        ]
+        for row in rows
+    ]
+    return table(header, [("", cells)])
+
+
+def check(
+    trace: Trace,
+    recorder: str,
+    *,
+    resamples: int,
+    requests: int,
+    workers: int = 1,
+    reference: str = REFERENCE,
+    others: bool = False,
+) -> list[Case]:
+    """Cases of resamples 0, 1, ... of one recorder."""
+    one = functools.partial(
+        cases_of_others if others else cases,
+        trace,
+        recorder,
+        requests=requests,
+        reference=reference,
+    )
+    with ProcessPoolExecutor(workers) as pool:
+        return [case for part in pool.map(one, range(resamples)) for case in part]
+
+
+def answer(args: argparse.Namespace) -> None:
+    """Print coverage tables for every recorder."""
+    trace = read_trace(args.trace)
+    noise = number(100 * float(np.sqrt(0.95 * 0.05 / args.resamples)), 1)
+    for recorder in args.recorder or RECORDERS:
+        found = check(
+            trace,
+            recorder,
+            resamples=args.resamples,
+            requests=args.requests,
+            workers=args.workers,
+            reference=args.reference,
+            others=args.others,
+        )
+        print(
+            f"recorder {recorder}: {args.resamples} resamples of {args.requests} requests; one "
+            f"policy's 95 % would come out as 95 +- {noise}\n"
+        )
+        for of, title in ((SPEED, SPEED), (RATIO, f"ratio to {args.reference}")):
+            if group := [case for case in found if case.number == of]:
+                print(f"{title}\n{coverage_table(coverage(group))}\n", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = Parser(prog="python -m experiments.censoring.censored_check", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=EXACT, help="an exact trace")
+    parser.add_argument("--recorder", action="append", help="policy that records; repeatable")
+    parser.add_argument("--reference", default=REFERENCE, help="whom the ratio is to")
+    parser.add_argument("--others", action="store_true", help="intervals for other questions")
+    parser.add_argument("--resamples", type=count, default=200)
+    parser.add_argument("--requests", type=count, default=40)
+    parser.add_argument("--workers", type=workers(), default=1)
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"censored_check: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

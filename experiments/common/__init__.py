@@ -1,0 +1,1 @@
+"""What several rooms share: result files, statistics, tables, plots, cost sources."""

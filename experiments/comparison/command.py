@@ -1,0 +1,112 @@
+"""`gammalab compare`: read files, compute, print, write files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common.results import (
+    command_line,
+    describe_inputs,
+    dumps,
+    mismatches,
+    random_weights_note,
+    read_inputs,
+    versions,
+    warn,
+    withdraw,
+    write_result,
+    write_text,
+)
+from experiments.comparison.compare import Comparison, compare, default_policies, step_costs
+from experiments.comparison.compare_text import text_of, to_dict, write_logs
+from experiments.comparison.headline import headline_text
+from experiments.comparison.robust import TIMING_DRAWS, redrawn
+from policies.base import Policy
+from policies.registry import parse_policies
+from real_backend.progress import progress
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.store import refuse_existing
+from traces.timing import Timing
+
+
+def compare_files(
+    trace_paths: Sequence[Path],
+    timing_path: Path,
+    *,
+    specs: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    force: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """Compare on every trace; the printed text and the content of compare.json.
+
+    With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
+    of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
+    """
+    if out is not None:
+        refuse_existing(out / "compare.json", force)
+    policies = parse_policies(specs) if specs else None
+    traces, timing = read_inputs(trace_paths, timing_path)
+    texts, entries, done = [], [], []
+    for path, trace in zip(trace_paths, traces, strict=True):
+        comparison = _compare_one(path, trace, timing, policies, seed)
+        note = random_weights_note(timing.meta, trace.meta.pair)
+        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
+        entry |= {"timing": timing_path.name, "logs": f"simulated/{path.stem}"}
+        entries.append(entry | {"mismatches": mismatches(trace, timing)})
+        parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
+        texts.append("\n\n".join(filter(None, parts)))
+        done.append((path.stem, comparison))
+    result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    text = "\n\n\n".join(texts)
+    if out is not None:
+        withdraw(out / "compare.json")
+        for stem, comparison in done:
+            write_logs(comparison, out / "simulated" / stem)
+        write_text(text, out / "compare.txt")
+        write_result("compare", result, out / "compare.json", overwrite=force)
+    return text, result
+
+
+def _compare_one(
+    path: Path, trace: Trace, timing: Timing, policies: Sequence[Policy] | None, seed: int
+) -> Comparison:
+    if policies is None:
+        policies, skipped = default_policies(trace)
+        if skipped:
+            warn(f"{path} has no draft signals; left out: {', '.join(skipped)}")
+    again = [step_costs(one, trace) for one in redrawn(timing, TIMING_DRAWS, seed)]
+    try:
+        with progress(len(policies) + 2, "compare") as step:
+            return compare(
+                trace,
+                step_costs(timing, trace),
+                policies,
+                control_s=timing.settled().control_s,
+                redrawn=again,
+                seed=seed,
+                step=step,
+            )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """`gammalab compare`."""
+    names = [path.name for path in args.trace]
+    if len(set(names)) < len(names):
+        raise InputError("two traces have the same file name; rename one, results go by it")
+    text, result = compare_files(
+        args.trace,
+        args.timing,
+        specs=args.policies,
+        seed=args.seed,
+        out=args.out,
+        force=args.force,
+    )
+    print(dumps(result) if args.json else text)
+    return 0

@@ -1,0 +1,1 @@
+"""`gammalab export`: a policy as an engine's settings, and what is lost."""

@@ -1,0 +1,206 @@
+"""`gammalab export`: a policy as the settings that a serving engine accepts, and what is lost.
+
+Settings are chosen on the training half of the questions and reported on the held-out one, as in
+`compare`. A fixed length stays what it is. A controller that the engine has as well keeps its
+numbers. One that stops at doubtful tokens becomes the best such stop where the engine has one.
+Everything else becomes the best fixed length, by batch size where the engine has a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+
+from experiments.common.results import read_inputs, warn
+from experiments.comparison.compare import step_costs
+from experiments.export.engines import Engine, Names, Setting, find_engine
+from experiments.export.replay import (
+    Batches,
+    SingleCosts,
+    best_ranges,
+    measured_sizes,
+    run_batches,
+    setting_seconds,
+    single_costs,
+)
+from experiments.export.result import BatchRow, Export, Predicted
+from experiments.export.text import advice, export_json, export_text
+from policies.base import Policy, uses_signals
+from policies.confidence.roc import HFRocConfidence
+from policies.confidence.thresholds import HFConfidence
+from policies.counts.gammatune import GammaTunePlus
+from policies.counts.heuristic import HFHeuristic
+from policies.fixed import Fixed, Never
+from policies.registry import label, parse_policy
+from simulator.replay.hindsight import best_fixed
+from simulator.replay.replay import replay
+from traces.schema import Trace, refuse_censored
+from traces.split import split_rows
+from traces.store import refuse_existing, write_atomically
+from traces.timing import Timing
+
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bench:
+    """What settings are chosen on (train) and reported on (test).
+
+    costs: of one request alone. on_train, on_test: every fixed length in lock-step batches; at
+    batch 1 only if the engine's setting cannot be about batches.
+    """
+
+    train: Trace
+    test: Trace
+    costs: SingleCosts
+    on_train: Batches
+    on_test: Batches
+
+
+def export(policy: Policy, engine: Engine, trace: Trace, timing: Timing, seed: int = 0) -> Export:
+    """Translate a policy and replay both; raises InputError if the trace cannot be split, or lacks
+    the signals that the policy reads.
+    """
+    train, test = (trace.select(rows) for rows in split_rows(trace, seed=seed))
+    steps = step_costs(timing, trace)
+    policy_s = float(replay(policy, test, steps, seed=seed).elapsed_s.sum())
+    sizes = measured_sizes(timing) if engine.batches else (1,)
+    on_train, on_test = (run_batches(part, timing, steps, sizes) for part in (train, test))
+    bench = Bench(train, test, single_costs(timing, steps), on_train, on_test)
+    setting = choose(policy, engine, bench)
+    return Export(
+        policy=policy,
+        engine=engine,
+        setting=setting,
+        rendered=engine.render(setting, Names(trace.meta.target, trace.meta.draft)),
+        predicted=predict(policy_s, setting, engine, bench),
+        depth=trace.meta.depth,
+        temperature=trace.meta.temperature,
+    )
+
+
+def choose(policy: Policy, engine: Engine, bench: Bench) -> Setting:
+    """The engine's setting for a policy; what is free in it is tuned on the training half."""
+    if isinstance(policy, Never):
+        return Setting(0)
+    if isinstance(policy, Fixed):
+        return Setting(policy.gamma_tokens)
+    if engine.name == "hf" and isinstance(policy, HFHeuristic):
+        kept = "heuristic_transient" if policy.transient else "heuristic"
+        return Setting(policy.gamma0, schedule=kept)
+    if engine.name == "hf" and isinstance(policy, HFRocConfidence):
+        return Setting(policy.gamma_max, policy.threshold0, moving=True)
+    if engine.stops and uses_signals(policy):
+        return best_stop(stops(policy, bench.train.meta.depth), engine, bench)
+    if engine.table and len(bench.on_train.sizes) > 1:
+        return best_table(engine, bench.on_train)
+    return Setting(best_fixed(bench.train, bench.costs.steps)[0])
+
+
+def stops(policy: Policy, depth: int) -> list[Setting]:
+    """The stops at one doubtful token that a policy may become; what it fixes stays fixed."""
+    longest = int(getattr(policy, "gamma_max", depth))
+    if isinstance(policy, HFConfidence):
+        return [Setting(longest, policy.threshold)]
+    if isinstance(policy, GammaTunePlus):
+        return [Setting(cap, policy.tau) for cap in range(1, min(longest, depth) + 1)]
+    return [Setting(longest, threshold) for threshold in THRESHOLDS]
+
+
+def best_stop(candidates: Iterable[Setting], engine: Engine, bench: Bench) -> Setting:
+    """The candidate with the fewest seconds on the training half; ties to the first."""
+    return min(
+        candidates, key=lambda setting: setting_seconds(setting, engine, bench.train, bench.costs)
+    )
+
+
+def best_table(engine: Engine, batches: Batches) -> Setting:
+    """The best length of every batch size under the engine's rules.
+
+    No table where it would say nothing: 0 throughout, or one length in an engine that goes on with
+    the last row.
+    """
+    seconds = batches.priced(engine.idle_draft)
+    highest = seconds.shape[1] - 1
+    ranges = best_ranges(batches.sizes, seconds, highest)
+    if engine.falling:
+        highest = ranges[0][2]
+        ranges = best_ranges(batches.sizes, seconds, highest)
+    longest = max(gamma for _, _, gamma in ranges)
+    silent = longest == 0 or (len(ranges) == 1 and not engine.ends)
+    return Setting(longest, table=() if silent else ranges)
+
+
+def predict(policy_s: float, setting: Setting, engine: Engine, bench: Bench) -> Predicted:
+    """Replay the setting on the held-out half. policy_s: decode seconds of the policy there."""
+    held = bench.on_test
+
+    def speed(what: Setting) -> float:
+        if what.table:
+            return held.tokens_per_s(1, what.at(1), idle_draft=engine.idle_draft)
+        return held.tokens / setting_seconds(what, engine, bench.test, bench.costs)
+
+    policy_speed, exported = held.tokens / policy_s, speed(setting)
+    others = alternatives(setting, engine, bench.test)
+    return Predicted(
+        policy_tokens_per_s=policy_speed,
+        exported_tokens_per_s=exported,
+        plain_tokens_per_s=held.tokens_per_s(1, 0),
+        loss=1.0 - exported / policy_speed,
+        alternatives={what: speed(other) for what, other in others.items()},
+        batches=batch_rows(setting, engine, bench) if engine.batches else (),
+    )
+
+
+def batch_rows(setting: Setting, engine: Engine, bench: Bench) -> tuple[BatchRow, ...]:
+    """The exported length at every measured batch size, beside the best one."""
+    held, best = bench.on_test, bench.on_train.seconds.argmin(axis=1).tolist()
+    # A zero inside a table is not the same as a server without a draft model.
+    idle = engine.idle_draft and bool(setting.table)
+    return tuple(
+        BatchRow(
+            batch=size,
+            gamma=setting.at(size),
+            tokens_per_s=held.tokens_per_s(size, setting.at(size), idle_draft=idle),
+            plain_tokens_per_s=held.tokens_per_s(size, 0),
+            best_gamma=gamma,
+            best_tokens_per_s=held.tokens_per_s(size, gamma),
+        )
+        for size, gamma in zip(held.sizes, best, strict=True)
+    )
+
+
+def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Setting]:
+    """What else a user of the engine may end up with.
+
+    transformers moves a threshold if scikit-learn is installed; its defaults are 20 and 0.4.
+    """
+    if engine.name != "hf" or not trace.has_signals or setting.gamma == 0:
+        return {}
+    if setting.threshold > 0:
+        where = "without scikit-learn" if setting.moving else "with scikit-learn"
+        return {f"exported, {where}": dataclasses.replace(setting, moving=not setting.moving)}
+    return {"transformers' own defaults": Setting(20, 0.4, moving=True)}
+
+
+def run(args: argparse.Namespace) -> int:
+    """`gammalab export`."""
+    policy, engine = parse_policy(args.policy), find_engine(args.to)
+    if args.out is not None:
+        refuse_existing(args.out, args.force)
+    (trace,), timing = read_inputs([args.trace], args.timing)
+    refuse_censored(trace, "export")
+    result = export(policy, engine, trace, timing, args.seed)
+    form = export_json if args.json else export_text
+    text = form(result, trace, args.trace.name, timing, args.timing.name)
+    if said := advice(result):
+        warn(said)
+    if args.out is None:
+        print(text)
+        return 0
+    write_atomically(
+        args.out, lambda temporary: temporary.write_text(text + "\n", "utf-8"), args.force
+    )
+    print(f"{args.out}: {label(policy)} for {engine.title}")
+    return 0

@@ -1,0 +1,212 @@
+"""`gammalab policies` and `gammalab trace`: look at what is there."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.results import dumps
+from experiments.common.statistics import divide
+from experiments.common.text_table import number, table
+from policies.base import Policy, uses_signals
+from policies.fields import allowed, origins, short_field
+from policies.registry import SHELF, find_policy
+from traces.errors import InputError
+from traces.schema import EXACTNESS, Trace, TraceError
+from traces.split import split_rows
+from traces.store import content_hash, read_trace, refuse_existing, write_trace
+
+WIDTH = 110  # columns
+BESIDE = 3 + max(map(len, SHELF))
+FIELD_COLUMNS = ("field", "default", "range", "the default comes from")
+
+
+def show_policies(name: str | None, *, as_json: bool) -> int:
+    """All controllers in a table, or one in full."""
+    classes = [find_policy(name)] if name else list(SHELF.values())
+    described = [describe_policy(cls()) for cls in classes]
+    if as_json:
+        print(dumps(described[0] if name else described))
+    elif name:
+        print(_policy_page(described[0]))
+    else:
+        print("\n".join(line for entry in described for line in _listed(entry)))
+    return 0
+
+
+def _listed(entry: dict[str, Any]) -> list[str]:
+    """A controller's name beside its rule and its fields."""
+    fields = ", ".join(f"{f['name']}={_plain(f['default'])}" for f in entry["fields"])
+    lines = [*_folded(entry["rule"], WIDTH - BESIDE), *_folded(fields, WIDTH - BESIDE)]
+    names = [entry["name"]] + [""] * (len(lines) - 1)
+    return [f"{name:<{BESIDE}}{line}" for name, line in zip(names, lines, strict=True)]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Lines of at most that width, broken at spaces."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def describe_policy(policy: Policy) -> dict[str, Any]:
+    """name, rule, source, reads_signals, and fields with default, range and origin."""
+    return {
+        "name": policy.name,
+        "rule": policy.rule,
+        "source": policy.source,
+        "reads_signals": uses_signals(policy),
+        "doc": (type(policy).__doc__ or "").strip(),
+        "fields": [
+            {
+                "name": short_field(field.name),
+                "default": getattr(policy, field.name),
+                "range": allowed(field),
+                "from": origins(policy)[field.name],
+            }
+            for field in dataclasses.fields(policy)
+        ],
+    }
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _policy_page(entry: dict[str, Any]) -> str:
+    doc = "\n".join(line.strip() for line in entry["doc"].splitlines())
+    signals = "yes, after every drafted token" if entry["reads_signals"] else "no"
+    lines = [entry["name"]]
+    for what, text in (("rule", entry["rule"]), ("source", entry["source"]), ("signals", signals)):
+        first, *others = _folded(text, WIDTH - 11)
+        lines += [f"  {what:<9}{first}", *(f"{'':<11}{line}" for line in others)]
+    lines += ["", doc]
+    if entry["fields"]:
+        lines += ["", table(FIELD_COLUMNS, [("", _field_rows(entry["fields"]))], left=4)]
+    return "\n".join(lines)
+
+
+def _field_rows(fields: list[dict[str, Any]]) -> list[list[str]]:
+    """Field, default, range and origin, a row of its own for every further line of the latter."""
+    facts = [[f["name"], _plain(f["default"]), f["range"]] for f in fields]
+    columns = zip(FIELD_COLUMNS, *facts, strict=False)  # but for the last one
+    taken = sum(max(map(len, column)) + 2 for column in columns)
+    rows = []
+    for field, fact in zip(fields, facts, strict=True):
+        first, *others = _folded(field["from"], WIDTH - taken)
+        rows += [[*fact, first], *(["", "", "", line] for line in others)]
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """How the draft fares on some replies.
+
+    token_acceptance: share of positions whose next drafted token would be accepted; lag1: its
+    autocorrelation from one position to the next within replies; mean_run: accepted tokens in a
+    row, where there is at least one.
+    """
+
+    requests: int
+    tokens_per_reply: float
+    mean_accept_len: float
+    token_acceptance: float
+    lag1: float
+    mean_run: float
+
+
+def acceptance(trace: Trace) -> Acceptance:
+    """The figures of one trace, pooled over its replies."""
+    accepted = trace.accept_len > 0
+    same_reply = np.ones(trace.positions, dtype=np.bool_)
+    same_reply[trace.offsets[:-1]] = False  # a reply's first position has no predecessor
+    before, after = accepted[:-1][same_reply[1:]], accepted[1:][same_reply[1:]]
+    runs = int((accepted & ~(np.concatenate([[False], accepted[:-1]]) & same_reply)).sum())
+    mixed = len(before) > 1 and before.std() > 0 and after.std() > 0
+    return Acceptance(
+        requests=trace.requests,
+        tokens_per_reply=trace.positions / trace.requests,
+        mean_accept_len=float(trace.accept_len.mean()),
+        token_acceptance=float(accepted.mean()),
+        lag1=float(np.corrcoef(before, after)[0, 1]) if mixed else float("nan"),
+        mean_run=float(divide(accepted.sum(), runs)),
+    )
+
+
+def by_task(trace: Trace) -> dict[str, Acceptance]:
+    """`acceptance` of every task, in order of first appearance."""
+    tasks = dict.fromkeys(trace.category)
+    rows = {t: [r for r, c in enumerate(trace.category) if c == t] for t in tasks}
+    return {task: acceptance(trace.select(rows[task])) for task in tasks}
+
+
+def show_trace(path: Path, *, as_json: bool) -> int:
+    """Meta, size and acceptance of a trace."""
+    trace = read_trace(path)
+    overall, tasks = acceptance(trace), by_task(trace)
+    if as_json:
+        facts = {
+            "meta": trace.meta.to_dict(),
+            "content_sha256": content_hash(trace),
+            "requests": trace.requests,
+            "positions": trace.positions,
+            "has_signals": trace.has_signals,
+            "overall": overall,
+            "tasks": tasks,
+        }
+        print(dumps(facts))
+        return 0
+    for key, value in trace.meta.to_dict().items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
+        print(f"{key:<17}{shown}")
+    print(f"{'':<17}{trace.meta.exactness}: {EXACTNESS[trace.meta.exactness]}")
+    print(f"{'content sha256':<17}{content_hash(trace)}")
+    print(f"{'requests':<17}{trace.requests}")
+    print(f"{'positions':<17}{trace.positions}")
+    print(f"{'draft signals':<17}{'yes' if trace.has_signals else 'no'}\n")
+    rows = [_acceptance_row(task, facts) for task, facts in tasks.items()]
+    header = ("task", "replies", "tokens/reply", "accept_len", "acceptance", "lag-1", "mean run")
+    print(table(header, [("", rows), ("", [_acceptance_row("all", overall)])]))
+    return 0
+
+
+def _acceptance_row(task: str, facts: Acceptance) -> list[str]:
+    return [
+        task,
+        str(facts.requests),
+        number(facts.tokens_per_reply, 1),
+        number(facts.mean_accept_len),
+        number(facts.token_acceptance, 3),
+        number(facts.lag1),
+        number(facts.mean_run),
+    ]
+
+
+def check_trace(path: Path) -> int:
+    """0 if the file reads, fits the schema and its hash; 1 if it is a damaged trace."""
+    try:
+        trace = read_trace(path)
+    except TraceError as error:
+        print(error)
+        return 1
+    print(f"{path}: ok, {trace.requests} requests, {trace.positions} positions")
+    print(f"content sha256 {content_hash(trace)}")
+    return 0
+
+
+def split_trace(args: argparse.Namespace) -> int:
+    """Write the two parts of a trace."""
+    trace = read_trace(args.trace)
+    for path in (args.out_train, args.out_test):
+        refuse_existing(path, args.force)
+    if args.out_train.resolve() == args.out_test.resolve():
+        raise InputError(f"--out-train and --out-test are the same file {args.out_test}")
+    train, test = split_rows(trace, args.fraction, args.seed)
+    for path, rows in ((args.out_train, train), (args.out_test, test)):
+        part = trace.select(rows)
+        write_trace(part, path, overwrite=args.force)
+        print(f"{path}: {part.requests} requests, {part.positions} positions")
+    return 0

@@ -1,0 +1,1 @@
+"""`gammalab train`: networks, how they are trained, and what learning costs."""

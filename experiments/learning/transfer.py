@@ -1,0 +1,158 @@
+"""Trained on one task or at one cost ratio, judged on all: where a network is at home, and where a
+ten-line rule beats it.
+
+    python -m experiments.learning.transfer --trace T.parquet --timing C.json --out DIR
+
+Every cell is tokens/s on the held-out half of a world over those of its best fixed length, chosen
+on its training half. A network has seen the training half of its own world alone. Runs lie in
+DIR/runs and are not made twice; what they were made of is noted in DIR/run.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common.results import dumps, write_text
+from experiments.common.text_table import table
+from experiments.learning import ppo
+from experiments.learning.task import Task, make_task
+from experiments.learning.train import begin, fit_ppo
+from policies.base import Policy
+from policies.fixed import Fixed
+from policies.learned.neural import neural_policy, quantise
+from policies.registry import parse_policy
+from real_backend.options import Parser, count
+from real_backend.progress import progress
+from simulator.envs.dataset import GREEDY, TIMING
+from simulator.replay.totals import tally
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.split import split_rows
+from traces.store import content_hash, read_trace, write_atomically
+from traces.timing import StepCosts, Timing, read_timing
+
+RATIOS = (2.0, 4.0, 8.0, 16.0)
+RULES = ("payback", "hf-confidence", "tail-pruning:theta=0.4")
+TEN_LINES = "hf-confidence"
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A name, the requests of both halves, and what they cost."""
+
+    name: str
+    train: Trace
+    test: Trace
+    task: Task
+
+    @property
+    def costs(self) -> StepCosts:
+        """The one cost table."""
+        return self.task.fit.costs[0]
+
+    def score(self, policy: Policy) -> float:
+        """Held-out speed over that of the best fixed length of the training half."""
+        gammas = range(self.train.meta.depth + 1)
+        seconds = [tally(Fixed(g), self.train, self.costs).decode_s.sum() for g in gammas]
+        fixed = Fixed(int(np.argmin(seconds)))
+        runs = (tally(p, self.test, self.costs).decode_s.sum() for p in (fixed, policy))
+        return float(next(runs) / next(runs))
+
+
+def worlds_of(trace: Trace, timing: Timing, unit: str) -> list[World]:
+    """Every task at the measured costs; all tasks at the measured costs and at every ratio."""
+
+    def world(name: str, part: Trace, ratio: float) -> World:
+        train, test = (part.select(rows) for rows in split_rows(part))
+        task = make_task([part], timing, unit=unit, ratios=(ratio,))
+        return World(name, train, test, task)
+
+    found = []
+    for name in dict.fromkeys(trace.category):
+        rows = [row for row, category in enumerate(trace.category) if category == name]
+        found.append(world(name, trace.select(rows), 0.0))
+    found.append(world("all, measured", trace, 0.0))
+    return found + [world(f"c = {ratio:g}", trace, ratio) for ratio in RATIOS]
+
+
+def study(
+    worlds: Sequence[World], settings: ppo.Settings, lanes: int, folder: Path
+) -> dict[str, list[float]]:
+    """Scores in every world: of the network of every world, then of the rules."""
+    found = {}
+    with progress(len(worlds), "worlds") as step:
+        for world in worlds:
+            run = folder / world.name.replace(" ", "").replace(",", "-")
+            best = fit_ppo(world.task, settings, lanes=lanes, folder=run).best
+            policy = neural_policy(quantise(*best))
+            found[f"net: {world.name}"] = [other.score(policy) for other in worlds]
+            step()
+    for spec in RULES:
+        found[spec] = [world.score(parse_policy(spec)) for world in worlds]
+    return found
+
+
+def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
+    """The table; a network's cell below the ten-line rule's ends in "-"."""
+    rule = scores[TEN_LINES]
+    rows = []
+    for name, values in scores.items():
+        loses = [name.startswith("net") and v < r for v, r in zip(values, rule, strict=True)]
+        rows.append([name, *(f"{v:.3f}{'-' * no}" for v, no in zip(values, loses, strict=True))])
+    nets = [values for name, values in scores.items() if name.startswith("net")]
+    home = sum(values[k] < rule[k] for k, values in enumerate(nets))
+    away = sum(v < r for values in nets for v, r in zip(values, rule, strict=True)) - home
+    lines = [
+        "tokens/s on held-out replies over the best fixed length of the world's training half",
+        table(["trained on / judged on", *(world.name for world in worlds)], [("", rows)]),
+        f'"-": below {TEN_LINES} with its default threshold: {home} of {len(nets)} networks in '
+        f"their own world, {away} of {len(nets) * (len(nets) - 1)} cells elsewhere",
+    ]
+    return "\n".join(lines)
+
+
+def answer(args: argparse.Namespace) -> None:
+    """Train where there is no run yet, judge, print and write."""
+    trace, timing = read_trace(args.trace), read_timing(args.timing)
+    worlds = worlds_of(trace, timing, args.unit)
+    settings = ppo.Settings(iterations=args.iterations)
+    about = {
+        "trace": content_hash(trace), "timing": timing.meta, "unit": args.unit, "lanes": args.lanes,
+        "settings": dataclasses.asdict(settings),
+    }  # fmt: skip
+    begin(args.out, about, force=False)
+    scores = study(worlds, settings, args.lanes, args.out / "runs")
+    text = text_of(worlds, scores)
+    result = {"worlds": [world.name for world in worlds], "scores": scores}
+    write_atomically(
+        args.out / "transfer.json", lambda to: to.write_text(dumps(result), "utf-8"), overwrite=True
+    )
+    write_text(text, args.out / "transfer.txt")
+    print(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    parser = Parser(prog="python -m experiments.learning.transfer", description=__doc__)
+    parser.add_argument("--trace", type=Path, default=GREEDY)
+    parser.add_argument("--timing", type=Path, default=TIMING)
+    parser.add_argument("--unit", default="token", help="decide per token or round")
+    parser.add_argument("--iterations", type=count, default=200)
+    parser.add_argument("--lanes", type=count, default=256)
+    parser.add_argument("--out", type=Path, required=True)
+    try:
+        answer(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`gammalab study-published`: our numbers beside published ones."""

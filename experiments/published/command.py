@@ -1,0 +1,77 @@
+"""`gammalab study-published NAME`: our numbers beside published ones, from a user's copy of them.
+
+Nothing published is shipped: every suite reads the files that it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from experiments.common.results import command_line, dumps, versions, write_result
+from traces.errors import InputError
+from traces.store import refuse_existing
+
+Study = Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """One published table. module: holds `study`, which turns the arguments into the text and the
+    JSON-ready result. needs: the options beside --data that it must have.
+    """
+
+    module: str
+    data: str
+    needs: tuple[str, ...] = ()
+
+
+SUITES = {
+    "spec-bench": Suite(
+        "spec_bench",
+        "answer file of a run with the heuristic schedule (hemingkx/Spec-Bench's format)",
+        needs=("vanilla",),
+    ),
+    "specforge": Suite("specforge", "sgl-project/SpecForge's benchmark table, CSV"),
+    "microbenchmarks": Suite(
+        "layers", "milliseconds per layer by token count, CSV (from microsoft/vidur)"
+    ),
+    "iid": Suite("control", "a trace; the control that is expected to fail", needs=("timing",)),
+}
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of that name; raises InputError naming those there are."""
+    if name not in SUITES:
+        known = "; ".join(f"{key}: {suite.data}" for key, suite in SUITES.items())
+        raise InputError(f"no suite {name!r}; known are {known}")
+    return SUITES[name]
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole command."""
+    suite = find_suite(args.name)
+    for option in ("vanilla", "timing"):
+        given = getattr(args, option) is not None
+        if option in suite.needs and not given:
+            raise InputError(f"{args.name} needs --{option} FILE beside --data")
+        if given and option not in suite.needs:
+            raise InputError(f"{args.name} takes no --{option}")
+    if args.out is not None:
+        refuse_existing(args.out, args.force)
+    study: Study = importlib.import_module(f"experiments.published.{suite.module}").study
+    text, found = study(args)
+    result = {
+        "suite": args.name,
+        "command": command_line(),
+        "versions": versions(),
+        "data": [path.name for path in args.data],
+        **found,
+    }
+    if args.out is not None:
+        write_result("study-published", result, args.out, overwrite=args.force)
+    print(dumps(result) if args.json else text)
+    return 0

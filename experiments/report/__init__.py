@@ -1,0 +1,1 @@
+"""`gammalab report`: the HTML page and its figures."""

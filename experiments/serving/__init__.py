@@ -1,0 +1,1 @@
+"""`gammalab serve` and `gammalab fleet`: policies under load."""

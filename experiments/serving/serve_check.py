@@ -1,0 +1,200 @@
+"""The serving simulator against the real engine: batches of the embedded pair, decoded for real.
+
+    python -m experiments.serving.serve_check --trace T --timing TIMING --batch 1,2,4,8
+
+Every batch size decodes the same held-out replies for real and in the simulator: blocks of four
+replies a slot, as many users as slots, the next reply as soon as one ends, which is what the engine
+does. All policies and a placebo take a block in a random order before the next one starts. Set side
+by side: tokens per second of the iterations, and the mean seconds of an iteration. The timing must
+have been measured at these batch sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common.cost_sources import read_costs
+from experiments.common.results import write_text
+from experiments.common.text_table import number, percent, table
+from experiments.serving.serve import costs_for
+from policies.base import Policy
+from policies.registry import parse_policies, parse_policy
+from real_backend.decoding.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
+from real_backend.options import (
+    Parser,
+    add_pair_arguments,
+    integers,
+    interrupted,
+    repeats,
+    whole,
+)
+from real_backend.partial_file import finished, partial_path
+from simulator.serving.costs import BatchCosts
+from simulator.serving.options import Server
+from simulator.serving.server import serve
+from traces.costs import Table, tabulate
+from traces.errors import InputError
+from traces.roundlog import RoundLog, join_logs
+from traces.store import read_trace, refuse_existing
+from traces.timing import read_timing
+from traces.workload.arrivals import Workload, demand
+
+POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
+
+
+class Speed(NamedTuple):
+    """Of one run: tokens per second of its iterations; mean seconds of one; iterations."""
+
+    tokens_per_s: float
+    step_s: float
+    steps: int
+
+
+def speed_of(log: RoundLog) -> Speed:
+    """Rounds that began together are one iteration."""
+    starts, first = np.unique(log.start_s, return_index=True)
+    seconds = log.elapsed_s[first]
+    tokens = float(log.emitted.sum())
+    return Speed(tokens / float(seconds.sum()), float(seconds.mean()), len(starts))
+
+
+def predicted(policy: Policy, sitting: Sitting, costs: BatchCosts) -> Speed:
+    """The simulator's, block by block with fresh state as they ran."""
+    server = Server(slots=sitting.batch, longest=True)  # as wide as real_backend reads its caches
+    logs = []
+    for block in sitting.blocks():
+        part = sitting.trace.select(list(block))
+        asked = Workload(
+            requests=part.requests, process="closed", users=sitting.batch, order="recorded"
+        )
+        served = serve(policy, part, demand(asked, part.category, 0), costs, server, log=True)
+        assert served.round_log is not None
+        logs.append(served.round_log)
+    return speed_of(join_logs(logs))
+
+
+def at_batch(sitting: Sitting, batch: int, kept: Path | None) -> Sitting:
+    """The same requests in a batch, four replies a slot and turn."""
+    return dataclasses.replace(
+        sitting, batch=batch, block=4 * batch, carries=False, anchors=None, kept=kept
+    )
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        prog="python -m experiments.serving.serve_check",
+        description="the serving simulator against the real engine",
+    )
+    add_pair_arguments(options)
+    options.add_argument("--prompts", type=Path, help="the trace's prompt file")
+    options.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
+    options.add_argument("--timing", type=Path, required=True, help="measured at these batch sizes")
+    options.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="requests at once")
+    options.add_argument("--policies", default=POLICIES, help="beside the placebo")
+    options.add_argument("--limit", type=whole(0), default=64, help="replies, all tasks alike")
+    options.add_argument("--repeats", type=repeats, default=3, help="rounds of the sitting")
+    options.add_argument("--out", type=Path, help="the tables, a file; a stopped check goes on")
+    options.add_argument("--force", action="store_true", help="begin anew, overwrite")
+    options.set_defaults(acceptance="own", seed=0)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check and print its tables."""
+    args = parser().parse_args(argv)
+    try:
+        text = check(args)
+    except InputError as error:
+        print(f"serve_check: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"serve_check: {interrupted('serve-check', args)}", file=sys.stderr)
+        return 130
+    print(text)
+    return 0
+
+
+def check(args: argparse.Namespace) -> str:
+    """Every batch size on the engine and in the simulator; the tables."""
+    kept = {batch: begin_batch(args.out, batch, args.force) for batch in args.batch}
+    if args.out is not None:
+        refuse_existing(args.out, args.force)
+    trace, policies = read_trace(args.trace), parse_policies(args.policies)
+    timing, width = read_timing(args.timing), trace.meta.depth + 2
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
+    costs = [
+        tabulate(Table(timing), rows, max_context=longest, width=width)
+        for rows in range(1, max(args.batch) + 1)
+    ]
+    begun = kept[args.batch[0]]
+    loaded = sitting_from_args(args, trace, costs, timing, limit=args.limit, kept=begun)
+    baseline = baseline_of(policies)
+    rows = list[tuple[int, str, Speed, list[Speed]]]()
+    for batch, path in kept.items():
+        sitting, what = at_batch(loaded, batch, path), f"serve-check, batch {batch}"
+        ran = sitting.run(policies, baseline, repeats=args.repeats, what=what).timed
+        tables = costs_for(read_costs(str(args.timing)), sitting.trace, Server(slots=batch))
+        for seat, logs in ran.items():
+            policy = baseline if seat == PLACEBO else parse_policy(seat)
+            told = predicted(policy, sitting, tables)
+            rows.append((batch, seat, told, [speed_of(log) for log in logs]))
+    text = text_of(rows, len(loaded.requests), args.repeats)
+    if args.out is not None:
+        write_text(text, args.out)
+        for path in kept.values():
+            finished(path)
+    return text
+
+
+def begin_batch(out: Path | None, batch: int, force: bool) -> Path | None:
+    """Where the finished turns of one batch size are kept; force: those of before are not."""
+    if out is None:
+        return None
+    kept = partial_path(out.with_name(f"{out.name}.batch-{batch}"))
+    if force:
+        finished(kept)
+    return kept
+
+
+def text_of(rows: Sequence[tuple[int, str, Speed, list[Speed]]], replies: int, repeats: int) -> str:
+    """Tables and errors by batch size."""
+    groups, errors = [], dict[int, list[float]]()
+    for batch in dict.fromkeys(row[0] for row in rows):
+        cells = []
+        for _, name, told, runs in (row for row in rows if row[0] == batch):
+            measured = float(np.median([run.tokens_per_s for run in runs]))
+            step_s = float(np.median([run.step_s for run in runs]))
+            error = told.tokens_per_s / measured - 1
+            errors.setdefault(batch, []).append(error)
+            cells.append([
+                name, number(told.tokens_per_s, 0), number(measured, 0),
+                f"{min(r.tokens_per_s for r in runs):.0f}..{max(r.tokens_per_s for r in runs):.0f}",
+                f"{100 * error:+.1f}%", number(1e3 * told.step_s, 3), number(1e3 * step_s, 3),
+                f"{100 * (told.step_s / step_s - 1):+.1f}%", str(told.steps), str(runs[0].steps),
+            ])  # fmt: skip
+        groups.append((f"batch {batch}", cells))
+    header = (
+        "policy", "tokens/s\npredicted", "\nmeasured", "\nrepeats", "\nerror", "step ms\npredicted",
+        "\nmeasured", "\nerror", "steps\npredicted", "\nreal",
+    )  # fmt: skip
+    lines = [
+        f"batch {batch}: absolute error median {percent(float(np.median(np.abs(part))), 1)}, "
+        f"largest {percent(float(np.max(np.abs(part))), 1)}; machine {np.median(part) * 100:+.1f}%"
+        for batch, part in errors.items()
+    ]
+    everything = np.abs(np.concatenate([np.asarray(part) for part in errors.values()]))
+    lines.append(f"all: median {percent(float(np.median(everything)), 1)}")
+    head = f"{replies} held-out replies, medians of {repeats} repeats; prefill left out"
+    return "\n\n".join([head, table(header, groups), "\n".join(lines)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

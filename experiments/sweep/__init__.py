@@ -1,0 +1,1 @@
+"""`gammalab sweep`: settings tuned on one half, judged on the other."""

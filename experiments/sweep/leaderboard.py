@@ -1,0 +1,218 @@
+"""From the rows of a sweep to answers: every policy tuned on one half, compared on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.plots import Picture
+from experiments.common.results import (
+    command_line,
+    describe_inputs,
+    versions,
+    withdraw,
+    write_result,
+)
+from experiments.common.statistics import bootstrap_weights, ratio_of_sums
+from experiments.common.text_table import fill, number, percent, table, with_interval
+from experiments.comparison.certainty_text import certainty
+from experiments.comparison.compare import Comparison, Row, compare
+from experiments.comparison.compare_text import to_dict, unpriced_lines, write_logs
+from experiments.comparison.robust import TIMING_DRAWS, redrawn
+from experiments.sweep.figures import cost_ratio_figure
+from experiments.sweep.jobs import World, costs_of, rows_of, tuned
+from experiments.sweep.suites import MEASURED
+from policies.registry import FAMILIES, label, title, write_policies
+from simulator.replay.hindsight import Ceiling, ceilings
+from simulator.replay.metrics import per_request
+from traces.schema import Trace
+from traces.split import question_of
+from traces.timing import Timing
+
+HEADER = (
+    "policy",
+    "over plain\n95 %",
+    "over tuned fixed\n95 %",
+    "free",
+    "shuf-\nfled",
+    "verdict",
+    "head-\nroom",
+)
+
+
+def compare_worlds(
+    worlds: Sequence[World],
+    rows: Sequence[dict[str, Any]],
+    traces: Mapping[str, Trace],
+    timing: Timing | None,
+    folder: Path,
+    step: Callable[[], object],
+) -> tuple[str, list[Comparison]]:
+    """Compare the tuned policies of every world; returns the tables, and the comparisons by world.
+    step: once per world.
+
+    Writes folder/tuned/WORLD.json (policy files), folder/leaderboard.json and the simulated rounds
+    in folder/leaderboard, so that `gammalab report` makes a page of them.
+    """
+    result_file = folder / "leaderboard.json"
+    withdraw(result_file)
+    texts, entries, found = [], [], list[Comparison]()
+    for world in worlds:
+        chosen = tuned(rows, world)
+        about: dict[str, Any] = {"trace": world.trace, "cost": world.cost, "seed": world.seed}
+        about["tuned_on"] = f"{world.train.requests} replies of the training half"
+        write_policies(chosen, folder / "tuned" / f"{world.name}.json", about, overwrite=True)
+        trace = traces[world.trace]
+        again = redrawn(timing, TIMING_DRAWS, world.seed) if timing else []
+        comparison = compare(
+            trace,
+            world.costs,
+            chosen,
+            redrawn=[costs_of(world.cost, one, trace) for one in again],
+            seed=world.seed,
+        )
+        found.append(comparison)
+        bounds = ceilings(world.test, world.costs)
+        tried = rows_of(rows, world)
+        text = world_text(world, len(tried), comparison, bounds)
+        texts.append("\n".join([text, *duel_lines(tried, comparison)]))
+        costs: Timing | dict[str, str] = {"device_name": f"none: {world.cost}"}
+        if world.cost == MEASURED and timing is not None:
+            costs = timing
+        entry = describe_inputs(trace, f"{world.name}.parquet", costs) | to_dict(comparison)
+        entries.append(entry | {"timing": world.cost, "logs": f"leaderboard/{world.name}"})
+        write_logs(comparison, folder / "leaderboard" / world.name)
+        step()
+    result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    write_result("leaderboard", result, result_file, overwrite=True)
+    return "\n\n\n".join(texts), found
+
+
+def world_text(
+    world: World, settings: int, comparison: Comparison, bounds: Sequence[Ceiling]
+) -> str:
+    """The leaderboard of one world: controllers, baselines, bounds, and the settings chosen."""
+    by_role: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        by_role.setdefault(row.role, []).append(row)
+    groups = [
+        (heading, [_cells(row) for row in by_role.get(role, [])])
+        for role, heading in (
+            ("policy", ""),
+            ("never", "plain decoding"),
+            ("tuned", "the best fixed length of the training half"),
+            ("clairvoyant", "bound: knows what will be accepted"),
+        )
+    ]
+    never_s = float(comparison.logs["never"].elapsed_s.sum())
+    fixed_s = float(comparison.logs[by_role["tuned"][0].name].elapsed_s.sum())
+    best_s = float(comparison.logs["clairvoyant"].elapsed_s.sum())
+    known = [
+        [
+            bound.name,
+            number(never_s / bound.decode_s),
+            number(fixed_s / bound.decode_s, 3),
+            "",
+            "",
+            "",
+            percent((fixed_s - bound.decode_s) / (fixed_s - best_s)),
+        ]
+        for bound in bounds
+    ]
+    groups.append(("bounds: the setting chosen on the held-out half itself", known))
+    lines = [
+        f"{world.trace}, cost {world.cost}, seed {world.seed}: {settings} settings tried on "
+        f"{world.train.requests} replies, judged on {world.test.requests} others "
+        f"({comparison.exactness})",
+        table(HEADER, groups),
+        "",
+        *unpriced_lines(comparison),
+        *(fill(f"- {line}") for line in certainty(comparison)),
+        f"- first on the training half, over all orders: {title(comparison.tuning_first)}"
+        f"{_but(comparison)}; then "
+        f"{title(comparison.runner_up)}; the simplest whose interval reaches the first's: "
+        f"{title(comparison.simplest)}",
+    ]
+    return "\n".join(lines)
+
+
+def _but(comparison: Comparison) -> str:
+    if comparison.recommended == comparison.tuning_first:
+        return ""
+    speed = comparison.row(comparison.tuning_first).speedup.value
+    return f", but {speed:.2f} times as fast as plain decoding on the other half: do not draft"
+
+
+def _cells(row: Row) -> list[str]:
+    fixed = row.role == "tuned"
+    return [
+        title(row.name),
+        with_interval(row.speedup),
+        "1.000" if fixed else with_interval(row.vs_fixed, 3),
+        number(row.uncharged, 3),
+        "" if row.orders is None else number(row.orders.value, 3),
+        "-" if fixed else row.verdict,
+        percent(row.headroom.value),
+    ]
+
+
+def duel_lines(tried: Sequence[dict[str, Any]], comparison: Comparison) -> list[str]:
+    """Our best controller against the best published one, both by the training half, all over and
+    by task: ratio of tokens/s on the held-out half with its 95 % interval.
+    """
+    first, second = _first(tried, ours=True), _first(tried, ours=False)
+    if first is None or second is None:
+        return []
+    ours, theirs = (per_request(comparison.logs[name]).decode_s for name in (first, second))
+    questions = [question_of(name) for name in comparison.test_requests]
+    weights = bootstrap_weights(questions, seed=comparison.seed, resamples=comparison.resamples)
+    category = np.asarray(comparison.test_categories)
+    parts = {"all": np.arange(len(category))}
+    parts |= {task: np.flatnonzero(category == task) for task in comparison.tasks}
+    ratios = (
+        f"{name} {with_interval(ratio_of_sums(theirs[keep], ours[keep], weights[:, keep]), 3)}"
+        for name, keep in parts.items()
+    )
+    head = f"- {title(first)} over {title(second)}: "
+    return [fill(head + "; ".join(ratios))]
+
+
+def _first(tried: Sequence[dict[str, Any]], *, ours: bool) -> str | None:
+    """The label that was fastest on the training half, of our controllers or of all others."""
+    names = {cls.name for cls in FAMILIES["ours"]}
+    rows = [row for row in tried if (row["policy"] in names) == ours]
+    return str(min(rows, key=lambda row: float(row["train_s"]))["label"]) if rows else None
+
+
+def ratio_figure(worlds: Sequence[World], comparisons: Sequence[Comparison]) -> Picture | None:
+    """Gain over the tuned fixed length by cost ratio, on the first trace and seed; None with fewer
+    than three ratios.
+    """
+    first = worlds[0]
+    chosen = {
+        float(world.cost.removeprefix("c=")): comparison
+        for world, comparison in zip(worlds, comparisons, strict=True)
+        if world.cost != MEASURED and (world.trace, world.seed) == (first.trace, first.seed)
+    }
+    if len(chosen) < 3:
+        return None
+    lines: dict[str, list[float]] = {}
+    for comparison in chosen.values():
+        names = [row.name.partition(":")[0] for row in comparison.rows]
+        for row, name in zip(comparison.rows, names, strict=True):
+            if row.role == "policy":  # settings differ from ratio to ratio, unless given
+                key = name if names.count(name) == 1 else row.name
+                lines.setdefault(key, []).append(row.vs_fixed.value)
+    whole = [name for name in lines if len(lines[name]) == len(chosen)]
+    best = sorted(whole, key=lambda name: -sum(lines[name]))[:4]
+    ceiling = [comparison.row("clairvoyant").vs_fixed.value for comparison in chosen.values()]
+    gains = {name: np.asarray(lines[name]) for name in best}
+    return cost_ratio_figure(list(chosen), gains, np.asarray(ceiling))
+
+
+def best_settings(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The specs of the tuned policies by world, for a program."""
+    return {world.name: [label(policy) for policy in tuned(rows, world)] for world in worlds}

@@ -1,0 +1,1 @@
+"""`gammalab validate`: a sitting on the real engine beside its replay."""

@@ -1,0 +1,214 @@
+"""`gammalab validate`: read files, run or read a sitting, judge it, print, write files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common.results import (
+    command_line,
+    describe_inputs,
+    dumps,
+    random_weights_note,
+    read_inputs,
+    versions,
+    warn,
+    withdraw,
+    write_result,
+    write_text,
+)
+from experiments.comparison.compare import step_costs
+from experiments.validation.validate import DEFAULT_POLICIES, Validation, judge
+from experiments.validation.validate_text import findings, validation_dict, validation_text
+from policies.base import Policy, uses_signals
+from policies.fixed import Fixed, Never
+from policies.registry import file_name, label, parse_policies, parse_policy
+from real_backend.decoding.sitting import (
+    PLACEBO,
+    begin_sitting,
+    read_measured,
+    write_measured,
+    write_rounds,
+)
+from real_backend.partial_file import finished
+from simulator.replay.hindsight import best_fixed
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.split import split_rows
+from traces.store import content_hash, refuse_existing
+from traces.timing import StepCosts, Timing
+
+MACHINE = (  # of a round log's meta: what ran, and where
+    *("pair", "target", "draft", "weights", "acceptance", "batch"),
+    *("device", "device_name", "dtype", "engine", "threads", "versions", "gaps"),
+)
+
+
+class Chosen(NamedTuple):
+    """What a sitting decodes. winner, runner_up: whose claims are judged, None: the fastest."""
+
+    policies: list[Policy]
+    baseline: Policy
+    winner: str | None = None
+    runner_up: str | None = None
+
+
+def validation_policies(
+    trace: Trace,
+    costs: StepCosts,
+    specs: str | None,
+    seed: int,
+    winner: str | None = None,
+    runner_up: str | None = None,
+) -> Chosen:
+    """The policies to confirm and the baseline, the fixed gamma tuned on the training half.
+
+    Those asked for and the baseline, or never, the baseline, a selection of the shelf, and the
+    winner and the runner-up of a comparison.
+    """
+    train, _ = split_rows(trace, seed=seed)
+    tuned, _ = best_fixed(trace.select(train), costs)
+    baseline: Policy = Fixed(tuned) if tuned else Never()
+    if specs:
+        chosen = parse_policies(specs)
+        if len({label(policy) for policy in chosen}) < len(chosen):
+            raise InputError("--policies names the same policy twice")
+        wanted = [*chosen, baseline]
+    else:
+        shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
+        usable = [p for p in shelf if trace.has_signals or not uses_signals(p)]
+        claimed = [parse_policy(name) for name in map(_plain, (winner, runner_up)) if name]
+        wanted = [Never(), baseline, *usable, *claimed]
+    policies = {label(policy): policy for policy in wanted}
+    return Chosen(list(policies.values()), baseline, _plain(winner), _plain(runner_up))
+
+
+def _plain(name: str | None) -> str | None:
+    """Plain decoding by its one name."""
+    return "never" if name == label(Fixed(0)) else name
+
+
+def validate_files(
+    args: argparse.Namespace,
+    *,
+    repeats: int,
+    limit: int,
+    out: Path | None,
+    force: bool = False,
+    winner: str | None = None,
+    runner_up: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Run the validation that `args` describe; the printed text and the content of validate.json.
+
+    winner, runner_up: see validation_policies.
+
+    args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
+    With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
+    real_backend.decoding.sitting) and out/predicted/; a sitting that was stopped goes on there.
+    """
+    kept = None
+    if out is not None and args.measured is None:
+        kept = begin_sitting(out, out / "validate.json", force)
+    elif out is not None:
+        refuse_existing(out / "validate.json", force)
+    (trace,), timing = read_inputs([args.trace], args.timing)
+    if args.measured is None:
+        chosen = validation_policies(
+            trace, step_costs(timing, trace), args.policies, args.seed, winner, runner_up
+        )
+        outcome = _sit(args, trace, timing, chosen, repeats, limit, kept)
+    else:
+        outcome = judge_folder(args.measured, trace, timing, args.policies)
+    note = random_weights_note(timing.meta, trace.meta.pair)
+    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
+    about = next(iter(outcome.measured.timed.values()))[0].meta
+    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
+    result |= {
+        "timing": args.timing.name,
+        "command": command_line(),
+        "machine": {name: about[name] for name in MACHINE if name in about},
+        "versions": versions() | about.get("versions", {}),
+        "max_error_allowed": args.max_error / 100,
+        "findings": findings(outcome, args.max_error),
+    }
+    if out is not None:
+        withdraw(out / "validate.json")
+        if args.measured is None or args.measured.resolve() != out.resolve():
+            write_measured(outcome.measured, out)
+        write_rounds(
+            (out / "predicted" / f"{file_name(n)}.parquet", log)
+            for n, log in outcome.predicted.items()
+        )
+        write_text(text, out / "validate.txt")
+        write_result("validate", result, out / "validate.json", overwrite=True)
+        finished(kept)
+    return text, result
+
+
+def _sit(
+    args: argparse.Namespace,
+    trace: Trace,
+    timing: Timing,
+    chosen: Chosen,
+    repeats: int,
+    limit: int,
+    kept: Path | None,
+) -> Validation:
+    """Load the pair, run the policies on it, judge them."""
+    from real_backend.decoding.sitting import (
+        sitting_from_args,  # torch: only once the files are good
+    )
+
+    costs = step_costs(timing, trace)
+    sitting = sitting_from_args(args, trace, costs, timing, limit=limit, kept=kept)
+    measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, what="validate")
+    return judge(
+        measured,
+        sitting.trace,
+        timing,
+        chosen.policies,
+        seed=sitting.seed,
+        winner=chosen.winner,
+        runner_up=chosen.runner_up,
+    )
+
+
+def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) -> Validation:
+    """Set a sitting that lies in a folder, made here or elsewhere, beside its replay.
+
+    Raises InputError if it is not of this trace, or lacks a policy of `specs`.
+    """
+    measured = read_measured(folder)
+    about = next(iter(measured.timed.values()))[0].meta
+    if about["batch"] != 1 or not about["carries"]:
+        raise InputError(
+            f"{folder}: its rounds ran {about['batch']} at once; a verdict is about batch 1, for "
+            "batches see `python -m experiments.serving.serve_check`"
+        )
+    rows = {name: row for row, name in enumerate(trace.request_id)}
+    missing = [name for name in about["requests"] if name not in rows]
+    ran = trace if missing else trace.select([rows[name] for name in about["requests"]])
+    if missing or content_hash(ran) != about["trace_sha256"]:
+        raise InputError(f"{folder}: its rounds ran the requests of another trace; give that one")
+    seats = [seat for seat in measured.timed if seat != PLACEBO]
+    names = seats if specs is None else [label(policy) for policy in parse_policies(specs)]
+    if absent := [name for name in names if name not in seats]:
+        raise InputError(f"{folder} has no rounds of {', '.join(absent)}")
+    kept = dict.fromkeys([*names, measured.baseline])
+    timed = {seat: measured.timed[seat] for seat in (*kept, PLACEBO)}
+    policies = [parse_policy(name) for name in kept]
+    return judge(measured._replace(timed=timed), ran, timing, policies, seed=about["seed"])
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
+    missed its bound.
+    """
+    text, result = validate_files(
+        args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
+    )
+    print(dumps(result) if args.json else text)
+    for line in result["findings"]:
+        warn(line)
+    return 1 if result["findings"] else 0
