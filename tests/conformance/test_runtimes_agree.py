@@ -21,8 +21,8 @@ from policies.registry import SHELF, parse_policy
 from simulator.costs import Affine
 from simulator.replay import kernels
 from simulator.replay.replay import replay, replay_interpreted
+from tests.policies.learned.test_neural import KINDS, random_network
 from tests.specimens import random_costs, random_trace
-from tests.test_neural import KINDS, random_network
 from traces import synthetic
 from traces.costs import tabulate
 from traces.roundlog import RoundLog

@@ -16,7 +16,7 @@ from simulator.replay.replay import replay
 from simulator.serving.costs import tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.server import serve
-from tests.test_neural import KINDS, random_network
+from tests.policies.learned.test_neural import KINDS, random_network
 from traces.costs import Table, tabulate
 from traces.store import read_trace
 from traces.timing import read_timing

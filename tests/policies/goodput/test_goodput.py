@@ -374,7 +374,7 @@ def test_the_wrapper_travels_to_a_process_that_has_not_made_it() -> None:
         input=pickle.dumps(policy),
         capture_output=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )
     assert shown.stdout.decode().strip() == repr(policy)
 

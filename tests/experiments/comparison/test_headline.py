@@ -11,8 +11,8 @@ from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
 from experiments.comparison.command import compare_files
 from experiments.comparison.headline import headline, headline_text
 from experiments.validation.validate_text import validation_dict
+from tests.experiments.validation.test_validate import run
 from tests.results import save_inputs
-from tests.test_validate import run
 
 HEADS = [
     "Set",

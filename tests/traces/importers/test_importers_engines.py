@@ -30,7 +30,7 @@ from traces.schema import Trace
 from traces.store import read_trace
 from traces.timing import StepCosts, read_timing
 
-DATA = Path(__file__).parents[1] / "traces/data"
+DATA = Path(__file__).parents[3] / "traces/data"
 ROUND = ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted")
 AS_SHIPPED = Options(depth=16, max_new_tokens=128)
 

@@ -21,7 +21,7 @@ from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.timing import StepCosts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 BOTH = pytest.mark.parametrize("play", [replay, replay_interpreted])
 
 

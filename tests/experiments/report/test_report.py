@@ -19,8 +19,8 @@ from experiments.report.figures import controllers
 from experiments.report.report import unbroken, write_report
 from experiments.report.tables import comparison_view
 from experiments.validation.validate_text import validation_dict
+from tests.experiments.validation.test_validate import run
 from tests.results import save_inputs
-from tests.test_validate import run
 from traces.errors import InputError
 from traces.store import read_trace
 from traces.timing import read_timing

@@ -24,7 +24,7 @@ from tests.results import lively_trace, make_trace, save_inputs
 from traces.store import read_trace, write_trace
 from traces.timing import read_timing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"numpy", "numba", "pandas", "torch", "pyarrow", "scipy", "matplotlib", "transformers"}
 
 

@@ -325,7 +325,7 @@ def test_importing_policies_loads_no_safetensors() -> None:
     code = f"import sys, {modules}; print('safetensors' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "False"
 
@@ -605,7 +605,7 @@ def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
     from traces.store import read_trace
     from traces.timing import read_timing
 
-    data = Path(__file__).parents[1] / "traces" / "data"
+    data = Path(__file__).parents[3] / "traces" / "data"
     pair = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype="float32")
     trace = read_trace(data / "embedded-greedy.parquet")
     rows = spread_rows(trace, 3)

@@ -24,7 +24,7 @@ from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from traces.costs import Table, tabulate
 from traces.importers.common import Options
 from traces.importers.spec_bench import read, read_run, read_runs
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 SPECFORGE = SHARED / "specforge" / "spec_bundle_flat.csv"
 LAYERS = SHARED / "vidur" / "linear_layer_latency_compact.csv"
 SPEC_BENCH = SHARED / "spec_bench" / "vicuna-7b_sps-68m_heuristic.jsonl"

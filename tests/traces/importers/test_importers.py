@@ -1,6 +1,6 @@
 """Recordings from elsewhere: flags, importers and `gammalab trace import`.
 
-tests/test_importers_engines.py has those of serving engines.
+tests/traces/importers/test_importers_engines.py has those of serving engines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from traces.schema import Trace, TraceMeta
 from traces.store import read_trace
 from traces.timing import read_timing
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "spec_bench"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "spec_bench"
 HEURISTIC, VANILLA = DATA / "vicuna-7b_sps-68m_heuristic.jsonl", DATA / "vicuna-7b_vanilla.jsonl"
 needs_data = pytest.mark.skipif(not HEURISTIC.exists(), reason="no Spec-Bench answers at hand")
 

@@ -49,7 +49,7 @@ from traces.errors import InputError
 from traces.timing import read_timing
 
 POLICIES = ("fixed:gamma=4", "gammatune", "gammatune+", "hf-confidence", "ucb", "never")
-SHIPPED_TIMING = Path(__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"
+SHIPPED_TIMING = Path(__file__).parents[3] / "traces/data/timing-x86_64-cpu.json"
 TINY_PROMPT = torch.tensor([[2, 9, 30, 12]])
 
 Models = tuple[Any, Any]

@@ -200,7 +200,7 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
         "--depth",
         "4",
     ]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
     subprocess.run([*command, "--out", str(whole)], cwd=root, check=True, capture_output=True)
     process = subprocess.Popen([*command, "--out", str(broken)], cwd=root, stderr=subprocess.PIPE)

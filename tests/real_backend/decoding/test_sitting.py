@@ -289,7 +289,7 @@ def test_logs_of_two_runs_or_of_another_trace_are_refused(
     timed_path(tmp_path / "a", PLACEBO, 0).unlink()
     with pytest.raises(InputError, match="lacks the rounds of placebo"):
         read_measured(tmp_path / "a")
-    other = Path(__file__).parents[1] / "traces/data/embedded-greedy.parquet"
+    other = Path(__file__).parents[3] / "traces/data/embedded-greedy.parquet"
     argv = ["validate", "--trace", other, "--timing", files[3], "--measured", tmp_path / "b"]
     assert cli.main([str(word) for word in argv]) == 2
     assert "requests of another trace" in capsys.readouterr().err

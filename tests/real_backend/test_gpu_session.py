@@ -107,7 +107,8 @@ def test_a_device_answers_or_does_not() -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_ended_session_takes_its_stage_along(work: Path, how: signal.Signals) -> None:
     script = (
-        "import signal, sys; from pathlib import Path; from tests.test_gpu_session import *;"
+        "import signal, sys; from pathlib import Path;"
+        "from tests.real_backend.test_gpu_session import *;"
         # also SIGINT, which whoever runs the tests in the background has set to be ignored
         "[signal.signal(s, signal.default_int_handler) for s in (signal.SIGTERM, signal.SIGINT)];"
         f"Session(Path({str(work)!r}), 5).run([stage(Path({str(work)!r}), 'hang')], 'cpu')"
