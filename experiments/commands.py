@@ -17,7 +17,6 @@ from experiments.files import (
     mismatches,
     random_weights_note,
     versions,
-    warn,
     write_result,
 )
 from experiments.headline import headline_text
@@ -34,7 +33,7 @@ from real_backend.sitting import (
     write_rounds,
 )
 from simulator.hindsight import best_fixed
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_trace, refuse_existing

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands import progress
-from experiments.files import dumps, read_result, warn, write_result
+from experiments.files import dumps, read_result, write_result
 from experiments.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.paper import paper_figure, paper_text
 from experiments.report import write_pictures
 from experiments.suites import MEASURED, SUITES, TIMING, Suite
 from experiments.sweep import World, jobs_of, sweep, worlds_of, write_rows
 from policies.shelf import label, parse_policies
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.store import content_hash, read_trace, write_atomically
 from traces.timing import Timing, read_timing

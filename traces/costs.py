@@ -22,6 +22,7 @@ from traces.timing import OPERATIONS, Grid, OwnSeconds, StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
 
+_MOST_ROWS = 4096  # of a table: a context of millions takes no longer than one of 131,072
 _ENDLESS = 1 << 62  # more context than anybody has
 
 
@@ -165,9 +166,11 @@ def tabulate(
 
     max_context: tokens covered, C = max_context // bucket_tokens + 1 rows; longer contexts are
     priced as the last one. width: W, so gamma <= W - 2. Engine's fixed cost is inside verify_s.
+    bucket_tokens: widened where more than 4,096 rows would be needed.
     """
     if width < 2 or bucket_tokens < 1 or max_context < 0 or batch < 1:
         raise InputError("costs need width >= 2, bucket_tokens >= 1, max_context >= 0, batch >= 1")
+    bucket_tokens = max(bucket_tokens, -(-max_context // _MOST_ROWS))
     middles = [(c + 0.5) * bucket_tokens for c in range(max_context // bucket_tokens + 1)]
     control = model.control_s()
 

@@ -12,11 +12,13 @@ ENCODING = "utf-8-sig"  # with the byte order mark that some editors put in fron
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; raises InputError naming `where` if it is none, or holds text that
-    no file could: half of a surrogate pair.
+    """The value of a JSON text; raises InputError naming `where` if it is none, says a field twice,
+    or holds text that no file could: half of a surrogate pair.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}); truncated?") from None
     if "\\ud" in text.lower():
@@ -26,6 +28,16 @@ def parse_json(text: str, where: str) -> Any:
             half = f"\\u{ord(error.object[error.start]):04x}"
             raise InputError(f"{where} holds half a character ({half}); take it out") from None
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises InputError where it says the same field twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"field {twice!r} is given twice; drop one")
+    return found
 
 
 def read_json(path: Path) -> Any:

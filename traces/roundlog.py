@@ -32,6 +32,9 @@ ROUND_DTYPES: dict[str, type] = {
     "ended": np.bool_,
     "elapsed_s": np.float64,
 }
+_COLUMNS = pa.schema(
+    [(name, pa.from_numpy_dtype(dtype)) for name, dtype in ROUND_DTYPES.items() if name != "ended"]
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,8 +134,8 @@ def read_roundlog(path: Path) -> RoundLog:
     Version 1 has no column `ended`: none of its rounds drafted ahead, so there emitted <= accepted
     says it.
     """
-    table, header = read_table(path, "roundlog", range(1, VERSION + 1))
-    if header["version"] == 1:
+    table, header = read_table(path, "roundlog", range(1, VERSION + 1), _COLUMNS)
+    if "ended" not in table.column_names:
         ended = pc.less_equal(table.column("emitted"), table.column("accepted"))
         table = table.append_column("ended", ended)
     columns = {
