@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(name)
         for field, value in field_values(fit(train)).items():
             if field == "bias" or field.startswith("w_"):
-                print(f"    {field}: float = {value:.4f}")
+                print(f"    {field}: float = hyper({value:.4f}, WEIGHT, _TRAINED)")
 
 
 if __name__ == "__main__":

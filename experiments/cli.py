@@ -22,6 +22,7 @@ from real_backend.options import (
     add_pair_arguments,
     add_seed,
     count,
+    interrupted,
     number,
     positive,
     print_anything,
@@ -48,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print(
-            "gammalab: interrupted; a capture, measurement, study, sweep or training resumes where "
-            "it stopped",
-            file=sys.stderr,
-        )
+        print(f"gammalab: {interrupted(args.command_name, args)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`): keep the interpreter from complaining at exit.
@@ -116,8 +113,12 @@ def build_parser() -> Parser:
     _add_serve(add("serve", "many requests at once: a server with a queue, simulated", _serve))
     _add_fleet(add("fleet", "what an operator asks: table, break-even, bursts, ...", _fleet))
     _add_export(add("export", "a policy as the settings of a serving engine", _export))
-    report = add("report", "write the HTML page and figures of a finished study again", _report)
-    report.add_argument("dir", type=Path, help="folder with compare.json (and validate.json)")
+    report = add("report", "write the HTML page and figures of finished results again", _report)
+    report.add_argument(
+        "dir",
+        type=Path,
+        help="folder with compare.json (and validate.json) or leaderboard.json, or one of the two",
+    )
     policies = add("policies", "list the controllers, or show one in full", _policies)
     policies.add_argument("name", nargs="?", help="one controller")
     policies.add_argument("--json", action="store_true", help="as JSON")
@@ -149,7 +150,7 @@ def _add_study(study: Parser) -> None:
     group.add_argument("--force", action="store_true", help="start over, overwriting results")
 
 
-MAX_ERROR = "largest prediction error to accept (default 8)"
+MAX_ERROR = "largest prediction error to accept, in percent"
 
 
 def _add_compare(compare: Parser) -> None:
@@ -158,7 +159,9 @@ def _add_compare(compare: Parser) -> None:
     )
     compare.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     compare.add_argument("--policies", help="e.g. gammatune,fixed:gamma=4 (default: the shelf)")
-    compare.add_argument("--out", type=Path, help="folder for compare.json and simulated rounds")
+    compare.add_argument(
+        "--out", type=Path, help="folder for compare.json, compare.txt and simulated rounds"
+    )
     add_seed(compare, "the split into halves and all draws")
     compare.add_argument("--json", action="store_true", help="results as JSON on stdout")
     compare.add_argument("--force", action="store_true", help="overwrite")
@@ -184,13 +187,13 @@ def _add_validate(validate: Parser) -> None:
         "on another machine) instead of running",
     )
     group.add_argument(
-        "--repeats", type=repeats, default=1, help="how often the sitting goes round"
+        "--repeats", type=repeats, default=1, help="times that the sitting goes round"
     )
     group.add_argument(
         "--limit",
         type=whole(0),
         default=0,
-        help="about N held-out requests, all tasks alike (0: all)",
+        help="about N held-out requests, all tasks alike, 0: all",
     )
     group.add_argument("--max-error", type=positive, default=8.0, metavar="PERCENT", help=MAX_ERROR)
     add_seed(group, "the split into halves, the order and all draws")
@@ -216,7 +219,7 @@ def _add_sweep(sweep: Parser) -> None:
     sweep.add_argument("--trials", type=most, help="settings per policy (default: the suite's)")
     add_seed(sweep, "split and search", default=None)
     where = sweep.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=workers(), default=1, help="local processes (default 1)")
+    where.add_argument("--workers", type=workers(), default=1, help="local processes")
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or 'local'")
     sweep.add_argument("--json", action="store_true", help="the best settings as JSON on stdout")
     sweep.add_argument("--force", action="store_true", help="another sweep into the same folder")
@@ -228,22 +231,20 @@ def _add_train(train: Parser) -> None:
     )
     train.add_argument("--timing", type=Path, required=True, help="JSON of `gammalab measure`")
     train.add_argument("--out", type=Path, required=True, help="policy file, NAME.json")
-    train.add_argument(
-        "--algo", default="ppo", help="ppo (ours), clone, sb3-ppo or sb3-dqn (default: ppo)"
-    )
-    train.add_argument("--unit", default="token", help="decide per token or round (default: token)")
+    train.add_argument("--algo", default="ppo", help="ppo (ours), clone, sb3-ppo or sb3-dqn")
+    train.add_argument("--unit", default="token", help="decide per token or round")
     train.add_argument(
         "--cost-ratios", help="e.g. 0,4,8,16; 0: the measured costs (default: those alone)"
     )
-    train.add_argument("--iterations", type=count, default=800, help="of ppo (default 800)")
+    train.add_argument("--iterations", type=count, default=800, help="iterations of ppo")
     most = whole(1, 65_536, "beyond, memory grows and nothing gets faster")
-    train.add_argument("--lanes", type=most, default=256, help="environments (default 256)")
-    train.add_argument("--hidden", type=count, default=32, help="width of a layer (default 32)")
+    train.add_argument("--lanes", type=most, default=256, help="environments of ppo")
+    train.add_argument("--hidden", type=count, default=32, help="numbers in a layer")
     train.add_argument(
         "--rate",
         type=number(0.0, 1.0, "weights would only diverge"),
         default=1e-3,
-        help="of learning (default 1e-3)",
+        help="learning rate, a number",
     )
     train.add_argument(
         "--warm-start",
@@ -270,19 +271,19 @@ def _add_serve(served: Parser) -> None:
         help="poisson:rate=4, gamma:rate=4,cv=2, bursts:on=8,off=1,on_s=10,off_s=30, "
         "closed:users=8,think_s=0.5, or a JSON file",
     )
-    served.add_argument("--requests", type=requests, default=2000, help="how many (default 2000)")
+    served.add_argument("--requests", type=requests, default=2000, help="how many requests")
     served.add_argument("--policies", help="the first is what ratios refer to (default: never ...)")
     served.add_argument(
         "--server", default="", help="slots=8,blocks=0,chunk_tokens=0,allotment=each,..."
     )
     served.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05")
-    served.add_argument("--seeds", type=seeds, default=3, help="runs per policy (default 3)")
+    served.add_argument("--seeds", type=seeds, default=3, help="runs per policy")
     add_seed(served, "the first run")
     served.add_argument(
         "--warmup",
         type=number(0.0, 0.99, above=False),
         default=0.1,
-        help="share of requests left out (default 0.1)",
+        help="share of requests left out",
     )
     served.add_argument("--out", type=Path, help="folder for serve.json and request logs")
     served.add_argument(
@@ -299,8 +300,8 @@ def _add_fleet(fleet: Parser) -> None:
     fleet.add_argument("--policies", help="beside plain decoding and fixed lengths")
     fleet.add_argument("--server", default="", help="as for `gammalab serve`")
     fleet.add_argument("--slo", default="", help="ttft_s=0.5,tpot_s=0.05 (default: from the costs)")
-    fleet.add_argument("--requests", type=requests, default=1000, help="per run (default 1000)")
-    fleet.add_argument("--seeds", type=seeds, default=4, help="runs per policy (default 4)")
+    fleet.add_argument("--requests", type=requests, default=1000, help="requests per run")
+    fleet.add_argument("--seeds", type=seeds, default=4, help="runs per policy")
     add_seed(fleet, "the first run")
     fleet.add_argument("--out", type=Path, help="folder for fleet.json, table and figures")
     fleet.add_argument("--json", action="store_true", help="results as JSON on stdout")
@@ -342,8 +343,8 @@ def _add_trace(trace: Parser) -> None:
     check.set_defaults(command=_trace_check)
     split = actions.add_parser("split", help="by question, task by task, into two traces")
     split.add_argument("trace", type=Path)
-    split.add_argument("--out-train", type=Path, required=True)
-    split.add_argument("--out-test", type=Path, required=True)
+    split.add_argument("--out-train", type=Path, required=True, help="to tune on, Parquet")
+    split.add_argument("--out-test", type=Path, required=True, help="to judge on, Parquet")
     split.add_argument(
         "--fraction", type=number(0.0, 1.0), default=0.5, help="share of the training part"
     )
@@ -372,11 +373,15 @@ def _add_import(imported: Parser) -> None:
     imported.add_argument("--key", default="", help="acc-len: the object to read, a dotted path")
     imported.add_argument("--vanilla", type=Path, help="spec-bench: the run without a draft")
     imported.add_argument("--timing-out", type=Path, help="spec-bench: fit a timing to wall times")
-    imported.add_argument("--depth", type=count, default=0, help="deepest draft of a replay")
     imported.add_argument(
-        "--temperature", type=temperature, default=0.0, help="of the recorded run"
+        "--depth", type=count, default=0, help="deepest draft of a replay, in tokens"
     )
-    imported.add_argument("--max-new-tokens", type=count, default=0, help="its reply limit")
+    imported.add_argument(
+        "--temperature", type=temperature, default=0.0, help="of the recorded run, 0 is greedy"
+    )
+    imported.add_argument(
+        "--max-new-tokens", type=count, default=0, help="its reply limit, in tokens"
+    )
     imported.add_argument("--strict", action="store_true", help="mend and leave out nothing")
     imported.add_argument("--force", action="store_true", help="overwrite")
     imported.set_defaults(command=_trace_import)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,9 @@ from experiments.files import (
     mismatches,
     random_weights_note,
     versions,
+    withdraw,
     write_result,
+    write_text,
 )
 from experiments.headline import headline_text
 from experiments.robust import TIMING_DRAWS, redrawn
@@ -26,8 +27,11 @@ from experiments.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import file_name, label, parse_policies, parse_policy
+from real_backend.partial_file import finished
+from real_backend.progress import progress
 from real_backend.sitting import (
     PLACEBO,
+    begin_sitting,
     read_measured,
     write_measured,
     write_rounds,
@@ -41,19 +45,8 @@ from traces.timing import StepCosts, Timing, read_timing
 
 MACHINE = (  # of a round log's meta: what ran, and where
     *("pair", "target", "draft", "weights", "acceptance", "batch"),
-    *("device", "device_name", "dtype", "engine", "threads", "versions"),
+    *("device", "device_name", "dtype", "engine", "threads", "versions", "gaps"),
 )
-
-
-@contextlib.contextmanager
-def progress(total: int | None, what: str) -> Iterator[Callable[[], object]]:
-    """A step function that moves a bar on stderr, or counts if the total is not known; nothing if
-    stderr is not a terminal.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, disable=None, leave=False) as bar:
-        yield bar.update
 
 
 def read_inputs(traces: Sequence[Path], timing_path: Path) -> tuple[list[Trace], Timing]:
@@ -77,8 +70,8 @@ def compare_files(
 ) -> tuple[str, dict[str, Any]]:
     """Compare on every trace; the printed text and the content of compare.json.
 
-    With `out`, also writes out/compare.json and the simulated rounds of every row to
-    out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
+    With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
+    of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
     """
     if out is not None:
         refuse_existing(out / "compare.json", force)
@@ -88,18 +81,21 @@ def compare_files(
     for path, trace in zip(trace_paths, traces, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
-        entry = describe_inputs(trace, path.name, timing.meta) | to_dict(comparison)
+        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
         entry |= {"timing": timing_path.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
         parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
         texts.append("\n\n".join(filter(None, parts)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    text = "\n\n\n".join(texts)
     if out is not None:
+        withdraw(out / "compare.json")
         for stem, comparison in done:
             write_logs(comparison, out / "simulated" / stem)
+        write_text(text, out / "compare.txt")
         write_result("compare", result, out / "compare.json", overwrite=force)
-    return "\n\n\n".join(texts), result
+    return text, result
 
 
 def _compare_one(
@@ -195,27 +191,32 @@ def validate_files(
     force: bool = False,
     winner: str | None = None,
     runner_up: str | None = None,
-) -> tuple[Validation, dict[str, Any]]:
-    """Run the validation that `args` describe; it, and the content of validate.json.
+) -> tuple[str, dict[str, Any]]:
+    """Run the validation that `args` describe; the printed text and the content of validate.json.
 
     winner, runner_up: see validation_policies.
 
     args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
-    With `out`, also writes out/validate.json, the sitting (see real_backend.sitting) and
-    out/predicted/.
+    With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
+    real_backend.sitting) and out/predicted/; a sitting that was stopped goes on there.
     """
-    if out is not None:
+    kept = None
+    if out is not None and args.measured is None:
+        kept = begin_sitting(out, out / "validate.json", force)
+    elif out is not None:
         refuse_existing(out / "validate.json", force)
     (trace,), timing = read_inputs([args.trace], args.timing)
     if args.measured is None:
         chosen = validation_policies(
             trace, step_costs(timing, trace), args.policies, args.seed, winner, runner_up
         )
-        outcome = _sit(args, trace, timing, chosen, repeats, limit)
+        outcome = _sit(args, trace, timing, chosen, repeats, limit, kept)
     else:
         outcome = judge_folder(args.measured, trace, timing, args.policies)
+    note = random_weights_note(timing.meta, trace.meta.pair)
+    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     about = next(iter(outcome.measured.timed.values()))[0].meta
-    result = describe_inputs(trace, args.trace.name, timing.meta) | validation_dict(outcome)
+    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
     result |= {
         "timing": args.timing.name,
         "command": command_line(),
@@ -225,13 +226,17 @@ def validate_files(
         "findings": findings(outcome, args.max_error),
     }
     if out is not None:
-        write_measured(outcome.measured, out)
+        withdraw(out / "validate.json")
+        if args.measured is None or args.measured.resolve() != out.resolve():
+            write_measured(outcome.measured, out)
         write_rounds(
             (out / "predicted" / f"{file_name(n)}.parquet", log)
             for n, log in outcome.predicted.items()
         )
-        write_result("validate", result, out / "validate.json", overwrite=force)
-    return outcome, result
+        write_text(text, out / "validate.txt")
+        write_result("validate", result, out / "validate.json", overwrite=True)
+        finished(kept)
+    return text, result
 
 
 def _sit(
@@ -241,13 +246,14 @@ def _sit(
     chosen: Chosen,
     repeats: int,
     limit: int,
+    kept: Path | None,
 ) -> Validation:
     """Load the pair, run the policies on it, judge them."""
     from real_backend.sitting import sitting_from_args  # torch: only once the files are good
 
-    sitting = sitting_from_args(args, trace, step_costs(timing, trace), timing=timing, limit=limit)
-    with progress(sitting.turns(len(chosen.policies), repeats), "validate") as step:
-        measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, step=step)
+    costs = step_costs(timing, trace)
+    sitting = sitting_from_args(args, trace, costs, timing, limit=limit, kept=kept)
+    measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, what="validate")
     return judge(
         measured,
         sitting.trace,
@@ -290,11 +296,9 @@ def run_validate(args: argparse.Namespace) -> int:
     """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
     missed its bound.
     """
-    outcome, result = validate_files(
+    text, result = validate_files(
         args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
     )
-    note = random_weights_note(result["timing_meta"], result["trace_meta"]["pair"])
-    text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     print(dumps(result) if args.json else text)
     for line in result["findings"]:
         warn(line)

@@ -150,7 +150,7 @@ def stops(policy: Policy, depth: int) -> list[Setting]:
     if isinstance(policy, HFConfidence):
         return [Setting(longest, policy.threshold)]
     if isinstance(policy, GammaTunePlus):
-        return [Setting(cap, policy.tau) for cap in range(1, longest + 1)]
+        return [Setting(cap, policy.tau) for cap in range(1, min(longest, depth) + 1)]
     return [Setting(longest, threshold) for threshold in THRESHOLDS]
 
 

@@ -56,7 +56,7 @@ def export_json(
             "predicted": result.predicted,
             "made_by": command_line(),
             "versions": versions(),
-            **describe_inputs(trace, trace_name, timing.meta),
+            **describe_inputs(trace, trace_name, timing),
             "timing": timing_name,
         }
     )

@@ -19,6 +19,7 @@ from traces.store import content_hash, write_atomically
 from traces.timing import Timing
 
 RESULT_VERSION = 1
+MAKERS = {"leaderboard": "sweep"}  # of results that are not called by their command
 
 
 def jsonable(value: Any) -> Any:
@@ -49,15 +50,36 @@ def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: boo
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
 
 
+def write_text(text: str, path: Path) -> None:
+    """What a command printed, beside its result, atomically."""
+    write_atomically(path, lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True)
+
+
+def withdraw(path: Path) -> None:
+    """Take a result away before the files that it names change: a kill leaves no old result of new
+    files.
+    """
+    path.unlink(missing_ok=True)
+
+
+def other_input(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Of which input two results differ, "trace" or "timing"; "" if they were made of the same."""
+    for name in ("trace", "timing"):
+        if one.get(f"{name}_sha256") != other.get(f"{name}_sha256"):
+            return name
+    return ""
+
+
 def read_result(kind: str, path: Path) -> dict[str, Any]:
     """Inverse of write_result; raises InputError naming the file if it is not of that kind."""
+    maker = MAKERS.get(kind, kind)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make it with `gammalab {kind}`")
+        raise InputError(f"{path}: no such file; make it with `gammalab {maker}`")
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("kind") != kind:
-        raise InputError(f"{path} is JSON, but not the result of `gammalab {kind}`")
+        raise InputError(f"{path} is JSON, but not the result of `gammalab {maker}`")
     if raw.get("version") != RESULT_VERSION:
-        raise InputError(f"{path} has version {raw.get('version')}; run `gammalab {kind}` again")
+        raise InputError(f"{path} has version {raw.get('version')}; run `gammalab {maker}` again")
     return raw
 
 
@@ -89,16 +111,19 @@ def _own_version() -> str:
 
 
 def describe_inputs(
-    trace: Trace, trace_name: str, timing_meta: Mapping[str, Any]
+    trace: Trace, trace_name: str, timing: Timing | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Where the numbers of a result come from."""
+    """Where the numbers of a result come from. timing: or, where none was measured, what is known
+    of the costs.
+    """
     return {
         "trace": trace_name,
         "trace_sha256": content_hash(trace),
         "trace_meta": trace.meta.to_dict(),
         "requests": trace.requests,
         "positions": trace.positions,
-        "timing_meta": dict(timing_meta),
+        "timing_meta": dict(timing.meta if isinstance(timing, Timing) else timing),
+        "timing_sha256": timing.sha256() if isinstance(timing, Timing) else None,
     }
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.commands import progress
 from experiments.figure_style import Picture
 from experiments.figures_fleet import bars_figure, loads_figure, table_figure
-from experiments.files import command_line, dumps, jsonable, versions, write_result
+from experiments.files import command_line, dumps, jsonable, versions, write_result, write_text
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
 from experiments.serving import (
@@ -39,13 +38,14 @@ from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.shelf import label, parse_policies, title
 from policies.tables import BatchTable
+from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve
 from simulator.server_options import Server
 from simulator.service import Objective, Service, service
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.store import read_trace, refuse_existing, write_atomically
+from traces.store import read_trace, refuse_existing
 from traces.workload import Workload, demand
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -438,9 +438,7 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         write_pictures(list(answer.pictures), out / "figures")
         write_result("fleet", result, out / "fleet.json", overwrite=True)
-        write_atomically(
-            out / "fleet.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-        )
+        write_text(text, out / "fleet.txt")
     print(dumps(result) if args.json else text)
     return 0
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from experiments.compare_text import percent_change
 from experiments.figure_style import Json
+from experiments.statistics import Estimate
 from experiments.tables import fill
-from experiments.verdict import NOISY
+from experiments.verdict import CONTRADICTED, NOISY, inside
 from policies.shelf import title
 
 
@@ -124,11 +125,26 @@ def _measured(part: Json, validation: Json | None) -> list[Line]:
                 f"{title(claim['reference'])} "
                 f"({_span(claim['time'])} on these replies, {_span(claim['others'])} with other "
                 f"questions); predicted {percent_change(claim['predicted'])}: "
-                f"{claim['word'].upper()}{again if claim['word'] == NOISY else ''}",
+                f"{claim['word'].upper()}{again if claim['word'] == NOISY else ''}"
+                f"{_why(claim, validation) if claim['word'] == CONTRADICTED else ''}",
             )
         )
     placebo = next(x for x in validation["lines"]["claims"] if x.startswith("placebo"))
     return [*lines, Line("Placebo", placebo.removeprefix("placebo, "))]
+
+
+def _why(claim: Json, validation: Json) -> str:
+    """Whether the step times of the sitting itself would have promised what was measured."""
+    rates = {c["policy"]: c["recalibrated_tokens_per_s"] for c in validation["checks"]}
+    first, second = rates.get(claim["policy"]), rates.get(claim["reference"])
+    if first is None or second is None or claim["time"]["low"] is None:
+        return ""
+    error = claim["timing_error"]
+    fits = inside(first / second, Estimate(**claim["time"]), math.nan if error is None else error)
+    said = f". By steps timed again during the sitting {percent_change(first / second)}, which "
+    if fits:
+        return f"{said}fits: the machine has left its timing, measure it again"
+    return f"{said}does not fit either"
 
 
 def _span(found: Json) -> str:

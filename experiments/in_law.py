@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from experiments.commands import progress, read_inputs
+from experiments.commands import read_inputs
 from experiments.compare import step_costs
 from policies.shelf import label, parse_policies
 from real_backend.options import Parser, add_pair_arguments, add_seed
+from real_backend.progress import progress
 from simulator.replay import replay
 from traces.errors import InputError
 from traces.roundlog import RoundLog

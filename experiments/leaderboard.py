@@ -13,7 +13,7 @@ from experiments.compare import Comparison, Row, compare
 from experiments.compare_text import to_dict, unpriced_lines, write_logs
 from experiments.figure_style import Picture
 from experiments.figures_sweep import cost_ratio_figure
-from experiments.files import command_line, describe_inputs, versions, write_result
+from experiments.files import command_line, describe_inputs, versions, withdraw, write_result
 from experiments.robust import TIMING_DRAWS, redrawn
 from experiments.statistics import bootstrap_weights, ratio_of_sums
 from experiments.suites import MEASURED
@@ -48,9 +48,11 @@ def compare_worlds(
     """Compare the tuned policies of every world; returns the tables, and the comparisons by world.
     step: once per world.
 
-    Writes folder/tuned/WORLD.json (policy files), folder/compare.json and the simulated rounds, so
-    that `gammalab report` makes a page of them.
+    Writes folder/tuned/WORLD.json (policy files), folder/leaderboard.json and the simulated rounds
+    in folder/leaderboard, so that `gammalab report` makes a page of them.
     """
+    result_file = folder / "leaderboard.json"
+    withdraw(result_file)
     texts, entries, found = [], [], list[Comparison]()
     for world in worlds:
         chosen = tuned(rows, world)
@@ -71,15 +73,15 @@ def compare_worlds(
         tried = rows_of(rows, world)
         text = world_text(world, len(tried), comparison, bounds)
         texts.append("\n".join([text, *duel_lines(tried, comparison)]))
-        meta = {"device_name": f"none: {world.cost}"}
+        costs: Timing | dict[str, str] = {"device_name": f"none: {world.cost}"}
         if world.cost == MEASURED and timing is not None:
-            meta = timing.meta
-        entry = describe_inputs(trace, f"{world.name}.parquet", meta) | to_dict(comparison)
-        entries.append(entry | {"timing": world.cost, "logs": f"simulated/{world.name}"})
-        write_logs(comparison, folder / "simulated" / world.name)
+            costs = timing
+        entry = describe_inputs(trace, f"{world.name}.parquet", costs) | to_dict(comparison)
+        entries.append(entry | {"timing": world.cost, "logs": f"leaderboard/{world.name}"})
+        write_logs(comparison, folder / "leaderboard" / world.name)
         step()
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
-    write_result("compare", result, folder / "compare.json", overwrite=True)
+    write_result("leaderboard", result, result_file, overwrite=True)
     return "\n\n\n".join(texts), found
 
 

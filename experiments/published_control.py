@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.commands import progress, read_inputs
+from experiments.commands import read_inputs
 from experiments.compare import step_costs
 from experiments.files import describe_inputs
 from experiments.published_laws import fit_alpha
 from experiments.tables import number, percent, table
 from policies.fixed import Fixed
+from real_backend.progress import progress
 from simulator.costs import expected_emitted
 from simulator.replay import replay
 from traces.errors import InputError
@@ -152,7 +153,7 @@ def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             [coin_tokens_per_round(trace, per_request, g) for g in lengths]
         ),
     }
-    result = describe_inputs(trace, args.data[0].name, timing.meta) | {
+    result = describe_inputs(trace, args.data[0].name, timing) | {
         "timing": args.timing.name,
         "alpha": alphas,
         "hazard": hazards(trace, max(lengths)),

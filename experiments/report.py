@@ -19,7 +19,7 @@ from experiments.figures import (
 )
 from experiments.figures_runs import ledger_figure, lively_request, reply_figure
 from experiments.figures_sitting import drift_figure, prediction_figure
-from experiments.files import read_result
+from experiments.files import other_input, read_result
 from experiments.headline import headline
 from experiments.report_view import comparison_view, validation_view
 from traces.errors import InputError
@@ -29,6 +29,10 @@ from traces.store import write_atomically
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+PAGES = {  # of which result: the page, and what its figures' names begin with
+    "compare": ("report.html", ""),
+    "leaderboard": ("leaderboard.html", "leaderboard-"),
+}
 GLOSSARY = (
     (
         "draft and target",
@@ -71,7 +75,7 @@ GLOSSARY = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """`gammalab report`: write DIR/report.html and DIR/figures again, from the files of DIR."""
+    """`gammalab report`: write a page and DIR/figures again, from the files of DIR."""
     try:
         print(write_report(args.dir))
     except KeyError as error:
@@ -79,35 +83,67 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_report(folder: Path) -> Path:
+def write_report(where: Path) -> Path:
     """The page and its figures; returns the page's path.
 
-    Needs compare.json with its simulated rounds; validate.json is used if it is there. Raises
-    InputError if a file is missing or foreign.
+    where: compare.json or leaderboard.json, with the simulated rounds beside it, or the folder of
+    one of them; validate.json is used beside compare.json if it is there. Raises InputError if a
+    file is missing or foreign, or the results do not belong together.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; `gammalab study --out {folder}` makes it")
-    if not (folder / "compare.json").is_file():
-        for other in ("sweep", "serve", "fleet"):
-            if (folder / f"{other}.json").is_file():
-                raise InputError(
-                    f"{folder} holds the result of `gammalab {other}`, which has no page; its "
-                    f"tables are in {other}.txt"
-                )
-    compared = read_result("compare", folder / "compare.json")
+    kind, folder = _page_of(where)
+    compared = read_result(kind, folder / f"{kind}.json")
     measured = folder / "validate.json"
-    validation = read_result("validate", measured) if measured.exists() else None
-    pictures = [comparison_pictures(part, folder) for part in compared["comparisons"]]
+    validation = None
+    if kind == "compare" and measured.exists():
+        validation = read_result("validate", measured)
+        _refuse_mixture(compared, validation, folder)
+    parts = compared["comparisons"]
+    pictures = [comparison_pictures(part, folder) for part in parts]
     checked = [prediction_figure(validation), drift_figure(validation)] if validation else []
-    several = len(pictures) > 1
-    for part, group in zip(compared["comparisons"], pictures, strict=True):
-        prefix = f"{Path(part['trace']).stem}-" if several else ""
-        write_pictures(group, folder / "figures", prefix)
+    page, prefix = PAGES[kind]
+    for part, group in zip(parts, pictures, strict=True):
+        of_part = f"{Path(part['trace']).stem}-" if len(parts) > 1 else ""
+        write_pictures(group, folder / "figures", prefix + of_part)
     write_pictures(checked, folder / "figures")
-    page = folder / "report.html"
     html = render(compared, validation, pictures, checked)
-    write_atomically(page, lambda temporary: temporary.write_text(html, "utf-8"), overwrite=True)
-    return page
+    write_atomically(
+        folder / page, lambda temporary: temporary.write_text(html, "utf-8"), overwrite=True
+    )
+    return folder / page
+
+
+def _page_of(where: Path) -> tuple[str, Path]:
+    """The kind of result that a page is made of, and its folder."""
+    if where.suffix == ".json":
+        if where.stem not in PAGES:
+            raise InputError(f"{where}: a page is made of compare.json or leaderboard.json")
+        return where.stem, where.parent
+    if not where.is_dir():
+        raise InputError(f"{where}: no such folder; `gammalab study --out {where}` makes it")
+    there = [kind for kind in PAGES if (where / f"{kind}.json").exists()]
+    if len(there) > 1:
+        raise InputError(
+            f"{where} holds results of `gammalab compare` and of `gammalab sweep`, and a page is "
+            f"made of one: name {where}/compare.json or {where}/leaderboard.json"
+        )
+    for other in ("sweep", "serve", "fleet"):
+        if not there and (where / f"{other}.json").is_file():
+            raise InputError(
+                f"{where} holds the result of `gammalab {other}`, which has no page; its tables "
+                f"are in {other}.txt"
+            )
+    return next(iter(there), "compare"), where
+
+
+def _refuse_mixture(compared: Json, validation: Json, folder: Path) -> None:
+    """Raise InputError unless the validation is of a trace and the timing of the comparison."""
+    differ = [other_input(part, validation) for part in compared["comparisons"]]
+    if "" not in differ:
+        other = "timing" if "timing" in differ else "trace"  # the trace is looked at first
+        raise InputError(
+            f"{folder}: validate.json is of another {other} than compare.json; validate again, or "
+            "give each a folder of its own"
+        )
 
 
 def write_pictures(pictures: list[Picture], folder: Path, prefix: str = "") -> None:
@@ -159,7 +195,10 @@ def render(
     parts = compared["comparisons"]
     return environment.from_string(template).render(
         title=f"GammaLab study of {parts[0]['trace_meta']['pair']}",
-        screens=[{"trace": part["trace"], "lines": headline(part, validation)} for part in parts],
+        screens=[
+            {"trace": part["trace"], "lines": headline(part, _about(part, validation))}
+            for part in parts
+        ],
         comparisons=[
             comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
         ],
@@ -167,6 +206,11 @@ def render(
         provenance=provenance_view(compared, validation),
         glossary=GLOSSARY,
     )
+
+
+def _about(part: Json, validation: Json | None) -> Json | None:
+    """The validation, for the comparison whose trace it is of."""
+    return None if validation is None or other_input(part, validation) else validation
 
 
 def provenance_view(compared: Json, validation: Json | None) -> list[dict[str, Any]]:

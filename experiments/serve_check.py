@@ -11,6 +11,7 @@ have been measured at these batch sizes.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -19,19 +20,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.commands import progress
+from experiments.files import write_text
 from experiments.rooflines import read_costs
 from experiments.serving import costs_for
 from experiments.tables import number, percent, table
 from policies.base import Policy
 from policies.shelf import parse_policies, parse_policy
+from real_backend.options import (
+    Parser,
+    add_pair_arguments,
+    integers,
+    interrupted,
+    repeats,
+    whole,
+)
+from real_backend.partial_file import finished, partial_path
 from real_backend.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
 from simulator.batch_costs import BatchCosts
 from simulator.server import serve
 from simulator.server_options import Server
+from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
-from traces.store import read_trace
+from traces.store import read_trace, refuse_existing
+from traces.timing import read_timing
 from traces.workload import Workload, demand
 
 POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
@@ -68,58 +80,88 @@ def predicted(policy: Policy, sitting: Sitting, costs: BatchCosts) -> Speed:
     return speed_of(join_logs(logs))
 
 
-def at_batch(sitting: Sitting, batch: int) -> Sitting:
+def at_batch(sitting: Sitting, batch: int, kept: Path | None) -> Sitting:
     """The same requests in a batch, four replies a slot and turn."""
-    return dataclasses.replace(sitting, batch=batch, block=4 * batch, carries=False)
+    return dataclasses.replace(
+        sitting, batch=batch, block=4 * batch, carries=False, anchors=None, kept=kept
+    )
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        prog="python -m experiments.serve_check",
+        description="the serving simulator against the real engine",
+    )
+    add_pair_arguments(options)
+    options.add_argument("--prompts", type=Path, help="the trace's prompt file")
+    options.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
+    options.add_argument("--timing", type=Path, required=True, help="measured at these batch sizes")
+    options.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="requests at once")
+    options.add_argument("--policies", default=POLICIES, help="beside the placebo")
+    options.add_argument("--limit", type=whole(0), default=64, help="replies, all tasks alike")
+    options.add_argument("--repeats", type=repeats, default=3, help="rounds of the sitting")
+    options.add_argument("--out", type=Path, help="the tables, a file; a stopped check goes on")
+    options.add_argument("--force", action="store_true", help="begin anew, overwrite")
+    options.set_defaults(acceptance="own", seed=0)
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check and print its tables."""
-    from real_backend.options import Parser, add_pair_arguments, integers, repeats, whole
-    from traces.costs import Table, tabulate
-    from traces.timing import read_timing
-
-    parser = Parser(
-        prog="python -m experiments.serve_check",
-        description="the serving simulator against the real engine",
-    )
-    add_pair_arguments(parser)
-    parser.add_argument("--prompts", type=Path, help="the trace's prompt file")
-    parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--timing", type=Path, required=True)
-    parser.add_argument("--batch", type=integers, default=[1, 2, 4, 8])
-    parser.add_argument("--policies", default=POLICIES)
-    parser.add_argument("--limit", type=whole(0), default=64, help="replies, all tasks alike")
-    parser.add_argument("--repeats", type=repeats, default=3)
-    args = parser.parse_args(argv)
-    args.acceptance, args.seed = "own", 0
+    args = parser().parse_args(argv)
     try:
-        trace, policies = read_trace(args.trace), parse_policies(args.policies)
-        longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
-        timing, width = Table(read_timing(args.timing)), trace.meta.depth + 2
-        costs = [
-            tabulate(timing, rows, max_context=longest, width=width)
-            for rows in range(1, max(args.batch) + 1)
-        ]
-        loaded = sitting_from_args(args, trace, costs, limit=args.limit)
-        rows = list[tuple[int, str, Speed, list[Speed]]]()
-        asked = len(policies), args.repeats
-        turns = sum(at_batch(loaded, batch).turns(*asked) for batch in args.batch)
-        with progress(turns, "serve-check") as step:
-            for batch in args.batch:
-                sitting = at_batch(loaded, batch)
-                baseline = baseline_of(policies)
-                ran = sitting.run(policies, baseline, repeats=args.repeats, step=step).timed
-                tables = costs_for(read_costs(str(args.timing)), sitting.trace, Server(slots=batch))
-                for seat, logs in ran.items():
-                    policy = baseline if seat == PLACEBO else parse_policy(seat)
-                    told = predicted(policy, sitting, tables)
-                    rows.append((batch, seat, told, [speed_of(log) for log in logs]))
+        text = check(args)
     except InputError as error:
         print(f"serve_check: {error}", file=sys.stderr)
         return 2
-    print(text_of(rows, len(loaded.requests), args.repeats))
+    except KeyboardInterrupt:
+        print(f"serve_check: {interrupted('serve-check', args)}", file=sys.stderr)
+        return 130
+    print(text)
     return 0
+
+
+def check(args: argparse.Namespace) -> str:
+    """Every batch size on the engine and in the simulator; the tables."""
+    kept = {batch: begin_batch(args.out, batch, args.force) for batch in args.batch}
+    if args.out is not None:
+        refuse_existing(args.out, args.force)
+    trace, policies = read_trace(args.trace), parse_policies(args.policies)
+    timing, width = read_timing(args.timing), trace.meta.depth + 2
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
+    costs = [
+        tabulate(Table(timing), rows, max_context=longest, width=width)
+        for rows in range(1, max(args.batch) + 1)
+    ]
+    begun = kept[args.batch[0]]
+    loaded = sitting_from_args(args, trace, costs, timing, limit=args.limit, kept=begun)
+    baseline = baseline_of(policies)
+    rows = list[tuple[int, str, Speed, list[Speed]]]()
+    for batch, path in kept.items():
+        sitting, what = at_batch(loaded, batch, path), f"serve-check, batch {batch}"
+        ran = sitting.run(policies, baseline, repeats=args.repeats, what=what).timed
+        tables = costs_for(read_costs(str(args.timing)), sitting.trace, Server(slots=batch))
+        for seat, logs in ran.items():
+            policy = baseline if seat == PLACEBO else parse_policy(seat)
+            told = predicted(policy, sitting, tables)
+            rows.append((batch, seat, told, [speed_of(log) for log in logs]))
+    text = text_of(rows, len(loaded.requests), args.repeats)
+    if args.out is not None:
+        write_text(text, args.out)
+        for path in kept.values():
+            finished(path)
+    return text
+
+
+def begin_batch(out: Path | None, batch: int, force: bool) -> Path | None:
+    """Where the finished turns of one batch size are kept; force: those of before are not."""
+    if out is None:
+        return None
+    kept = partial_path(out.with_name(f"{out.name}.batch-{batch}"))
+    if force:
+        finished(kept)
+    return kept
 
 
 def text_of(rows: Sequence[tuple[int, str, Speed, list[Speed]]], replies: int, repeats: int) -> str:

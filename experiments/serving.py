@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.commands import progress
 from experiments.figures_fleet import series_figure
 from experiments.files import (
     command_line,
@@ -26,6 +25,7 @@ from experiments.files import (
     jsonable,
     versions,
     write_result,
+    write_text,
 )
 from experiments.report import write_pictures
 from experiments.rooflines import Priced, read_costs
@@ -34,6 +34,7 @@ from experiments.tables import number, percent, table
 from experiments.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.shelf import file_name, label, parse_policies, title
+from real_backend.progress import progress
 from simulator.batch_costs import BatchCosts, tabulate_batches
 from simulator.served import Served
 from simulator.server import serve
@@ -252,9 +253,7 @@ def run(args: argparse.Namespace) -> int:
             look(policies, trace, workload, costs, server, args.seed, out)
         write_pictures([series_figure(series, server.bin_s)], out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
-        write_atomically(
-            out / "serve.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-        )
+        write_text(text, out / "serve.txt")
     print(dumps(result) if args.json else text)
     return 0
 

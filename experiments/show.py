@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy as np
 from experiments.files import dumps
 from experiments.statistics import divide
 from experiments.tables import number, table
-from policies.base import Policy, field_values, uses_signals
-from policies.shelf import SHELF, find_policy, short_field
+from policies.base import Policy, uses_signals
+from policies.fields import allowed, origins, short_field
+from policies.shelf import SHELF, find_policy
 from traces.errors import InputError
 from traces.schema import EXACTNESS, Trace, TraceError
 from traces.split import split_rows
 from traces.store import content_hash, read_trace, refuse_existing, write_trace
+
+WIDTH = 110  # columns
+BESIDE = 3 + max(map(len, SHELF))
+FIELD_COLUMNS = ("field", "default", "range", "the default comes from")
 
 
 def show_policies(name: str | None, *, as_json: bool) -> int:
@@ -29,16 +35,25 @@ def show_policies(name: str | None, *, as_json: bool) -> int:
     elif name:
         print(_policy_page(described[0]))
     else:
-        for entry in described:
-            fields = ", ".join(f"{f['name']}={_plain(f['default'])}" for f in entry["fields"])
-            print(f"{entry['name']:<14}{entry['rule']}")
-            if fields:
-                print(f"{'':<14}{fields}")
+        print("\n".join(line for entry in described for line in _listed(entry)))
     return 0
 
 
+def _listed(entry: dict[str, Any]) -> list[str]:
+    """A controller's name beside its rule and its fields."""
+    fields = ", ".join(f"{f['name']}={_plain(f['default'])}" for f in entry["fields"])
+    lines = [*_folded(entry["rule"], WIDTH - BESIDE), *_folded(fields, WIDTH - BESIDE)]
+    names = [entry["name"]] + [""] * (len(lines) - 1)
+    return [f"{name:<{BESIDE}}{line}" for name, line in zip(names, lines, strict=True)]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Lines of at most that width, broken at spaces."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def describe_policy(policy: Policy) -> dict[str, Any]:
-    """name, rule, source, reads_signals and fields with default and where the default is from."""
+    """name, rule, source, reads_signals, and fields with default, range and origin."""
     return {
         "name": policy.name,
         "rule": policy.rule,
@@ -46,8 +61,13 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
         "reads_signals": uses_signals(policy),
         "doc": (type(policy).__doc__ or "").strip(),
         "fields": [
-            {"name": short_field(field), "default": value, "from": policy.tags[field]}
-            for field, value in field_values(policy).items()
+            {
+                "name": short_field(field.name),
+                "default": getattr(policy, field.name),
+                "range": allowed(field),
+                "from": origins(policy)[field.name],
+            }
+            for field in dataclasses.fields(policy)
         ],
     }
 
@@ -59,12 +79,26 @@ def _plain(value: Any) -> str:
 def _policy_page(entry: dict[str, Any]) -> str:
     doc = "\n".join(line.strip() for line in entry["doc"].splitlines())
     signals = "yes, after every drafted token" if entry["reads_signals"] else "no"
-    lines = [entry["name"], f"  rule     {entry['rule']}", f"  source   {entry['source']}"]
-    lines += [f"  signals  {signals}", "", doc]
+    lines = [entry["name"]]
+    for what, text in (("rule", entry["rule"]), ("source", entry["source"]), ("signals", signals)):
+        first, *others = _folded(text, WIDTH - 11)
+        lines += [f"  {what:<9}{first}", *(f"{'':<11}{line}" for line in others)]
+    lines += ["", doc]
     if entry["fields"]:
-        rows = [[f["name"], _plain(f["default"]), f["from"]] for f in entry["fields"]]
-        lines += ["", table(("field", "default", "the default comes from"), [("", rows)], left=3)]
+        lines += ["", table(FIELD_COLUMNS, [("", _field_rows(entry["fields"]))], left=4)]
     return "\n".join(lines)
+
+
+def _field_rows(fields: list[dict[str, Any]]) -> list[list[str]]:
+    """Field, default, range and origin, a row of its own for every further line of the latter."""
+    facts = [[f["name"], _plain(f["default"]), f["range"]] for f in fields]
+    columns = zip(FIELD_COLUMNS, *facts, strict=False)  # but for the last one
+    taken = sum(max(map(len, column)) + 2 for column in columns)
+    rows = []
+    for field, fact in zip(fields, facts, strict=True):
+        first, *others = _folded(field["from"], WIDTH - taken)
+        rows += [[*fact, first], *(["", "", "", line] for line in others)]
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,16 +19,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.commands import compare_files, validate_files
-from experiments.files import read_result, write_result
+from experiments.files import (
+    describe_inputs,
+    other_input,
+    read_result,
+    withdraw,
+    write_result,
+)
 from experiments.headline import headline_text
 from experiments.report import write_report
 from experiments.suites import GREEDY, TIMING
-from experiments.validate_text import validation_text
 from policies.shelf import SHELF
 from real_backend.options import refuse_shape
+from real_backend.partial_file import finished, partial_path
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, write_atomically
+from traces.timing import read_timing
 
 SETTINGS = ("pair", "target", "draft", "device", "dtype", "threads", "quick", "seed")
 FILES = (
@@ -37,12 +44,14 @@ FILES = (
     "trace.parquet",
     "timing.json",
     "timing.json.partial",
+    "measured.partial",
     "compare.json",
     "compare.txt",
     "validate.json",
     "validate.txt",
     "report.html",
 )
+STAGES = ("capture", "measure", "compare", "validate", "report")
 
 
 class Effort(NamedTuple):
@@ -69,29 +78,53 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, out)
     if args.quick and args.trace is None:
         args.prompts = _few_prompts(args, effort, out / "prompts.jsonl")
-    _stage("capture", args.trace or out / "trace.parquet", lambda: _capture(args, effort, out))
+    trace, timing = args.trace or out / "trace.parquet", out / "timing.json"
+    print(f"gammalab: study: {', '.join(STAGES)}; each says how long it takes", file=sys.stderr)
+    _stage("capture", trace, trace.exists(), lambda: _capture(args, effort, out))
     if not (out / "study.json").exists():  # only now: a study that never began leaves no trace
         write_result("study", {"settings": settings}, out / "study.json", overwrite=False)
-    _stage("measure", out / "timing.json", lambda: _measure(args, effort, out))
-    _stage("compare", out / "compare.txt", lambda: _compare(args, out))
+    _stage("measure", timing, timing.exists(), lambda: _measure(args, effort, out))
+    inputs = inputs_of(trace, timing)
+    compared, validated = out / "compare.json", out / "validate.json"
+    _stage("compare", compared, _is_of(compared, inputs), lambda: _compare(args, out))
     print((out / "compare.txt").read_text("utf-8"), flush=True)  # the sitting takes a while
-    _stage("validate", out / "validate.txt", lambda: _validate(args, effort, out))
+    _stage("validate", validated, _is_of(validated, inputs), lambda: _validate(args, effort, out))
     print((out / "validate.txt").read_text("utf-8"))
-    (compared,) = read_result("compare", out / "compare.json")["comparisons"]
-    print(headline_text(compared, read_result("validate", out / "validate.json")))
-    print(f"report: {write_report(out)}")
+    (part,) = read_result("compare", compared)["comparisons"]
+    print(headline_text(part, read_result("validate", validated)))
+    print(f"report: {write_report(compared)}")
     return 0
 
 
-def _stage(name: str, result: Path, work: Callable[[], object]) -> None:
+def _stage(name: str, result: Path, there: bool, work: Callable[[], object]) -> None:
     """Run one stage unless its result is there; says on stderr how long it took."""
-    if result.exists():
+    if there:
         print(f"gammalab: {name}: {result} is there, kept", file=sys.stderr)
         return
     began = time.perf_counter()
     print(f"gammalab: {name} ...", file=sys.stderr)
     work()
     print(f"gammalab: {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+def inputs_of(trace: Path, timing: Path) -> dict[str, Any]:
+    """What a comparison and a validation of these files are made of."""
+    return describe_inputs(read_trace(trace), trace.name, read_timing(timing))
+
+
+def _is_of(result: Path, inputs: dict[str, Any]) -> bool:
+    """True if a comparison or validation is there with its text and all its rounds, of these
+    inputs: a stage that was made again has those behind it made again.
+    """
+    if not result.exists() or not result.with_suffix(".txt").exists():
+        return False
+    found = read_result(result.stem, result)
+    part, *others = found.get("comparisons", [found])
+    logs = part.get("log_files", {}).values()
+    names = [name for log in logs for name in (log if isinstance(log, list) else [log])]
+    folder = result.parent / part.get("logs", "")
+    alike = not others and not other_input(part, inputs)
+    return alike and all((folder / name).exists() for name in names)
 
 
 @contextlib.contextmanager
@@ -197,6 +230,7 @@ def _measure(args: argparse.Namespace, effort: Effort, out: Path) -> None:
     trace = read_trace(args.trace or out / "trace.parquet")
     options.context = contexts_of(trace)
     options.temperature, options.top_p = trace.meta.temperature, trace.meta.top_p
+    finished(partial_path(out / "measured"))  # a sitting on another timing does not go on
     measure(options)
 
 
@@ -213,9 +247,7 @@ def contexts_of(trace: Trace) -> list[int]:
 
 def _compare(args: argparse.Namespace, out: Path) -> None:
     trace = args.trace or out / "trace.parquet"
-    timing = out / "timing.json"
-    text, _ = compare_files([trace], timing, seed=args.seed, out=out, force=True)
-    _save(text, out / "compare.txt")
+    compare_files([trace], out / "timing.json", seed=args.seed, out=out, force=True)
 
 
 def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
@@ -224,19 +256,12 @@ def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
     options.timing, options.policies = out / "timing.json", None
     options.acceptance, options.measured = "own", None
     (compared,) = read_result("compare", out / "compare.json")["comparisons"]
-    outcome, _ = validate_files(
+    withdraw(out / "validate.json")  # not force: a sitting that was stopped goes on
+    validate_files(
         options,
         repeats=effort.validate_repeats,
         limit=effort.validate_replies,
         out=out,
-        force=True,
         winner=compared["recommended"],
         runner_up=compared["runner_up"],
-    )
-    _save(validation_text(outcome), out / "validate.txt")
-
-
-def _save(text: str, path: Path) -> None:
-    write_atomically(
-        path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), overwrite=True
     )

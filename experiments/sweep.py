@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from experiments.tuning import candidates
 from experiments.workers import run_jobs
 from policies.base import Policy, field_values, uses_signals
 from policies.shelf import label, parse_policy
+from real_backend.progress import progress
 from simulator.costs import Affine, at_ratio
 from simulator.tally import Tally, tally
 from traces.costs import CostModel, Table, tabulate
@@ -207,25 +208,19 @@ def sweep(
     *,
     workers: int = 1,
     ray: str | None = None,
-    step: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Run what is missing in folder/jobs and return all rows, in the order of the jobs.
 
-    step is called once per finished job, for a progress bar. Raises InputError if a job's file is
-    damaged; delete it to have it made again.
+    Raises InputError if a job's file is damaged; delete it to have it made again.
     """
     names = fingerprints(worlds, jobs)
     files = [folder / "jobs" / f"{name}.parquet" for name in names]
-    missing = []
-    for number, file in enumerate(files):
-        if file.exists():
-            step()
-        else:
-            missing.append(number)
+    missing = [number for number, file in enumerate(files) if not file.exists()]
     chosen = [jobs[number] for number in missing]
-    for index, rows in run_jobs(work, worlds, chosen, workers=workers, ray=ray):
-        write_rows(rows, files[missing[index]], overwrite=True)
-        step()
+    with progress(len(jobs), "sweep", len(jobs) - len(missing)) as step:
+        for index, rows in run_jobs(work, worlds, chosen, workers=workers, ray=ray):
+            write_rows(rows, files[missing[index]], overwrite=True)
+            step()
     return [row for file in files for row in read_rows(file)]
 
 
@@ -239,7 +234,10 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path, *, overwrite: bool) -
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Inverse of write_rows; raises InputError if the file is damaged."""
-    table, _ = read_table(path, "sweep")
+    try:
+        table, _ = read_table(path, "sweep")
+    except InputError as error:
+        raise InputError(f"{error}; delete it and sweep again") from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import progress
-from experiments.files import dumps, read_result, write_result
+from experiments.files import dumps, read_result, write_result, write_text
 from experiments.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.paper import paper_figure, paper_text
 from experiments.report import write_pictures
 from experiments.suites import MEASURED, SUITES, TIMING, Suite
 from experiments.sweep import World, jobs_of, sweep, worlds_of, write_rows
 from policies.shelf import label, parse_policies
+from real_backend.progress import progress
 from traces.errors import InputError, warn
 from traces.schema import Trace
-from traces.store import content_hash, read_trace, write_atomically
+from traces.store import content_hash, read_trace
 from traces.timing import Timing, read_timing
 
 
@@ -33,13 +33,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("no policy of the suite can be replayed on these traces")
     out: Path = args.out
     begin(args.suite, suite, traces, timing, out, force=args.force)
-    with progress(len(jobs), "sweep") as step:
-        rows = sweep(worlds, jobs, out, workers=args.workers, ray=args.ray, step=step)
+    rows = sweep(worlds, jobs, out, workers=args.workers, ray=args.ray)
     write_rows(rows, out / "rows.parquet", overwrite=True)
     text = conclude(args.suite, worlds, rows, traces, timing, out)
-    write_atomically(
-        out / "sweep.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-    )
+    write_text(text, out / "sweep.txt")
     result = {"suite": args.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
     print(dumps(result) if args.json else text)
     return 0

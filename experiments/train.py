@@ -22,7 +22,7 @@ from torch import Tensor
 
 from experiments import ppo
 from experiments.cloning import clone, demonstrations
-from experiments.commands import progress, read_inputs
+from experiments.commands import read_inputs
 from experiments.compare import Comparison, compare
 from experiments.files import dumps, versions
 from experiments.learning import Progress, Task, make_task, note
@@ -30,6 +30,7 @@ from policies.base import Policy
 from policies.neural import WIDEST, neural_policy, quantise
 from policies.overhead import own_seconds
 from policies.shelf import DEFAULT, label, parse_policy, title, write_policies
+from real_backend.progress import progress
 from traces.errors import InputError, missing
 from traces.store import content_hash, refuse_existing, write_atomically
 
@@ -56,9 +57,7 @@ def fit_ppo(
     if not resume(state, run, folder) and warm:
         seen, done = demonstrations(task.env(lanes), DEMONSTRATED, settings.seed)
         clone(state.policy, seen, done, seed=settings.seed)
-    with progress(settings.iterations, "train") as step:
-        for _ in range(state.iteration):
-            step()
+    with progress(settings.iterations, "train", state.iteration) as step:
         began, before = time.perf_counter(), run.curve[-1]["seconds"] if run.curve else 0.0
         while state.iteration < settings.iterations and run.checks_since < patience:
             reward = ppo.advance(state)

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ppo
-from experiments.commands import progress
-from experiments.files import dumps
+from experiments.files import dumps, write_text
 from experiments.learning import Task, make_task
 from experiments.tables import table
 from experiments.train import begin, fit_ppo
@@ -29,6 +28,7 @@ from policies.fixed import Fixed
 from policies.neural import neural_policy, quantise
 from policies.shelf import parse_policy
 from real_backend.options import Parser, count
+from real_backend.progress import progress
 from simulator.env_pool import GREEDY, TIMING
 from simulator.tally import tally
 from traces.errors import InputError
@@ -133,9 +133,7 @@ def answer(args: argparse.Namespace) -> None:
     write_atomically(
         args.out / "transfer.json", lambda to: to.write_text(dumps(result), "utf-8"), overwrite=True
     )
-    write_atomically(
-        args.out / "transfer.txt", lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True
-    )
+    write_text(text, args.out / "transfer.txt")
     print(text)
 
 

@@ -37,12 +37,10 @@ def value_at(points: Points, place: float) -> int | float | bool:
 
 def with_values(base: Policy, values: dict[str, Any]) -> Policy | None:
     """The policy with these fields changed; None if they do not go together (gamma_min > max)."""
-    policy = dataclasses.replace(base, **values)
     try:
-        policy.new_state(1)
-    except (ValueError, OverflowError):
+        return dataclasses.replace(base, **values)
+    except InputError:
         return None
-    return policy
 
 
 def grid(base: Policy, trials: int, seed: int) -> Iterator[Policy]:

@@ -276,8 +276,15 @@ def basis_line(outcome: Validation) -> str:
     return (
         f"{outcome.requests} held-out replies of {outcome.questions} questions, {times}; for each, "
         f"all policies ({len(outcome.checks)} shown) and the placebo in a random order (seed "
-        f"{outcome.seed}); trace {outcome.exactness}; {outcome.sitting_s:.0f} s"
+        f"{outcome.seed}); trace {outcome.exactness}; {outcome.sitting_s:.0f} s{_gaps(outcome)}"
     )
+
+
+def _gaps(outcome: Validation) -> str:
+    """How often the sitting was interrupted, and for how long it was away."""
+    gaps = next(iter(outcome.measured.timed.values()))[0].meta.get("gaps", [])
+    away_s = sum(seconds for _, seconds in gaps)
+    return f", interrupted {len(gaps)} times, {away_s:.0f} s not counted" if gaps else ""
 
 
 def validation_text(outcome: Validation) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from policies import base
 from policies.base import Hook, Outcome, Policy, State, View, field_values
+from policies.fields import FACTOR, SHARE, SOME, Domain, hyper
 from policies.randomness import Rng
 
 SPECULATE, SERIAL = 0, 1
@@ -167,27 +168,16 @@ class Arbitration(Policy):
     reasoning block always speculated, is left out.
     """
 
-    arbiter_window_rounds: int = 16
-    arbiter_eta: float = 0.3
-    arbiter_margin: float = 0.05
-    arbiter_deviations: float = 0.5
-    arbiter_wins: int = 2
-    arbiter_serial_tokens: int = 256
-    arbiter_draft_tokens: int = 1024
-    arbiter_growth: float = 2.0
-    arbiter_floor_tokens: int = 512
+    arbiter_window_rounds: int = hyper(16, SOME, "primary")
+    arbiter_eta: float = hyper(0.3, SHARE, "primary")
+    arbiter_margin: float = hyper(0.05, FACTOR, "primary")
+    arbiter_deviations: float = hyper(0.5, FACTOR, "primary")
+    arbiter_wins: int = hyper(2, SOME, "primary")
+    arbiter_serial_tokens: int = hyper(256, SOME, "primary")
+    arbiter_draft_tokens: int = hyper(1024, SOME, "primary")
+    arbiter_growth: float = hyper(2.0, Domain(high=1_000_000, above=1), "primary")
+    arbiter_floor_tokens: int = hyper(512, SOME, "primary")
 
-    tags = {
-        "arbiter_window_rounds": "primary",
-        "arbiter_eta": "primary",
-        "arbiter_margin": "primary",
-        "arbiter_deviations": "primary",
-        "arbiter_wins": "primary",
-        "arbiter_serial_tokens": "primary",
-        "arbiter_draft_tokens": "primary",
-        "arbiter_growth": "primary",
-        "arbiter_floor_tokens": "primary",
-    }
     inner: ClassVar[type[Policy]]
     state_type: ClassVar[Any]  # the fields of the state inside, and those of OWN_STATE
 
@@ -240,7 +230,6 @@ def _wrap(inner: type[Policy]) -> type[Policy]:
         "name": f"arbiter/{inner.name}",
         "rule": f"{inner.rule}; gamma = 0 while that delivers more tokens per second",
         "source": f"{inner.source}; arbiter: Atlas, mtp_gate.rs",
-        "tags": {**inner.tags, **Arbitration.tags},
         "inner": inner,
         "state_type": state_type,
         **_hooks_around(inner),

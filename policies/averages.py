@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, GAMMA, RING, SHARE, Domain, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -30,26 +31,24 @@ class RateEma(Policy):
     bounds start anew with the n-gram cache; here with the request.
     """
 
-    base: int = 16
-    decay: float = 0.9
-    high: float = 0.7
-    low: float = 0.4
-    floor: int = 4
-    step: int = 1
-    rate0: float = 0.5
+    base: int = hyper(16, DRAFT, "primary (llama.cpp's older draft-max)")
+    decay: float = hyper(0.9, SHARE, "primary")
+    high: float = hyper(0.7, SHARE, "primary")
+    low: float = hyper(0.4, SHARE, "primary")
+    floor: int = hyper(4, GAMMA, "primary")
+    step: int = hyper(1, GAMMA, "ours: by how much a bound moves is not stated")
+    rate0: float = hyper(
+        0.5, SHARE, "ours: between `low` and `high`, so that nothing moves at first"
+    )
 
     name = "rate-ema"
     rule = "gamma up while the average acceptance rate is above `high`, down while below `low`"
     source = "ggml-org/llama.cpp, pull request 19744 (--spec-ngram-adaptive)"
-    tags = {
-        "base": "primary (llama.cpp's older draft-max)",
-        "decay": "primary",
-        "high": "primary",
-        "low": "primary",
-        "floor": "primary",
-        "step": "ours: by how much a bound moves is not stated",
-        "rate0": "ours: between `low` and `high`, so that nothing moves at first",
-    }
+
+    def conflict(self) -> str:
+        if self.floor > 2 * self.base:
+            return f"floor {self.floor} is above twice base {self.base}"
+        return disorder(self, "low", "high")
 
     def new_state(self, slots: int) -> State:
         return RateEmaState(np.full(slots, self.rate0), np.full(slots, self.base, dtype=np.int64))
@@ -92,22 +91,18 @@ class CensoredEma(Policy):
     A round that ended the reply before any rejection changes nothing.
     """
 
-    ema0: float = 2.0
-    weight: float = 0.25
-    probe: float = 1.0
-    gamma_min: int = 1
-    gamma_max: int = 16
+    ema0: float = hyper(2.0, Domain(0, 1_000), "primary")
+    weight: float = hyper(0.25, SHARE, "primary")
+    probe: float = hyper(1.0, Domain(0, 1_000), "primary")
+    gamma_min: int = hyper(1, GAMMA, "ours: the user's there")
+    gamma_max: int = hyper(16, DRAFT, "ours: the user's there")
 
     name = "censored-ema"
     rule = "gamma = round(EMA of accepted length), EMA + 1 after full acceptance"
     source = "LaurentZuijdwijk's llama.cpp; Nathanw1014/llama.cpp, pull request 8"
-    tags = {
-        "ema0": "primary",
-        "weight": "primary",
-        "probe": "primary",
-        "gamma_min": "ours: the user's there",
-        "gamma_max": "ours: the user's there",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         return LengthState(np.full(slots, self.ema0))
@@ -145,34 +140,26 @@ class RateBuckets(Policy):
     cache writes, not draft steps, and is left out.
     """
 
-    length_high: int = 15
-    length_mid: int = 10
-    length_low: int = 5
-    length_very_low: int = 1
-    above_high: float = 0.7
-    above_mid: float = 0.5
-    above_low: float = 0.3
-    weight: float = 0.1
-    rate0: float = 0.6
+    length_high: int = hyper(15, GAMMA, "primary")
+    length_mid: int = hyper(10, GAMMA, "primary")
+    length_low: int = hyper(5, GAMMA, "primary")
+    length_very_low: int = hyper(
+        1, DRAFT, "ours: not stated; the source captures three lengths for four levels"
+    )
+    above_high: float = hyper(0.7, SHARE, "primary")
+    above_mid: float = hyper(0.5, SHARE, "primary")
+    above_low: float = hyper(0.3, SHARE, "primary")
+    weight: float = hyper(0.1, SHARE, "ours: not stated")
+    rate0: float = hyper(0.6, SHARE, "ours: starts at the middle length")
 
     name = "rate-buckets"
     rule = "the length of the level (over 70, 50, 30 percent, or less) of the mean acceptance rate"
     source = "vllm-project/vllm, pull request 28693 (Elastic Speculation)"
-    tags = {
-        "length_high": "primary",
-        "length_mid": "primary",
-        "length_low": "primary",
-        "length_very_low": "ours: not stated; the source captures three lengths for four levels",
-        "above_high": "primary",
-        "above_mid": "primary",
-        "above_low": "primary",
-        "weight": "ours: not stated",
-        "rate0": "ours: starts at the middle length",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "above_low", "above_mid", "above_high")
 
     def new_state(self, slots: int) -> State:
-        if self.length_very_low < 1:
-            raise ValueError("a level that drafts nothing could never be left")
         return PooledRateState(np.full(1, self.rate0))
 
     def gamma(self, state: PooledRateState, slot: int, view: View, rng: Rng) -> int:
@@ -221,13 +208,15 @@ class RateServo(Policy):
     as its most hopeful row and the surplus is cut off; here each row drafts its own length.
     """
 
-    gamma0: int = 8
-    threshold: float = 0.7
-    margin: float = 0.05
-    window: int = 10
-    fewest: int = 3
-    gamma_min: int = 2
-    gamma_max: int = 10
+    gamma0: int = hyper(8, GAMMA, "ours: the user's num_speculative_tokens there")
+    threshold: float = hyper(0.7, SHARE, "secondary (the port of Genesis)")
+    margin: float = hyper(0.05, SHARE, "primary")
+    window: int = hyper(10, RING, "primary")
+    fewest: int = hyper(3, COUNT, "primary")
+    gamma_min: int = hyper(2, GAMMA, "primary (1 in a later state)")
+    gamma_max: int = hyper(
+        10, DRAFT, "primary (the user's num_speculative_tokens in a later state)"
+    )
 
     name = "rate-servo"
     rule = "gamma + 1 while the mean acceptance rate is over a threshold, - 1 while it is under it"
@@ -235,19 +224,11 @@ class RateServo(Policy):
         "vllm-project/vllm, pull request 26504 (eagle_dynamic), "
         "vllm/v1/spec_decode/dynamic_proposer.py"
     )
-    tags = {
-        "gamma0": "ours: the user's num_speculative_tokens there",
-        "threshold": "secondary (the port of Genesis)",
-        "margin": "primary",
-        "window": "primary",
-        "fewest": "primary",
-        "gamma_min": "primary (1 in a later state)",
-        "gamma_max": "primary (the user's num_speculative_tokens in a later state)",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one round")
         return ServoState(
             np.zeros((slots, self.window)),
             np.zeros(slots, dtype=np.int64),

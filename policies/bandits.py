@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DISCOUNT, DRAFT, FACTOR, GAMMA, Domain, disorder, hyper
 from policies.randomness import Rng
 
 FORGOTTEN = 1e-12  # an arm with fewer (discounted) plays is as good as never played
@@ -58,18 +59,18 @@ class UCB(Policy):
     into the room are not offered; a round is credited to the gamma in force.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
-    exploration: float = 0.2
+    gamma_min: int = hyper(1, GAMMA, "secondary")
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    exploration: float = hyper(
+        0.2, FACTOR, "ours: neighbouring lengths differ by a few percent; UCB1 has 1.414"
+    )
 
     name = "ucb"
     rule = "gamma = argmax of tokens/s of the arm (best = 1) + exploration * sqrt(ln t / plays)"
     source = "Auer et al. 2002 (UCB1); BanditSpec, arXiv 2505.15141"
-    tags = {
-        "gamma_min": "secondary",
-        "gamma_max": "ours",
-        "exploration": "ours: neighbouring lengths differ by a few percent; UCB1 has 1.414",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         arms = self.gamma_max - self.gamma_min + 1
@@ -101,17 +102,16 @@ class DiscountedUCB(UCB):
     of rewards in [0, B], its bonus 2 B sqrt(xi ln t / plays), xi > 1/2.
     """
 
-    exploration: float = 0.1
-    discount: float = 0.995
+    exploration: float = hyper(
+        0.1, FACTOR, "ours: a bonus that never dies out; the paper's 2 sqrt(xi) is above 1.414"
+    )
+    discount: float = hyper(
+        0.995, DISCOUNT, "ours: the paper derives it from the number of changes, which nobody knows"
+    )
 
     name = "d-ucb"
     rule = "ucb whose plays, tokens and seconds are all discounted every round"
     source = "Garivier and Moulines, arXiv 0805.3415 (D-UCB)"
-    tags = {
-        **UCB.tags,
-        "exploration": "ours: a bonus that never dies out; the paper's 2 sqrt(xi) is above 1.414",
-        "discount": "ours: the paper derives it from the number of changes, which nobody knows",
-    }
 
     def learn(self, state: ArmState, slot: int, view: View, outcome: Outcome) -> None:
         played = outcome.gamma - self.gamma_min
@@ -151,21 +151,20 @@ class SlidingUCB(UCB):
     its bonus B sqrt(xi ln t / plays), xi > 1/2.
     """
 
-    exploration: float = 0.1
-    window: int = 400
+    exploration: float = hyper(
+        0.1, FACTOR, "ours: a bonus that never dies out; the paper's sqrt(xi) is above 0.707"
+    )
+    window: int = hyper(
+        400,
+        Domain(1, 1_000_000),
+        "ours: the paper derives it from the number of changes, which nobody knows",
+    )
 
     name = "sw-ucb"
     rule = "ucb over the last `window` rounds"
     source = "Garivier and Moulines, arXiv 0805.3415 (SW-UCB)"
-    tags = {
-        **UCB.tags,
-        "exploration": "ours: a bonus that never dies out; the paper's sqrt(xi) is above 0.707",
-        "window": "ours: the paper derives it from the number of changes, which nobody knows",
-    }
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one round")
         arms = self.gamma_max - self.gamma_min + 1
         return WindowState(
             np.zeros(arms),
@@ -222,13 +221,15 @@ class UCB1(Policy):
     evenly for ten thousands of rounds: do not expect it to settle within a workload.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
+    gamma_min: int = hyper(1, GAMMA, "ours")
+    gamma_max: int = hyper(8, DRAFT, "ours")
 
     name = "ucb1"
     rule = "gamma = argmax of mean tokens/s of the arm's rounds (top = 1) + sqrt(2 ln t / plays)"
     source = "Auer, Cesa-Bianchi and Fischer, Machine Learning 47, 2002 (UCB1)"
-    tags = {"gamma_min": "ours", "gamma_max": "ours"}
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         arms = self.gamma_max - self.gamma_min + 1
@@ -329,16 +330,12 @@ class UCBSpec(Policy):
     settle within a reply. The released code is another rule, `ucbspec-released`.
     """
 
-    gamma_max: int = 4
-    delta: float = 0.1
+    gamma_max: int = hyper(4, DRAFT, "primary (section 6.2)")
+    delta: float = hyper(0.1, Domain(high=1, above=0), "ours: the paper leaves it open")
 
     name = "ucbspec"
     rule = "gamma = argmax over 0..gamma_max of mean tokens/s of the arm + its confidence radius"
     source = "BanditSpec, arXiv 2505.15141, Algorithm 4, equation (6), and section 6.2"
-    tags = {
-        "gamma_max": "primary (section 6.2)",
-        "delta": "ours: the paper leaves it open",
-    }
 
     def new_state(self, slots: int) -> State:
         plays, reward, rounds = fresh_arms(slots, self.gamma_max + 1)
@@ -378,12 +375,11 @@ class UCBSpecReleased(Policy):
     tried again in this reply. The source has one gamma for its whole batch.
     """
 
-    gamma_max: int = 4
+    gamma_max: int = hyper(4, DRAFT, "primary")
 
     name = "ucbspec-released"
     rule = "arms 1..gamma_max in turn for 2 gamma_max - 1 rounds, then the best mean tokens/s"
     source = "github.com/sail-sg/BanditSpec, generate_utils.py (ucb_length_spec_generate)"
-    tags = {"gamma_max": "primary"}
 
     def new_state(self, slots: int) -> State:
         return fresh_arms(slots, self.gamma_max)

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from policies.fields import check_fields
 from policies.randomness import Rng
 
 FloatArray = npt.NDArray[np.float64]
@@ -112,17 +113,24 @@ class Policy:
     Subclasses override `gamma` (per round), `proceed` (per token), `learn` and `admit`, and
     `new_state` when they remember something. Class attributes describe, fields configure.
 
-    rule: the controller in one sentence. source: paper or repository. tags: field -> where its
-    default comes from: "primary" (read in the authors' code or paper), "secondary" (a port or a
-    citation), "ours" (chosen by this project). batch_wide: in a batch one row is asked for gamma
-    and the answer holds for all, as its source does; every row still learns.
+    Fields are declared with policies.fields.hyper: default, domain and origin; every policy is
+    checked when it is made, and InputError raised where a field is outside of its domain.
+
+    rule: the controller in one sentence. source: paper or repository. batch_wide: in a batch one
+    row is asked for gamma and the answer holds for all, as its source does; every row still learns.
     """
 
     name: ClassVar[str] = ""
     batch_wide: ClassVar[bool] = False
     rule: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    tags: ClassVar[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def conflict(self) -> str:
+        """Fields that do not go together, in words; empty if they do."""
+        return ""
 
     def new_state(self, slots: int) -> State:
         """Fresh state for `slots` rows: a NamedTuple of arrays, per request if shaped [slots,

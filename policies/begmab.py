@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, RING, SHARE, SOME, hyper
 from policies.randomness import Rng, uniform
 
 GROUPS = 48  # batches 1..31, 32..127 by 8, 128..256 and more by 32; primary
@@ -120,27 +121,22 @@ class BegMab(Policy):
     running requests.
     """
 
-    gamma_max: int = 8
-    epsilon: float = 0.1
-    window: int = 300
-    refresh: float = 0.1
-    batch_max: int = 32
+    gamma_max: int = hyper(8, DRAFT, "primary (steps of the trainer's arms)")
+    epsilon: float = hyper(0.1, SHARE, "primary")
+    window: int = hyper(300, RING, "primary (server_args.py; 1000 in the class)")
+    refresh: float = hyper(0.1, SHARE, "primary")
+    batch_max: int = hyper(32, SOME, "primary")
 
     batch_wide = True
     name = "beg-mab"
     rule = "per batch group, epsilon-greedy on the median of (median length * batch / second)"
     source = "TLT, arXiv 2511.16665; github.com/mit-han-lab/fastrl (eagle_mab.py)"
-    tags = {
-        "gamma_max": "primary (steps of the trainer's arms)",
-        "epsilon": "primary",
-        "window": "primary (server_args.py; 1000 in the class)",
-        "refresh": "primary",
-        "batch_max": "primary",
-    }
+
+    def conflict(self) -> str:
+        cells = self.gamma_max * self.window
+        return f"gamma_max * window is {cells:,}, above 100,000" if cells > 100_000 else ""
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one round")
         arms, window = self.gamma_max, self.window
         return BegMabState(
             np.zeros((GROUPS, arms, window)),

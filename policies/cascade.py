@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, SOME, Domain, hyper
 from policies.randomness import Rng
 
 # CascadeState.plan: the length played, rounds left to play it, trials done in this test (-1 in a
@@ -98,24 +99,16 @@ class Cascade(Policy):
     numbers. Ours: the plain round is not played but priced by the view.
     """
 
-    gamma0: int = 3
-    gamma_max: int = 8
-    trial_rounds: int = 4
-    trials: int = 4
-    set_rounds: int = 16
-    doublings: int = 4
+    gamma0: int = hyper(3, DRAFT, "ours")
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    trial_rounds: int = hyper(4, SOME, "unconfirmed")
+    trials: int = hyper(4, SOME, "unconfirmed")
+    set_rounds: int = hyper(16, SOME, "unconfirmed")
+    doublings: int = hyper(4, Domain(0, 30), "unconfirmed: there is a back-off, of unknown form")
 
     name = "cascade"
     rule = "test lengths by tokens gained over seconds spent; set the best, or none if below 1"
     source = "Cascade, arXiv 2506.20675 (abstract); phase lengths unconfirmed"
-    tags = {
-        "gamma0": "ours",
-        "gamma_max": "ours",
-        "trial_rounds": "unconfirmed",
-        "trials": "unconfirmed",
-        "set_rounds": "unconfirmed",
-        "doublings": "unconfirmed: there is a back-off, of unknown form",
-    }
 
     def new_state(self, slots: int) -> State:
         state = CascadeState(np.zeros((slots, 6), dtype=np.int64), np.zeros((slots, 3)))

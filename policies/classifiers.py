@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, Policy, State, View
+from policies.fields import DRAFT, GAMMA, SHARE, WEIGHT, disorder, hyper
 from policies.randomness import Rng
 
 WEIGHTS = ("bias", "w_logit", "w_entropy", "w_root_entropy", "w_log_drafted")
@@ -58,22 +59,17 @@ class Disco(Policy):
     verified. The paper chooses tau and the longest draft per data set on validation data.
     """
 
-    gamma_max: int = 20
-    tau: float = 0.5
-    bias: float = 3.1539
-    w_logit: float = 1.1171
-    w_entropy: float = 1.3179
-    w_root_entropy: float = -3.7779
-    w_log_drafted: float = 0.3076
+    gamma_max: int = hyper(20, DRAFT, "ours: Hugging Face's 20")
+    tau: float = hyper(0.5, SHARE, "ours: the paper tunes it per data set")
+    bias: float = hyper(3.1539, WEIGHT, _TRAINED)
+    w_logit: float = hyper(1.1171, WEIGHT, _TRAINED)
+    w_entropy: float = hyper(1.3179, WEIGHT, _TRAINED)
+    w_root_entropy: float = hyper(-3.7779, WEIGHT, _TRAINED)
+    w_log_drafted: float = hyper(0.3076, WEIGHT, _TRAINED)
 
     name = "disco"
     rule = "stop when a trained classifier gives the newest token less than tau of acceptance"
     source = "DISCO, arXiv 2405.04304 (read at second hand)"
-    tags = {
-        "gamma_max": "ours: Hugging Face's 20",
-        "tau": "ours: the paper tunes it per data set",
-        **dict.fromkeys(WEIGHTS, _TRAINED),
-    }
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         return self.gamma_max
@@ -104,24 +100,21 @@ class SpecDecPlusPlus(Policy):
     as here: the threshold is no probability.
     """
 
-    gamma_min: int = 2
-    gamma_max: int = 20
-    threshold: float = 0.3
-    bias: float = 0.8677
-    w_logit: float = 1.2505
-    w_entropy: float = 1.3107
-    w_root_entropy: float = -3.3818
-    w_log_drafted: float = 0.2564
+    gamma_min: int = hyper(2, GAMMA, "primary (--bound 2 20 of its README)")
+    gamma_max: int = hyper(20, DRAFT, "primary (--bound 2 20 of its README)")
+    threshold: float = hyper(0.3, SHARE, "primary (its README's example; dsdSim uses 0.7)")
+    bias: float = hyper(0.8677, WEIGHT, _TRAINED + ", weight 6 on mismatches")
+    w_logit: float = hyper(1.2505, WEIGHT, _TRAINED + ", weight 6 on mismatches")
+    w_entropy: float = hyper(1.3107, WEIGHT, _TRAINED + ", weight 6 on mismatches")
+    w_root_entropy: float = hyper(-3.3818, WEIGHT, _TRAINED + ", weight 6 on mismatches")
+    w_log_drafted: float = hyper(0.2564, WEIGHT, _TRAINED + ", weight 6 on mismatches")
 
     name = "specdec++"
     rule = "stop when the estimated chance of a rejection among the drafted tokens is too high"
     source = "SpecDec++, arXiv 2405.19715; Kaffaljidhmah2/SpecDec_pp, specdec_pp/hf_generation.py"
-    tags = {
-        "gamma_min": "primary (--bound 2 20 of its README)",
-        "gamma_max": "primary (--bound 2 20 of its README)",
-        "threshold": "primary (its README's example; dsdSim uses 0.7)",
-        **dict.fromkeys(WEIGHTS, _TRAINED + ", weight 6 on mismatches"),
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         return SurvivalState(np.ones(slots))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, SHARE, hyper
 from policies.randomness import Rng
 
 
@@ -23,13 +24,12 @@ class HFConfidence(Policy):
     its README, 0.4 on its command line, at most 6 tokens, never a stop at the first one).
     """
 
-    gamma_max: int = 20
-    threshold: float = 0.4
+    gamma_max: int = hyper(20, DRAFT, "primary")
+    threshold: float = hyper(0.4, SHARE, "primary")
 
     name = "hf-confidence"
     rule = "draft until a token's probability is below the threshold, at most gamma_max"
     source = "huggingface/transformers, generation/stopping_criteria.py (ConfidenceCriteria)"
-    tags = {"gamma_max": "primary", "threshold": "primary"}
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         return self.gamma_max
@@ -65,16 +65,14 @@ class BatchConfidence(Policy):
     the shipped pair more than the rule gains.
     """
 
-    gamma_max: int = 20
-    threshold: float = 0.4
+    gamma_max: int = hyper(20, DRAFT, "primary (num_speculative_tokens of its example)")
+    threshold: float = hyper(
+        0.4, SHARE, "ours: the pull request's default is 0, off; 0.4 is transformers' value"
+    )
 
     name = "batch-confidence"
     rule = "draft until the batch's mean top-1 probability, from token 2 on, is below the threshold"
     source = "vllm-project/vllm, pull request 35301, v1/spec_decode/draft_length_policy.py"
-    tags = {
-        "gamma_max": "primary (num_speculative_tokens of its example)",
-        "threshold": "ours: the pull request's default is 0, off; 0.4 is transformers' value",
-    }
 
     def new_state(self, slots: int) -> State:
         return BatchState(np.zeros(slots, dtype=np.int64), np.zeros(slots))
@@ -115,13 +113,12 @@ class TailPruning(Policy):
     audit: KMAX 7, thresholds 0.2 and 0.05, tested before each further draft step).
     """
 
-    theta: float = 0.2
-    gamma_max: int = 7
+    theta: float = hyper(0.2, SHARE, "primary")
+    gamma_max: int = hyper(7, DRAFT, "primary")
 
     name = "tail-pruning"
     rule = "stop when the product of top-1 probabilities falls below theta, at most gamma_max"
     source = "pramodjella/speculative-decoding-draft-length-audit (cumulative confidence)"
-    tags = {"theta": "primary", "gamma_max": "primary"}
 
     def new_state(self, slots: int) -> State:
         return TailState(np.ones(slots))

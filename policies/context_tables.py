@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from policies.base import Policy, State, View
+from policies.fields import COUNT, GAMMA, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -22,15 +23,15 @@ class ContextTable(Policy):
     contexts are long.
     """
 
-    bound1: int = 64
-    bound2: int = 256
-    context_tokens: int = 768
-    short1: int = 3
-    long1: int = 3
-    short2: int = 0
-    long2: int = 3
-    short3: int = 0
-    long3: int = 0
+    bound1: int = hyper(64, COUNT, "primary (the example of the issue)")
+    bound2: int = hyper(256, COUNT, "primary (the example of the issue)")
+    context_tokens: int = hyper(768, COUNT, "primary (the example of the issue)")
+    short1: int = hyper(3, GAMMA, "primary (the example of the issue)")
+    long1: int = hyper(3, GAMMA, "primary (the example of the issue)")
+    short2: int = hyper(0, GAMMA, "primary (the example of the issue)")
+    long2: int = hyper(3, GAMMA, "primary (the example of the issue)")
+    short3: int = hyper(0, GAMMA, "primary (the example of the issue)")
+    long3: int = hyper(0, GAMMA, "primary (the example of the issue)")
 
     batch_wide = True
     name = "context-table"
@@ -39,17 +40,9 @@ class ContextTable(Policy):
         "vllm-project/vllm, issue 48627 and pull request 48944, commit 14b450c: "
         "v1/spec_decode/dynamic/utils.py; v1/core/sched/scheduler.py"
     )
-    tags = {
-        "bound1": "primary (the example of the issue)",
-        "bound2": "primary (the example of the issue)",
-        "context_tokens": "primary (the example of the issue)",
-        "short1": "primary (the example of the issue)",
-        "long1": "primary (the example of the issue)",
-        "short2": "primary (the example of the issue)",
-        "long2": "primary (the example of the issue)",
-        "short3": "primary (the example of the issue)",
-        "long3": "primary (the example of the issue)",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "bound1", "bound2")
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         short = view.context_tokens <= self.context_tokens
@@ -70,21 +63,18 @@ class LengthTable(Policy):
     that is asked for gamma).
     """
 
-    context1: int = 131072
-    gamma1: int = 5
-    context2: int = 0
-    gamma2: int = 0
+    context1: int = hyper(131072, COUNT, "primary (the example of the pull request: 0 above 128k)")
+    gamma1: int = hyper(5, GAMMA, "primary (the example of the pull request)")
+    context2: int = hyper(0, COUNT, "ours: a second row, not there by default")
+    gamma2: int = hyper(0, GAMMA, "ours: a second row, not there by default")
 
     batch_wide = True
     name = "length-table"
     rule = "the length of the first row whose bound the context does not exceed; 0 above the last"
     source = "vllm-project/vllm, pull request 54801 (num_speculative_tokens_per_seq_len), its text"
-    tags = {
-        "context1": "primary (the example of the pull request: 0 above 128k)",
-        "gamma1": "primary (the example of the pull request)",
-        "context2": "ours: a second row, not there by default",
-        "gamma2": "ours: a second row, not there by default",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "context1", "context2") if self.context2 > 0 else ""
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         if view.context_tokens <= self.context1:

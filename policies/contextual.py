@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, GAMMA, SHARE, Domain, disorder, hyper
 from policies.randomness import Rng, normal, uniform
 
 FEATURES = 4
@@ -110,24 +111,19 @@ class LinUCB(Policy):
     a length or two where the acceptance is constant.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
-    exploration: float = 0.5
-    memory: float = 0.9
+    gamma_min: int = hyper(1, GAMMA, "ours")
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    exploration: float = hyper(0.5, FACTOR, "ours: tokens")
+    memory: float = hyper(0.9, SHARE, "ours: discount per round of the recent acceptance rate")
 
     name = "linucb"
     rule = "gamma = argmax of upper bound of linearly predicted tokens / known seconds"
     source = "Li, Chu, Langford and Schapire, WWW 2010, arXiv 1003.0146 (LinUCB)"
-    tags = {
-        "gamma_min": "ours",
-        "gamma_max": "ours",
-        "exploration": "ours: tokens",
-        "memory": "ours: discount per round of the recent acceptance rate",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
-        if self.gamma_max < 1:
-            raise ValueError("gamma_max is at least 1")
         weighted, x, ahead, theta = (np.zeros(FEATURES) for _ in range(4))
         weighted[3] = self.gamma_max  # before any round theta is that of independent tokens
         root = np.zeros((FEATURES, FEATURES))
@@ -244,23 +240,16 @@ class Nightjar(Policy):
     is beyond a controller.
     """
 
-    gamma_max: int = 8
-    batch_max: int = 64
-    switch_steps: float = 1.0
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    batch_max: int = hyper(64, Domain(1, 10_000), "ours: larger batches share the last bandit")
+    switch_steps: float = hyper(1.0, FACTOR, "ours: the paper has 18 to 102 ms on its device")
 
     batch_wide = True
     name = "nightjar"
     rule = "per batch size, bin-greedy on seconds per token plus a cost of switching drafting on"
     source = "Nightjar, arXiv 2512.22420"
-    tags = {
-        "gamma_max": "ours",
-        "batch_max": "ours: larger batches share the last bandit",
-        "switch_steps": "ours: the paper has 18 to 102 ms on its device",
-    }
 
     def new_state(self, slots: int) -> State:
-        if self.batch_max < 1:
-            raise ValueError("batch_max is at least 1")
         shape = (self.batch_max, self.gamma_max + 1)
         return NightjarState(
             np.zeros(shape),

@@ -24,6 +24,7 @@ from policies.base import (
     hooks_read,
     uses_signals,
 )
+from policies.fields import origins
 from policies.randomness import Rng, round_key
 
 _SLOTS = 3
@@ -42,9 +43,10 @@ def _require(condition: bool, message: str) -> None:
 def check_policy(policy: Policy, *, rounds: int = 400, seed: int = 0) -> None:
     """Raise ContractError at the first broken rule.
 
-    Checked: frozen dataclass with scalar fields, described and tagged; state a NamedTuple of arrays
-    whose leading axis is [slots] or shared; hooks return int and bool (no NumPy scalars), stay
-    inside their slot, leave view and self alone, keep nothing outside the state, accept any room;
+    Checked: frozen dataclass with scalar fields, described, their origins told; state a NamedTuple
+    of arrays whose leading axis is [slots] or shared; hooks return int and bool (no NumPy scalars),
+    stay inside their slot, leave view and self alone, keep nothing outside the state, accept any
+    room;
     `admit` twice equals `admit` once; elapsed_s is not weighed against step costs; a full
     acceptance without a token of the target's own is learned from like any other.
     """
@@ -117,10 +119,12 @@ def _check_description(policy: Policy) -> None:
     _require(sane, f"control_s must be two numbers of seconds, not {own_s}")
     reads = uses_signals(policy) or own_s[1] == 0.0
     _require(reads, "control_s charges per token, but nothing is decided per token")
+    declared = origins(policy)
     for field, value in field_values(policy).items():
         scalar = type(value) in (int, float, bool)
         _require(scalar, f"field {field} must be int, float or bool, is {type(value).__name__}")
-        _require(field in cls.tags, f"field {field} has no tag saying where its default comes from")
+        said = field in declared
+        _require(said, f"field {field} does not say where its default comes from: policies.fields")
 
 
 def _check_state(policy: Policy) -> None:

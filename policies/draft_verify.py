@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, SHARE, hyper
 from policies.randomness import Rng
 
 
@@ -34,24 +35,16 @@ class DraftVerify(Policy):
     a threshold of 0.5; their notebooks allow 12 tokens.
     """
 
-    gamma_max: int = 8
-    threshold0: float = 0.8
-    beta1: float = 0.5
-    target: float = 0.9
-    epsilon: float = 0.01
-    beta2: float = 0.9
+    gamma_max: int = hyper(8, DRAFT, "primary")
+    threshold0: float = hyper(0.8, SHARE, "primary (greedy)")
+    beta1: float = hyper(0.5, SHARE, "primary")
+    target: float = hyper(0.9, SHARE, "primary")
+    epsilon: float = hyper(0.01, SHARE, "primary")
+    beta2: float = hyper(0.9, SHARE, "primary")
 
     name = "draft-verify"
     rule = "stop below a threshold that rises while the accepted share is under target, else falls"
     source = "Draft & Verify, arXiv 2309.08168; dilab-zju/self-speculative-decoding, decoding.py"
-    tags = {
-        "gamma_max": "primary",
-        "threshold0": "primary (greedy)",
-        "beta1": "primary",
-        "target": "primary",
-        "epsilon": "primary",
-        "beta2": "primary",
-    }
 
     def new_state(self, slots: int) -> State:
         return ThresholdState(np.full(1, self.threshold0), np.zeros(slots))

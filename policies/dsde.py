@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, GAMMA, RING, SHARE, Domain, disorder, hyper
 from policies.randomness import Rng
 
 # DsdeState.counts: the next length, divergences held, where the ring is written next, the bounds of
@@ -109,13 +110,13 @@ class Dsde(Policy):
     windows 10 and 30, a stretch of 1, low = 2.
     """
 
-    gamma0: int = 5
-    gamma_min: int = 2
-    gamma_max: int = 20
-    window: int = 30
-    memory: float = 0.9
-    scale: float = 2.0
-    stretch: float = 0.5
+    gamma0: int = hyper(5, GAMMA, "primary (the code, where num_speculative_tokens is not set)")
+    gamma_min: int = hyper(2, DRAFT, "secondary (the paper's; the code has 6 where it is not set)")
+    gamma_max: int = hyper(20, DRAFT, "primary (the code, where it is not set)")
+    window: int = hyper(30, RING, "primary")
+    memory: float = hyper(0.9, SHARE, "primary (the code; the paper's 0.85 is secondary)")
+    scale: float = hyper(2.0, Domain(0, 30), "primary")
+    stretch: float = hyper(0.5, FACTOR, "primary (the code; the paper's 1 is secondary)")
 
     name = "dsde"
     rule = "longer while the draft's surprise is small and its variance not rising"
@@ -123,19 +124,11 @@ class Dsde(Policy):
         "samsungsds-research-paper/DSDE, commit 4d571a2, vllm/spec_decode/dynamic_scheduler.py "
         "(KLScheduler), spec_decode_worker.py; arXiv 2509.01083 (not read by us: secondary)"
     )
-    tags = {
-        "gamma0": "primary (the code, where num_speculative_tokens is not set)",
-        "gamma_min": "secondary (the paper's; the code has 6 where it is not set)",
-        "gamma_max": "primary (the code, where it is not set)",
-        "window": "primary",
-        "memory": "primary (the code; the paper's 0.85 is secondary)",
-        "scale": "primary",
-        "stretch": "primary (the code; the paper's 1 is secondary)",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
-        if not 1 <= self.gamma_min <= self.gamma_max or self.window < 1:
-            raise ValueError("lengths go from gamma_min >= 1 to gamma_max, the window from 1")
         count = np.zeros((slots, 7), dtype=np.int64)
         count[:, LENGTH] = self.gamma0
         return DsdeState(

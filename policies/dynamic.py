@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, FACTOR, GAMMA, RING, SHARE, SOME, disorder, hyper
 from policies.randomness import Rng
 
 ROUNDS, QUIET = 0, 1  # VllmState.clock
@@ -55,10 +56,10 @@ class VLLMDynamic(Policy):
     chosen 0: the probe, one token after `probe_every` rounds without a draft, is ours.
     """
 
-    gamma_max: int = 8
-    warmup_rounds: int = 10
-    prior_rate: float = 0.8
-    probe_every: int = 16
+    gamma_max: int = hyper(8, DRAFT, "ours: the user's num_speculative_tokens")
+    warmup_rounds: int = hyper(10, COUNT, "primary")
+    prior_rate: float = hyper(0.8, SHARE, "ours: vLLM reads profiled rates")
+    probe_every: int = hyper(16, SOME, "ours: vLLM has no probe")
 
     batch_wide = True
     name = "vllm-dynamic"
@@ -66,12 +67,6 @@ class VLLMDynamic(Policy):
         "gamma = argmax of (1 + sum of per-position acceptance) / seconds, from all counts so far"
     )
     source = "vllm-project/vllm, v1/spec_decode/dynamic/manager.py; SmartSpec, arXiv 2406.14066"
-    tags = {
-        "gamma_max": "ours: the user's num_speculative_tokens",
-        "warmup_rounds": "primary",
-        "prior_rate": "ours: vLLM reads profiled rates",
-        "probe_every": "ours: vLLM has no probe",
-    }
 
     def new_state(self, slots: int) -> State:
         return VllmState(
@@ -166,27 +161,27 @@ class SGLangThroughput(Policy):
     room for is not scored, and nothing is reconsidered while the present one does not fit.
     """
 
-    gamma_min: int = 1
-    gamma_step: int = 2
-    gamma_max: int = 7
-    gamma0: int = 5
-    window: int = 20
-    update_every: int = 5
-    hysteresis: float = 0.1
+    gamma_min: int = hyper(1, GAMMA, "primary")
+    gamma_step: int = hyper(2, DRAFT, "primary")
+    gamma_max: int = hyper(7, DRAFT, "primary")
+    gamma0: int = hyper(
+        5, DRAFT, "primary: the middle candidate, taken where the server's setting is none of them"
+    )
+    window: int = hyper(20, RING, "primary")
+    update_every: int = hyper(
+        5, SOME, "primary (update_interval; 10 in an earlier state of the pull request)"
+    )
+    hysteresis: float = hyper(
+        0.1, FACTOR, "primary (switch_hysteresis; none in an earlier state of the pull request)"
+    )
 
     batch_wide = True
     name = "sglang-throughput"
     rule = "every few rounds, steps = argmax over 1, 3, 5, 7 of windowed expected tokens per second"
     source = "sgl-project/sglang, pull request 28045 (throughput_aware)"
-    tags = {
-        "gamma_min": "primary",
-        "gamma_step": "primary",
-        "gamma_max": "primary",
-        "gamma0": "primary: the middle candidate, taken where the server's setting is none of them",
-        "window": "primary",
-        "update_every": "primary (update_interval; 10 in an earlier state of the pull request)",
-        "hysteresis": "primary (switch_hysteresis; none in an earlier state of the pull request)",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         return StepsState(
@@ -274,29 +269,19 @@ class SmartSpec(Policy):
     one token after so many rounds without a draft, and is ours.
     """
 
-    gamma_max: int = 8
-    memory: float = 0.85
-    alpha0: float = 0.7
-    decide_every: int = 20
-    plain_gain: float = 1.1
-    probe_every: int = 0
+    gamma_max: int = hyper(8, DRAFT, "ours: the user's num_lookahead_slots")
+    memory: float = hyper(0.85, SHARE, "primary")
+    alpha0: float = hyper(0.7, SHARE, "primary")
+    decide_every: int = hyper(20, SOME, "primary")
+    plain_gain: float = hyper(1.1, FACTOR, "primary")
+    probe_every: int = hyper(0, COUNT, "ours: off; the authors' code has no probe")
 
     batch_wide = True
     name = "smartspec"
     rule = "every 20 steps, gamma where (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds peaks"
     source = "SmartSpec, arXiv 2406.14066; LiuXiaoxuanPKU/vllm, vllm/spec_decode/dsd.py"
-    tags = {
-        "gamma_max": "ours: the user's num_lookahead_slots",
-        "memory": "primary",
-        "alpha0": "primary",
-        "decide_every": "primary",
-        "plain_gain": "primary",
-        "probe_every": "ours: off; the authors' code has no probe",
-    }
 
     def new_state(self, slots: int) -> State:
-        if self.decide_every < 1:
-            raise ValueError("a decision is for at least one step")
         return AlphaState(np.full(1, float(self.alpha0)), np.zeros(3, dtype=np.int64))
 
     def gamma(self, state: AlphaState, slot: int, view: View, rng: Rng) -> int:
@@ -345,29 +330,19 @@ class AdaptiveK(Policy):
     44336, drafted at random in one round out of ten).
     """
 
-    gamma_max: int = 10
-    eta: float = 0.3
-    window: int = 10
-    prior_rate: float = 0.85
-    batch_penalty: float = 0.002
-    cooldown_rounds: int = 2
-    hysteresis_tokens: int = 1
-    probe_every: int = 16
+    gamma_max: int = hyper(10, DRAFT, "primary (num_speculative_tokens of its example)")
+    eta: float = hyper(0.3, SHARE, "primary")
+    window: int = hyper(10, SOME, "primary")
+    prior_rate: float = hyper(0.85, SHARE, "primary")
+    batch_penalty: float = hyper(0.002, FACTOR, "primary")
+    cooldown_rounds: int = hyper(2, COUNT, "primary (4 in an earlier state)")
+    hysteresis_tokens: int = hyper(1, GAMMA, "primary (pull request 44336, its predecessor)")
+    probe_every: int = hyper(16, SOME, "ours: the pull request has no probe")
 
     batch_wide = True
     name = "adaptive-k"
     rule = "gamma = argmax of expected tokens / (1 + gamma c + overhead), with cooldown, hysteresis"
     source = "vllm-project/vllm, pull request 47111 (adaptive K) and its documentation page"
-    tags = {
-        "gamma_max": "primary (num_speculative_tokens of its example)",
-        "eta": "primary",
-        "window": "primary",
-        "prior_rate": "primary",
-        "batch_penalty": "primary",
-        "cooldown_rounds": "primary (4 in an earlier state)",
-        "hysteresis_tokens": "primary (pull request 44336, its predecessor)",
-        "probe_every": "ours: the pull request has no probe",
-    }
 
     def new_state(self, slots: int) -> State:
         return AdaptiveState(

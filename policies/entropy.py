@@ -7,6 +7,7 @@ import math
 
 from policies.base import Draft, Policy, State, View
 from policies.draft_verify import DraftVerify, ThresholdState
+from policies.fields import DRAFT, FACTOR, SHARE, hyper
 from policies.randomness import Rng
 
 
@@ -22,14 +23,13 @@ class SVIP(Policy):
     The uncertain token is still verified.
     """
 
-    gamma_max: int = 40
-    scale: float = 0.15
-    threshold: float = 0.3
+    gamma_max: int = hyper(40, DRAFT, "primary")
+    scale: float = hyper(0.15, FACTOR, "primary")
+    threshold: float = hyper(0.3, FACTOR, "primary")
 
     name = "svip"
     rule = "draft until sqrt(scale * entropy) exceeds the threshold, at most gamma_max"
     source = "SVIP, arXiv 2411.18462; its repository, eval_specbench.py"
-    tags = {"gamma_max": "primary", "scale": "primary", "threshold": "primary"}
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         return self.gamma_max
@@ -49,22 +49,21 @@ class AdaEDL(DraftVerify):
     is taken in nats.
     """
 
-    gamma_max: int = 7
-    threshold0: float = 0.4
-    scale: float = 0.2
+    gamma_max: int = hyper(
+        7, DRAFT, "secondary (the base length of DSDE's comparison, arXiv 2509.01083)"
+    )
+    threshold0: float = hyper(
+        0.4, SHARE, "unconfirmed: no source gives the first lambda; 0.4 is ours"
+    )
+    scale: float = hyper(0.2, FACTOR, "secondary (a summary and a port give 0.2, another port 0.5)")
+    beta1: float = hyper(0.5, SHARE, "unconfirmed: Draft & Verify's")
+    target: float = hyper(0.9, SHARE, "unconfirmed: Draft & Verify's")
+    epsilon: float = hyper(0.01, SHARE, "unconfirmed: Draft & Verify's")
+    beta2: float = hyper(0.9, SHARE, "unconfirmed: Draft & Verify's")
 
     name = "adaedl"
     rule = "stop when 1 - sqrt(scale * entropy) < lambda; lambda moves as in draft-verify"
     source = "AdaEDL, arXiv 2410.18351 (form and constants from second hand)"
-    tags = {
-        "gamma_max": "secondary (the base length of DSDE's comparison, arXiv 2509.01083)",
-        "threshold0": "unconfirmed: no source gives the first lambda; 0.4 is ours",
-        "beta1": "unconfirmed: Draft & Verify's",
-        "target": "unconfirmed: Draft & Verify's",
-        "epsilon": "unconfirmed: Draft & Verify's",
-        "beta2": "unconfirmed: Draft & Verify's",
-        "scale": "secondary (a summary and a port give 0.2, another port 0.5)",
-    }
 
     def proceed(self, state: ThresholdState, slot: int, draft: Draft) -> bool:
         bound = 1.0 - acceptance_gap(self.scale, draft.entropy)

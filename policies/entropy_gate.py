@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import FACTOR, GAMMA, SHARE, SOME, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -36,11 +37,11 @@ class EntropyGate(Policy):
     `look_every` rounds, and drafts none in the rounds between.
     """
 
-    gamma_tokens: int = 5
-    low: float = 0.55
-    high: float = 0.82
-    weight: float = 0.35
-    look_every: int = 1
+    gamma_tokens: int = hyper(5, GAMMA, "primary (the issues)")
+    low: float = hyper(0.55, FACTOR, "primary (the class; its benchmark of a real pair has 0.15)")
+    high: float = hyper(0.82, FACTOR, "primary (the class; its benchmark of a real pair has 0.7)")
+    weight: float = hyper(0.35, SHARE, "primary (the class and the issues; the benchmark has 0.65)")
+    look_every: int = hyper(1, SOME, "ours: nothing is drafted to look there")
 
     name = "entropy-gate"
     rule = "gamma while the average entropy is low, else one token or none, with two thresholds"
@@ -48,13 +49,9 @@ class EntropyGate(Policy):
         "Creepybits/software-defined-stochastic-inference-engine, vllm_sdsie/kernels/"
         "entropy_clutch.py; sgl-project/sglang, issue 36715; vllm-project/vllm, issue 54082"
     )
-    tags = {
-        "gamma_tokens": "primary (the issues)",
-        "low": "primary (the class; its benchmark of a real pair has 0.15)",
-        "high": "primary (the class; its benchmark of a real pair has 0.7)",
-        "weight": "primary (the class and the issues; the benchmark has 0.65)",
-        "look_every": "ours: nothing is drafted to look there",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "low", "high")
 
     def new_state(self, slots: int) -> State:
         zeros = np.zeros(slots, dtype=np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 
 from policies.bandits import arms_in_room, tokens_per_s
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, GAMMA, SHARE, disorder, hyper
 from policies.randomness import Rng, uniform
 
 
@@ -55,18 +56,18 @@ class Exp3(Policy):
     those that fit, with their probabilities: the arm drawn is always the arm in force.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
-    exploration: float = 0.05
+    gamma_min: int = hyper(1, GAMMA, "ours")
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    exploration: float = hyper(
+        0.05, SHARE, "ours: their optimum for 8 arms and a total reward of 3,900"
+    )
 
     name = "exp3"
     rule = "draw gamma by exponential weights of importance-weighted tokens/s (top = 1)"
     source = "Auer, Cesa-Bianchi, Freund and Schapire, SIAM J. Computing 32, 2002 (Exp3)"
-    tags = {
-        "gamma_min": "ours",
-        "gamma_max": "ours",
-        "exploration": "ours: their optimum for 8 arms and a total reward of 3,900",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         arms = self.gamma_max - self.gamma_min + 1
@@ -117,12 +118,11 @@ class Exp3Spec(Policy):
     among those that fit, K included.
     """
 
-    gamma_max: int = 4
+    gamma_max: int = hyper(4, DRAFT, "primary (the L of section 6.2, which plays UCBSpec)")
 
     name = "exp3spec"
     rule = "draw gamma by exponential weights of importance-weighted losses in tokens, per request"
     source = "BanditSpec, arXiv 2505.15141, Algorithm 5, equations (13) and (14)"
-    tags = {"gamma_max": "primary (the L of section 6.2, which plays UCBSpec)"}
 
     def new_state(self, slots: int) -> State:
         gain, rounds = np.zeros((slots, self.gamma_max)), np.zeros(slots, dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from policies.base import Policy, State, View
+from policies.fields import GAMMA, hyper
 from policies.randomness import Rng
 
 
@@ -26,12 +27,11 @@ class Fixed(Policy):
     2211.17192.
     """
 
-    gamma_tokens: int = 5
+    gamma_tokens: int = hyper(5, GAMMA, "ours: sweep it, no single value is right")
 
     name = "fixed"
     rule = "always draft `gamma` tokens"
     source = "Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318"
-    tags = {"gamma_tokens": "ours: sweep it, no single value is right"}
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         return self.gamma_tokens

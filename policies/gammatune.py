@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, GAMMA, SHARE, SWITCH, Domain, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -57,24 +58,21 @@ class GammaTune(Policy):
     A round that the reply's limits cut short is compared with the gamma that was intended.
     """
 
-    gamma0: int = 3
-    eta: float = 0.3
-    delta: int = 2
-    gamma_min: int = 1
-    gamma_max: int = 10
-    clip_expansion: bool = True
+    gamma0: int = hyper(3, GAMMA, "secondary: a port's worked example")
+    eta: float = hyper(0.3, SHARE, "secondary: a port's worked example")
+    delta: int = hyper(2, GAMMA, "secondary: a port's worked example")
+    gamma_min: int = hyper(1, GAMMA, "secondary: a port's worked example")
+    gamma_max: int = hyper(10, DRAFT, "secondary: a port's worked example")
+    clip_expansion: bool = hyper(
+        True, SWITCH, "secondary: the port clips; the listing that it transcribes does not"
+    )
 
     name = "gammatune"
     rule = "all accepted: gamma = accepted + delta; else gamma = ceil(EMA of accepted)"
     source = "GammaTune, arXiv 2504.00030 (abstract); the rule from a port's worked example"
-    tags = {
-        "gamma0": "secondary: a port's worked example",
-        "eta": "secondary: a port's worked example",
-        "delta": "secondary: a port's worked example",
-        "gamma_min": "secondary: a port's worked example",
-        "gamma_max": "secondary: a port's worked example",
-        "clip_expansion": "secondary: the port clips; the listing that it transcribes does not",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         return GammaTuneState(
@@ -102,24 +100,14 @@ class GammaTunePlus(GammaTune):
     is learned from it. A round with a rejection is the same in all three.
     """
 
-    tau: float = 0.4
-    early_stop: int = DRAFTED
+    tau: float = hyper(0.4, SHARE, "ours: no published value; 0.4 is Hugging Face's threshold")
+    early_stop: int = hyper(
+        DRAFTED, Domain(DRAFTED, NO_UPDATE), "ours: not said where we could read"
+    )
 
     name = "gammatune+"
     rule = "GammaTune, and stop drafting after a token whose top-1 probability is below tau"
     source = "GammaTune+, arXiv 2504.00030 (abstract); the rule from a port's worked example"
-    tags = {
-        **GammaTune.tags,
-        "tau": "ours: no published value; 0.4 is Hugging Face's threshold",
-        "early_stop": "ours: not said where we could read",
-    }
-
-    def new_state(self, slots: int) -> State:
-        if not DRAFTED <= self.early_stop <= NO_UPDATE:
-            raise ValueError("early_stop is 0, 1 or 2")
-        return GammaTuneState(
-            np.full(slots, self.gamma0, dtype=np.int64), np.full(slots, float(self.gamma0))
-        )
 
     def proceed(self, state: GammaTuneState, slot: int, draft: Draft) -> bool:
         return draft.top1_prob >= self.tau

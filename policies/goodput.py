@@ -9,6 +9,7 @@ import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.dynamic import judged_tokens, round_s
+from policies.fields import DISCOUNT, DRAFT, SHARE, SOME, Domain, hyper
 from policies.randomness import Rng
 
 
@@ -31,16 +32,15 @@ class AlphaGoodput(Policy):
     bonus; after `probe_every` rounds without a draft one token is drafted to look again.
     """
 
-    gamma_max: int = 8
-    memory: float = 0.95
-    alpha0: float = 0.7
-    probe_every: int = 16
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    memory: float = hyper(0.95, SHARE, "ours")
+    alpha0: float = hyper(0.7, SHARE, "ours")
+    probe_every: int = hyper(16, SOME, "ours")
 
     batch_wide = True
     name = "alpha-goodput"
     rule = "gamma = argmax of (1 - alpha^(gamma + 1)) / (1 - alpha) / seconds, alpha averaged"
     source = "ours; the objective is SmartSpec's, arXiv 2406.14066"
-    tags = {"gamma_max": "ours", "memory": "ours", "alpha0": "ours", "probe_every": "ours"}
 
     def new_state(self, slots: int) -> State:
         return SharedRateState(np.full(1, float(self.alpha0)), np.zeros(1, dtype=np.int64))
@@ -95,26 +95,17 @@ class CensoredGoodput(Policy):
     token is drafted to look again.
     """
 
-    gamma_max: int = 12
-    discount: float = 0.97
-    pool_discount: float = 0.999
-    own_strength: float = 6.0
-    pool_strength: float = 4.0
-    prior_rate: float = 0.7
-    probe_every: int = 16
+    gamma_max: int = hyper(12, DRAFT, "ours")
+    discount: float = hyper(0.97, DISCOUNT, "ours")
+    pool_discount: float = hyper(0.999, DISCOUNT, "ours")
+    own_strength: float = hyper(6.0, Domain(high=1_000_000, above=0), "ours")
+    pool_strength: float = hyper(4.0, Domain(high=1_000_000, above=0), "ours")
+    prior_rate: float = hyper(0.7, SHARE, "ours")
+    probe_every: int = hyper(16, SOME, "ours")
 
     name = "goodput"
     rule = "gamma = argmax of expected tokens per second under a censored survival estimate"
     source = "ours; goodput objective of SmartSpec, arXiv 2406.14066, and vLLM's dynamic rule"
-    tags = {
-        "gamma_max": "ours",
-        "discount": "ours",
-        "pool_discount": "ours",
-        "own_strength": "ours",
-        "pool_strength": "ours",
-        "prior_rate": "ours",
-        "probe_every": "ours",
-    }
 
     def new_state(self, slots: int) -> State:
         depth = self.gamma_max

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, Outcome, Policy, State, View
+from policies.fields import DISCOUNT, DRAFT, FACTOR, SHARE, SOME, hyper
 from policies.randomness import Rng, uniform
 
 PRIOR_RATE = 0.7  # acceptance of a token before any was seen
 PRIOR_ROUNDS = 4.0  # what the rate one depth earlier weighs, in rounds that reached a depth
+SMALLEST = 1e-300  # sum of weights that can be scaled
 STEEPEST = 30.0  # no round multiplies a weight by more than exp(30)
 
 
@@ -76,7 +78,10 @@ def charge(
         after += weight
         state.weight[slot, k] = weight
     for k in range(lengths):
-        state.weight[slot, k] *= before / after
+        if after > SMALLEST:
+            state.weight[slot, k] *= before / after
+        else:  # without a share dealt out anew they may all have sunk to nothing: even again
+            state.weight[slot, k] = 1.0 / state.pool.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +105,12 @@ class Hedge(Policy):
     are not charged and keep their part of the weight.
     """
 
-    gamma_max: int = 12
-    rate: float = 0.3
-    share: float = 0.05
-    pool_rate: float = 0.01
-    discount: float = 0.99
-    probe_every: int = 32
+    gamma_max: int = hyper(12, DRAFT, "ours")
+    rate: float = hyper(0.3, FACTOR, "ours: per token of loss")
+    share: float = hyper(0.05, SHARE, "ours")
+    pool_rate: float = hyper(0.01, SHARE, "ours")
+    discount: float = hyper(0.99, DISCOUNT, "ours")
+    probe_every: int = hyper(32, SOME, "ours")
 
     name = "hedge"
     rule = (
@@ -115,14 +120,6 @@ class Hedge(Policy):
         "Hedge: Freund and Schapire 1997; share: Herbster and Warmuth 1998, Bousquet and Warmuth "
         "2002; full information: Not-a-Bandit, arXiv 2510.20064; over lengths: ours"
     )
-    tags = {
-        "gamma_max": "ours",
-        "rate": "ours: per token of loss",
-        "share": "ours",
-        "pool_rate": "ours",
-        "discount": "ours",
-        "probe_every": "ours",
-    }
 
     def new_state(self, slots: int) -> State:
         lengths = self.gamma_max + 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, GAMMA, SHARE, SWITCH, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -36,8 +37,8 @@ class HeuristicSchedule(Policy):
     slot across requests, as it does across generate calls there.
     """
 
-    gamma0: int = 5
-    transient: bool = True
+    gamma0: int = hyper(5, DRAFT, "primary (the default while `heuristic` was)")
+    transient: bool = hyper(True, SWITCH, "ours: transformers offers both")
 
     def forgets(self) -> bool:
         return self.transient
@@ -70,10 +71,6 @@ class HFHeuristic(HeuristicSchedule):
     name = "hf-heuristic"
     rule = "all drafted accepted: gamma += 2; else gamma = max(1, gamma - 1)"
     source = "huggingface/transformers, generation/candidate_generator.py"
-    tags = {
-        "gamma0": "primary (the default while `heuristic` was)",
-        "transient": "ours: transformers offers both",
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +84,14 @@ class HFHeuristicStop(HeuristicSchedule):
     a kind of HFHeuristic: what exports that one writes a schedule without the stop.
     """
 
-    gamma0: int = 20
-    threshold: float = 0.4
+    gamma0: int = hyper(20, DRAFT, "primary")
+    threshold: float = hyper(0.4, SHARE, "primary")
 
     name = "hf-heuristic+"
     rule = "hf-heuristic, and stop drafting after a token whose probability is below the threshold"
     source = (
         "huggingface/transformers 5.23, generation/candidate_generator.py and stopping_criteria.py"
     )
-    tags = {
-        "gamma0": "primary",
-        "threshold": "primary",
-        "transient": "ours: transformers offers both",
-    }
 
     def proceed(self, state: HeuristicState, slot: int, draft: Draft) -> bool:
         return draft.top1_prob >= self.threshold
@@ -124,24 +116,24 @@ class Streak(Policy):
     that drafted nothing are passed over. Where a request starts is not stated: here at gamma0.
     """
 
-    gamma0: int = 3
-    streak: int = 11
-    bias: int = 0
-    gamma_min: int = 1
-    gamma_max: int = 16
+    gamma0: int = hyper(
+        3, GAMMA, "ours: llama.cpp's draft-max for MTP heads; the start is not stated"
+    )
+    streak: int = hyper(
+        11, COUNT, "primary (the author's choice; the pull request's default is 0, off)"
+    )
+    bias: int = hyper(0, GAMMA, "primary (0 or 1)")
+    gamma_min: int = hyper(1, GAMMA, "ours")
+    gamma_max: int = hyper(16, DRAFT, "primary (llama.cpp's older draft-max)")
 
     name = "streak"
     rule = (
         "gamma + 1 after `streak` rounds with accepted >= drafted - bias, - 1 after as many without"
     )
     source = "ggml-org/llama.cpp, pull request 25726"
-    tags = {
-        "gamma0": "ours: llama.cpp's draft-max for MTP heads; the start is not stated",
-        "streak": "primary (the author's choice; the pull request's default is 0, off)",
-        "bias": "primary (0 or 1)",
-        "gamma_min": "ours",
-        "gamma_max": "primary (llama.cpp's older draft-max)",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         return StreakState(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, GAMMA, SHARE, SOME, disorder, hyper
 from policies.randomness import Rng
 
 DRAFTS, STEPS, ROWS = 0, 1, 2  # LeadingState.clock
@@ -41,29 +42,24 @@ class LeadingPositions(Policy):
     not as a part of vLLM's main branch; there a schedule by batch size may cap it further.
     """
 
-    gamma_max: int = 5
-    gamma_min: int = 0
-    threshold: float = 0.4
-    window: int = 256
-    probe_every: int = 64
-    hysteresis: float = 0.05
+    gamma_max: int = hyper(
+        5, DRAFT, "primary (the proposal's tests; the user's num_speculative_tokens)"
+    )
+    gamma_min: int = hyper(0, GAMMA, "primary")
+    threshold: float = hyper(0.4, SHARE, "primary")
+    window: int = hyper(256, SOME, "primary")
+    probe_every: int = hyper(64, COUNT, "primary")
+    hysteresis: float = hyper(0.05, SHARE, "primary")
 
     batch_wide = True
     name = "leading-positions"
     rule = "gamma = the leading positions whose acceptance rate reaches the threshold"
     source = "vllm-project/vllm, commit 9f1044b, v1/spec_decode/dynamic/adaptive.py"
-    tags = {
-        "gamma_max": "primary (the proposal's tests; the user's num_speculative_tokens)",
-        "gamma_min": "primary",
-        "threshold": "primary",
-        "window": "primary",
-        "probe_every": "primary",
-        "hysteresis": "primary",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one draft")
         return LeadingState(
             np.zeros(self.gamma_max),
             np.zeros(self.gamma_max, dtype=np.int64),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, GAMMA, RING, SOME, disorder, hyper
 from policies.randomness import Rng
 
 
@@ -34,11 +35,13 @@ class CreditBucket(Policy):
     nothing are passed over; a reply's last round counts whatever cut it short.
     """
 
-    gamma_min: int = 3
-    gamma_max: int = 12
-    climb: int = 20
-    drop: int = 20
-    drop_depth: int = 4
+    gamma_min: int = hyper(3, GAMMA, "secondary (a change log of the pull request: n_min_adaptive)")
+    gamma_max: int = hyper(
+        12, DRAFT, "secondary (use recommended with it; llama.cpp's own default is 3)"
+    )
+    climb: int = hyper(20, SOME, "primary")
+    drop: int = hyper(20, COUNT, "primary")
+    drop_depth: int = hyper(4, GAMMA, "primary")
 
     name = "credit-bucket"
     rule = "full acceptances fill a bucket, missing tokens drain it; full: gamma + 1, empty: - 1"
@@ -46,13 +49,9 @@ class CreditBucket(Policy):
         "ggml-org/llama.cpp, pull request 27210 (draft-mtp-adaptive); stew675/llama.cpp, commit "
         "1207c1c, common/speculative-adaptive.h"
     )
-    tags = {
-        "gamma_min": "secondary (a change log of the pull request: n_min_adaptive)",
-        "gamma_max": "secondary (use recommended with it; llama.cpp's own default is 3)",
-        "climb": "primary",
-        "drop": "primary",
-        "drop_depth": "primary",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         gamma = min(self.gamma_min, self.gamma_max)
@@ -135,14 +134,14 @@ class Zones(Policy):
     would ever be drafted, so it must be set.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
-    rounds: int = 3
-    bias: int = 0
-    window: int = 30
-    positive: int = 24
-    negative: int = 20
-    hold_tokens: int = 0
+    gamma_min: int = hyper(1, GAMMA, "ours: the user's there (n_min, 0 by default)")
+    gamma_max: int = hyper(8, DRAFT, "ours: the user's there (n_max, 3 by default)")
+    rounds: int = hyper(3, COUNT, "primary (the example in the header; 0, off, by default)")
+    bias: int = hyper(0, GAMMA, "primary")
+    window: int = hyper(30, RING, "primary")
+    positive: int = hyper(24, SOME, "primary")
+    negative: int = hyper(20, SOME, "primary")
+    hold_tokens: int = hyper(0, COUNT, "primary")
 
     name = "zones"
     rule = "gamma + 1 after `rounds` rounds with many successes in a window, - 1 with many failures"
@@ -150,20 +149,11 @@ class Zones(Policy):
         "Us5rName/llama.cpp, common/speculative-adaptive-length.h, common/common.h; named in "
         "ggml-org/llama.cpp, pull request 25726"
     )
-    tags = {
-        "gamma_min": "ours: the user's there (n_min, 0 by default)",
-        "gamma_max": "ours: the user's there (n_max, 3 by default)",
-        "rounds": "primary (the example in the header; 0, off, by default)",
-        "bias": "primary",
-        "window": "primary",
-        "positive": "primary",
-        "negative": "primary",
-        "hold_tokens": "primary",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one round")
         count = np.zeros((slots, 6), dtype=np.int64)
         count[:, LENGTH] = self.gamma_min
         ring = np.zeros((slots, self.window), dtype=np.int64)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, SHARE, SOME, WEIGHT, hyper
 from policies.randomness import Rng
 
 LAST = 5  # how the last draft ended: all accepted, some, none once, twice, three times or more
@@ -104,32 +105,22 @@ class Marginal(Policy):
     is dearer the fewer rows take it, see open_round.
     """
 
-    gamma_max: int = 16
-    look: int = 8
-    rate: float = 0.1
-    memory: float = 0.999
-    own_base: float = 0.5
-    own_logit: float = 1.0
-    own_entropy: float = 0.0
-    next_base: float = 2.3
-    next_logit: float = -0.1
-    next_entropy: float = -0.5
+    gamma_max: int = hyper(16, DRAFT, "ours: the depth of a recording")
+    look: int = hyper(8, SOME, "ours")
+    rate: float = hyper(0.1, FACTOR, "ours, chosen on the training half of the embedded traces")
+    memory: float = hyper(0.999, SHARE, "ours")
+    own_base: float = hyper(
+        0.5, WEIGHT, "ours: between the fits to two traces; learned on from there"
+    )
+    own_logit: float = hyper(1.0, WEIGHT, "ours: as own_base")
+    own_entropy: float = hyper(0.0, WEIGHT, "ours: as own_base")
+    next_base: float = hyper(2.3, WEIGHT, "ours: as own_base")
+    next_logit: float = hyper(-0.1, WEIGHT, "ours: as own_base")
+    next_entropy: float = hyper(-0.5, WEIGHT, "ours: as own_base")
 
     name = "marginal"
     rule = "draft on while survival x worth of a token exceeds what it adds to the round's seconds"
     source = "ours; the stopping problem of SpecDec++, arXiv 2405.19715, with measured prices"
-    tags = {
-        "gamma_max": "ours: the depth of a recording",
-        "look": "ours",
-        "rate": "ours, chosen on the training half of the embedded traces",
-        "memory": "ours",
-        "own_base": "ours: between the fits to two traces; learned on from there",
-        "own_logit": "ours: as own_base",
-        "own_entropy": "ours: as own_base",
-        "next_base": "ours: as own_base",
-        "next_logit": "ours: as own_base",
-        "next_entropy": "ours: as own_base",
-    }
 
     def new_state(self, slots: int) -> State:
         own = (self.own_base, self.own_logit, self.own_entropy)
@@ -253,12 +244,11 @@ class Payback(Marginal):
     and those of a plain round: that is what a hard stretch of text would cost without drafts.
     """
 
-    doubt: float = 1.0
-    probe_every: int = 16
+    doubt: float = hyper(1.0, FACTOR, "ours")
+    probe_every: int = hyper(16, SOME, "ours")
 
     name = "payback"
     rule = "marginal, and gamma = 0 in contexts where drafts have cost more than they saved"
-    tags = {**Marginal.tags, "doubt": "ours", "probe_every": "ours"}
 
     def gamma(self, state: MarginalState, slot: int, view: View, rng: Rng) -> int:
         at = int(state.context[slot])

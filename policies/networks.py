@@ -122,10 +122,7 @@ def _built(
         raise InputError(
             f"field 'policy' is {name!r}, but {where} holds a network of another kind; {AGAIN}"
         )
-    try:
-        return neural_policy(network, **{k: v for k, v in fields.items() if k != "digest"})
-    except ValueError as error:
-        raise InputError(f"field {error}") from None
+    return neural_policy(network, **{k: v for k, v in fields.items() if k != "digest"})
 
 
 def load_policy(name: str, fields: dict[str, Any], file: Path) -> NeuralRound | NeuralToken:

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, Domain, hyper
 from policies.observation import (
     DRAFTING,
     GRID,
@@ -135,14 +136,10 @@ class _Neural(Policy):
     dataclasses.replace: make another one with neural_policy.
     """
 
-    digest: int = 0
-    round_s: float = 0.0
+    digest: int = hyper(0, Domain(0, (1 << 48) - 1), "ours: the network's, see digest_of")
+    round_s: float = hyper(0.0, FACTOR, "ours: measured where the network is exported")
 
     network: ClassVar[Network | None] = None
-    tags = {
-        "digest": "ours: the network's, see digest_of",
-        "round_s": "ours: measured where the network is exported",
-    }
 
     def new_state(self, slots: int) -> State:
         network = self.network
@@ -188,17 +185,12 @@ class NeuralToken(_Neural):
     token, too: a round may be plain.
     """
 
-    gamma_max: int = 16
-    token_s: float = 0.0
+    gamma_max: int = hyper(16, DRAFT, "ours: the depth of a recording")
+    token_s: float = hyper(0.0, FACTOR, "ours: measured where the network is exported")
 
     name = "neural-token"
     rule = "draft on while a trained network over costs, acceptance and confidence prefers it"
     source = "ours: trained in this project's environment"
-    tags = {
-        **_Neural.tags,
-        "gamma_max": "ours: the depth of a recording",
-        "token_s": "ours: measured where the network is exported",
-    }
 
     def gamma(self, state: NeuralState, slot: int, view: View, rng: Rng) -> int:
         show_round(state, slot, view)
@@ -241,11 +233,6 @@ def neural_policy(
     wrong = fault(network)
     if wrong:
         raise ValueError(wrong)
-    if gamma_max < 1:
-        raise ValueError(f"gamma_max is {gamma_max}; at least 1")
-    for name, seconds in (("round_s", round_s), ("token_s", token_s)):
-        if not 0.0 <= seconds < float("inf"):
-            raise ValueError(f"{name} is {seconds}; seconds are finite and not negative")
     policy: NeuralRound | NeuralToken
     if kind_of(network.w1.shape[0], network.b3.shape[0]) is NeuralToken:
         policy = NeuralToken(digest_of(network), round_s, gamma_max, token_s)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, SHARE, SOME, disorder, hyper
 from policies.randomness import Rng
 
 # DepthState.clock: the depth of the next round, whether the last round probed, rounds between
@@ -107,26 +108,20 @@ class OllamaDepth(Policy):
     the depth (or nothing does). The seconds are those that elapsed, compared with each other only.
     """
 
-    gamma_max: int = 16
-    acceptance_weight: float = 0.1
-    samples: int = 10
-    cost_weight: float = 0.3
-    clamp: float = 0.25
-    probe_every: int = 4
-    probe_most: int = 512
+    gamma_max: int = hyper(16, DRAFT, "ours: there the drafter's own limit, if it has one")
+    acceptance_weight: float = hyper(0.1, SHARE, "primary")
+    samples: int = hyper(10, SOME, "primary")
+    cost_weight: float = hyper(0.3, SHARE, "primary")
+    clamp: float = hyper(0.25, FACTOR, "primary")
+    probe_every: int = hyper(4, SOME, "primary")
+    probe_most: int = hyper(512, SOME, "primary")
 
     name = "ollama-depth"
     rule = "gamma = argmax of expected tokens over measured cost, at most one beyond what is known"
     source = "ollama/ollama, x/mlxrunner/speculate_depth.go and speculate.go (beginRound, endRound)"
-    tags = {
-        "gamma_max": "ours: there the drafter's own limit, if it has one",
-        "acceptance_weight": "primary",
-        "samples": "primary",
-        "cost_weight": "primary",
-        "clamp": "primary",
-        "probe_every": "primary",
-        "probe_most": "primary",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "probe_every", "probe_most")
 
     def new_state(self, slots: int) -> State:
         clock = np.zeros(5, dtype=np.int64)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, FACTOR, SHARE, disorder, hyper
 from policies.randomness import Rng
 
 # ProbeState.plan: the length in force, the one a probe started from (0: no probe), rounds of the
@@ -70,34 +71,26 @@ class OnnxAdaptiveK(Policy):
     step after three rounds at gamma_min that accepted nothing.
     """
 
-    gamma_min: int = 2
-    gamma_max: int = 16
-    weight: float = 0.25
-    high: float = 0.75
-    low: float = 0.5
-    keep: float = 0.97
-    abort: float = 0.8
-    wait_kept: int = 1
-    wait_rejected: int = 6
+    gamma_min: int = hyper(
+        2, DRAFT, "primary (docs/SpeculativeDecoding.md: try min_adaptive_k=2; unset: off)"
+    )
+    gamma_max: int = hyper(16, DRAFT, "primary")
+    weight: float = hyper(0.25, SHARE, "primary")
+    high: float = hyper(0.75, SHARE, "primary")
+    low: float = hyper(0.5, SHARE, "primary")
+    keep: float = hyper(0.97, FACTOR, "primary")
+    abort: float = hyper(0.8, FACTOR, "primary")
+    wait_kept: int = hyper(1, COUNT, "primary")
+    wait_rejected: int = hyper(6, COUNT, "primary")
 
     name = "onnx-adaptive-k"
     rule = "try one more token at a high rate, one less at a low one; keep it if no slower"
     source = "microsoft/onnxruntime-genai, src/speculative_decoding_strategy.h, AdaptiveKController"
-    tags = {
-        "gamma_min": "primary (docs/SpeculativeDecoding.md: try min_adaptive_k=2; unset: off)",
-        "gamma_max": "primary",
-        "weight": "primary",
-        "high": "primary",
-        "low": "primary",
-        "keep": "primary",
-        "abort": "primary",
-        "wait_kept": "primary",
-        "wait_rejected": "primary",
-    }
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max") or disorder(self, "low", "high")
 
     def new_state(self, slots: int) -> State:
-        if not 1 <= self.gamma_min <= self.gamma_max:
-            raise ValueError("lengths go from gamma_min >= 1 to gamma_max")
         plan = np.zeros((slots, 5), dtype=np.int64)
         plan[:, GAMMA] = self.gamma_min
         lengths = self.gamma_max + 1

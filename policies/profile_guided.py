@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, Policy, State, View
+from policies.fields import DRAFT, hyper
 from policies.randomness import Rng
 
 
@@ -35,12 +36,11 @@ class ProfileGuided(Policy):
     fixed cost per round included, anew each round. The rule has no term for the draft's own time.
     """
 
-    gamma_max: int = 32
+    gamma_max: int = hyper(32, DRAFT, "primary (draft-max of its examples)")
 
     name = "profile-guided"
     rule = "stop when the product of top-1 probabilities is below verify_s[n] / (n verify_s[1])"
     source = "ggml-org/llama.cpp, pull requests 17034 and 14132 (jukofyork)"
-    tags = {"gamma_max": "primary (draft-max of its examples)"}
 
     def new_state(self, slots: int) -> State:
         return ProfileState(np.ones(slots), np.zeros((slots, self.gamma_max)))

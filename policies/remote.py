@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, Outcome, Policy, State, View
+from policies.fields import DISCOUNT, DRAFT, FACTOR, SHARE, Domain, hyper
 from policies.randomness import Rng
 
 
@@ -39,22 +40,21 @@ class SpecStop(Policy):
     ones at first. A timing taken over the way already holds it: then the delay is 0.
     """
 
-    gamma_max: int = 10
-    delay_ms: float = 0.0
-    prior_rate: float = 0.7
-    strength: float = 20.0
-    discount: float = 0.999
+    gamma_max: int = hyper(
+        10, DRAFT, "primary (the experiments on hardware; 20 in the simulations)"
+    )
+    delay_ms: float = hyper(
+        0.0, FACTOR, "ours: that of the way, one direction; 0 where the timing holds it"
+    )
+    prior_rate: float = hyper(0.7, SHARE, "primary (alpha of the simulations)")
+    strength: float = hyper(
+        20.0, Domain(high=1_000_000, above=0), "ours: there the rate is calibrated, not learned"
+    )
+    discount: float = hyper(0.999, DISCOUNT, "ours: there the rate is calibrated, not learned")
 
     name = "specstop"
     rule = "gamma = argmin of a round's seconds, the way included, over its expected tokens"
     source = "szpsunkk/UCB-SpecStop, src/core.py (C, compute_kstar); arXiv 2606.20591 (abstract)"
-    tags = {
-        "gamma_max": "primary (the experiments on hardware; 20 in the simulations)",
-        "delay_ms": "ours: that of the way, one direction; 0 where the timing holds it",
-        "prior_rate": "primary (alpha of the simulations)",
-        "strength": "ours: there the rate is calibrated, not learned",
-        "discount": "ours: there the rate is calibrated, not learned",
-    }
 
     def new_state(self, slots: int) -> State:
         return RateState(np.zeros(1), np.zeros(1))
@@ -104,16 +104,14 @@ class UCBSpecStop(Policy):
     One for all requests. It weighs the milliseconds that elapsed with each other only.
     """
 
-    gamma_max: int = 10
-    beta_ms: float = 1.0
+    gamma_max: int = hyper(
+        10, DRAFT, "primary (the experiments on hardware; 20 in the simulations)"
+    )
+    beta_ms: float = hyper(1.0, FACTOR, "primary (1, with delays in milliseconds)")
 
     name = "ucb-specstop"
     rule = "gamma = argmin of milliseconds per token less a bonus for lengths seldom played"
     source = "szpsunkk/UCB-SpecStop, src/baselines.py (UCBSpecStop); arXiv 2606.20591 (abstract)"
-    tags = {
-        "gamma_max": "primary (the experiments on hardware; 20 in the simulations)",
-        "beta_ms": "primary (1, with delays in milliseconds)",
-    }
 
     def new_state(self, slots: int) -> State:
         arms = self.gamma_max

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, SHARE, Domain, hyper
 from policies.randomness import Rng
 
 
@@ -75,20 +76,16 @@ class HFRocConfidence(Policy):
     history (and needs scikit-learn); here a reply may hold `history` pairs.
     """
 
-    gamma_max: int = 20
-    threshold0: float = 0.4
-    miss_weight: int = 3
-    history: int = 1024
+    gamma_max: int = hyper(20, DRAFT, "primary")
+    threshold0: float = hyper(0.4, SHARE, "primary")
+    miss_weight: int = hyper(3, Domain(0, 1_000_000), "primary")
+    history: int = hyper(
+        1024, Domain(1, 100_000), "ours: transformers keeps all pairs of a generation"
+    )
 
     name = "hf-roc"
     rule = "hf-confidence whose threshold minimises FPR + 3 FNR over the reply so far"
     source = "huggingface/transformers, generation/candidate_generator.py"
-    tags = {
-        "gamma_max": "primary",
-        "threshold0": "primary",
-        "miss_weight": "primary",
-        "history": "ours: transformers keeps all pairs of a generation",
-    }
 
     def new_state(self, slots: int) -> State:
         return RocState(

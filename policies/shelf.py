@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from policies.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
 from policies.entropy import SVIP, AdaEDL
 from policies.entropy_gate import EntropyGate
 from policies.exp3 import Exp3, Exp3Spec
+from policies.fields import short_field
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune, GammaTunePlus
 from policies.goodput import AlphaGoodput, CensoredGoodput
@@ -55,6 +55,7 @@ from policies.tapout import TapOut
 from policies.thompson import ThompsonBeta, ThompsonGauss
 from policies.tiers import SGLangTiers
 from traces.errors import InputError
+from traces.json_text import read_json
 from traces.store import refuse_existing, write_atomically
 
 POLICY_FILE_VERSION = 1
@@ -92,7 +93,7 @@ SHELF: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() f
 
 
 def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
@@ -109,24 +110,17 @@ def find_policy(name: str) -> type[Policy]:
     return SHELF[name]
 
 
-def short_field(field: str) -> str:
-    """A field as it is written on the command line: without its unit (gamma_tokens -> gamma)."""
-    return field.removesuffix("_tokens")
-
-
-def _typed(value: Any, like: int | float | bool, where: str) -> int | float | bool:
-    """A field's value, as text or as JSON has it, in the type of its default."""
-    kind = type(like)
+def _typed(value: Any, kind: type[int] | type[float] | type[bool]) -> Any:
+    """A field's value, as text or as JSON has it, in the type of its default where it can be taken
+    for one; policies.fields says what is wrong with it otherwise.
+    """
     try:
         if isinstance(value, str):
-            words = {"false": False, "0": False, "true": True, "1": True}
-            value = words[value.lower()] if kind is bool else kind(value)
-        fits = type(value) is kind or (kind is float and type(value) is int)
-        if fits and math.isfinite(value):
-            return kind(value)
+            words = {"false": False, "true": True}
+            return words[value.lower()] if kind is bool else kind(value)
+        return float(value) if kind is float and type(value) is int else value
     except (KeyError, ValueError, OverflowError):
-        pass
-    raise InputError(f"{where} must be {kind.__name__}, not {value!r}")
+        return value
 
 
 def make_policy(name: str, values: dict[str, Any]) -> Policy:
@@ -137,20 +131,17 @@ def make_policy(name: str, values: dict[str, Any]) -> Policy:
     if name in KINDS:
         return known_policy(name, chosen_fields(KINDS[name], values))
     cls = find_policy(name)
-    policy = cls(**chosen_fields(cls, values))
-    try:
-        policy.new_state(1)
-    except (ValueError, OverflowError, MemoryError):
-        raise InputError(f"policy {label(policy)!r}: its fields are out of range") from None
-    return policy
+    return cls(**chosen_fields(cls, values))
 
 
-def chosen_fields(cls: type[Policy], values: dict[str, Any]) -> dict[str, int | float | bool]:
-    """Fields of a policy class by their full names; raises InputError as make_policy does."""
+def chosen_fields(cls: type[Policy], values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a policy class by their full names; raises InputError naming one that there is not,
+    or that is given twice.
+    """
     name = cls.name
     defaults = field_values(cls())
     fields = {short_field(f): f for f in defaults} | {f: f for f in defaults}
-    chosen: dict[str, int | float | bool] = {}
+    chosen: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
             known = ", ".join(short_field(f) for f in defaults) or "it has none"
@@ -158,8 +149,15 @@ def chosen_fields(cls: type[Policy], values: dict[str, Any]) -> dict[str, int | 
                 f"policy {name!r} has no field {key!r}; {_suggest(key, list(fields))}"
                 f"fields: {known}"
             )
-        chosen[fields[key]] = _typed(value, defaults[fields[key]], f"{name}:{key}")
+        if fields[key] in chosen:
+            raise twice(name, key)
+        chosen[fields[key]] = _typed(value, type(defaults[fields[key]]))
     return chosen
+
+
+def twice(name: str, key: str) -> InputError:
+    """A field was given two values."""
+    return InputError(f"policy {name!r}: field {key} is given twice")
 
 
 def parse_policy(spec: str) -> Policy:
@@ -168,6 +166,8 @@ def parse_policy(spec: str) -> Policy:
     values: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         key, _, text = setting.partition("=")
+        if key in values:
+            raise twice(name, key)
         values[key] = text
     return make_policy(name, values)
 
@@ -178,10 +178,7 @@ def read_policies(path: Path) -> list[Policy]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such policy file; `gammalab sweep` writes them")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); truncated?") from None
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("kind") != "policies":
         raise InputError(f"{path} is JSON, but not a policy file (kind is not 'policies')")
     if raw.get("version") != POLICY_FILE_VERSION:

@@ -9,6 +9,7 @@ import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Policy, State, View
 from policies.classifiers import chance
+from policies.fields import DRAFT, WEIGHT, hyper
 from policies.randomness import Rng
 
 GAMMAS = (2, 4, 6, 8)
@@ -44,21 +45,17 @@ class SpecKV(Policy):
     first round of a request drafts gamma0, the paper's baseline.
     """
 
-    gamma0: int = 4
-    bias: float = 0.8185
-    w_mean_entropy: float = -0.1686
-    w_max_entropy: float = -0.2197
-    w_mean_top1: float = 1.9517
-    w_min_top1: float = -0.8265
-    w_gamma: float = -0.1866
+    gamma0: int = hyper(4, DRAFT, "ours: the paper's baseline, for the round without signals")
+    bias: float = hyper(0.8185, WEIGHT, _TRAINED)
+    w_mean_entropy: float = hyper(-0.1686, WEIGHT, _TRAINED)
+    w_max_entropy: float = hyper(-0.2197, WEIGHT, _TRAINED)
+    w_mean_top1: float = hyper(1.9517, WEIGHT, _TRAINED)
+    w_min_top1: float = hyper(-0.8265, WEIGHT, _TRAINED)
+    w_gamma: float = hyper(-0.1866, WEIGHT, _TRAINED)
 
     name = "speckv"
     rule = "gamma = argmax of r(gamma) * gamma + 1, r predicted from the last round's signals"
     source = "SpecKV, arXiv 2605.02888; Shikhar1/SpecKV on Hugging Face (configuration)"
-    tags = {
-        "gamma0": "ours: the paper's baseline, for the round without signals",
-        **dict.fromkeys(WEIGHTS, _TRAINED),
-    }
 
     def new_state(self, slots: int) -> State:
         return SignalState(np.zeros(slots, dtype=np.int64), np.zeros((slots, 4)))

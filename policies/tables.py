@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, GAMMA, SHARE, Domain, hyper
 from policies.randomness import Rng
 
 
@@ -24,31 +25,24 @@ class BatchTable(Policy):
     length.
     """
 
-    bound1: int = 4
-    gamma1: int = 4
-    bound2: int = 8
-    gamma2: int = 2
-    bound3: int = 32
-    gamma3: int = 1
-    bound4: int = 0
-    gamma4: int = 0
-    gamma_above: int = 0
+    bound1: int = hyper(4, COUNT, "primary (the example of the pull request)")
+    gamma1: int = hyper(4, GAMMA, "primary (the example of the pull request)")
+    bound2: int = hyper(8, COUNT, "primary (the example of the pull request)")
+    gamma2: int = hyper(2, GAMMA, "primary (the example of the pull request)")
+    bound3: int = hyper(32, COUNT, "primary (the example of the pull request)")
+    gamma3: int = hyper(1, GAMMA, "primary (the example of the pull request)")
+    bound4: int = hyper(0, COUNT, "ours: a fourth row, not there by default")
+    gamma4: int = hyper(0, GAMMA, "ours: a fourth row, not there by default")
+    gamma_above: int = hyper(0, Domain(-1, 1_000), "primary (0: TensorRT-LLM; -1: vLLM)")
 
     batch_wide = True
     name = "batch-table"
     rule = "the length of the first row whose bound the batch does not exceed; above them 0 or last"
     source = "NVIDIA/TensorRT-LLM, pull request 10860 (draft_len_schedule); vLLM; mlc-llm"
-    tags = {
-        "bound1": "primary (the example of the pull request)",
-        "gamma1": "primary (the example of the pull request)",
-        "bound2": "primary (the example of the pull request)",
-        "gamma2": "primary (the example of the pull request)",
-        "bound3": "primary (the example of the pull request)",
-        "gamma3": "primary (the example of the pull request)",
-        "bound4": "ours: a fourth row, not there by default",
-        "gamma4": "ours: a fourth row, not there by default",
-        "gamma_above": "primary (0: TensorRT-LLM; -1: vLLM)",
-    }
+
+    def conflict(self) -> str:
+        bounds = [bound for bound in (self.bound1, self.bound2, self.bound3, self.bound4) if bound]
+        return "" if sorted(set(bounds)) == bounds else "bound1 to bound4 must ascend (0: no row)"
 
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         if view.batch_size <= self.bound1:
@@ -90,23 +84,16 @@ class DisableGate(Policy):
     whose reply ended inside the accepted tokens is no sample.
     """
 
-    gamma_tokens: int = 4
-    window: int = 64
-    threshold: float = 0.3
+    gamma_tokens: int = hyper(4, GAMMA, "ours: the operator's there")
+    window: int = hyper(64, Domain(1, 1_000_000), "ours: the operator's there, off by default")
+    threshold: float = hyper(0.3, SHARE, "ours: the operator's there, off by default")
 
     batch_wide = True
     name = "disable-gate"
     rule = "gamma until the mean acceptance rate of `window` rounds is below the threshold, then 0"
     source = "NVIDIA/TensorRT-LLM, _torch/speculative/speculation_gate.py"
-    tags = {
-        "gamma_tokens": "ours: the operator's there",
-        "window": "ours: the operator's there, off by default",
-        "threshold": "ours: the operator's there, off by default",
-    }
 
     def new_state(self, slots: int) -> State:
-        if self.window < 1:
-            raise ValueError("the window holds at least one round")
         return GateState(
             np.zeros(self.window),
             np.zeros(1),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import DRAFT, FACTOR, GAMMA, SHARE, hyper
 from policies.randomness import Rng
 
 RULES = 6
@@ -42,28 +43,19 @@ class TapOut(Policy):
     fastest rule.
     """
 
-    gamma_max: int = 8
-    short: int = 2
-    entropy_low: float = 0.693
-    entropy_high: float = 1.386
-    confidence: float = 0.8
-    blend: float = 0.5
-    exploration: float = 2.0
+    gamma_max: int = hyper(8, DRAFT, "secondary")
+    short: int = hyper(2, GAMMA, "secondary")
+    entropy_low: float = hyper(0.693, FACTOR, "secondary (1 bit)")
+    entropy_high: float = hyper(1.386, FACTOR, "secondary (2 bits)")
+    confidence: float = hyper(0.8, SHARE, "unconfirmed")
+    blend: float = hyper(0.5, SHARE, "unconfirmed")
+    exploration: float = hyper(2.0, FACTOR, "secondary")
 
     name = "tapout"
     rule = "UCB1 chooses one of six stopping rules per round; reward blends length and acceptance"
     source = (
         "TapOut, arXiv 2511.02017; rules from pramodjella/speculative-decoding-draft-length-audit"
     )
-    tags = {
-        "gamma_max": "secondary",
-        "short": "secondary",
-        "entropy_low": "secondary (1 bit)",
-        "entropy_high": "secondary (2 bits)",
-        "confidence": "unconfirmed",
-        "blend": "unconfirmed",
-        "exploration": "secondary",
-    }
 
     def new_state(self, slots: int) -> State:
         return TapOutState(np.zeros(RULES), np.zeros(RULES), np.zeros(slots, dtype=np.int64))

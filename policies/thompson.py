@@ -10,6 +10,7 @@ import numpy as np
 
 from policies.bandits import arms_in_room
 from policies.base import FloatArray, Outcome, Policy, State, View
+from policies.fields import DISCOUNT, DRAFT, GAMMA, disorder, hyper
 from policies.randomness import Rng, beta, normal
 
 
@@ -36,13 +37,12 @@ class ThompsonBeta(Policy):
     and is drawn. That also ends a stretch of gamma = 0, without a probe rule.
     """
 
-    gamma_max: int = 8
-    discount: float = 0.99
+    gamma_max: int = hyper(8, DRAFT, "ours")
+    discount: float = hyper(0.99, DISCOUNT, "ours")
 
     name = "thompson-beta"
     rule = "draw each depth's acceptance from its Beta posterior; gamma = argmax of tokens/s"
     source = "Thompson, Biometrika 25, 1933; Chapelle and Li, NIPS 2011; per depth: ours"
-    tags = {"gamma_max": "ours", "discount": "ours"}
 
     def new_state(self, slots: int) -> State:
         return DepthState(np.zeros(self.gamma_max), np.zeros(self.gamma_max))
@@ -90,13 +90,15 @@ class ThompsonGauss(Policy):
     not look certain. Every arm is played twice first. Nothing is forgotten.
     """
 
-    gamma_min: int = 1
-    gamma_max: int = 8
+    gamma_min: int = hyper(1, GAMMA, "ours")
+    gamma_max: int = hyper(8, DRAFT, "ours")
 
     name = "thompson-gauss"
     rule = "gamma = argmax of a Gaussian draw of each arm's tokens/s"
     source = "Honda and Takemura, AISTATS 2014 (Gaussian bandits); ratio of sums: ours"
-    tags = {"gamma_min": "ours", "gamma_max": "ours"}
+
+    def conflict(self) -> str:
+        return disorder(self, "gamma_min", "gamma_max")
 
     def new_state(self, slots: int) -> State:
         arms = self.gamma_max - self.gamma_min + 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
+from policies.fields import COUNT, DRAFT, GAMMA, SHARE, SOME, WEIGHT, hyper
 from policies.randomness import Rng
 
 # From these batch sizes on another set of lengths; the first set is the fields' own. Primary.
@@ -78,38 +79,28 @@ class SGLangTiers(Policy):
     there) is left out.
     """
 
-    step1: int = 1
-    step2: int = 3
-    step3: int = 5
-    step4: int = 7
-    start: int = 3
-    weight: float = 0.2
-    down: float = -0.25
-    up: float = 0.0
-    warmup: int = 10
-    interval: int = 5
+    step1: int = hyper(1, DRAFT, "primary")
+    step2: int = hyper(3, DRAFT, "primary")
+    step3: int = hyper(5, DRAFT, "primary")
+    step4: int = hyper(7, DRAFT, "primary")
+    start: int = hyper(3, GAMMA, "ours: the user's num_steps there")
+    weight: float = hyper(0.2, SHARE, "primary")
+    down: float = hyper(-0.25, WEIGHT, "primary")
+    up: float = hyper(0.0, WEIGHT, "primary")
+    warmup: int = hyper(10, COUNT, "primary")
+    interval: int = hyper(5, SOME, "primary")
 
     batch_wide = True
     name = "sglang-tiers"
     rule = "the captured length nearest above the mean accepted length, with hysteresis, by batch"
     source = "sgl-project/sglang, speculative/adaptive_spec_params.py"
-    tags = {
-        "step1": "primary",
-        "step2": "primary",
-        "step3": "primary",
-        "step4": "primary",
-        "start": "ours: the user's num_steps there",
-        "weight": "primary",
-        "down": "primary",
-        "up": "primary",
-        "warmup": "primary",
-        "interval": "primary",
-    }
+
+    def conflict(self) -> str:
+        steps = (self.step1, self.step2, self.step3, self.step4)
+        return "" if sorted(set(steps)) == list(steps) else "step1 to step4 must ascend"
 
     def new_state(self, slots: int) -> State:
         own = (self.step1, self.step2, self.step3, self.step4)
-        if not 0 < own[0] < own[1] < own[2] < own[3]:
-            raise ValueError("steps must be positive and ascending")
         sets = (own, *LARGER_BATCHES)
         steps = np.full((len(sets), len(own)), -1, dtype=np.int64)
         at = np.zeros(len(sets), dtype=np.int64)

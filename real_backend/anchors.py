@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from real_backend.measure import LAGS, Bench
+from real_backend.measure import LAGS, Bench, Samples
 from real_backend.models import Pair
 from real_backend.sitting import Anchor, anchor_context
 from real_backend.steps import Law
-from real_backend.sweep_file import Samples
+from traces.split import named_generator
 from traces.timing import Timing
 
 KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2, 4 and 7 tokens
@@ -31,14 +31,16 @@ class Anchors:
         self._samples: Samples = {}
         deepest = max(KINDS)
         self._bench = Bench(pair, 1, self.context + deepest + 1, self._samples, law, deepest)
-        self._generator = np.random.default_rng(seed)
+        self._seed = seed
 
     @torch.inference_mode()
-    def __call__(self, began: float) -> list[Anchor]:
-        """The blocks now; began: the moment (time.perf_counter) from which at_s counts."""
+    def __call__(self, began: float, turn: int) -> list[Anchor]:
+        """The blocks now, in the order of turn number `turn`; began: the moment
+        (time.perf_counter) from which at_s counts.
+        """
         at_s = time.perf_counter() - began
         self._samples.clear()
-        for index in self._generator.permutation(len(KINDS)):
+        for index in named_generator(self._seed, f"anchors {turn}").permutation(len(KINDS)):
             self._bench.block(KINDS[index], LAGS[:2], self.context)
         return [
             Anchor(at_s, operation, tokens, context, *np.median(spent, axis=0).tolist())

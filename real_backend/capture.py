@@ -27,6 +27,7 @@ from real_backend.options import (
     refuse_shape,
     run_module,
 )
+from real_backend.progress import Step, progress
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,
     Question,
@@ -153,7 +154,7 @@ def _capture_batch(
     batch: list[tuple[int, Question]],
     settings: Settings,
     writer: TraceWriter,
-    bar: tqdm,
+    step: Step,
 ) -> None:
     """All turns of a few questions; `batch` pairs each with the row of its first turn."""
     replies: dict[int, list[str]] = {first: [] for first, _ in batch}
@@ -172,7 +173,7 @@ def _capture_batch(
         for (first, request), one in zip(requests.items(), decoded, strict=True):
             writer.append(first + turn, annotate(pair, request, one, settings, writer.meta))
             replies[first].append(decode_reply(pair, one.tokens))
-            bar.update()
+            step()
 
 
 def _requests_of_turn(
@@ -225,9 +226,9 @@ def capture(
     total = int(first_rows[-1])
     work = list(zip(first_rows[:-1].tolist(), questions, strict=True))
     done = sum(writer.has(row) for row in range(total))
-    with tqdm(total=total, initial=done, desc="capture", unit="reply", disable=None) as bar:
+    with progress(total, "capture", done) as step:
         for begin in range(0, len(work), settings.batch):
-            _capture_batch(pair, work[begin : begin + settings.batch], settings, writer, bar)
+            _capture_batch(pair, work[begin : begin + settings.batch], settings, writer, step)
     return writer.finish(total, overwrite=force)
 
 

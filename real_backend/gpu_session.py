@@ -148,7 +148,7 @@ class _Planner:
         name = file_name(pair.removeprefix("shape:")) + f"-{dtype}"
         folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")
         arguments = ["--pair", pair, "--dtype", dtype, "--trace", trace, "--timing", timing]
-        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder, "--force"]
+        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder]
         arguments += ["--limit", self.effort.replies]
         arguments += ["--policies", self.effort.policies, "--batch", batch]
         seats = [*map(label, parse_policies(self.effort.policies)), PLACEBO]

@@ -30,7 +30,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from policies.base import Policy
 from policies.shelf import label, parse_policies
@@ -44,6 +43,7 @@ from real_backend.options import (
     refuse_shape,
     run_module,
 )
+from real_backend.progress import progress
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from traces.errors import InputError
 from traces.store import write_atomically
@@ -238,12 +238,12 @@ def check(
     engine = Engine(pair, StepCosts(1, 1, price[0], 0.1 * price, price, 0.0), max_gamma=_MAX_GAMMA)
     ways = list(product(batches, policies))
     total = (1 + len(ways)) * len(requests)
-    with tqdm(total=total, desc="lossless", unit="reply", disable=None, leave=False) as bar:
-        reference = decode_reference(pair, requests, max_new_tokens, bar.update)
+    with progress(total, "lossless") as step:
+        reference = decode_reference(pair, requests, max_new_tokens, step)
         runs = []
         for batch, policy in ways:
             run = engine.decode(
-                policy, requests, max_new_tokens=max_new_tokens, batch=batch, progress=bar.update
+                policy, requests, max_new_tokens=max_new_tokens, batch=batch, progress=step
             )
             runs.append((label(policy), batch, run.tokens, reference.shape))
     gaps, shape, program = reference.gaps, reference.shape, reference.program

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.shelf import SHELF
@@ -34,10 +33,12 @@ from real_backend.faults import device_faults
 from real_backend.finite import check_finite
 from real_backend.models import Pair, check_caches, pair_from_args
 from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
+from real_backend.partial_file import PartialFile, damaged, finished, partial_path
+from real_backend.progress import progress
 from real_backend.round_overheads import round_overheads
 from real_backend.steps import GREEDY, Feed, Law
-from real_backend.sweep_file import Samples, Spent, SweepFile
 from traces.errors import InputError
+from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
 
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
@@ -55,6 +56,14 @@ _SIGNAL_TOKENS, _SIGNAL_WARM, _SIGNAL_PAIRS = (
     33,
 )  # of rounds that read signals, beside rounds that do not
 _NANOSECONDS = 9  # digits kept of a block
+
+Key = tuple[str, int, int, int]
+"""(operation, batch, tokens, context) of one cell."""
+Spent = tuple[float, float]
+"""Seconds by the wall, or in a GPU's stream; and by the processor's clock of this thread, NaN on a
+GPU."""
+Samples = dict[Key, list[Spent]]
+"""Seconds of every cell in one sweep."""
 
 
 class Marks:
@@ -200,33 +209,51 @@ def _sample(
     contexts: Sequence[int],
     repeats: int,
     law: Law = GREEDY,
-    kept: SweepFile | None = None,
+    kept: PartialFile | None = None,
     seconds: float = math.inf,
 ) -> list[Samples]:
     """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
     all else once, every time in an order of its own. Sweeps that `kept` holds are not run again;
     after `seconds` no other begins, if there is one at all.
     """
-    kept = kept or SweepFile(None, {})
-    sweeps = -(-repeats // (_VISITS * _TIMED_ROUNDS))
-    if len(kept.found) >= sweeps:
-        return kept.found
+    kept = kept or PartialFile(None, {})
+    found, sweeps = _read_sweeps(kept), -(-repeats // (_VISITS * _TIMED_ROUNDS))
+    if len(found) >= sweeps:
+        return found
     samples: Samples = {}
     until = time.perf_counter() + seconds
     usual, rare = _work(pair, batches, contexts, samples, law)
-    for number in tqdm(range(sweeps), desc="measure", unit="sweep", disable=None):
-        order = np.random.default_rng(number)
-        if number < len(kept.found):
-            continue
-        if kept.found and time.perf_counter() > until:
-            break
-        samples.clear()
-        for visit in range(_VISITS):
-            work = usual if visit else usual + rare
-            for index in order.permutation(len(work)):
-                work[index]()
-        kept.keep(dict(samples))
-    return kept.found
+    missing = range(len(found), sweeps)
+    with progress(len(missing) * (_VISITS * len(usual) + len(rare)), "measure") as step:
+        for number in missing:
+            if found and time.perf_counter() > until:
+                break
+            order = np.random.default_rng(number)
+            samples.clear()
+            for visit in range(_VISITS):
+                work = usual if visit else usual + rare
+                for index in order.permutation(len(work)):
+                    work[index]()
+                    step()
+            found.append(dict(samples))
+            kept.keep([[list(key), spent] for key, spent in samples.items()])
+    return found
+
+
+def _read_sweeps(kept: PartialFile) -> list[Samples]:
+    """The sweeps that `kept` holds; raises InputError if they are none."""
+    try:
+        return [
+            {
+                (str(operation), int(batch), int(tokens), int(context)): [
+                    (float(wall), float(cpu)) for wall, cpu in spent
+                ]
+                for (operation, batch, tokens, context), spent in sweep
+            }
+            for sweep in kept.found
+        ]
+    except (ValueError, TypeError):
+        raise damaged(kept.path) from None
 
 
 def _work(
@@ -290,8 +317,8 @@ def measure(
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
     sweeps, and of every rule of the registry. law: how tokens are chosen meanwhile. partial_file:
-    where finished sweeps are kept until all is done, and found again. seconds: be content with
-    fewer sweeps after so many.
+    where finished sweeps are kept until all is done, and found again; the timing's meta then has
+    `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many.
 
     Raises InputError if a context does not fit the pair, or the file is of another measurement.
     """
@@ -300,9 +327,11 @@ def measure(
     _check_contexts(pair, contexts)
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(law)} | about
-    kept = SweepFile(partial_file, asked | {"steps": "", "gpu": ""})
+    kept = PartialFile(partial_file, asked | {"steps": "", "gpu": ""})
     cells = _cells(_sample(pair, batches, contexts, repeats, law, kept, seconds))
     about = pair.describe() | {"temperature": law.temperature, "top_p": law.top_p}
+    if kept.gaps:
+        about["gaps"] = kept.gaps
     timing = Timing(about, cells, 0.0, 0.0)
     rules = [rule() for rule in SHELF.values()]
     own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
@@ -321,14 +350,13 @@ def measure(
 
 def run(args: argparse.Namespace) -> Timing:
     """The measure command; see real_backend.options."""
-    if args.out.exists() and not args.force:
-        raise InputError(f"{args.out} exists; choose another name or pass --force")
-    law = Law(args.temperature, args.top_p)
-    Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
-    pair = pair_from_args(args)
-    unfinished = args.out.with_name(args.out.name + ".partial")
+    unfinished = partial_path(args.out)
     if args.force:
         unfinished.unlink(missing_ok=True)
+    refuse_existing(args.out, args.force or unfinished.exists())  # begun with --force
+    law = Law(args.temperature, args.top_p)
+    Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
+    pair = pair_from_args(args, unfinished)
     timing = measure(
         pair,
         batches=args.batch,
@@ -338,8 +366,8 @@ def run(args: argparse.Namespace) -> Timing:
         partial_file=unfinished,
         seconds=args.seconds or math.inf,
     )
-    timing.write(args.out, overwrite=args.force)
-    unfinished.unlink(missing_ok=True)
+    timing.write(args.out, overwrite=True)
+    finished(unfinished)
     return timing
 
 

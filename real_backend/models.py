@@ -31,6 +31,7 @@ from real_backend.finite import Watch
 from real_backend.kvcache import GeneralReader, LeanReader, Reader
 from real_backend.llama import LEAN_ARCHITECTURES, LeanLlama
 from real_backend.options import MOST_THREADS, SHAPE_PREFIX
+from real_backend.partial_file import kept_threads
 from real_backend.threads import choose_threads
 from traces.errors import InputError
 
@@ -411,13 +412,15 @@ def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
         )
 
 
-def pair_from_args(args: argparse.Namespace) -> Pair:
-    """The pair that the options of real_backend.options.add_pair_arguments describe."""
+def pair_from_args(args: argparse.Namespace, unfinished: Path | None = None) -> Pair:
+    """The pair that the options of real_backend.options.add_pair_arguments describe, with the
+    threads of an unfinished run (real_backend.partial_file) unless they are given.
+    """
     spec = resolve_pair(args.pair, args.target, args.draft)
     return load_pair(
         spec,
         device=args.device,
         dtype=args.dtype,
-        threads=args.threads,
+        threads=args.threads or kept_threads(unfinished),
         graphs=not args.no_graphs,
     )

@@ -25,8 +25,28 @@ SESSION_SHAPES = (
 )
 
 
+class Defaults(argparse.HelpFormatter):
+    """Help in which every option that takes a value and may be left out says what it is then."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.help or ""
+        takes = bool(action.option_strings) and action.nargs != 0
+        if not takes or action.required or "default" in told:
+            return told
+        value = action.default
+        shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if value is None or value == "":
+            shown = "none"
+        return f"{told} (default: {shown})".replace("%", "%%").strip()
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line that begins with the program's name."""
+    """argparse, with every default in the help and errors in one line that begins with the
+    program's name.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how | {"formatter_class": Defaults})
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, exit 2."""
@@ -80,8 +100,7 @@ repeats = whole(1, 10_000, "medians settle long before")
 
 def add_seed(group: Any, what: str, option: str = "--seed", default: int | None = 0) -> None:
     """A seed, of `what`."""
-    shown = "the suite's" if default is None else default
-    about = f"of {what}, from 0 on (default: {shown})"
+    about = f"of {what}, a whole number" + " (default: the suite's)" * (default is None)
     group.add_argument(option, type=whole(0, MOST_SEED), default=default, help=about)
 
 
@@ -90,6 +109,27 @@ def workers() -> Callable[[str], int]:
     cores = os.cpu_count() or 1
     why = f"each is a process of some 0.5 GiB, and {cores} cores are here"
     return whole(1, max(8, 2 * cores), why)
+
+
+def interrupted(command: str, args: argparse.Namespace) -> str:
+    """What Ctrl-C leaves behind, and how the command goes on; in the words of one line."""
+    forced, out = getattr(args, "force", False), getattr(args, "out", None)
+    if command not in RESUMES or (command == "train" and args.algo != "ppo"):
+        return "interrupted; nothing is kept, it begins anew"
+    if out is None or getattr(args, "measured", None) is not None:
+        return "interrupted; nothing is kept, with --out it would go on where it stopped"
+    if command == "train" and forced and out.exists():
+        return f"interrupted; with {out} moved away, the same command without --force goes on"
+    how = " without --force" if forced and command not in KEPT_UNDER_FORCE else ""
+    how = " with --resume" if command == "capture" and not args.resume else how
+    return f"interrupted; the same command{how} goes on where it stopped"
+
+
+KEPT_UNDER_FORCE = ("capture", "sweep")
+RESUMES = (  # the others take a minute or two
+    *("study", "capture", "measure", "validate", "sweep", "train"),
+    *("sitting", "serve-check", "gpu_session"),
+)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +142,9 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--target", help="target model: folder or Hugging Face name")
     group.add_argument("--draft", help="draft model: folder or Hugging Face name")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ..., auto: a GPU if there is one"
+    )
     group.add_argument(
         "--dtype",
         default="auto",
@@ -113,7 +155,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole(0, MOST_THREADS),
         default=0,
-        help="CPU threads (default 0: 1 for small models, else by trial)",
+        help="CPU threads, 0: 1 for small models, else by trial",
     )
     group.add_argument("--no-graphs", action="store_true", help="no CUDA graphs: eager steps")
 
@@ -137,9 +179,13 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON lines with question_id, category, turns (embedded: its own)",
     )
     group.add_argument("--out", type=Path, required=True, help="the trace, a Parquet file")
-    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, tokens")
-    group.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
-    group.add_argument("--top-p", type=top_p, default=1.0, help="nucleus for sampling, 0..1")
+    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, in tokens")
+    group.add_argument(
+        "--temperature", type=temperature, default=0.0, help="of sampling, 0 is greedy"
+    )
+    group.add_argument(
+        "--top-p", type=top_p, default=1.0, help="nucleus of sampling, a share: 0 to 1"
+    )
     group.add_argument(
         "--depth",
         type=whole(1, 256, "no round here drafts as many"),
@@ -148,13 +194,13 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(group, "all draws, if sampled")
     group.add_argument(
-        "--limit", type=whole(0), default=0, help="only the first N questions (default 0: all)"
+        "--limit", type=whole(0), default=0, help="only the first N questions, 0: all of them"
     )
     group.add_argument(
         "--batch",
         type=count,
         default=1,
-        help="prompts decoded at once (1 is bit-exact to the engine)",
+        help="prompts decoded at once; 1 is bit-exact to the engine",
     )
     group.add_argument("--resume", action="store_true", help="continue an interrupted capture")
     group.add_argument("--force", action="store_true", help="overwrite")
@@ -169,13 +215,19 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     """What to time."""
     group = parser.add_argument_group("the measurement")
     group.add_argument("--out", type=Path, required=True, help="the timing, a JSON file")
-    group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes")
-    group.add_argument("--context", type=integers, default=[128, 512], help="context lengths")
-    group.add_argument("--repeats", type=repeats, default=100, help="timed rounds of every kind")
+    group.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="batch sizes, requests")
+    group.add_argument(
+        "--context", type=integers, default=[128, 512], help="context lengths, in tokens"
+    )
+    group.add_argument(
+        "--repeats", type=repeats, default=100, help="timed rounds of every kind, how many"
+    )
     group.add_argument(
         "--temperature", type=temperature, default=0.0, help="of the rounds timed, 0 is greedy"
     )
-    group.add_argument("--top-p", type=top_p, default=1.0, help="nucleus of the rounds timed, 0..1")
+    group.add_argument(
+        "--top-p", type=top_p, default=1.0, help="nucleus of the rounds timed, a share: 0 to 1"
+    )
     add_seconds_argument(group, "no further sweep over all cells begins")
     group.add_argument("--force", action="store_true", help="overwrite")
 
@@ -186,7 +238,7 @@ def add_seconds_argument(group: Any, what: str) -> None:
         "--seconds",
         type=number(0.0, above=False),
         default=0.0,
-        help=f"after so many {what} (0: as many as asked)",
+        help=f"after so many seconds {what}, 0: as many as asked",
     )
 
 
@@ -216,13 +268,13 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     add_acceptance_argument(group)
     group.add_argument("--batch", type=count, default=1, help="requests decoded at once")
     group.add_argument(
-        "--repeats", type=repeats, default=1, help="how often the sitting goes round"
+        "--repeats", type=repeats, default=1, help="times that the sitting goes round"
     )
     group.add_argument(
         "--limit",
         type=whole(0),
         default=0,
-        help="about N held-out requests, all tasks alike (0: all)",
+        help="about N held-out requests, all tasks alike, 0: all",
     )
     add_seconds_argument(group, "no further request begins")
     add_seed(group, "the order and all draws")
@@ -233,12 +285,14 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     """What a GPU session does in which time."""
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--minutes", type=positive, default=20.0, help="stop after so many minutes")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ..., auto: a GPU if there is one"
+    )
     parser.add_argument(
         "--shapes",
         default=",".join(SESSION_SHAPES),
         metavar="TARGET+DRAFT,...",
-        help="pairs of real sizes to time, random weights; '' for none (default: %(default)s)",
+        help="pairs of real sizes to time, random weights; '' for none",
     )
     parser.add_argument("--small", action="store_true", help="a little of everything, for a CPU")
 
@@ -251,12 +305,14 @@ def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON lines with question_id, category, turns (embedded: its own); first turns only",
     )
-    group.add_argument("--limit", type=whole(0), default=0, help="only the first N questions")
-    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, tokens")
     group.add_argument(
-        "--policies", default="never,fixed:gamma=3,gammatune", help="default: %(default)s"
+        "--limit", type=whole(0), default=0, help="only the first N questions, 0: all"
     )
-    group.add_argument("--batch", type=integers, default=[1, 8], help="batch sizes, default 1,8")
+    group.add_argument("--max-new-tokens", type=count, default=128, help="longest reply, in tokens")
+    group.add_argument(
+        "--policies", default="never,fixed:gamma=3,gammatune", help="under which to decode"
+    )
+    group.add_argument("--batch", type=integers, default=[1, 8], help="batch sizes, requests")
     group.add_argument("--out", type=Path, help="all that was found, a JSON file")
     group.add_argument("--force", action="store_true", help="overwrite")
 
@@ -295,6 +351,6 @@ def run_module(
         print(f"{name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was finished is saved", file=sys.stderr)
+        print(f"{name}: {interrupted(name, args)}", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0

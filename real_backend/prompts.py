@@ -54,7 +54,7 @@ class Question:
 
 
 def _question(line: str, where: str) -> Question:
-    raw = parse_json(line, where)
+    raw = parse_json(line, where, once=True)
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be an object with question_id, category, turns")
     for field in ("question_id", "category", "turns"):

@@ -6,7 +6,8 @@ mood, so a ratio of two policies is a hundred times surer than two runs an hour 
 is a second copy of the baseline: what tells it from the baseline is chance alone. Between requests
 steps of the timing are measured again (*anchors*), so that the sitting carries its own calibration.
 
-Results lie in a folder: measured/SEAT-REPEAT.parquet and measured/anchors.json.
+Results lie in a folder: measured/SEAT-REPEAT.parquet and measured/anchors.json. Until they do,
+finished turns are kept in a partial file, and a sitting that was stopped goes on behind them.
 Run by hand: `python -m real_backend.sitting`.
 """
 
@@ -18,32 +19,32 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.shelf import file_name, label, parse_policies
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
+from real_backend.partial_file import PartialFile, finished, partial_path
+from real_backend.progress import Step, progress
+from real_backend.sitting_file import Pass, Turn, TurnFile, saved_state
 from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.roundlog import RoundLog, join_logs, read_roundlog, write_roundlog
 from traces.schema import Trace
 from traces.split import held_out_rows, named_generator
-from traces.store import content_hash, read_trace, write_atomically
+from traces.store import content_hash, read_trace, refuse_existing, write_atomically
 from traces.timing import StepCosts, Timing, read_timing
 
 if TYPE_CHECKING:
     from real_backend.prompts import Request
 
 PLACEBO = "placebo"
-
-Step = Callable[[], object]
 
 
 class Anchor(NamedTuple):
@@ -96,7 +97,9 @@ class Sitting:
 
     block: requests that a policy decodes in one turn. carries: its state lasts from turn to turn,
     as a replay's does. anchors: called after each turn of all policies with the moment at which the
-    sitting began (time.perf_counter); None: no anchors.
+    sitting began (time.perf_counter) and the turn's number; None: no anchors. kept: where finished
+    turns are kept until somebody removes them, and found again if `about` (models, timing), the
+    requests and all settings are the same; None: nowhere.
     """
 
     backend: Backend
@@ -107,11 +110,9 @@ class Sitting:
     forced: bool = False
     block: int = 1
     carries: bool = True
-    anchors: Callable[[float], list[Anchor]] | None = None
-
-    def turns(self, policies: int, repeats: int) -> int:
-        """How often `step` is called by `run` of so many policies; the placebo is one more."""
-        return (policies + 1) * repeats * len(self.blocks())
+    anchors: Callable[[float, int], list[Anchor]] | None = None
+    kept: Path | None = None
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def blocks(self) -> list[range]:
         """The requests of every turn."""
@@ -125,29 +126,49 @@ class Sitting:
         *,
         repeats: int = 1,
         seconds: float = math.inf,
-        step: Step = lambda: None,
+        what: str = "sitting",
     ) -> Measured:
         """All policies and the placebo, `repeats` times with fresh states and other orders.
 
         baseline: one of the policies. seconds: after so many no other turn begins, so that fewer
         requests may be in the result, the first ones, by every policy; one turn there always is.
-        Raises InputError if the baseline is no policy of these, or one is there twice.
+        what: name of the progress bar. An interrupted sitting's clock stands still meanwhile; the
+        gaps are in the logs' meta, as (turns before, seconds away).
+        Raises InputError if the baseline is no policy of these, one is there twice, or the kept
+        turns are of another sitting.
         """
         seats = seats_of(policies, baseline)
-        self._warm_up(seats)
-        began = time.perf_counter()
-        started_unix_s = time.time()
-        timed: dict[str, list[RoundLog]] = {name: [] for name in seats}
-        anchors: list[Anchor] = []
+        file = PartialFile(self.kept, self._asked(seats, baseline, repeats))
+        turns = TurnFile(file)
+        passes = len(seats) * len(self.blocks()) * repeats
+        done = len(seats) * len(turns.found)
+        if done < passes:
+            self._warm_up(seats)
+        at_s = turns.found[-1].at_s if turns.found else 0.0
+        began = time.perf_counter() - at_s
         sitting = self
-        for repeat in range(repeats):
-            until = began + seconds / repeats if repeat == 0 else math.inf
-            runs = sitting._one(seats, repeat, began, until, anchors, step)
-            sitting = sitting._first(len(runs[PLACEBO]))
-            for name, parts in runs.items():
-                joined = sitting._joined(name, parts, label(baseline), started_unix_s)
-                timed[name].append(joined)
+        with progress(passes, what, done) as step:
+            for repeat in range(repeats):
+                until = began + seconds / repeats if repeat == 0 else math.inf
+                sitting._one(seats, repeat, began, until, turns, step)
+                sitting = sitting._first(len(turns.of(repeat)))
+        timed = {
+            name: [
+                sitting._joined(name, turns.of(repeat), label(baseline), file.gaps)
+                for repeat in range(repeats)
+            ]
+            for name in seats
+        }
+        anchors = [Anchor(*row) for turn in turns.found for row in turn.anchors]
         return Measured(timed, label(baseline), anchors)
+
+    def _asked(self, seats: Mapping[str, Policy], baseline: Policy, repeats: int) -> dict[str, Any]:
+        """What decides the rounds of a sitting."""
+        settings = {
+            name: getattr(self, name) for name in ("seed", "batch", "forced", "block", "carries")
+        }
+        asked = {"requests": content_hash(self.trace), "policies": list(seats), "repeats": repeats}
+        return {**self.about, **asked, **settings, "baseline": label(baseline)}
 
     def _first(self, turns: int) -> Sitting:
         """With the requests of so many turns."""
@@ -164,25 +185,39 @@ class Sitting:
         repeat: int,
         began: float,
         until: float,
-        anchors: list[Anchor],
+        turns: TurnFile,
         step: Step,
-    ) -> dict[str, list[Any]]:
-        """One repeat: what every decode returned, by seat."""
-        names = list(seats)
-        runs: dict[str, list[Any]] = {name: [] for name in seats}
+    ) -> None:
+        """The turns of one repeat that are missing, kept one by one."""
+        found = turns.of(repeat)
+        if turns.of(repeat + 1):  # it was over, maybe before its last block
+            return
         states = {name: policy.new_state(self.batch) for name, policy in seats.items()}
+        if found and self.carries:
+            turns.load(states, found[-1])
+        for number, (block, order) in enumerate(self._orders(len(seats), repeat)):
+            if number < len(found):
+                continue
+            if number and time.perf_counter() > until:
+                break
+            passes: dict[str, Pass] = {}
+            for index in order:
+                name = list(seats)[index]
+                state = states[name] if self.carries else None
+                run = self._decode(seats[name], block, state, repeat, began)
+                passes[name] = Pass(run.tokens, run.log)
+                step()
+            count = repeat * len(self.blocks()) + number
+            anchors = [] if self.anchors is None else self.anchors(began, count)
+            at_s = time.perf_counter() - began
+            saved = {name: saved_state(state) for name, state in states.items() if self.carries}
+            turns.keep(Turn(repeat, at_s, turns.started_unix_s, passes, anchors, saved))
+
+    def _orders(self, seats: int, repeat: int) -> Iterator[tuple[range, list[int]]]:
+        """The requests of every turn, and the order in which the seats take them."""
         generator = named_generator(self.seed, f"sitting {repeat}")
         for block in self.blocks():
-            for index in generator.permutation(len(names)):
-                name = names[index]
-                state = states[name] if self.carries else None
-                runs[name].append(self._decode(seats[name], block, state, repeat, began))
-                step()
-            if self.anchors is not None:
-                anchors += self.anchors(began)
-            if time.perf_counter() > until:
-                break
-        return runs
+            yield block, generator.permutation(seats).tolist()
 
     def _decode(
         self, policy: Policy, block: range, state: State | None, repeat: int, began: float
@@ -209,11 +244,12 @@ class Sitting:
             self._decode(policy, self.blocks()[0], None, 0, time.perf_counter())
 
     def _joined(
-        self, name: str, runs: Sequence[Any], baseline: str, started_unix_s: float
+        self, name: str, turns: Sequence[Turn], baseline: str, gaps: Sequence[tuple[int, float]]
     ) -> RoundLog:
         """One log of a seat. Its meta counts replies_equal: those that are the trace's own, token
         by token (absent if the trace has no tokens, is sampled or forced).
         """
+        runs = [turn.passes[name] for turn in turns]
         log = join_logs([run.log for run in runs], one_clock=True)
         about: dict[str, Any] = {
             "seat": name,
@@ -223,8 +259,10 @@ class Sitting:
             "block": self.block,
             "carries": self.carries,
             "seed": self.seed,
-            "started_unix_s": round(started_unix_s, 3),
+            "started_unix_s": turns[0].started_unix_s,
         }
+        if gaps:
+            about["gaps"] = list(gaps)
         tokens, meta = self.trace.token_ids, self.trace.meta
         if tokens is not None and meta.temperature == 0.0 and not self.forced:
             expected = np.split(tokens, self.trace.offsets[1:-1])
@@ -274,16 +312,11 @@ def write_rounds(logs: Iterable[tuple[Path, RoundLog]]) -> None:
 
 def write_measured(measured: Measured, folder: Path) -> None:
     """All logs and anchors into a folder, in place of those of an earlier sitting; read_measured
-    reads them back.
+    reads them back. The logs come last: what has them all has the anchors.
     """
     for old in (folder / "measured").glob("*"):
         if old.suffix in (".parquet", ".json"):
             old.unlink()
-    write_rounds(
-        (timed_path(folder, seat, repeat), log)
-        for seat, logs in measured.timed.items()
-        for repeat, log in enumerate(logs)
-    )
     rows = [
         [None if isinstance(x, float) and math.isnan(x) else x for x in row]
         for row in measured.anchors
@@ -293,6 +326,11 @@ def write_measured(measured: Measured, folder: Path) -> None:
         anchors_path(folder),
         lambda temporary: temporary.write_text(text + "\n", "utf-8"),
         overwrite=True,
+    )
+    write_rounds(
+        (timed_path(folder, seat, repeat), log)
+        for seat, logs in measured.timed.items()
+        for repeat, log in enumerate(logs)
     )
 
 
@@ -347,17 +385,18 @@ def sitting_from_args(
     args: argparse.Namespace,
     trace: Trace,
     costs: StepCosts | Sequence[StepCosts],
+    timing: Timing,
     *,
-    timing: Timing | None = None,
     limit: int = 0,
     batch: int = 1,
+    kept: Path | None = None,
 ) -> Sitting:
     """Load the pair that `args` name and make its engine ready for about `limit` of the held-out
     requests.
 
-    costs: as for Engine. timing: of the anchors; None: no anchors. args: pair options,
-    prompts, acceptance, seed. Raises InputError if the pair is not the trace's, unless acceptance
-    is "trace".
+    costs: as for Engine, of `timing`, whose steps are the anchors at batch 1. args: pair options,
+    prompts, acceptance, seed. kept: see Sitting. Raises InputError if the pair is not the trace's,
+    unless acceptance is "trace".
     """
     from real_backend.anchors import Anchors
     from real_backend.engine import Engine
@@ -366,7 +405,7 @@ def sitting_from_args(
 
     forced = args.acceptance == "trace"
     questions = None if forced else questions_of(args)
-    pair = pair_from_args(args)
+    pair = pair_from_args(args, kept)
     if questions is None:
         requests = forced_requests(trace, pair)
     else:
@@ -376,35 +415,51 @@ def sitting_from_args(
     chosen = [requests[row] for row in rows]
     longest = max(len(request.prompt_ids) for request in chosen)
     engine.steps(batch, longest + trace.meta.max_new_tokens + trace.meta.depth + 1)
-    anchors = None if timing is None else Anchors(pair, timing, args.seed)
-    block = 1 if batch == 1 else 4 * batch
     return Sitting(
-        engine, trace.select(rows), chosen, args.seed, batch, forced, block, anchors=anchors
+        engine,
+        trace.select(rows),
+        chosen,
+        args.seed,
+        batch,
+        forced,
+        block=1 if batch == 1 else 4 * batch,
+        anchors=Anchors(pair, timing, args.seed) if batch == 1 else None,
+        kept=kept,
+        about=pair.describe() | {"steps": "", "gpu": "", "timing": timing.sha256()},
     )
+
+
+def begin_sitting(folder: Path, result: Path, force: bool) -> Path:
+    """Where the sitting of a folder keeps its finished turns.
+
+    force: begin anew. Raises InputError if `result`, what the sitting ends in, is there, unless
+    force or a sitting that was begun with it goes on.
+    """
+    kept = partial_path(folder / "measured")
+    if force:
+        kept.unlink(missing_ok=True)
+    refuse_existing(result, force or kept.exists())
+    return kept
 
 
 def run(args: argparse.Namespace) -> None:
     """Decode a trace's held-out requests under every policy in one sitting, and save it."""
     policies = parse_policies(args.policies)
     trace, timing = read_trace(args.trace), read_timing(args.timing)
-    if not args.force and (args.out / "measured").exists():
-        raise InputError(f"{args.out}/measured exists; choose another --out or pass --force")
+    kept = begin_sitting(args.out, args.out / "measured", args.force)
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
     costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
-    anchored = timing if args.batch == 1 else None
     sitting = sitting_from_args(
-        args, trace, costs, timing=anchored, limit=args.limit, batch=args.batch
+        args, trace, costs, timing, limit=args.limit, batch=args.batch, kept=kept
     )
-    total = sitting.turns(len(policies), args.repeats)
-    with tqdm(total=total, desc="sitting", disable=None, leave=False) as bar:
-        measured = sitting.run(
-            policies,
-            baseline_of(policies),
-            repeats=args.repeats,
-            seconds=args.seconds or math.inf,
-            step=bar.update,
-        )
+    measured = sitting.run(
+        policies,
+        baseline_of(policies),
+        repeats=args.repeats,
+        seconds=args.seconds or math.inf,
+    )
     write_measured(measured, args.out)
+    finished(kept)
     for seat, logs in measured.timed.items():
         speed = sum(log.emitted.sum() for log in logs) / sum(log.elapsed_s.sum() for log in logs)
         print(f"{seat:32} {speed:9.1f} tokens/s, {logs[0].meta['device_name']}")

@@ -29,6 +29,7 @@ from real_backend.training.copying import plant_copying
 from real_backend.training.core import Llama, Packer, Shape
 from real_backend.training.dialogue import Dialogue
 from real_backend.training.loop import Recipe, train
+from traces.store import write_atomically
 
 STAGES = ("tokenizer", "target", "draft", "card")
 HEAD_SIZE = 32
@@ -119,9 +120,8 @@ def run_tokenizer(options: argparse.Namespace) -> None:
     """Stage 1."""
     path = options.work / "tokenizer.json"
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        train_tokenizer(options.seed, options.vocab).save(str(partial))
-        partial.replace(path)
+        tokenizer = train_tokenizer(options.seed, options.vocab)
+        write_atomically(path, lambda to: tokenizer.save(str(to)))
 
 
 def run_target(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ import pytest
 from experiments import censored_check, censored_run, learning, workers
 from experiments.cli import build_parser
 from experiments.files import read_result
+from policies.shelf import read_policies
 from real_backend import models
 from real_backend.engine import Engine
 from real_backend.options import (
@@ -114,6 +115,10 @@ READERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
         read_json(TIMING),
     ),
     "result": (lambda path: read_result("sweep", path), {"kind": "sweep", "version": 1}),
+    "policies": (
+        read_policies,
+        {"kind": "policies", "version": 1, "policies": [{"policy": "fixed"}]},
+    ),
     "prompts": (read_questions, {"question_id": 1, "category": "qa", "turns": ["é"]}),
 }
 
@@ -134,6 +139,7 @@ def test_a_byte_order_mark_is_read_over(kind: str, tmp_path: Path) -> None:
         (b"\xff\xfe{", "is not UTF-8 text"),
         (b'{"a": "\\uDC00"}', r"holds half a character \(\\udc00\)"),
         (b"{", "is not JSON"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "field 'c' is given twice"),
     ],
 )
 def test_files_that_are_no_json_text(kind: str, content: bytes, told: str, tmp_path: Path) -> None:

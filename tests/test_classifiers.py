@@ -191,4 +191,4 @@ def test_command_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None
     main([])
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if not line.startswith(" ")] == list(FITS)
-    assert f"    w_gamma: float = {SpecKV().w_gamma:.4f}" in printed
+    assert f"    w_gamma: float = hyper({SpecKV().w_gamma:.4f}, WEIGHT, _TRAINED)" in printed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import cli, show
+from policies.shelf import SHELF
 from tests.command import Outcome, refused
 from tests.results import lively_trace, make_trace, save_inputs
 from traces.store import read_trace, write_trace
@@ -60,6 +63,27 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     assert not HEAVY & set(modules)
 
 
+@pytest.mark.parametrize("name", ["traces", "policies"])
+@pytest.mark.parametrize("command", ["experiments", "real_backend.capture"])
+def test_packages_of_other_projects_are_named(tmp_path: Path, name: str, command: str) -> None:
+    """As after `pip install traces`: its __init__.py lies where ours was."""
+    for package in ("traces", "policies", "real_backend", "experiments"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=lambda _, files: ["pair", "data"]
+        )
+    (tmp_path / name / "__init__.py").write_text("from sortedcontainers_of_others import x\n")
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith(f"gammalab: the package `{name}`")
+    assert "an environment of its own" in line
+
+
 def test_python_m_is_the_same_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "policies", "nope"],
@@ -81,9 +105,22 @@ def test_policies_lists_and_shows(gammalab: Any) -> None:
     assert listed.code == 0 and "gammatune+" in listed.out and "eta=0.3" in listed.out
     page = gammalab("policies", "gammatune").out
     assert "arXiv 2504.00030" in page and "secondary" in page
+    assert "true or false" in page and "int, 0 to 1,000" in page
     raw = json.loads(gammalab("policies", "ucb", "--json").out)
     assert raw["name"] == "ucb" and {f["name"] for f in raw["fields"]} >= {"exploration"}
+    assert {f["range"] for f in raw["fields"]} >= {"float, 0 to 1,000,000"}
     assert len(json.loads(gammalab("policies", "--json").out)) >= 10
+
+
+def test_policies_fit_110_columns_and_names_stand_apart(gammalab: Any) -> None:
+    listed = gammalab("policies").out.splitlines()
+    for name, cls in SHELF.items():
+        (line,) = (line for line in listed if line.split()[0] == name)
+        beside = line[len(name) :]
+        assert beside.startswith("  ") and cls.rule.startswith(beside.split()[0])
+        page = gammalab("policies", name).out.splitlines()
+        assert max(map(len, page)) <= 110 and len(page) > 5
+    assert max(map(len, listed)) <= 110
 
 
 def test_trace_info_by_hand(gammalab: Any, tmp_path: Path) -> None:
@@ -160,7 +197,7 @@ def test_compare_writes_nothing_over(
     [
         ("gammatun", ["unknown policy 'gammatun'", "did you mean 'gammatune'?"]),
         ("gammatune:et=1", ["no field 'et'", "did you mean 'eta'?"]),
-        ("fixed:gamma=many", ["fixed:gamma must be int, not 'many'"]),
+        ("fixed:gamma=many", ["policy 'fixed': field gamma must be int, 0 to 1,000, not 'many'"]),
         (",", ["no policy given"]),
     ],
 )

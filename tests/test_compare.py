@@ -287,3 +287,19 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists"):
         compare_files([trace], timing, specs="gammatune", out=tmp_path / "out")
     compare_files([trace], timing, specs="gammatune", out=tmp_path / "out", force=True)
+
+
+def test_an_old_result_does_not_outlive_its_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while the rounds are overwritten: no comparison stays that names others."""
+    trace, timing = save_inputs(tmp_path)
+    compare_files([trace], timing, specs="gammatune", out=tmp_path)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.commands.write_logs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare_files([trace], timing, specs="gammatune", out=tmp_path, force=True)
+    assert not (tmp_path / "compare.json").exists()

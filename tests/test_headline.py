@@ -140,3 +140,23 @@ def test_unknown_arithmetic_is_said(part: dict[str, Any]) -> None:
 def test_terminal_lines_fit_and_the_file_holds_no_nan(part: dict[str, Any]) -> None:
     assert max(map(len, headline_text(part, measured()).splitlines())) <= 98
     assert "NaN" not in dumps(part)
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [(1.3, "30.0 % faster, which fits: "), (1.5, "50.0 % faster, which does not fit"), (None, "")],
+)
+def test_a_contradiction_is_held_against_the_steps_of_the_sitting(
+    part: dict[str, Any], again: float | None, said: str
+) -> None:
+    found = measured()
+    claim = found["claims"][0] | {"word": CONTRADICTED, "timing_error": 0.001}
+    claim |= {"measured": 1.3, "time": {"value": 1.3, "low": 1.28, "high": 1.32}}
+    checks = [
+        check | {"recalibrated_tokens_per_s": None if again is None else 1000.0 * ratio}
+        for check in found["checks"]
+        for ratio in ((again or 1.0) if check["policy"] == claim["policy"] else 1.0,)
+    ]
+    (text,) = by_head(headline(part, found | {"claims": [claim], "checks": checks}))["Measured"]
+    assert text.partition("CONTRADICTED")[2].startswith(said and ". By steps timed again")
+    assert said in text

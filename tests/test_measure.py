@@ -205,6 +205,8 @@ def test_a_stopped_measurement_goes_on(
     monkeypatch.setattr(Bench, "prefill", lambda self, n: (sweeps.append(n), real(self, n))[1])
     timing = timed(30)
     assert kept.read_text().startswith(before) and timing.sweeps == 3
+    ((sweeps_before, away_s),) = timing.meta["gaps"]
+    assert sweeps_before == 2 and away_s >= 0
     assert sweeps.count(16) == 2  # warm-up, and once in the third sweep
     with pytest.raises(InputError, match="other settings"):
         measure(pair, batches=[1], contexts=[17], repeats=10, partial_file=kept)

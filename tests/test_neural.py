@@ -493,7 +493,7 @@ def test_bad_entries(tmp_path: Path) -> None:
         ({"fields": {}}, "field 'digest' is None"),
         ({"fields": good | {"gamma_max": 0}}, "field gamma_max"),
         ({"fields": good | {"round_s": -1.0}}, "field round_s"),
-        ({"fields": good | {"round_s": "x"}}, "neural-token:round_s must be float"),
+        ({"fields": good | {"round_s": "x"}}, "'neural-token': field round_s must be float"),
         ({"fields": good | {"theta": 1}}, "no field 'theta'"),
         ({"policy": "neural-round", "fields": good}, "field 'policy' is 'neural-round'"),
     ]

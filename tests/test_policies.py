@@ -12,7 +12,6 @@ import pytest
 from policies.arbiter import arbiter
 from policies.base import Draft, Outcome, Policy, View, uses_signals
 from policies.contract import ContractError, check_policy
-from policies.gammatune import GammaTunePlus
 from policies.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
 from policies.shelf import SHELF, label, parse_policies, parse_policy
@@ -73,8 +72,6 @@ def test_gammatune_plus_reads_an_early_stop_in_three_ways() -> None:
         rejected = Outcome(gamma, 2, 1, 2, False, 1.0, 1.0)
         policy.learn(state, 0, view(), rejected)  # a rejection is one in all of them
         assert float(state.ema[0]) == pytest.approx(0.7 * ema + 0.3)
-    with pytest.raises(ValueError, match="early_stop"):
-        GammaTunePlus(early_stop=3).new_state(1)
 
 
 def test_gammatune_compares_with_the_intended_gamma() -> None:
@@ -251,11 +248,11 @@ def test_notation_round_trips() -> None:
         ("gamatune", "did you mean 'gammatune'"),
         ("gammatune:etta=1", "did you mean 'eta'"),
         ("fixed:gamma=x", "must be int"),
-        ("hf-heuristic:transient=maybe", "must be bool"),
+        ("hf-heuristic:transient=maybe", "must be true or false"),
         ("never:gamma=1", "it has none"),
         ("", "unknown policy"),
-        ("ucb:gamma_min=5,gamma_max=3", "out of range"),
-        ("hf-roc:gamma_max=-1", "out of range"),
+        ("ucb:gamma_min=5,gamma_max=3", "gamma_min 5 is above gamma_max 3"),
+        ("hf-roc:gamma_max=-1", "must be int, 1 to 1,000, not -1"),
     ],
 )
 def test_bad_specs(text: str, message: str) -> None:
@@ -376,7 +373,6 @@ class Untagged(Sound):
 @dataclasses.dataclass(frozen=True)
 class Listed(Sound):
     arms: tuple[int, ...] = (1, 2)
-    tags = {"arms": "ours"}
 
 
 @pytest.mark.parametrize("sound", [Sound, OneClock, AsksForTheEnd])
@@ -401,7 +397,7 @@ def test_an_arbiter_may_wrap_a_rule_that_reads_step_costs() -> None:
         (TruthyProceed, "proceed must return bool"),
         (TwoClocks, "two clocks"),
         (InfersTheEnd, "leaves state.count alone: ask outcome.ended"),
-        (Untagged, "no tag"),
+        (Untagged, "does not say where its default comes from"),
         (Listed, "must be int, float or bool"),
     ],
 )

@@ -613,6 +613,14 @@ def test_hedge_lets_lengths_beyond_the_room_sleep() -> None:
     assert weights[:2] == pytest.approx([0.5 / (1 + factor), 0.5 * factor / (1 + factor)])
 
 
+def test_hedge_without_a_share_begins_evenly_where_all_have_sunk_to_nothing() -> None:
+    policy = Hedge(gamma_max=3, share=0.0)
+    state = policy.new_state(1)
+    state.weight[0] = [0.0, 0.0, 0.0, 1.0]  # only length 3, and no room for it
+    policy.learn(state, 0, view(room=1), outcome(1, 0, 7.0))
+    assert state.weight[0].tolist() == [0.25, 0.25, 0.0, 1.0]
+
+
 def test_hedge_shares_with_all_and_with_the_past() -> None:
     policy = Hedge(gamma_max=1, rate=0.0, share=0.2, pool_rate=0.5)
     state = policy.new_state(1)
@@ -728,18 +736,3 @@ def test_hedge_wakes_up_from_not_drafting() -> None:
     history: list[int] = []
     assert np.mean(np.array(play(0, 300)[100:]) == 0) > 0.9
     assert np.mean(play(99, 900)[-100:]) > 6
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: SlidingUCB(window=0),
-        lambda: BegMab(window=0),
-        lambda: LinUCB(gamma_max=0),
-        lambda: Nightjar(batch_max=0),
-        lambda: UCB1(gamma_min=3, gamma_max=1),
-    ],
-)
-def test_impossible_fields_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError):
-        make().new_state(1)

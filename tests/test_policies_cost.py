@@ -36,6 +36,7 @@ from policies.dynamic import (
     extrapolated,
     judged_tokens,
 )
+from policies.fields import origins
 from policies.fixed import Fixed, Never
 from policies.gammatune import GammaTune
 from policies.goodput import AlphaGoodput
@@ -244,8 +245,6 @@ def test_smartspec_never_comes_back_without_a_probe() -> None:
     # The probe's token is accepted: alpha .55, 1.55/7 > 1.1/6.
     assert [tell(probing, state, 9, view()) for _ in range(3)] == [0, 0, 1]
     assert probing.gamma(state, 0, view(), RNG) > 0
-    with pytest.raises(ValueError, match="at least one step"):
-        SmartSpec(decide_every=0).new_state(1)
 
 
 # alpha-goodput
@@ -360,7 +359,7 @@ def test_the_wrapper_is_the_policy_and_more() -> None:
     inside = list(field_values(GammaTune()))
     assert list(field_values(policy))[: len(inside)] == inside
     assert cls.name == "arbiter/gammatune" and cls.forgets(policy)
-    assert set(field_values(policy)) == set(cls.tags) & set(field_values(policy))
+    assert list(origins(policy)) == list(field_values(policy))
     state = policy.new_state(2)
     assert state._fields[:2] == ("gamma", "ema") and state.arbiter_played.shape == (2,)
     assert pickle.loads(pickle.dumps(state))._fields == state._fields

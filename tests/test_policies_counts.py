@@ -143,8 +143,6 @@ def test_rate_buckets_by_hand() -> None:
     for rate, gamma in ((0.7, 10), (0.5, 5), (0.3, 1)):  # "over 70 percent"
         state.rate[0] = rate
         assert policy.gamma(state, 1, view(), RNG) == gamma
-    with pytest.raises(ValueError, match="never be left"):
-        RateBuckets(length_very_low=0).new_state(1)
 
 
 def test_rate_servo_by_hand() -> None:
@@ -159,8 +157,6 @@ def test_rate_servo_by_hand() -> None:
     assert play(policy, state, [3, 3]) == [4, 4, 5]  # 0.75 is at the margin
     policy.admit(state, 0)
     assert play(policy, state, [1, 1]) == [4, 4, 3]  # 0.25 too
-    with pytest.raises(ValueError, match="at least one"):
-        RateServo(window=0).new_state(1)
 
 
 def test_rate_servo_starts_and_stays_inside_its_bounds() -> None:
@@ -231,8 +227,6 @@ def test_tiers_start_and_ended_replies() -> None:
     assert float(state.ema[0]) == 4.0 and int(state.batches[0]) == 1
     settle(policy, state, 5, 2)
     assert float(state.ema[0]) == pytest.approx(0.8 * 4 + 0.2 * 2)
-    with pytest.raises(ValueError, match="ascending"):
-        SGLangTiers(step2=1).new_state(1)
 
 
 def test_batch_table_by_hand() -> None:
@@ -272,5 +266,3 @@ def test_disable_gate_skips_rounds_without_a_verdict() -> None:
     assert play(policy, state, []) == [2]
     settle(policy, state, 4, 1)
     assert play(policy, state, []) == [0]
-    with pytest.raises(ValueError, match="at least one"):
-        DisableGate(window=0).new_state(1)

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.commands import compare_files
 from experiments.figures import controllers
-from experiments.files import read_result, write_result
+from experiments.files import describe_inputs, read_result, write_result
 from experiments.headline import headline
 from experiments.report import unbroken, write_report
 from experiments.report_view import comparison_view
@@ -22,6 +22,8 @@ from experiments.validate_text import validation_dict
 from tests.results import save_inputs
 from tests.test_validate import run
 from traces.errors import InputError
+from traces.store import read_trace
+from traces.timing import read_timing
 
 FIGURES = ["headroom", "ledger", "reply", "speedup", "tasks"]
 
@@ -34,6 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compare_files([trace], timing, out=folder)
     found = validation_dict(run(slower={"never": 1.25}, noise=0.01))
     found |= {"machine": {"device_name": "<a CPU>"}, "command": "gammalab validate"}
+    found |= describe_inputs(read_trace(trace), trace.name, read_timing(timing))
     found["findings"] = ["a finding of the sitting"]
     write_result("validate", found, folder / "validate.json", overwrite=False)
     write_report(folder)
@@ -170,6 +173,34 @@ def test_two_traces_in_one_report(tmp_path: Path) -> None:
     _, page = parse(tmp_path)
     assert len(page.links) == 10
     assert (tmp_path / "figures" / "other-speedup.png").exists()
+
+
+@pytest.mark.parametrize("input_", ["trace", "timing"])
+def test_a_validation_of_another_input_is_refused(study: Path, tmp_path: Path, input_: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(study, folder)
+    found = read_result("validate", folder / "validate.json") | {f"{input_}_sha256": "another"}
+    write_result("validate", found, folder / "validate.json", overwrite=True)
+    before = (folder / "report.html").read_bytes()
+    with pytest.raises(InputError, match=f"validate.json is of another {input_} than compare.json"):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_a_page_is_of_one_command(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(study, folder)
+    compared = read_result("compare", folder / "compare.json")
+    del compared["kind"]
+    write_result("leaderboard", compared, folder / "leaderboard.json", overwrite=False)
+    with pytest.raises(InputError, match=r"of `gammalab compare` and of `gammalab sweep`"):
+        write_report(folder)
+    page = write_report(folder / "leaderboard.json")
+    assert page.name == "leaderboard.html" and "nothing was measured" in page.read_text()
+    assert (folder / "report.html").read_bytes() == (study / "report.html").read_bytes()
+    assert write_report(folder / "compare.json").name == "report.html"
+    with pytest.raises(InputError, match="a page is made of compare"):
+        write_report(folder / "validate.json")
 
 
 def test_only_a_fixed_length_to_show(tmp_path: Path) -> None:

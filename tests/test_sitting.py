@@ -15,10 +15,11 @@ from experiments.compare import step_costs
 from experiments.validate import judge
 from experiments.validate_text import validation_text
 from policies.fixed import Fixed
-from policies.shelf import label, parse_policies
+from policies.shelf import SHELF, label, parse_policies
 from real_backend import sitting
 from real_backend.capture import capture
 from real_backend.coupled import Settings
+from real_backend.engine import Engine
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.prompts import read_questions
 from real_backend.sitting import (
@@ -28,16 +29,18 @@ from real_backend.sitting import (
     Sitting,
     anchors_path,
     baseline_of,
+    begin_sitting,
     read_measured,
     timed_path,
     write_measured,
     write_rounds,
 )
+from real_backend.sitting_file import load_states, saved_state
 from simulator.replay import replay
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
 from traces.errors import InputError
-from traces.roundlog import join_logs
+from traces.roundlog import ROUND_DTYPES, join_logs
 from traces.split import split_rows
 from traces.store import read_trace
 
@@ -91,6 +94,20 @@ def test_logs_of_elsewhere_are_judged_here(
     assert again["checks"] == found["checks"]
 
 
+def test_a_folder_judged_into_itself_keeps_its_rounds(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of policies that are not asked for, and what an unfinished sitting left."""
+    assert decode(monkeypatch, files, tmp_path, "--limit", 4) == 0
+    (tmp_path / "measured.partial").write_text("of another sitting")
+    before = {path: path.read_bytes() for path in (tmp_path / "measured").iterdir()}
+    argv = ["validate", "--trace", files[2], "--timing", files[3], "--max-error", "1e9"]
+    argv += ["--measured", tmp_path, "--out", tmp_path, "--policies", "never"]
+    assert cli.main([str(word) for word in argv]) in (0, 1)  # as the placebo has it
+    assert before == {path: path.read_bytes() for path in (tmp_path / "measured").iterdir()}
+    assert (tmp_path / "measured.partial").exists() and (tmp_path / "validate.json").exists()
+
+
 def test_only_held_out_replies_are_decoded(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +142,121 @@ def test_batches_have_no_anchors(
     assert decode(monkeypatch, files, tmp_path, "--batch", 3) == 0
     found = read_measured(tmp_path)
     assert not found.anchors and found.timed["never"][0].batch_size.max() == 3
+
+
+STATEFUL = ["--policies", "fixed:gamma=2,gammatune,thompson-beta,tail-pruning"]
+CLOCKS = ("start_s", "elapsed_s")
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Ctrl-C in decode number `call`, those that warm up counted."""
+    calls, real = [0], Engine.decode
+
+    def decode_(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Engine, "decode", decode_)
+
+
+def without_clocks(folder: Path) -> dict[str, Any]:
+    """All of a sitting that no clock has a say in."""
+    measured = read_measured(folder)
+    found: dict[str, Any] = {"anchors": [row[1:4] for row in measured.anchors]}
+    for seat, logs in measured.timed.items():
+        for repeat, log in enumerate(logs):
+            for name in set(ROUND_DTYPES) - set(CLOCKS):
+                found[f"{seat} {repeat} {name}"] = getattr(log, name).tolist()
+            about = {k: v for k, v in log.meta.items() if k not in ("started_unix_s", "gaps")}
+            found[f"{seat} {repeat} meta"] = about
+    return found
+
+
+@pytest.mark.parametrize("turns", [0, 1, 4])
+def test_a_stopped_sitting_goes_on_as_if_it_had_not_been(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    turns: int,
+) -> None:
+    """Three replies, two repeats, five seats: six turns; policies that remember, and draw."""
+    how = (*STATEFUL, "--repeats", 2)
+    assert decode(monkeypatch, files, tmp_path / "whole", *how) == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 5 + 5 * turns + 3)
+        assert decode(patch, files, out, *how) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    kept = out / "measured.partial"
+    before = kept.read_bytes()
+    assert before.count(b"\n") == 1 + turns
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 5 + 5 * (6 - turns) + 1)  # nothing that was finished runs again
+        kept.write_bytes(before + b'{"unix_s": 1, "par')  # and what a kill cuts off is left out
+        assert decode(patch, files, out, *how) == 0
+    assert not kept.exists()
+    assert without_clocks(out) == without_clocks(tmp_path / "whole")
+    starts = [log.start_s for log in read_measured(out).timed["gammatune"]]
+    assert (np.diff(np.concatenate(starts)) > 0).all()
+    gaps = read_measured(out).timed["gammatune"][0].meta.get("gaps", [])
+    assert [parts for parts, _ in gaps] == ([turns] if turns else [])
+
+
+def test_what_was_decided_is_kept_until_it_is_judged(
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Killed while results are written: the sitting is there, for these settings alone."""
+    pair, prompts, trace, timing = files
+    argv = ["validate", "--pair", pair, "--prompts", prompts, "--trace", trace, "--timing", timing]
+    argv += ["--device", "cpu", "--max-error", "1e9", *POLICIES, "--out", tmp_path]
+    words = [str(word) for word in argv]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.commands.write_measured", killed)
+        assert cli.main(words) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert cli.main([*words, "--seed", "1"]) == 2
+    assert "begun with other settings, models or versions (requests" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 1)
+        assert cli.main(words) in (0, 1)  # whatever this machine's placebo says
+    assert (tmp_path / "validate.json").exists() and (tmp_path / "validate.txt").exists()
+    assert not (tmp_path / "measured.partial").exists()
+
+
+def test_only_force_or_what_was_begun_with_it_overwrites(tmp_path: Path) -> None:
+    result, kept = tmp_path / "validate.json", tmp_path / "measured.partial"
+    assert begin_sitting(tmp_path, result, False) == kept
+    result.write_text("x")
+    with pytest.raises(InputError, match="--force"):
+        begin_sitting(tmp_path, result, False)
+    kept.write_text("x")
+    assert begin_sitting(tmp_path, result, False) == kept and kept.exists()
+    begin_sitting(tmp_path, result, True)
+    assert not kept.exists() and result.exists()
+
+
+def test_states_come_back_bit_for_bit() -> None:
+    generator = np.random.default_rng(0)
+    for policy in (cls() for cls in SHELF.values()):
+        state, fresh = policy.new_state(2), policy.new_state(2)
+        arrays = [part for part in state if isinstance(part, np.ndarray)]
+        for array in arrays:
+            array[...] = generator.integers(0, 2, array.shape) * generator.random(array.shape)
+        load_states({"a": fresh}, {"a": json.loads(json.dumps(saved_state(state)))})
+        assert len(arrays) == len(saved_state(state)) > 0
+        assert saved_state(fresh) == saved_state(state)
+    with pytest.raises(ValueError):
+        load_states({"a": fresh}, {"a": []})
 
 
 def test_logs_of_two_runs_or_of_another_trace_are_refused(

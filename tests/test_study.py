@@ -37,7 +37,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(study, "_compare", stand_in("compare", "compare.json", "compare.txt"))
     monkeypatch.setattr(study, "_validate", stand_in("validate", "validate.json", "validate.txt"))
     monkeypatch.setattr(study, "headline_text", lambda _, found: f"Finding {found['findings']}")
-    monkeypatch.setattr(study, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(study, "write_report", lambda compared: compared.with_name("report.html"))
+    monkeypatch.setattr(study, "inputs_of", lambda *_: {})
     return ran
 
 
@@ -49,9 +50,37 @@ def test_a_study_goes_on_where_it_was(stages: list[str], tmp_path: Path) -> None
     assert stages == ALL
     assert cli.main(["study", "--out", str(tmp_path)]) == 0
     assert stages == ALL  # nothing ran again
-    (tmp_path / "validate.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("missing", "again"),
+    [
+        ("trace.parquet", ["capture"]),
+        ("timing.json", ["measure"]),
+        ("compare.json", ["compare"]),
+        ("compare.txt", ["compare"]),
+        ("validate.json", ["validate"]),
+        ("validate.txt", ["validate"]),
+    ],
+)
+def test_a_missing_stage_is_made_again(
+    stages: list[str], tmp_path: Path, missing: str, again: list[str]
+) -> None:
+    """And no other: what was made again here is of the same trace and timing."""
     assert cli.main(["study", "--out", str(tmp_path)]) == 0
-    assert stages == [*ALL, "validate"]
+    (tmp_path / missing).unlink()
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert stages == [*ALL, *again]
+
+
+@pytest.mark.parametrize("input_", ["trace", "timing"])
+def test_what_is_of_another_input_is_made_again(
+    stages: list[str], tmp_path: Path, input_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(study, "inputs_of", lambda *_: {f"{input_}_sha256": "another"})
+    assert cli.main(["study", "--out", str(tmp_path)]) == 0
+    assert stages == [*ALL, "compare", "validate"]
 
 
 def test_other_settings_need_another_folder(

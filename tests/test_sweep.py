@@ -152,7 +152,7 @@ def test_a_damaged_job_is_named(worlds: list[World], tmp_path: Path) -> None:
     run(worlds, tmp_path)
     one = next((tmp_path / "jobs").iterdir())
     one.write_bytes(one.read_bytes()[:100])
-    with pytest.raises(InputError, match=one.name):
+    with pytest.raises(InputError, match=f"{one.name}.*delete it and sweep again"):
         run(worlds, tmp_path)
 
 
@@ -188,7 +188,12 @@ def call(*argv: object) -> int:
 
 def test_the_command(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("quick", "--trace", trace_file, "--cost", "c=5", "--out", tmp_path / "out")
+    compared = tmp_path / "out/compare.json"
+    compared.parent.mkdir()
+    compared.write_text("of another command")
     assert call(*argv) == 0
+    assert compared.read_text() == "of another command"
+    compared.unlink()
     first = capsys.readouterr().out
     assert "payback" in first and "clairvoyant" in first and "by request" in first
     assert call(*argv, "--json") == 0
@@ -198,6 +203,7 @@ def test_the_command(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [label(policy) for policy in parse_policies(f"never,{file}")] == ["never", *best]
     assert (tmp_path / "out/rows.parquet").exists() and (tmp_path / "out/sweep.txt").exists()
     assert main(["report", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/leaderboard.html").exists()
     assert call(*argv, "--trials", 3) == 2
     assert "begun with another trials" in capsys.readouterr().err
 
@@ -277,12 +283,12 @@ def test_bad_input_is_one_line(
         (
             '{"kind": "policies", "version": 1, "policies": [{"policy": "svip", '
             '"fields": {"threshold": NaN}}]}',
-            "svip:threshold must be float",
+            "'svip': field threshold must be float",
         ),
         (
             '{"kind": "policies", "version": 1, "policies": [{"policy": "fixed", '
             '"fields": {"gamma": true}}]}',
-            "fixed:gamma must be int, not True",
+            "'fixed': field gamma must be int, 0 to 1,000, not True",
         ),
     ],
 )

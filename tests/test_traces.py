@@ -149,6 +149,16 @@ def test_writer_resumes_to_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
+def test_a_torn_part_says_what_to_do(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path / "t.parquet", META)
+    writer.append(0, make_trace([3]))
+    part = tmp_path / "t.parquet.partial/000000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"000000\.parquet.*delete it and capture again with --re"):
+        writer.finish(1)
+    assert not (tmp_path / "t.parquet").exists()
+
+
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     def full(temporary: Path) -> None:
         temporary.write_bytes(b"half")

@@ -11,14 +11,24 @@ from traces.errors import InputError
 ENCODING = "utf-8-sig"  # with the byte order mark that some editors put in front, or without
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; raises InputError naming `where` if it is none, says a field twice,
-    or holds text that no file could: half of a surrogate pair.
+def parse_json(text: str, where: str, once: bool = False) -> Any:
+    """The value of a JSON text; raises InputError naming `where` if it is none, or holds text that
+    no file could: half of a surrogate pair. once: no field may be given twice; not for long logs,
+    which take half as long again with it.
     """
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(found)
+        if len(fields) < len(found):
+            names = [name for name, _ in found]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{where}: field {twice!r} is given twice")
+        return fields
+
     try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        value = json.loads(text, object_pairs_hook=pairs if once else None)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}); truncated?") from None
     if "\\ud" in text.lower():
@@ -30,20 +40,10 @@ def parse_json(text: str, where: str) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises InputError where it says the same field twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"field {twice!r} is given twice; drop one")
-    return found
-
-
 def read_json(path: Path) -> Any:
     """The value of a JSON file; raises InputError naming it if it is no UTF-8 text or no JSON."""
     try:
         text = path.read_text(encoding=ENCODING)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); compressed?") from None
-    return parse_json(text, str(path))
+    return parse_json(text, str(path), once=True)

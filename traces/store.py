@@ -91,7 +91,7 @@ def read_table(
         with pq.ParquetFile(path) as file:  # read_table would load the whole dataset machinery
             table = file.read()
         text = (table.schema.metadata or {}).get(b"gammalab", b"null").decode()
-        header = parse_json(text, "its header")
+        header = parse_json(text, "its header", once=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -316,8 +316,11 @@ class TraceWriter:
         return self._part(index).exists()
 
     def read(self, index: int) -> Trace:
-        """Request number `index` as a trace of one request."""
-        return read_trace(self._part(index))
+        """Request number `index` as a trace of one request; InputError if its file is damaged."""
+        try:
+            return read_trace(self._part(index))
+        except InputError as error:
+            raise InputError(f"{error}; delete it and capture again with --resume") from None
 
     def append(self, index: int, one: Trace) -> None:
         """Save request number `index`; on return it survives a kill."""

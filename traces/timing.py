@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -243,6 +244,14 @@ class Timing:
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
         """One JSON file, atomically; a cell or a rule a line."""
+        text = self._text()
+        write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
+
+    def sha256(self) -> str:
+        """Of what is measured and of its meta, whatever file it lies in."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def _text(self) -> str:
         timing = self.on(WALL) if self.chosen else self
         head = {
             "kind": "timing",
@@ -259,8 +268,7 @@ class Timing:
             _lines("cells", "[]", [_line(dataclasses.astuple(cell)) for cell in timing.cells]),
         ]
         text = json.dumps(head, indent=1).removesuffix("\n}")
-        text = ",\n".join([text, *fields]) + "\n}\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite)
+        return ",\n".join([text, *fields]) + "\n}\n"
 
 
 def _line(value: Any) -> str:

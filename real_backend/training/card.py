@@ -16,6 +16,7 @@ from real_backend.training import core, corpus, export, replies
 from real_backend.training.core import EOS, Llama, Packer, token_id
 from real_backend.training.dialogue import Dialogue
 from real_backend.training.loop import Progress, read_progress
+from traces.store import write_atomically
 
 HELD_OUT_BATCHES = 16
 
@@ -47,7 +48,7 @@ def write_prompts(prompts: Sequence[Dialogue], path: Path) -> None:
         json.dumps({"question_id": index + 1, "category": p.category, "turns": list(p.turns)})
         for index, p in enumerate(prompts)
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(path, lambda to: to.write_text("\n".join(lines) + "\n", "utf-8"), True)
 
 
 def score_reply(target: Llama, draft: Llama, context: list[int], reply: list[int]) -> ReplyScore:
@@ -243,4 +244,4 @@ def write_card(options: argparse.Namespace, packer: Packer, prompts: Sequence[Di
         scores=_score_table(scores),
         longest=options.max_new_tokens,
     )
-    (options.out / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(options.out / "README.md", lambda to: to.write_text(text, "utf-8"), True)

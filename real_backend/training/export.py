@@ -1,6 +1,7 @@
 """The Hugging Face folders of the embedded pair: writing them, and reading them back."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -41,7 +42,17 @@ def _config(shape: Shape, tokenizer: Tokenizer) -> LlamaConfig:
 
 
 def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config, float16 weights, tokenizer with chat template and generation settings."""
+    """Write config, float16 weights, tokenizer with chat template and generation settings; every
+    file whole or not at all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
+        _export(model, tokenizer, Path(room))
+        for file in Path(room).iterdir():
+            file.replace(folder / file.name)
+
+
+def _export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     config = _config(model.shape, tokenizer)
     network = LlamaForCausalLM(config)
     network.load_state_dict({**model.state_dict(), "lm_head.weight": model.embedding()})

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from real_backend.training.core import Llama
+from traces.store import write_atomically
 
 
 class Recipe(NamedTuple):
@@ -62,9 +63,8 @@ def save_checkpoint(
         state = optimizer.state[weight]
         tensors[f"weight/{name}"] = weight.detach()
         tensors[f"mean/{name}"], tensors[f"square/{name}"] = state["exp_avg"], state["exp_avg_sq"]
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"note": json.dumps(progress._asdict())})
-    partial.replace(path)
+    note = {"note": json.dumps(progress._asdict())}
+    write_atomically(path, lambda to: save_file(tensors, to, metadata=note), overwrite=True)
 
 
 def read_progress(path: Path) -> Progress:

@@ -1,5 +1,6 @@
 """Replies of an exported model: training material for the draft and the subject of the card."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 from real_backend.training import corpus
 from real_backend.training.core import ASSISTANT, BOS, EOS, PAD, USER, token_id
 from real_backend.training.dialogue import Dialogue
+from traces.store import write_atomically
 
 CHUNK = 64  # dialogues generated together, and saved together
 
@@ -107,9 +109,8 @@ def on_policy_dialogues(
             chunk = [Dialogue(row[0], *(tuple(part) for part in row[1:])) for row in rows]
         else:
             chunk = _chunk(network, tokenizer, seed, index, max_new_tokens)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(chunk), encoding="utf-8")
-            partial.replace(path)
+            text = json.dumps(chunk)
+            write_atomically(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
         found += chunk
         count += sum(len(tokenizer.encode(r).ids) + 1 for drawn in chunk for r in drawn.replies)
         index += 1

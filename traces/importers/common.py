@@ -137,7 +137,7 @@ def integers(value: Any, name: str, where: str, low: int = 0) -> npt.NDArray[np.
 
 
 def reply_length(tokens: int, where: str) -> int:
-    """`tokens` itself; raises InputError if no reply is that long: it would only fill the memory."""
+    """`tokens` itself; raises InputError for more than a reply has, which only fill memory."""
     if tokens > _LONGEST_REPLY:
         raise InputError(f"{where}: a reply of {tokens} tokens; at most {_LONGEST_REPLY}")
     return tokens
