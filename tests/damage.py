@@ -146,7 +146,7 @@ def _text(path: Path, kind: Kind, generator: Generator) -> str:
     if kind.layout == "log":
         words = text.split(" ")
         words[int(generator.integers(len(words)))] = str(pick(generator, (*EXTREME, *ODD[2:])))
-        path.write_text(" ".join(words), "utf-8")
+        path.write_text(" ".join(words), "utf-8", errors="surrogatepass")
         return "a word"
     lines = text.splitlines() if kind.layout == "lines" else [text]
     at = int(generator.integers(len(lines)))
@@ -164,7 +164,7 @@ def _parquet(path: Path, kind: Kind, generator: Generator) -> str:
     names = list(table.column_names)
     first, second = (int(k) for k in generator.integers(len(names), size=2))
     name = pick(generator, ("header", "lose", "swap", "nulls", "retype", "few", "sign", "sign"))
-    if name == "sign":
+    if name == "sign" and kind.name == "trace":
         return _signed(path, generator)
     if name == "header":
         header, told = mangled(json.loads(table.schema.metadata[b"gammalab"]), generator)
@@ -177,6 +177,13 @@ def _parquet(path: Path, kind: Kind, generator: Generator) -> str:
         table = table.rename_columns(names)
     elif name == "few":
         table = table.slice(0, int(generator.integers(3)))
+    elif name == "sign":
+        name = "value"
+        values = table.column(first).to_pylist()
+        values[int(generator.integers(len(values)))] = pick(generator, (0, -1, 1, 2**31 - 1))
+        python = type(values[-1])
+        column = pa.array([python(value) for value in values], table.schema.field(first).type)
+        table = table.set_column(first, names[first], column)
     else:
         rows = table.num_rows
         column = pa.nulls(rows) if name == "nulls" else pa.array(["x"] * rows)

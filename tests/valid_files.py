@@ -15,11 +15,13 @@ from policies.gammatune import GammaTune
 from policies.neural import neural_policy, quantise
 from policies.observation import ROUND
 from policies.shelf import write_policies
+from real_backend.sitting import write_measured
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
+from tests.test_validate import run
 from traces.importers import vllm
 from traces.importers.schedule import Schedule
-from traces.store import write_trace
+from traces.store import read_trace, write_trace
 from traces.timing import Repeats
 
 Command = tuple[object, ...]
@@ -30,7 +32,7 @@ POISSON = "poisson:rate=0.01"
 class Kind(NamedTuple):
     """write: makes the file in a folder, with what it needs beside it. commands: those that read
     it, given it and a folder for what they write. layout: json, lines, log, parquet, safetensors.
-    code: of the commands while the file is whole.
+    code: of the commands while the file is whole. named: what a refusal must name, if not the file.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Kind(NamedTuple):
     write: Callable[[Path], Path]
     commands: Callable[[Path, Path], list[Command]]
     code: int = 0
+    named: str = ""
 
 
 def _trace(folder: Path) -> Path:
@@ -99,6 +102,18 @@ def _workload(folder: Path) -> Path:
     return folder / "workload.json"
 
 
+def _sitting(folder: Path) -> Path:
+    """The rounds of three policies and the placebo on a fake engine."""
+    trace, _ = _inputs(folder)
+    measured = run(trace=read_trace(trace)).measured
+    timed = {
+        seat: [dataclasses.replace(log, meta=log.meta | {"batch": 1}) for log in logs]
+        for seat, logs in measured.timed.items()
+    }
+    write_measured(measured._replace(timed=timed), folder / "sitting")
+    return sorted((folder / "sitting/measured").glob("*.parquet"))[0]
+
+
 def _prompts(folder: Path) -> Path:
     """Prompts, and what looks like a pair; the test brings a real one."""
     for name in ("target", "draft"):
@@ -141,6 +156,12 @@ def _of_trace(path: Path, out: Path) -> list[Command]:
 
 def _of_policies(path: Path, out: Path) -> list[Command]:
     return [compare_of(path.parent, out, "--policies", path.with_suffix(".json"))]
+
+
+def _of_sitting(path: Path, out: Path) -> list[Command]:
+    folder = path.parents[2]
+    files = "--trace", folder / "trace.parquet", "--timing", folder / "timing.json"
+    return [("validate", *files, "--measured", folder / "sitting", "--max-error", 1e6)]
 
 
 def _of_workload(path: Path, out: Path) -> list[Command]:
@@ -198,6 +219,16 @@ def sglang_rows() -> list[dict[str, Any]]:
     return [{"text": "said", "output_ids": list(range(9)), "meta_info": meta}]
 
 
+VLLM_LOG = (
+    "INFO SpecDecoding metrics: Mean acceptance length: 2.01, Accepted: 206 tokens, Drafted: 609 "
+    "tokens, Per-position acceptance rate: 0.601, 0.286, 0.128, Avg Draft acceptance rate: 33.8%\n"
+)
+VLLM_COUNTERS = """vllm:spec_decode_num_drafts_total{engine="0"} 40.0
+vllm:spec_decode_num_draft_tokens_total{engine="0"} 120.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0"} 10.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 7.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{position="1"} 3.0
+"""
 LLAMA = (
     "draft acceptance = 0.64479 (  167 accepted /   259 generated), mean acceptance length =  "
     "2.92, acceptance rate per position = (0.805, 0.632, 0.483)\n"
@@ -227,13 +258,17 @@ def _fitted(path: Path, out: Path) -> list[Command]:
     ]
 
 
-def _llama(folder: Path) -> Path:
-    (folder / "server.log").write_text(LLAMA * 2)
-    return folder / "server.log"
+def _log(name: str, form: str, text: str) -> Kind:
+    """Counts only, so shown and refused."""
 
+    def write(folder: Path) -> Path:
+        (folder / "server.log").write_text(text)
+        return folder / "server.log"
 
-def _of_llama(path: Path, out: Path) -> list[Command]:
-    return [("trace", "import", path, "--format", "llama.cpp", "--out", out / "t.parquet")]
+    def commands(path: Path, out: Path) -> list[Command]:
+        return [("trace", "import", path, "--format", form, "--out", out / "t.parquet")]
+
+    return Kind(name, "log", write, commands, code=2)
 
 
 KINDS = (
@@ -248,5 +283,8 @@ KINDS = (
     _recording("jsonl", jsonl_rows),
     _recording("vllm", vllm_rows),
     _recording("sglang", sglang_rows),
-    Kind("llama.cpp", "log", _llama, _of_llama, code=2),  # counts only: shown and refused
+    _log("vllm-log", "vllm", VLLM_LOG),
+    _log("vllm-counters", "vllm", VLLM_COUNTERS),
+    _log("llama.cpp", "llama.cpp", LLAMA * 2),
+    Kind("sitting", "parquet", _sitting, _of_sitting, code=1, named="sitting"),
 )

@@ -165,9 +165,12 @@ def _turns_of(
 
 def _seconds(choice: dict[str, Any], turns: int, where: str) -> list[float]:
     values = choice.get("wall_time", [math.nan] * turns)
-    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-        raise InputError(f"{where}: 'wall_time' must be a list of seconds")
-    return [float(v) for v in values]
+    try:
+        if isinstance(values, list) and all(type(v) in (int, float) for v in values):
+            return [float(v) for v in values]
+    except OverflowError:
+        pass
+    raise InputError(f"{where}: 'wall_time' must be a list of seconds")
 
 
 def _split(emitted: list[int], tokens: list[int], steps: Any) -> list[list[int]]:
