@@ -212,7 +212,13 @@ def _signed(path: Path, generator: Generator) -> str:
         trace.__dict__[told], told = array, f"{told} {value}"
     try:
         write_trace(trace, path, overwrite=True)
-    except (ValueError, TypeError, AttributeError, OverflowError):  # what no writer could write
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeWarning,
+    ):  # what no writer could write
         path.write_bytes(b"PAR1")
     return f"signed {told}"
 

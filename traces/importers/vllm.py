@@ -45,7 +45,7 @@ from traces.schema import Trace
 
 _REMEDY = "serve with --per-request-spec-decode-metrics detailed and keep the responses"
 _COUNTER = re.compile(
-    r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d{1,15}(?:\.\d+)?(?:[eE][+-]?\d\d?)?)",
+    r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d{1,15}(?:\.\d+)?(?:[eE][+-]?\d\d?)?)(?!\S)",
     re.M,
 )
 _SOUGHT = "a 'SpecDecoding metrics' line or a vllm:spec_decode counter of vLLM"
