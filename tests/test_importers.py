@@ -522,7 +522,7 @@ def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         rounds = [2, 1, 1 + k % 2, 1] * (3 + k)  # nobody drafts less than one token
         drafted = sum(Schedule("heuristic", 2).drafted(rounds, 1024))
         rows.append(answer(k, rounds, wall_time=[0.1 + 0.02 * len(rounds) + 0.01 * drafted]))
-        plain.append(answer(k, [1] * (20 + k), wall_time=[2.0 + 0.1 * k]))
+        plain.append(answer(k, [1] * (20 + k), wall_time=[0.019 * (20 + k)]))
     a, v = write_lines(tmp_path / "a.jsonl", rows), write_lines(tmp_path / "v.jsonl", plain)
     out, timing = tmp_path / "t.parquet", tmp_path / "t.json"
     command = ["trace", "import", str(a), "--format", "spec-bench", "--schedule", "heuristic:2"]
