@@ -24,7 +24,6 @@ from experiments.export_replay import (
     setting_seconds,
     single_costs,
 )
-from experiments.files import warn
 from policies.base import Policy, uses_signals
 from policies.confidence import HFConfidence
 from policies.fixed import Fixed, Never
@@ -34,6 +33,7 @@ from policies.roc import HFRocConfidence
 from policies.shelf import label, parse_policy
 from simulator.hindsight import best_fixed
 from simulator.replay import replay
+from traces.errors import warn
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
 from traces.store import refuse_existing, write_atomically

@@ -179,8 +179,3 @@ def forced_note(about: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return repr(text if len(text) <= 24 else text[:12] + "...")
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"gammalab: warning: {message}", file=sys.stderr)

@@ -24,7 +24,6 @@ from experiments.files import (
     dumps,
     jsonable,
     versions,
-    warn,
     write_result,
     write_text,
 )
@@ -41,7 +40,7 @@ from simulator.served import Served
 from simulator.server import serve
 from simulator.server_options import Server
 from simulator.service import ANYTHING, Objective, Service, service
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically

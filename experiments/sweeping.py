@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.files import dumps, read_result, warn, write_result, write_text
+from experiments.files import dumps, read_result, write_result, write_text
 from experiments.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.paper import paper_figure, paper_text
 from experiments.report import write_pictures
@@ -16,7 +16,7 @@ from experiments.suites import MEASURED, SUITES, TIMING, Suite
 from experiments.sweep import World, jobs_of, sweep, worlds_of, write_rows
 from policies.shelf import label, parse_policies
 from real_backend.progress import progress
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.store import content_hash, read_trace
 from traces.timing import Timing, read_timing
