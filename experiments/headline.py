@@ -39,7 +39,8 @@ def headline(part: Json, validation: Json | None) -> list[Line]:
         found.append(
             Line("Machine", ". ".join(_sentence(x) for x in validation["lines"]["machine"]))
         )
-        found += [Line("Finding", line) for line in validation["findings"]]
+        told = validation["lines"]["claims"]  # above, as what was measured
+        found += [Line("Finding", line) for line in validation["findings"] if line not in told]
     return [*found, *(Line("Note", line) for line in part.get("mismatches", []))]
 
 

@@ -35,7 +35,9 @@ _known: dict[int, Network] = {}  # every network read by this process, by its di
 
 
 def write_network(network: Network, path: Path, *, overwrite: bool = False) -> None:
-    """One file, written atomically; equal networks give equal bytes."""
+    """One file, written atomically; equal networks give equal bytes, and the same file that is
+    there already, as a stopped run leaves it, is left there.
+    """
     from safetensors.numpy import save
 
     tensors = {
@@ -43,7 +45,8 @@ def write_network(network: Network, path: Path, *, overwrite: bool = False) -> N
         for name, array in zip(Network._fields, network, strict=True)
     }
     data = sorted_header(save(tensors, {"kind": NETWORK_KIND, "version": NETWORK_VERSION}))
-    write_atomically(path, lambda temporary: temporary.write_bytes(data), overwrite)
+    if not (path.is_file() and path.read_bytes() == data):
+        write_atomically(path, lambda temporary: temporary.write_bytes(data), overwrite)
 
 
 def sorted_header(data: bytes) -> bytes:

@@ -373,8 +373,9 @@ def test_equal_networks_give_equal_bytes(tmp_path: Path) -> None:
         write_network(random_network(PER_ROUND, 4), tmp_path / f"{name}.safetensors")
     first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
     assert first == second
+    write_network(random_network(PER_ROUND, 4), tmp_path / "b.safetensors")  # the same: as it was
     with pytest.raises(InputError, match=r"b.safetensors exists"):
-        write_network(random_network(PER_ROUND, 4), tmp_path / "b.safetensors")
+        write_network(random_network(PER_ROUND, 5), tmp_path / "b.safetensors")
 
 
 HEADER = {"kind": "gammalab-network", "version": "1"}

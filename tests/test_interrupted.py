@@ -1,0 +1,130 @@
+"""Every command stopped at every file that it puts into place, and run again: as if never stopped.
+
+A stop comes in turn just before and just behind the renaming that ends a write; what a kill at any
+other moment leaves is what one of these left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import cli
+from experiments.files import read_result
+from tests.specimens import write_prompts
+from traces.roundlog import read_roundlog
+from traces.timing import read_timing
+
+Made = dict[str, Any]
+
+
+class Stops:
+    """Renamings are counted; Ctrl-C comes at number `at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen, self.at = 0, -1
+        rename = Path.replace
+
+        def counted(source: Path, target: Any) -> Path:
+            self.seen += 1
+            if self.seen == self.at and self.at % 2:
+                raise KeyboardInterrupt
+            moved = rename(source, target)
+            if self.seen == self.at:
+                raise KeyboardInterrupt
+            return moved
+
+        monkeypatch.setattr(Path, "replace", counted)
+
+    def run(self, argv: list[str], at: int = -1) -> int:
+        self.seen, self.at = 0, at
+        return cli.main(argv)
+
+
+def of_capture(out: Path) -> Made:
+    return {"trace": (out / "t.parquet").read_bytes()}
+
+
+def of_measure(out: Path) -> Made:
+    cells = read_timing(out / "m.json").cells
+    return {"cells": [(c.operation, c.batch, c.tokens, c.context, c.repeats) for c in cells]}
+
+
+def of_sweep(out: Path) -> Made:
+    files = {path.name: path.read_bytes() for path in out.rglob("*.parquet")}
+    return files | {"text": (out / "sweep.txt").read_text()}
+
+
+def of_train(out: Path) -> Made:
+    weights = load_file(out / "net.safetensors")
+    return {name: array.tobytes() for name, array in weights.items()}
+
+
+def of_validate(out: Path) -> Made:
+    found = read_result("validate", out / "validate.json")
+    rounds: Made = {"order": sorted(found["log_files"])}
+    for name, files in found["log_files"].items():
+        log = read_roundlog(out / files[0])
+        rounds[name] = np.stack([log.request, log.gamma, log.drafted, log.accepted]).tolist()
+    return rounds
+
+
+CASES: dict[str, tuple[list[str], str, Callable[[Path], Made]]] = {
+    "capture": (["--max-new-tokens", "12"], "t.parquet", of_capture),
+    "measure": (["--batch", "1", "--context", "12,16", "--repeats", "20"], "m.json", of_measure),
+    "sweep": (["cost-ratio", "--policies", "fixed", "--cost", "c=4"], "", of_sweep),
+    "train": (["--iterations", "4", "--lanes", "4", "--no-warm-start"], "net.json", of_train),
+    "validate": (["--policies", "fixed:gamma=2,gammatune", "--max-error", "1e6"], "", of_validate),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The options of every command that say what it reads."""
+    folder = tmp_path_factory.mktemp("inputs")
+    prompts = write_prompts(folder / "prompts.jsonl", questions=6)
+    pair = ["--pair", str(pair_folder)]
+    trace, timing = str(folder / "t.parquet"), str(folder / "m.json")
+    asked = ["--prompts", str(prompts)]
+    assert cli.main(["capture", *pair, *asked, *CASES["capture"][0], "--out", trace]) == 0
+    assert cli.main(["measure", *pair, *CASES["measure"][0], "--out", timing]) == 0
+    read = ["--trace", trace, "--timing", timing]
+    return {
+        "capture": pair + asked,
+        "measure": pair,
+        "sweep": ["--trace", trace],
+        "train": read,
+        "validate": [*pair, *asked, *read],
+    }
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_stopped_at_every_write(
+    command: str, inputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options, name, made = CASES[command]
+    stops = Stops(monkeypatch)
+
+    def argv(folder: str) -> list[str]:
+        out = str(tmp_path / folder / name)
+        return [command, *options, *inputs[command], "--out", out]
+
+    ended = stops.run(argv("whole"))
+    assert ended in (0, 1)
+    writes, whole = stops.seen, made(tmp_path / "whole")
+    assert writes >= 2
+    for at in range(1, writes + 1):
+        folder = tmp_path / str(at)
+        assert stops.run(argv(str(at)), at) == 130, at
+        assert not list(folder.rglob(".*")), at
+        again = ["--resume"] if command == "capture" else []
+        if (folder / name).is_file() or (folder / "validate.json").exists():
+            again = ["--force"]  # it was stopped behind its last write
+        assert stops.run([*argv(str(at)), *again]) in (0, 1), at
+        assert made(folder) == whole, at
+        assert not list(folder.rglob("*.partial")), at
