@@ -438,8 +438,10 @@ def _sweep(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     try:
         from experiments.train import run
-    except ImportError as error:
-        raise missing("train", str(error.name), str(error.name)) from error
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise missing("train", error.name, error.name) from error
+        raise
     return run(args)
 
 
