@@ -31,7 +31,7 @@ from real_backend.options import (
     whole,
     workers,
 )
-from traces.errors import InputError, missing
+from traces.errors import InputError, brief, missing
 
 requests = whole(1, 1_000_000, "a run keeps every request; results settle long before")
 seeds = whole(1, 1000, "every seed is a run of every policy; intervals settle long before")
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def one_line(error: Exception) -> str | None:
     """What to tell the user; None if the error is a bug of ours, which deserves its traceback."""
     if isinstance(error, InputError):
-        return " ".join(str(error).split())
+        return brief(str(error))
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        return brief(f"{where}{error.strerror}")
     if "torch" in sys.modules:  # else no device was in use, and importing it takes seconds
         from real_backend.device_errors import DEVICE_REMEDY, fault_of
 
@@ -438,8 +438,10 @@ def _sweep(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     try:
         from experiments.learning.train import run
-    except ImportError as error:
-        raise missing("train", str(error.name), str(error.name)) from error
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise missing("train", error.name, error.name) from error
+        raise
     return run(args)
 
 

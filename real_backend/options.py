@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from traces.errors import InputError
+from traces.errors import InputError, brief
 
 MOST_SEED = 2**31 - 1  # what every library that is seeded here takes
 MOST_THREADS = 1024  # far beyond, torch dies without a word
@@ -347,7 +347,7 @@ def run_module(
         with device_faults(f"in {name}", DEVICE_REMEDY):
             code = run(args)
     except InputError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {brief(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)

@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from real_backend.options import SHAPE_PREFIX
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace, refuse_censored
 from traces.split import task_of
@@ -35,11 +34,14 @@ class Request(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One line of a prompt file. task: Spec-Bench's name for the category's group."""
+    """One line of a prompt file. task: Spec-Bench's name for the category's group. where: the line,
+    for messages.
+    """
 
     question_id: str
     category: str
     turns: tuple[str, ...]
+    where: str = dataclasses.field(default="", compare=False)
 
     @property
     def task(self) -> str:
@@ -66,7 +68,7 @@ def _question(line: str, where: str) -> Question:
     said = isinstance(turns, list) and all(isinstance(t, str) and t.strip() for t in turns)
     if not (said and turns):
         raise InputError(f"{where}: 'turns' must be a list of strings that say something")
-    return Question(str(name), category, tuple(turns))
+    return Question(str(name), category, tuple(turns), where)
 
 
 def read_questions(path: Path, limit: int = 0) -> list[Question]:
@@ -154,7 +156,8 @@ def _tokenizer(pair: Pair) -> Any:
 def request_for(pair: Pair, question: Question, turn: int, replies: list[str]) -> Request:
     """The request of one turn, given the replies to the turns before it."""
     name = question.request_id(turn)
-    where = f"question {question.question_id}, turn {turn + 1}"
+    place = f"{question.where}: " if question.where else ""
+    where = f"{place}question {question.question_id}, turn {turn + 1}"
     ids = encode_chat(pair, question.turns[: turn + 1], replies, where)
     return Request(name, question.task, ids)
 
@@ -172,7 +175,7 @@ def _check_recorded(trace: Trace, pair: Pair) -> None:
         theirs = about["device_name" if field == "device" else field]
         if ours != theirs:
             line = f"the trace has {field} {ours!r}, the engine runs {theirs!r}; replies may differ"
-            print(f"warning: {line}", file=sys.stderr)
+            warn(line)
 
 
 def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> list[Request]:

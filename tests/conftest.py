@@ -12,6 +12,10 @@ from tests.specimens import save_pair
 from traces.timing import StepCosts
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, help="damaged files in tests/test_fuzz.py")
+
+
 @pytest.fixture(scope="session")
 def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pair on disk."""

@@ -22,6 +22,7 @@ from traces.timing import OPERATIONS, Grid, OwnSeconds, StepCosts, Timing
 
 FloatArray = npt.NDArray[np.float64]
 
+_MOST_ROWS = 4096  # of a table, or a context of millions takes minutes
 _ENDLESS = 1 << 62  # more context than anybody has
 
 
@@ -163,11 +164,13 @@ def tabulate(
 ) -> StepCosts:
     """The step costs of a model at one batch size, evaluated at the middle of each context bucket.
 
-    max_context: tokens covered, C = max_context // bucket_tokens + 1 rows; longer contexts are
-    priced as the last one. width: W, so gamma <= W - 2. Engine's fixed cost is inside verify_s.
+    max_context: tokens covered, C = max_context // bucket_tokens + 1 rows, of wider buckets where
+    they were too many; longer contexts are priced as the last one. width: W, so gamma <= W - 2.
+    Engine's fixed cost is inside verify_s.
     """
     if width < 2 or bucket_tokens < 1 or max_context < 0 or batch < 1:
         raise InputError("costs need width >= 2, bucket_tokens >= 1, max_context >= 0, batch >= 1")
+    bucket_tokens = max(bucket_tokens, -(-max_context // _MOST_ROWS))
     middles = [(c + 0.5) * bucket_tokens for c in range(max_context // bucket_tokens + 1)]
     control = model.control_s()
 

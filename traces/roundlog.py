@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from traces.schema import TraceError
 from traces.store import read_table, write_atomically
 
 VERSION = 2
@@ -32,6 +33,9 @@ ROUND_DTYPES: dict[str, type] = {
     "ended": np.bool_,
     "elapsed_s": np.float64,
 }
+_COLUMNS = pa.schema(
+    [(name, pa.from_numpy_dtype(dtype)) for name, dtype in ROUND_DTYPES.items() if name != "ended"]
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,13 +135,37 @@ def read_roundlog(path: Path) -> RoundLog:
     Version 1 has no column `ended`: none of its rounds drafted ahead, so there emitted <= accepted
     says it.
     """
-    table, header = read_table(path, "roundlog", range(1, VERSION + 1))
-    if header["version"] == 1:
+    table, header = read_table(path, "roundlog", range(1, VERSION + 1), _COLUMNS)
+    if "ended" not in table.column_names:
         ended = pc.less_equal(table.column("emitted"), table.column("accepted"))
         table = table.append_column("ended", ended)
     columns = {
         name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
     }
-    prefill = np.asarray(header["prefill_s"], dtype=np.float64)
+    try:
+        meta, prefill = dict(header["meta"]), np.asarray(header["prefill_s"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise TraceError(f"{path}: its header lacks meta or prefill_s ({error})") from None
     cpu_s = table.column("cpu_s").to_numpy() if "cpu_s" in table.column_names else None
-    return RoundLog(**columns, prefill_s=prefill, meta=header["meta"], cpu_s=cpu_s)
+    log = RoundLog(**columns, prefill_s=prefill, meta=meta, cpu_s=cpu_s)
+    if wrong := _fault(log):
+        raise TraceError(f"{path}: {wrong}; the file was altered or damaged")
+    return log
+
+
+def _fault(log: RoundLog) -> str:
+    """The first column that no run leaves; "" if there is none."""
+    if log.prefill_s.ndim != 1 or not (np.isfinite(log.prefill_s) & (log.prefill_s >= 0)).all():
+        return "prefill_s must be a list of seconds"
+    counts = (log.drafted, log.accepted, log.emitted, log.context_tokens, log.gamma, log.slot)
+    sound = {
+        "request": (log.request >= 0) & (log.request < len(log.prefill_s)),
+        "a count": np.logical_and.reduce([count >= 0 for count in counts]),
+        "batch_size": log.batch_size >= 1,
+        "accepted": log.accepted <= log.drafted,
+        "emitted": log.emitted <= log.accepted + 1,
+        "elapsed_s": np.isfinite(log.elapsed_s) & (log.elapsed_s >= 0),
+        "start_s": np.isfinite(log.start_s),
+    }
+    bad = [f"{name} is out of range in a round" for name, good in sound.items() if not good.all()]
+    return bad[0] if bad else ""

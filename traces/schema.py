@@ -26,6 +26,17 @@ EXACTNESS = {
 }
 
 
+DEEPEST = 4096  # tokens; a table of costs has a column for each
+_LARGEST = 2**31 - 1
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "dict[str, str]": ((dict,), "an object"),
+    "dict[str, Any]": ((dict,), "an object"),
+}
+
+
 class TraceError(InputError):
     """A trace (file or arrays) that breaks the schema; the message names field and remedy."""
 
@@ -61,12 +72,26 @@ class TraceMeta:
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kinds, words = _KINDS[str(field.type)]
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TraceError(f"meta.{field.name} must be {words}, not {value!r}")
         if self.exactness not in EXACTNESS:
             raise TraceError(
                 f"meta.exactness is {self.exactness!r}; it must be one of {', '.join(EXACTNESS)}"
             )
-        if self.depth < 1 or self.max_new_tokens < 1:
-            raise TraceError("meta.depth and meta.max_new_tokens must be at least 1")
+        for name, low, high in (
+            ("depth", 1, DEEPEST),
+            ("max_new_tokens", 1, _LARGEST),
+            ("max_context", 0, _LARGEST),
+            ("temperature", 0.0, 1e6),
+            ("top_p", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:  # NaN is nowhere
+                raise TraceError(
+                    f"meta.{name} is {getattr(self, name)!r}; it must be {low} to {high:.10g}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, in a fixed order; an empty source is left out."""
@@ -74,8 +99,10 @@ class TraceMeta:
         return raw if self.source else {k: v for k, v in raw.items() if k != "source"}
 
     @staticmethod
-    def from_dict(raw: dict[str, Any]) -> TraceMeta:
+    def from_dict(raw: Any) -> TraceMeta:
         """Inverse of to_dict; unknown or missing fields raise TraceError naming them."""
+        if not isinstance(raw, dict):
+            raise TraceError("field meta must be an object")
         known = {f.name for f in dataclasses.fields(TraceMeta)}
         unknown = sorted(set(raw) - known)
         if unknown:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traces.errors import InputError
+from traces.json_text import parse_json
 from traces.schema import Trace, TraceError, TraceMeta
 
 SCHEMA_VERSION = 1
@@ -73,18 +74,24 @@ def write_atomically(path: Path, write: Callable[[Path], object], overwrite: boo
 
 
 def read_table(
-    path: Path, kind: str, versions: Collection[int] = (SCHEMA_VERSION,)
+    path: Path,
+    kind: str,
+    versions: Collection[int] = (SCHEMA_VERSION,),
+    columns: pa.Schema | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """A Parquet file of ours and its header {"kind", "version", ...}.
 
-    Raises InputError if the file is missing, truncated, not Parquet, or of another kind.
+    columns: that it must have, of these types and without a hole; a list may be missing as a whole.
+    Raises InputError if the file is missing, truncated, not Parquet, or of another kind, TraceError
+    for a column.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with pq.ParquetFile(path) as file:  # read_table would load the whole dataset machinery
             table = file.read()
-        header = json.loads((table.schema.metadata or {}).get(b"gammalab", b"null"))
+        text = (table.schema.metadata or {}).get(b"gammalab", b"null").decode()
+        header = parse_json(text, "its header", once=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -97,7 +104,25 @@ def read_table(
             f"{path} has {kind} version {header.get('version')}; this GammaLab reads version "
             f"{' or '.join(map(str, versions))}"
         )
+    for field in columns or ():
+        _check_column(table, field, path)
     return table, header
+
+
+def _check_column(table: pa.Table, wanted: pa.Field, path: Path) -> None:
+    name, kind = wanted.name, wanted.type
+    if table.column_names.count(name) != 1:
+        raise TraceError(f"{path}: column {name!r} is missing, or there twice")
+    column = table.column(name)
+    if column.type != kind:
+        raise TraceError(f"{path}: column {name!r} holds {column.type}, not {kind}")
+    holes = column.null_count
+    if pa.types.is_list(kind):
+        if 0 < holes < len(column):
+            raise TraceError(f"{path}: {name} is missing in some requests but not in others")
+        holes = column.combine_chunks().flatten().null_count
+    if holes:
+        raise TraceError(f"{path}: column {name!r} lacks {holes} of its values")
 
 
 def content_hash(trace: Trace) -> str:
@@ -158,13 +183,11 @@ def write_trace(trace: Trace, path: Path, *, overwrite: bool = False) -> None:
     )
 
 
-def _flat(table: pa.Table, name: str, dtype: type, path: Path) -> npt.NDArray[Any] | None:
+def _flat(table: pa.Table, name: str, dtype: type) -> npt.NDArray[Any] | None:
     """The flat values of a list column, or None if every row is null."""
     column = table.column(name).combine_chunks()
-    if column.null_count == len(column) and len(column):
-        return None
     if column.null_count:
-        raise TraceError(f"{path}: {name} is missing in some requests but not in others")
+        return None
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=dtype)
 
 
@@ -174,22 +197,21 @@ def read_trace(path: Path) -> Trace:
     Raises InputError naming the file if it is missing, truncated, foreign, breaks the schema or
     does not match its content hash.
     """
-    table, header = read_table(path, "trace")
-    missing = [name for name in _SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise TraceError(f"{path}: column {missing[0]!r} is missing")
+    table, header = read_table(path, "trace", columns=_SCHEMA)
+    if "censored" in table.column_names:
+        _check_column(table, pa.field("censored", pa.list_(pa.bool_())), path)
     if table.num_rows == 0:
         raise TraceError(f"{path} holds no requests")
     try:
         meta = TraceMeta.from_dict(header["meta"])
         lengths = table.column("accept_len").combine_chunks().value_lengths().to_numpy()
-        accept_len = _flat(table, "accept_len", np.int16, path)
+        accept_len = _flat(table, "accept_len", np.int16)
         _ensure(accept_len is not None, "accept_len is missing")
         assert accept_len is not None
         positions = len(accept_len)
 
         def signal(name: str) -> npt.NDArray[np.float32] | None:
-            flat = _flat(table, name, np.float32, path)
+            flat = _flat(table, name, np.float32)
             if flat is None:
                 return None
             _ensure(
@@ -204,14 +226,12 @@ def read_trace(path: Path) -> Trace:
             request_id=tuple(table.column("request_id").to_pylist()),
             category=tuple(table.column("category").to_pylist()),
             accept_len=accept_len,
-            token_ids=_flat(table, "token_ids", np.int32, path),
+            token_ids=_flat(table, "token_ids", np.int32),
             top1_prob=signal("top1_prob"),
             entropy=signal("entropy"),
             accept_prob=signal("accept_prob"),
             censored=(
-                _flat(table, "censored", np.bool_, path)
-                if "censored" in table.column_names
-                else None
+                _flat(table, "censored", np.bool_) if "censored" in table.column_names else None
             ),
         )
     except (TraceError, KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -13,10 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.json_text import read_json
 from traces.store import write_atomically
-from traces.timing_fields import cell_fields, own_fields, repeats_fields, seconds_of
+from traces.timing_check import refuse_impossible, unlikely
+from traces.timing_fields import (
+    cell_fields,
+    columns,
+    meta_fields,
+    own_fields,
+    repeats_fields,
+    seconds_of,
+)
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
 WALL, CPU = "wall", "cpu"
@@ -295,50 +304,46 @@ def _drawn(blocks: tuple[float, ...], draw: list[int]) -> tuple[float, ...]:
     return blocks if all(math.isnan(block) for block in drawn) else drawn
 
 
+_warn_once = functools.cache(warn)  # a study reads its timing more than once
+
+
 def read_timing(path: Path) -> Timing:
-    """Inverse of Timing.write, version 1 too; raises InputError naming file and field."""
+    """Inverse of Timing.write, version 1 too; raises InputError naming file and field, and says on
+    stderr what is possible, but odd.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such timing file; make one with `gammalab measure`")
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("kind") != "timing":
         raise InputError(f"{path} is JSON, but not a GammaLab timing")
-    if raw.get("version") not in READABLE:
-        raise InputError(f"{path} has timing version {raw.get('version')}; measure again")
+    if type(raw.get("version")) is not int or raw["version"] not in READABLE:
+        raise InputError(f"{path} has timing version {raw.get('version')!r}; measure again")
     try:
-        return _timing(raw)
+        timing = _timing(raw)
     except KeyError as error:
         raise InputError(f"{path}: field {error} is missing; measure again") from None
-    except (TypeError, ValueError, OverflowError) as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if odd := unlikely(timing):
+        more = f"; {len(odd) - 1} more like it" if odd[1:] else ""
+        _warn_once(f"{path}: {odd[0]}{more}")
+    return timing
 
 
 def _timing(raw: dict[str, Any]) -> Timing:
-    if not isinstance(raw["meta"], dict):
-        raise InputError("field meta must be an object")
     if not isinstance(raw["cells"], list):
         raise InputError("field cells must be a list")
-    rows = [cell_fields(row, OPERATIONS, f"cells[{k}]") for k, row in enumerate(raw["cells"])]
+    names = columns(raw.get("cell_fields"))
+    rows = [
+        cell_fields(row, OPERATIONS, f"cells[{k}]", names) for k, row in enumerate(raw["cells"])
+    ]
     fields: dict[str, Any] = {n: seconds_of(raw[n], n) for n in ("signal_s", "control_s")}
     if raw["version"] >= 2:
         fields["own_s"] = own_fields(raw["own_s"])
         for name in ("signal_repeats", "control_repeats"):
             fields[name] = Repeats(**repeats_fields(raw[name], name))
-    timing = Timing(meta=raw["meta"], cells=tuple(Cell(**row) for row in rows), **fields)
-    _check_sweeps(timing)
+    timing = Timing(meta_fields(raw["meta"]), tuple(Cell(**row) for row in rows), **fields)
+    refuse_impossible(timing)
     for operation in OPERATIONS:
         timing.grid(operation)
     return timing
-
-
-def _check_sweeps(timing: Timing) -> None:
-    """Sweep number k is the same one in all cells, on both clocks."""
-    for k, cell in enumerate(timing.cells):
-        if len(cell.blocks_s) != timing.sweeps:
-            raise InputError(
-                f"cells[{k}]: blocks_s has {len(cell.blocks_s)} sweeps, cells[0] {timing.sweeps}"
-            )
-        if len(cell.cpu_blocks_s) not in (0, timing.sweeps):
-            raise InputError(
-                f"cells[{k}]: cpu_blocks_s has {len(cell.cpu_blocks_s)} sweeps, blocks_s "
-                f"{timing.sweeps}"
-            )

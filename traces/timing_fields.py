@@ -13,19 +13,55 @@ from traces.errors import InputError
 
 CELL = ("operation", "batch", "tokens", "context", "median_s", "q25_s", "q75_s", "repeats")
 BLOCKS = ("blocks_s", "cpu_blocks_s")  # since version 2
+LEAST = {"batch": 1, "tokens": 1, "context": 0, "repeats": 1}
+LONGEST_S = 86_400.0  # a day; no step of any pair takes one
+_LARGEST = 2**31 - 1
+_TEXTS = (
+    *("pair", "target", "draft", "tokenizer_sha256", "weights", "device", "device_name", "dtype"),
+    "engine",
+)
+_NUMBERS = ("threads", "temperature", "top_p")
+_NEEDED = ("pair", "device")
+_SHAPE = ("target", "draft", "dtype", "device_name")  # what a note on random weights says
+
+
+def is_number(value: Any) -> bool:
+    """True for a JSON number that a float holds; NaN and infinity are none."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"{where} must be a number of seconds, not {value!r}")
+    if abs(value) > LONGEST_S:
+        raise InputError(f"{where}: a time of {value:g} seconds is not possible; measure again")
     return float(value)
 
 
 def seconds_of(value: Any, where: str) -> float:
     seconds = _number(value, where)
     if seconds < 0:
-        raise InputError(f"{where}: a time of {value} seconds is not possible")
+        raise InputError(f"{where}: a time of {value} seconds is not possible; measure again")
     return seconds
+
+
+def meta_fields(meta: Any) -> dict[str, Any]:
+    """What every command may rely on: a pair and a device, texts and numbers where known."""
+    if not isinstance(meta, dict):
+        raise InputError("field meta must be an object")
+    for name in (*_NEEDED, *(_SHAPE if meta.get("weights") == "random" else ())):
+        if name not in meta:
+            raise InputError(f"field meta: {name!r} is missing; measure again")
+    for name in _TEXTS:
+        if not isinstance(meta.get(name, ""), str):
+            raise InputError(f"field meta: {name!r} must be a text, not {meta[name]!r}")
+    for name in _NUMBERS:
+        if not is_number(meta.get(name, 0)):
+            raise InputError(f"field meta: {name!r} must be a number, not {meta[name]!r}")
+    return meta
 
 
 def _blocks(values: Any, where: str) -> tuple[float, ...]:
@@ -70,25 +106,42 @@ def own_fields(raw: Any) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _whole(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{where} must be a whole number, not {value!r}")
+def _whole(value: Any, where: str, low: int) -> int:
+    if type(value) is not int or not low <= value <= _LARGEST:
+        raise InputError(f"{where} must be a whole number of at least {low}, not {value!r}")
     return value
 
 
-def cell_fields(row: Any, operations: Sequence[str], where: str) -> dict[str, Any]:
-    """A cell of either version, as a list: the first eight fields, or all."""
-    if not isinstance(row, list) or len(row) not in (len(CELL), len(CELL + BLOCKS)):
-        raise InputError(f"{where} must be a list of {', '.join(CELL + BLOCKS)}")
-    raw = dict(zip(CELL + BLOCKS, row, strict=False))
+def columns(raw: Any) -> tuple[str, ...]:
+    """The names of a cell's entries in their order: the first eight, or all; None: as we write it.
+
+    Raises InputError if a name is missing, unknown or there twice.
+    """
+    if raw is None:
+        return ()
+    known = [sorted(CELL), sorted(CELL + BLOCKS)]
+    texts = isinstance(raw, list) and all(isinstance(name, str) for name in raw)
+    if not texts or sorted(raw) not in known:
+        raise InputError(f"field cell_fields must be {', '.join(CELL + BLOCKS)}, not {raw!r}")
+    return tuple(raw)
+
+
+def cell_fields(
+    row: Any, operations: Sequence[str], where: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """A cell of either version, as a list; names: of its entries, empty if nobody says."""
+    wanted = {len(names)} if names else {len(CELL), len(CELL + BLOCKS)}
+    if not isinstance(row, list) or len(row) not in wanted:
+        raise InputError(f"{where} must be a list of {', '.join(names or CELL + BLOCKS)}")
+    raw = dict(zip(names or CELL + BLOCKS, row, strict=False))
     operation = raw["operation"]
     if operation not in operations:
         raise InputError(
             f"{where}: unknown operation {operation!r}; known: {', '.join(operations)}"
         )
     found: dict[str, Any] = {"operation": operation}
-    for name in ("batch", "tokens", "context", "repeats"):
-        found[name] = _whole(raw[name], f"{where}: {name}")
+    for name, low in LEAST.items():
+        found[name] = _whole(raw[name], f"{where}: {name}", low)
     for name in ("median_s", "q25_s", "q75_s"):
         found[name] = seconds_of(raw[name], f"{where}: {name}")
     for name in BLOCKS:

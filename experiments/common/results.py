@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.json_text import read_json
 from traces.schema import Trace
 from traces.store import content_hash, read_trace, write_atomically
@@ -189,8 +189,3 @@ def forced_note(about: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return repr(text if len(text) <= 24 else text[:12] + "...")
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"gammalab: warning: {message}", file=sys.stderr)

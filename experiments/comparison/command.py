@@ -15,7 +15,6 @@ from experiments.common.results import (
     random_weights_note,
     read_inputs,
     versions,
-    warn,
     withdraw,
     write_result,
     write_text,
@@ -27,7 +26,7 @@ from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from policies.base import Policy
 from policies.registry import parse_policies
 from real_backend.progress import progress
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.store import refuse_existing
 from traces.timing import Timing

@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterable
 
-from experiments.common.results import read_inputs, warn
+from experiments.common.results import read_inputs
 from experiments.comparison.compare import step_costs
 from experiments.export.engines import Engine, Names, Setting, find_engine
 from experiments.export.replay import (
@@ -35,6 +35,7 @@ from policies.fixed import Fixed, Never
 from policies.registry import label, parse_policy
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
+from traces.errors import warn
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
 from traces.store import refuse_existing, write_atomically

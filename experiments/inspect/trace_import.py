@@ -17,8 +17,6 @@ from traces.schema import Trace
 from traces.store import refuse_existing, write_trace
 from traces.timing import Timing
 
-_DEEPEST = 4096  # tokens; a table of costs has a column for each
-
 
 def run(args: argparse.Namespace) -> int:
     """Read everything, then write; a file that holds counts only is shown and refused."""
@@ -48,8 +46,6 @@ def _options(args: argparse.Namespace) -> Options:
         raise InputError(f"--timing-out needs --format {spec_bench.NAME}: only it has wall times")
     if args.vanilla is not None and args.timing_out is None:
         raise InputError("--vanilla is for the timing; say where it goes with --timing-out")
-    if args.depth > _DEEPEST:
-        raise InputError(f"--depth is {args.depth}; at most {_DEEPEST}")
     ours = [path.resolve() for path in (args.out, args.timing_out) if path is not None]
     given = [p.resolve() for p in (*args.input, *([args.vanilla] if args.vanilla else []))]
     if len({*ours, *given}) < len(ours) + len(set(given)):

@@ -77,8 +77,11 @@ def run(args: argparse.Namespace) -> int:
     """`gammalab report`: write a page and DIR/figures again, from the files of DIR."""
     try:
         print(write_report(args.dir))
-    except KeyError as error:
-        raise InputError(f"{args.dir}: a result lacks {error}; compare or validate again") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+        raise InputError(
+            f"{args.dir}: a result lacks something, or was altered ({type(error).__name__}: "
+            f"{error}); compare or validate again, or --debug"
+        ) from error
     return 0
 
 

@@ -25,7 +25,6 @@ from experiments.common.results import (
     dumps,
     jsonable,
     versions,
-    warn,
     write_result,
     write_text,
 )
@@ -41,7 +40,7 @@ from simulator.serving.metrics import ANYTHING, Objective, Service, service
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically

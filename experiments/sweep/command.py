@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.plots import write_pictures
-from experiments.common.results import dumps, read_result, warn, write_result, write_text
+from experiments.common.results import dumps, read_result, write_result, write_text
 from experiments.sweep.jobs import World, jobs_of, sweep, worlds_of, write_rows
 from experiments.sweep.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.sweep.paper import paper_figure, paper_text
 from experiments.sweep.suites import MEASURED, SUITES, TIMING, Suite
 from policies.registry import label, parse_policies
 from real_backend.progress import progress
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.store import content_hash, read_trace
 from traces.timing import Timing, read_timing

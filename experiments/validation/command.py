@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.common.results import (
     command_line,
     describe_inputs,
@@ -13,7 +15,6 @@ from experiments.common.results import (
     random_weights_note,
     read_inputs,
     versions,
-    warn,
     withdraw,
     write_result,
     write_text,
@@ -33,7 +34,7 @@ from real_backend.decoding.sitting import (
 )
 from real_backend.partial_file import finished
 from simulator.replay.hindsight import best_fixed
-from traces.errors import InputError
+from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, refuse_existing
@@ -181,6 +182,10 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     """
     measured = read_measured(folder)
     about = next(iter(measured.timed.values()))[0].meta
+    kinds = {"batch": int, "seed": int, "carries": bool, "requests": list, "trace_sha256": str}
+    for field, kind in kinds.items():
+        if not isinstance(about.get(field), kind):
+            raise InputError(f"{folder}: meta of its round logs: {field} is missing; run it again")
     if about["batch"] != 1 or not about["carries"]:
         raise InputError(
             f"{folder}: its rounds ran {about['batch']} at once; a verdict is about batch 1, for "
@@ -191,6 +196,13 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     ran = trace if missing else trace.select([rows[name] for name in about["requests"]])
     if missing or content_hash(ran) != about["trace_sha256"]:
         raise InputError(f"{folder}: its rounds ran the requests of another trace; give that one")
+    for seat, logs in measured.timed.items():
+        for log in logs:
+            tokens = np.bincount(log.request, log.emitted, minlength=ran.requests)
+            if len(log.prefill_s) != ran.requests or not tokens.all():
+                raise InputError(f"{folder}: rounds of {seat} are missing; copy the whole folder")
+            if int(log.drafted.max()) > ran.meta.depth:
+                raise InputError(f"{folder}: {seat} drafted beyond the trace's {ran.meta.depth}")
     seats = [seat for seat in measured.timed if seat != PLACEBO]
     names = seats if specs is None else [label(policy) for policy in parse_policies(specs)]
     if absent := [name for name in names if name not in seats]:

@@ -339,7 +339,7 @@ def read_measured(folder: Path) -> Measured:
     timed: dict[str, list[RoundLog]] = {}
     for path in sorted((folder / "measured").glob("*.parquet"), key=_repeat_of):
         log = read_roundlog(path)
-        if "seat" not in log.meta:
+        if not all(isinstance(log.meta.get(field), str) for field in ("seat", "baseline")):
             raise InputError(f"{path} is not of a sitting; run `validate --out` again")
         timed.setdefault(log.meta["seat"], []).append(log)
     if not timed:

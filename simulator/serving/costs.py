@@ -65,7 +65,7 @@ def tabulate_batches(
         read_only(np.stack([table.draft_s for table in drafts]), np.float64),
         read_only(np.stack([table.verify_s for table in tables]), np.float64),
         float(drafts[0].signal_s),
-        bucket_tokens,
+        tables[0].bucket_tokens,
         tables[0].own_s,
     )
 

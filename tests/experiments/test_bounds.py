@@ -32,7 +32,7 @@ from real_backend.options import (
 )
 from real_backend.prompts import read_questions
 from tests.command import gammalab, refused
-from traces.errors import InputError
+from traces.errors import InputError, brief
 from traces.json_text import read_json
 from traces.timing import read_timing
 from traces.workload.files import read_workload
@@ -207,3 +207,9 @@ def test_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joblib, "Parallel", noted)
     list(workers.run_jobs(lambda _, job: job, None, [1, 2, 3], workers=8))
     assert asked == [3]
+
+
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
+    assert brief("a.json: 'x\ny'\x1b[31m; mend it") == "a.json: 'x y'\\x1b[31m; mend it"
+    long = brief("a.json: " + 9000 * "x" + "; mend it")
+    assert len(long) < 1000 and long.startswith("a.json: ") and long.endswith("; mend it")

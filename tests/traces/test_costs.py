@@ -191,3 +191,12 @@ def test_a_knee_lets_tokens_behind_it_pay_in_full() -> None:
     assert [plain.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.0, 2.0, 3.0]
     assert [early.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.5, 3.0, 4.0]
     assert [late.verify_s(n, 1, 0) for n in tokens] == [2.0, 2.0, 2.0, 2.0, 3.0]
+
+
+def test_a_context_of_millions_needs_no_more_rows() -> None:
+    """Rows that are wider, and still the price at their middle; up to 131,072 tokens as ever."""
+    model = Affine(context_token=1e-6)
+    costs = tabulate(model, max_context=1 << 31, width=2)
+    assert costs.bucket_tokens == 1 << 19 and costs.verify_s.shape == (4097, 2)
+    assert costs.verify_s[3, 1] == pytest.approx(1e-2 + 1e-6 * 3.5 * (1 << 19))
+    assert tabulate(model, max_context=1 << 17, width=2).bucket_tokens == 32

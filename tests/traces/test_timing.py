@@ -15,6 +15,7 @@ from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Repeats, Timing, read_timing
 
+SHIPPED = Path(__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"
 SWEEPS = 9
 SPREAD = 0.1  # standard deviation of a sweep, shared by all cells
 
@@ -120,8 +121,11 @@ def test_version_1_is_still_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda raw: raw["cells"][3][8].pop(), r"cells\[3\]: blocks_s has 8 sweeps, cells\[0\] 9"),
-        (lambda raw: raw["cells"][3][9].pop(), r"cells\[3\]: cpu_blocks_s has 8 sweeps"),
+        (
+            lambda raw: raw["cells"][3][8].pop(),
+            r"cells\[3\] .*: blocks_s has 8 sweeps, .*cells\[0\] 9",
+        ),
+        (lambda raw: raw["cells"][3][9].pop(), r"cells\[3\] .*: cpu_blocks_s has 8 sweeps"),
         (lambda raw: raw["cells"][3][8].__setitem__(2, -1.0), r"cells\[3\]: blocks_s.*possible"),
         (lambda raw: raw["cells"][3].__setitem__(8, 4.0), r"cells\[3\]: blocks_s must be a list"),
         (lambda raw: raw["cells"][3].__setitem__(8, [None] * 9), r"cells\[3\]: blocks_s has no"),
@@ -152,3 +156,109 @@ def test_damaged_files_are_one_line(tmp_path: Path, edit: Any, message: str) -> 
     with pytest.raises(InputError, match=message) as error:
         read_timing(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def edited(path: Path, edit: Any) -> Path:
+    """The file of make_timing(), changed as JSON; cells[2] is prefill at batch 2 and 1 token."""
+    make_timing().write(path)
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def cell_of(operation: str, batch: int, tokens: int, /, **changes: Any) -> Any:
+    """An edit of one cell: fields by name; all sweeps of both clocks scaled by `times`."""
+
+    def edit(raw: dict[str, Any]) -> None:
+        (row,) = [row for row in raw["cells"] if row[:3] == [operation, batch, tokens]]
+        times = changes.pop("times", 1.0)
+        row[8:] = [[times * block for block in blocks] for blocks in row[8:]]
+        row[4:7] = [times * seconds for seconds in row[4:7]]
+        for name, value in changes.items():
+            row[raw["cell_fields"].index(name)] = value
+
+    return edit
+
+
+NAMED = r"cells\[2\] \(prefill at batch 2, context 100, 1 tokens\)"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda raw: raw["cells"].insert(2, raw["cells"][1]), r"cells\[2\] .*is cells\[1\] again"),
+        (
+            cell_of("prefill", 2, 1, batch=0),
+            r"cells\[2\]: batch must be a whole number of at",
+        ),
+        (cell_of("prefill", 2, 1, context=-1), r"cells\[2\]: context must be a whole number"),
+        (cell_of("prefill", 2, 1, tokens=10**400), r"cells\[2\]: tokens must be a whole number"),
+        (
+            cell_of("prefill", 2, 1, median_s=1e300),
+            r"cells\[2\]: median_s: .*1e\+300 seconds is",
+        ),
+        (cell_of("prefill", 2, 1, median_s=10**400), r"cells\[2\]: median_s must be a number"),
+        (cell_of("prefill", 2, 1, q25_s=4.2), NAMED + ": q25_s 4.2 is above q75_s"),
+        (cell_of("prefill", 2, 1, times=0.0), NAMED + " takes no time on the wall clock"),
+        (cell_of("prefill", 2, 1, cpu_blocks_s=[0.0] * 9), NAMED + ".* on the cpu clock"),
+        (lambda raw: raw["own_s"].__setitem__("x", [1e9, 0.0]), "own_s.'x'.: .* is not possible"),
+        (lambda raw: raw["cell_fields"].pop(), "field cell_fields must be operation, batch"),
+        (lambda raw: raw["cell_fields"].__setitem__(1, "tokens"), "field cell_fields must be"),
+        (lambda raw: raw.__setitem__("meta", {}), "field meta: 'pair' is missing"),
+        (
+            lambda raw: raw["meta"].__setitem__("threads", "1"),
+            "'threads' must be a number, not",
+        ),
+        (lambda raw: raw["meta"].__setitem__("device", 1), "'device' must be a text, not 1"),
+        (lambda raw: raw["meta"].__setitem__("weights", "random"), "meta: 'target' is missing"),
+        (lambda raw: raw.__setitem__("version", True), "timing version True"),
+    ],
+)
+def test_what_no_measurement_gives_is_refused(tmp_path: Path, edit: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        read_timing(edited(tmp_path / "t.json", edit))
+    assert str(error.value).startswith(str(tmp_path / "t.json")) and "\n" not in str(error.value)
+
+
+def test_cells_are_read_by_the_names_of_their_fields(tmp_path: Path) -> None:
+    def swap(raw: dict[str, Any]) -> None:
+        for row in (raw["cell_fields"], *raw["cells"]):
+            row[1], row[4] = row[4], row[1]
+
+    assert read_timing(edited(tmp_path / "t.json", swap)).cells == make_timing().cells
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            cell_of("verify", 1, 2, times=0.3),
+            "verify at batch 1, context 100, 2 tokens) takes 0.875328 s, that of tokens 1 2.9",
+        ),
+        (cell_of("verify", 2, 1, times=0.3), "that of batch 1 2.9"),
+        (cell_of("verify", 2, 2, times=101.0), "neighbours far apart; 1 more like it"),
+        (cell_of("verify", 1, 1, median_s=5.0), "median_s is 5, the median of its blocks_s"),
+        (cell_of("verify", 1, 1, times=0.4), "a draft dearer than its target at every point"),
+        (lambda raw: raw["own_s"].__setitem__("x", [9.0, 0.0]), "own_s['x'] is 9 s, more than"),
+    ],
+)
+def test_what_is_unlikely_is_said_in_one_line(
+    tmp_path: Path, edit: Any, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(tmp_path / "t.json", edit)
+    if "dearer" in words:
+        raw = json.loads(path.read_text())
+        cell_of("verify", 2, 1, times=0.4)(raw)
+        path.write_text(json.dumps(raw))
+    read_timing(path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gammalab: warning: {path}: ") and words in line, line
+
+
+def test_a_sound_timing_is_read_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_timing(SHIPPED)
+    read_timing(edited(tmp_path / "t.json", lambda raw: None))
+    assert capsys.readouterr().err == ""

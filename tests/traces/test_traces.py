@@ -218,7 +218,8 @@ def test_bad_timings(tmp_path: Path, edit: Any, message: str) -> None:
 
 def test_roundlog_round_trip(tmp_path: Path) -> None:
     columns: Any = {n: np.arange(4).astype(t) for n, t in ROUND_DTYPES.items()}
-    log = RoundLog(**columns, prefill_s=np.array([0.1, 1 / 3]), meta={"policy": "x"})
+    columns["batch_size"] += 1
+    log = RoundLog(**columns, prefill_s=np.array([0.1, 1 / 3, 0, 1]), meta={"policy": "x"})
     write_roundlog(log, tmp_path / "l.parquet")
     read = read_roundlog(tmp_path / "l.parquet")
     assert read.same_rounds(log) and read.meta == log.meta
@@ -229,7 +230,7 @@ def test_roundlog_round_trip(tmp_path: Path) -> None:
 def test_roundlogs_of_version_1_say_who_ended(tmp_path: Path) -> None:
     columns: Any = {n: np.ones(3).astype(t) for n, t in ROUND_DTYPES.items()}
     columns["emitted"] = np.array([2, 1, 1], np.int32)
-    columns["accepted"] = np.array([1, 1, 2], np.int32)
+    columns["drafted"] = columns["accepted"] = np.array([1, 1, 2], np.int32)
     path = tmp_path / "l.parquet"
     write_roundlog(RoundLog(**columns, prefill_s=np.zeros(2), meta={}), path)
     assert read_roundlog(path).ended.tolist() == [True, True, True]  # as written
@@ -304,3 +305,62 @@ def test_what_needs_every_acceptance_refuses_a_censored_trace() -> None:
     with pytest.raises(InputError, match="2 of 3 positions are censored"):
         refuse_censored(seen, "export")
     refuse_censored(by_hand([[1, 0, 1]], *names), "export")
+
+
+def column(name: str, value: Any, kind: pa.DataType) -> Any:
+    """An edit of a table: one column anew, every row the same."""
+
+    def edit(table: pa.Table) -> pa.Table:
+        made = pa.array([value] * table.num_rows, kind)
+        return table.set_column(table.column_names.index(name), name, made)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "message"),
+    [
+        ("trace", column("category", None, pa.string()), "'category' lacks 2 of its values"),
+        ("trace", column("request_id", 1, pa.int64()), "'request_id' holds int64, not string"),
+        ("trace", column("accept_len", None, pa.null()), "'accept_len' holds null, not list"),
+        ("trace", column("accept_len", [1, None], pa.list_(pa.int16())), "lacks 2 of its values"),
+        ("trace", lambda table: table.drop_columns(["entropy"]), "'entropy' is missing"),
+        ("rounds", lambda table: table.drop_columns(["drafted"]), "'drafted' is missing"),
+        ("rounds", column("accepted", None, pa.int32()), "'accepted' lacks 1 of its values"),
+        ("rounds", column("accepted", 9, pa.int32()), "accepted is out of range"),
+        ("rounds", column("request", 1, pa.int32()), "request is out of range"),
+        ("rounds", column("elapsed_s", float("nan"), pa.float64()), "elapsed_s is out of range"),
+    ],
+)
+def test_every_column_is_checked(kind: str, edit: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    if kind == "trace":
+        write_trace(make_trace([3, 1]), path)
+    else:
+        one = {name: np.ones(1, dtype) for name, dtype in ROUND_DTYPES.items()}
+        one["request"][0] = 0
+        write_roundlog(RoundLog(**one, prefill_s=np.ones(1), meta={}), path)
+        assert len(read_roundlog(path)) == 1
+    pq.write_table(edit(pq.read_table(path)), path)
+    with pytest.raises(TraceError, match=message) as error:
+        (read_trace if kind == "trace" else read_roundlog)(path)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("depth", "3", "meta.depth must be a whole number, not '3'"),
+        ("depth", 5000, "meta.depth is 5000; it must be 1 to 4096"),
+        ("temperature", None, "meta.temperature must be a number"),
+        ("temperature", float("nan"), "meta.temperature is nan"),
+        ("pair", 1, "meta.pair must be a text"),
+        ("versions", [], "meta.versions must be an object"),
+        ("max_context", True, "meta.max_context must be a whole number"),
+    ],
+)
+def test_every_field_of_the_meta_is_checked(field: str, value: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        TraceMeta.from_dict(META.to_dict() | {field: value})
+    with pytest.raises(TraceError, match="must be an object"):
+        TraceMeta.from_dict([field])

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from traces.errors import InputError
 from traces.importers.flags import Flags, accept_lengths
 from traces.json_text import ENCODING, parse_json
-from traces.schema import Trace, TraceMeta
+from traces.schema import DEEPEST, Trace, TraceMeta
 
 NOT_RECORDED = "not recorded"
 _LONGEST_LINE = 1 << 24  # characters; a file without line ends must not fill the memory
+_LONGEST_REPLY = 1 << 22  # tokens
 _ANY_FORMAT = ("depth", "temperature", "max_new_tokens", "strict")
 
 
@@ -131,8 +132,15 @@ def integers(value: Any, name: str, where: str, low: int = 0) -> npt.NDArray[np.
         raise InputError(f"{where}: {name!r} holds {str(odd)[:40]!r}, which is not an integer")
     if value and not low <= min(value) <= max(value) < 2**31:
         odd = next(v for v in value if not low <= v < 2**31)
-        raise InputError(f"{where}: {name!r} holds {odd:.12g}; it must be {low} to 2^31 - 1")
+        raise InputError(f"{where}: {name!r} holds {odd}; it must be {low} to 2^31 - 1")
     return np.asarray(value, dtype=np.int32)
+
+
+def reply_length(tokens: int, where: str) -> int:
+    """`tokens` itself; raises InputError for more than a reply has, which only fill memory."""
+    if tokens > _LONGEST_REPLY:
+        raise InputError(f"{where}: a reply of {tokens} tokens; at most {_LONGEST_REPLY}")
+    return tokens
 
 
 def trace_of(
@@ -160,6 +168,9 @@ def trace_of(
         if reply.request_id in seen:
             raise InputError(f"{name}: request {reply.request_id} occurs twice")
         seen.add(reply.request_id)
+    depth = options.depth or max(1, depth)
+    if depth > DEEPEST:
+        raise InputError(f"{name}: drafts of {depth} tokens; at most {DEEPEST}, see --depth")
     lengths = [len(reply.flags) for reply in replies]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flags = np.concatenate([reply.flags for reply in replies])
@@ -172,7 +183,7 @@ def trace_of(
         meta=TraceMeta(
             **(dict.fromkeys(unrecorded, NOT_RECORDED) | about),
             exactness="censored" if censored.any() else known,
-            depth=options.depth or max(1, depth),
+            depth=depth,
             max_new_tokens=max(options.max_new_tokens or usual_limit, *lengths, 1),
             source=source | {"censored_share": round(float(censored.mean()), 6)},
         ),

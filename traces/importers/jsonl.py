@@ -22,6 +22,7 @@ from traces.importers.common import (
     integers,
     json_lines,
     label,
+    reply_length,
     trace_of,
 )
 from traces.importers.flags import UNKNOWN, Flags, accept_lengths, round_flags
@@ -85,6 +86,7 @@ def _flags(raw: dict[str, Any], where: str) -> tuple[Flags, int, int]:
     for number, (d, n) in enumerate(zip(drafted, accepted, strict=True), start=1):
         if n > d:
             raise InputError(f"{where}: round {number} accepted {n} of {d} drafted tokens")
+    reply_length(sum(accepted) + len(accepted), where)
     flags = round_flags(drafted, accepted)
     if "tokens" in raw:
         tokens = integer(raw["tokens"], "tokens", where, low=1)

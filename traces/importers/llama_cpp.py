@@ -24,7 +24,7 @@ from traces.importers.responses import count_of, records, text_of
 from traces.schema import Trace
 
 _LOG = re.compile(
-    r"draft acceptance(?: rate)? = [0-9.]+ \(\s*(\d+) accepted /\s*(\d+) generated\)"
+    r"draft acceptance(?: rate)? = [0-9.]+ \(\s*(\d{1,15}) accepted /\s*(\d{1,15}) generated\)"
     r"(?:.*?acceptance rate per position = \((\d\.\d+(?:, \d\.\d+)*)\))?"
 )
 _REMEDY = (

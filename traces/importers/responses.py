@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traces.errors import InputError
-from traces.importers.common import Options, Reply, field, integer, integers, regular_file, trace_of
+from traces.importers.common import (
+    Options,
+    Reply,
+    field,
+    integer,
+    integers,
+    regular_file,
+    reply_length,
+    trace_of,
+)
 from traces.importers.flags import UNKNOWN, Flags, round_flags
 from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace
@@ -48,6 +57,7 @@ def flags_of(steps: Steps) -> Flags | None:
             raise InputError(
                 f"{steps.place}: step {number + 1} accepted {accepted} of {drafted} drafted tokens"
             )
+    reply_length(steps.first + sum(steps.accepted) + len(steps.accepted), steps.place)
     before = np.full(steps.first, UNKNOWN, dtype=np.int8)
     flags = np.concatenate([before, round_flags(steps.drafted, steps.accepted)])
     last = steps.accepted[-1] + 1 if steps.accepted else 1
@@ -110,10 +120,11 @@ def records(text: str, file: str, sought: str) -> list[tuple[str, dict[str, Any]
     if not re.search(r"^\s*(data:\s*)?[{\[]", text, re.M):
         raise InputError(f"{file} holds neither JSON nor {sought}; is it the right log?")
     try:
-        whole = json.loads(text)
+        json.loads(text)
     except (ValueError, RecursionError):
         found = list(_lines(text, file))
     else:
+        whole = parse_json(text, file)
         rows = whole if isinstance(whole, list) else [whole]
         found = [(f"{file}, object {number}", row) for number, row in enumerate(rows, start=1)]
     for place, row in found:

@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
-from traces.importers.common import Options, Reply, field, integers, json_lines, label, trace_of
+from traces.importers.common import (
+    Options,
+    Reply,
+    field,
+    integers,
+    json_lines,
+    label,
+    reply_length,
+    trace_of,
+)
 from traces.importers.flags import ACCEPTED, UNKNOWN, Flags, merge_flags, round_flags
 from traces.importers.schedule import Schedule, parse_schedules
 from traces.schema import Trace
@@ -138,7 +147,7 @@ def _turns_of(
     emitted = integers(lengths, "accept_lengths", where, low=1).tolist()
     found = []
     for k, rounds in enumerate(_split(emitted, tokens, choice.get("decoding_steps"))):
-        cut = sum(rounds) - tokens[k]
+        cut = reply_length(sum(rounds), where) - tokens[k]
         if tokens[k] and rounds and 0 <= cut < rounds[-1]:
             counts["cut_rounds"] += cut > 0
             dialogue = tuple(str(text) for text in texts[: k + 1])
@@ -156,9 +165,12 @@ def _turns_of(
 
 def _seconds(choice: dict[str, Any], turns: int, where: str) -> list[float]:
     values = choice.get("wall_time", [math.nan] * turns)
-    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-        raise InputError(f"{where}: 'wall_time' must be a list of seconds")
-    return [float(v) for v in values]
+    try:
+        if isinstance(values, list) and all(type(v) in (int, float) for v in values):
+            return [float(v) for v in values]
+    except OverflowError:
+        pass
+    raise InputError(f"{where}: 'wall_time' must be a list of seconds")
 
 
 def _split(emitted: list[int], tokens: list[int], steps: Any) -> list[list[int]]:

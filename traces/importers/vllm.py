@@ -45,12 +45,13 @@ from traces.schema import Trace
 
 _REMEDY = "serve with --per-request-spec-decode-metrics detailed and keep the responses"
 _COUNTER = re.compile(
-    r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)", re.M
+    r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d{1,15}(?:\.\d+)?(?:[eE][+-]?\d\d?)?)(?!\S)",
+    re.M,
 )
 _SOUGHT = "a 'SpecDecoding metrics' line or a vllm:spec_decode counter of vLLM"
-_POSITION = re.compile(r'position="(\d+)"')
+_POSITION = re.compile(r'position="(\d{1,3})"')
 _LOG = re.compile(
-    r"SpecDecoding metrics:.*?Accepted: (\d+) tokens, Drafted: (\d+) tokens, "
+    r"SpecDecoding metrics:.*?Accepted: (\d{1,15}) tokens, Drafted: (\d{1,15}) tokens, "
     r"Per-position acceptance rate: (\d\.\d+(?:, \d\.\d+)*), Avg"
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from experiments.report.figures import controllers
 from experiments.report.report import unbroken, write_report
 from experiments.report.tables import comparison_view
 from experiments.validation.validate_text import validation_dict
+from tests.command import gammalab, refused
 from tests.experiments.validation.test_validate import run
 from tests.results import save_inputs
 from traces.errors import InputError
@@ -209,6 +211,27 @@ def test_only_a_fixed_length_to_show(tmp_path: Path) -> None:
     compare_files([trace], timing, specs="never", out=tmp_path)
     write_report(tmp_path)
     assert len(parse(tmp_path)[1].links) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": []}, "StopIteration"),
+        ({"rows": 1}, "TypeError"),
+        ({"rows": [1]}, "TypeError"),
+        ({"logs": None}, "TypeError"),
+        ({"tasks": 10**400}, "TypeError"),
+    ],
+)
+def test_an_altered_result_is_one_line(
+    change: dict[str, Any], words: str, study: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(study, folder)
+    raw = json.loads((folder / "compare.json").read_text())
+    raw["comparisons"][0] |= change
+    (folder / "compare.json").write_text(json.dumps(raw))
+    refused(gammalab("report", folder), "copy", "was altered", words)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ tests/traces/importers/test_importers_engines.py has those of serving engines.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -440,7 +441,7 @@ def test_the_key_chooses_among_several(tmp_path: Path) -> None:
         (row("x", [1, 1.5]), "not an integer"),
         (row("x", [1, True]), "not an integer"),
         (row("x", [1, None]), "not an integer"),
-        (row("x", [1, 10**30]), "holds 1e"),
+        (row("x", [1, 10**30]), "holds 1000"),
         (row("x", "11"), "list of integers"),  # type: ignore[arg-type]
         (row("x", [1]) | {"stats": {"acc": [1]}}, "no 'acc_len' at key 'stats'"),
         (row("x", [1]) | {"generated_token_ids": [-5]}, "-5"),
@@ -521,7 +522,7 @@ def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         rounds = [2, 1, 1 + k % 2, 1] * (3 + k)  # nobody drafts less than one token
         drafted = sum(Schedule("heuristic", 2).drafted(rounds, 1024))
         rows.append(answer(k, rounds, wall_time=[0.1 + 0.02 * len(rounds) + 0.01 * drafted]))
-        plain.append(answer(k, [1] * (20 + k), wall_time=[2.0 + 0.1 * k]))
+        plain.append(answer(k, [1] * (20 + k), wall_time=[0.019 * (20 + k)]))
     a, v = write_lines(tmp_path / "a.jsonl", rows), write_lines(tmp_path / "v.jsonl", plain)
     out, timing = tmp_path / "t.parquet", tmp_path / "t.json"
     command = ["trace", "import", str(a), "--format", "spec-bench", "--schedule", "heuristic:2"]
@@ -591,3 +592,38 @@ def test_options_that_do_not_go_together(
     assert main(["trace", "import", "--out", str(out), *named, str(path)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists() and path.read_text().startswith('{"id": 1')
+
+
+HUGE = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "words"),
+    [
+        ("jsonl", f'{{"id": 1, "rounds": [[{HUGE}, {HUGE}]]}}', "a reply of 2147483648 tokens"),
+        ("jsonl", f'{{"id": 1, "rounds": [[{HUGE}, 1]]}}', "drafts of 2147483647 tokens; at most"),
+        ("jsonl", f'{{"id": 1, "prompt_tokens": 1{"0" * 400}, "accepts": [1]}}', "2^31 - 1"),
+        ("vllm", "vllm:spec_decode_num_drafts_total{} 1e999", "neither JSON nor"),
+        (
+            "llama.cpp",
+            f"draft acceptance = 0.6 (  1{'0' * 400} accepted /   259 generated), "
+            "acceptance rate per position = (0.805, 0.6)",
+            "neither JSON nor",
+        ),
+        (
+            "sglang",
+            '{"meta_info": {"prompt_tokens": 1, "completion_tokens": 3, '
+            f'"speculative_decoding_stats": {{"accept_lengths": [{HUGE}], '
+            f'"verify_lengths": [{HUGE}]}}}}}}',
+            "a reply of",
+        ),
+    ],
+)
+def test_numbers_that_nobody_counts_are_refused(
+    form: str, text: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(text + "\n")
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        FORMATS[form](path, Options())
+    assert "log.txt" in str(error.value)
