@@ -223,7 +223,7 @@ def test_what_was_decided_is_kept_until_it_is_judged(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.comparison.command.write_measured", killed)
+        patch.setattr("experiments.validation.command.write_measured", killed)
         assert cli.main(words) == 130
     assert "the same command goes on where it stopped" in capsys.readouterr().err
     assert cli.main([*words, "--seed", "1"]) == 2
