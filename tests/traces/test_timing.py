@@ -15,7 +15,7 @@ from traces.costs import Table, tabulate
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Repeats, Timing, read_timing
 
-SHIPPED = Path(__file__).parents[1] / "traces/data/timing-x86_64-cpu.json"
+SHIPPED = Path(__file__).parents[2] / "traces/data/timing-x86_64-cpu.json"
 SWEEPS = 9
 SPREAD = 0.1  # standard deviation of a sweep, shared by all cells
 
