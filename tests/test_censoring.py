@@ -39,7 +39,6 @@ from traces.censoring import (
     spread_of,
     survival,
 )
-from traces.errors import InputError
 from traces.importers.flags import UNKNOWN, accept_lengths
 from traces.schema import Trace, TraceError
 from traces.store import content_hash, read_trace, write_trace
