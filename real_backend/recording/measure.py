@@ -44,9 +44,10 @@ from traces.timing import WALL, Cell, Repeats, Timing
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
-_VISITS, _TIMED_ROUNDS = 5, 2  # blocks of a usual kind in a sweep, timed rounds of a block
+_VISITS, _TIMED_ROUNDS = 5, 3  # blocks of a usual kind in a sweep, timed rounds of a block
 _USUAL = 8  # drafted tokens; longer drafts are rare and slow: one block of them a sweep
-_WARM_ROUNDS = 1  # untimed, at the head of a block
+_WARM_ROUNDS = 5  # untimed, at the head of a block: behind rounds of another kind the first ones
+#                   take 1.05, 1.03, 1.02, 1.01 ... of the settled, and a reply is a row of one kind
 _PLAIN_WARM_ROUNDS = 10  # a target that runs alone gets faster for about eight rounds: its weights
 #                          stay in the cache (1.21, 1.18, 1.15, 1.09, 1.07, 1.05 ... of the settled)
 _SIGNAL_REPEATS = 8
