@@ -2,12 +2,11 @@
 cost, in every runtime the same.
 
 own_s throughout: by policy name (seconds per round, seconds per drafted token), as `measure` writes
-it into a Timing and traces.costs.tabulate hands it on.
+it into a Timing and traces.costs.pricing.tabulate hands it on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signals
 from policies.randomness import Rng
-from traces.timing import OwnSeconds, StepCosts
+from traces.costs.pricing import StepCosts, prices_of
+from traces.timing import OwnSeconds
 
-EVERY_RULE = "*"  # as a name in own_s: what any rule pays
-FREE = (0.0, 0.0)
 ARBITER = "arbiter/"
 
 WARM_UP, ROUNDS = 20, 100  # of each rule; the first ones do not count
@@ -28,26 +26,28 @@ BETWEEN_BYTES = 1 << 24  # read before a timed call: between two calls an engine
 NANOSECONDS = 9  # digits kept: the clock says no more
 
 
-def seconds_of(policy: Policy, own_s: OwnSeconds) -> tuple[float, float]:
+def seconds_of(policy: Policy, own_s: OwnSeconds | None) -> tuple[float, float]:
     """What this policy's own arithmetic costs, per round and per drafted token.
 
     By its name in own_s, whatever its fields. `arbiter/X` that is not there itself: X's seconds and
     the share that the arbiter has of another rule known bare and wrapped. Else what the policy says
     of itself (Policy.control_s): networks carry theirs in their files, others say 0.
     """
+    if own_s is None:
+        return 0.0, 0.0
     found = _measured(policy.name, own_s)
     return policy.control_s() if found is None else found
 
 
-def is_known(policy: Policy, own_s: OwnSeconds) -> bool:
+def is_known(policy: Policy, own_s: OwnSeconds | None) -> bool:
     """True unless the policy is charged 0 for want of a measurement."""
+    if own_s is None:
+        return True
     says_itself = type(policy).control_s is not Policy.control_s
     return says_itself or _measured(policy.name, own_s) is not None
 
 
 def _measured(name: str, own_s: OwnSeconds) -> tuple[float, float] | None:
-    if EVERY_RULE in own_s:
-        return own_s[EVERY_RULE]
     if name in own_s or not name.startswith(ARBITER):
         return own_s.get(name)
     inner = own_s.get(name.removeprefix(ARBITER))
@@ -59,25 +59,33 @@ def _measured(name: str, own_s: OwnSeconds) -> tuple[float, float] | None:
     return None
 
 
-def charged(policy: Policy, costs: StepCosts) -> StepCosts:
-    """The step costs of a machine on which this policy decides, which nothing is charged on again;
-    `costs` itself if the policy is free.
+def charged(policy: Policy, costs: StepCosts, *, signals: bool | None = None) -> StepCosts:
+    """What this policy pays, as rounds are priced: the step costs with its own arithmetic, on which
+    nothing is left to charge. The one way to add a controller's overhead.
 
-    Rows decide one after the other, so a batch of b pays b times. What a policy takes per token is
-    charged where signals are: only to one that reads them.
+    Rows decide one after the other, so in a batch of b rows b pay: per round with the target's
+    step, per drafted token with the draft's. signals: they are read; default: by the policy alone.
+    Who reads none pays for none.
     """
+    reads = uses_signals(policy) if signals is None else signals
     round_s, token_s = seconds_of(policy, costs.own_s)
-    if round_s == 0.0 and token_s == 0.0:
-        return costs
-    verify_s = costs.verify_s.copy()
-    verify_s[:, 1:] += round_s * costs.batch
-    signal_s = costs.signal_s + token_s * costs.batch
-    return uncharged(dataclasses.replace(costs, verify_s=verify_s, signal_s=signal_s))
+    rows = costs.batch_sizes[:, None, None]
+    draft_s, verify_s = costs.draft_s, costs.verify_s
+    if round_s > 0.0:
+        verify_s = verify_s.copy()
+        verify_s[:, :, 1:] += round_s * rows
+    if token_s > 0.0:
+        draft_s = draft_s.copy()
+        draft_s[:, :, 1:] += token_s * (rows - 1)  # the first row's is in signal_s
+    return prices_of(
+        costs._replace(draft_s=draft_s, verify_s=verify_s, signal_s=costs.signal_s + token_s),
+        signals=reads,
+    )
 
 
 def uncharged(costs: StepCosts) -> StepCosts:
     """These costs for every policy, networks included."""
-    return dataclasses.replace(costs, own_s={EVERY_RULE: FREE})
+    return costs._replace(own_s=None)
 
 
 class _Trial:

@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from policies.base import uses_signals
+from policies.overhead import charged
 from policies.registry import file_name, label, parse_policies, parse_policy
 from real_backend.decoding.sitting import PLACEBO, read_measured, timed_path
 from real_backend.options import add_session_arguments, run_module
-from traces.costs import Table, price_log, tabulate
+from traces.costs.pricing import price_log, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.store import read_trace, write_atomically
 from traces.timing import read_timing
@@ -307,11 +308,11 @@ def prediction_table(confirmed: Confirmed) -> str:
     rows = []
     measured = read_measured(confirmed.folder)
     for name, logs in measured.timed.items():
-        looks = uses_signals(parse_policy(measured.baseline if name == PLACEBO else name))
+        policy = parse_policy(measured.baseline if name == PLACEBO else name)
         tokens = sum(int(log.emitted.sum()) for log in logs)
         seconds = sum(float(log.elapsed_s.sum()) for log in logs)
-        priced = sum(float(price_log(log, costs, looks).sum()) for log in logs)
-        forwards = sum(float(price_log(log, bare, looks).sum()) for log in logs)
+        priced = sum(float(price_log(log, charged(policy, costs)).sum()) for log in logs)
+        forwards = sum(float(price_log(log, bare).sum()) for log in logs)
         joules = sum(log.meta.get("energy_j", math.nan) for log in logs)
         energy = "-" if math.isnan(joules) else f"{joules / tokens:.3f}"
         peak = max((log.meta.get("peak_memory_bytes", 0) for log in logs), default=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.specimens import save_pair
-from traces.timing import StepCosts
+from traces.costs.pricing import StepCosts, step_costs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,10 +32,11 @@ def pair(pair_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def costs() -> StepCosts:
-    """Prices that differ by context and width, so that a mix-up shows."""
+    """StepCosts that differ by context and width, so that a mix-up shows."""
     width, buckets = 34, 9
     n, c = np.arange(width), np.arange(buckets)[:, None]
     draft = 1e-3 * (1 + 0.1 * n) * (1 + 0.05 * c)
     verify = 6e-3 * (1 + 0.04 * n) * (1 + 0.03 * c)
     draft[:, 0] = verify[:, 0] = 0.0
-    return StepCosts(1, 32, 1e-3 * np.arange(1.0, buckets + 1), draft, verify, 1e-4)
+    prefill = 1e-3 * np.arange(1.0, buckets + 1)
+    return step_costs(draft, verify, prefill_s=prefill, signal_s=1e-4)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from traces.costs.pricing import StepCosts, step_costs
 from traces.schema import Trace, TraceMeta
-from traces.timing import StepCosts
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<u>' if m['role'] == 'user' else '<a>' }} {{ m['content'] }} "
@@ -126,4 +126,5 @@ def random_costs(generator: np.random.Generator, depth: int) -> StepCosts:
     verify = generator.exponential(1e-2, (buckets, width)) + 1e-6
     draft[:, 0] = verify[:, 0] = 0.0
     prefill = generator.exponential(1e-1, buckets)
-    return StepCosts(1, int(generator.integers(1, 40)), prefill, draft, verify, 1e-4)
+    size = int(generator.integers(1, 40))
+    return step_costs(draft, verify, bucket_tokens=size, prefill_s=prefill, signal_s=1e-4)

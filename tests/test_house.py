@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -68,3 +69,50 @@ def test_no_pickle_and_no_remote_code() -> None:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text().replace(".eval()", "")
             assert not forbidden.search(text), path
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_folders_and_files_stay_small() -> None:
+    """At most 20 files a folder, 300 lines a file (500 of tests) unless its head says why."""
+    for folder in {path.parent for path in python_files(*PACKAGES, "tests")}:
+        assert len(list(folder.glob("*.py"))) <= 20, folder
+    for path in python_files(*PACKAGES, "tests"):
+        text = path.read_text()
+        most = 500 if path.is_relative_to(ROOT / "tests") else 300
+        assert text.count("\n") <= most or "Longer than other files:" in text, path
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def test_functions_stay_short() -> None:
+    for path in python_files(*PACKAGES):
+        for function in functions(ast.parse(path.read_text())):
+            begin = (
+                function.decorator_list[0].lineno if function.decorator_list else function.lineno
+            )
+            assert (function.end_lineno or begin) - begin < 60, f"{path}: {function.name}"
+
+
+def test_the_rules_of_a_round_stand_once() -> None:
+    """What a round settles, what its policy is shown and what it costs: each in one file."""
+    made_up = {"policies/conformance.py", "policies/overhead.py"}  # rounds that no trace holds
+    once = {
+        r"min\([^()]*accept_len": {"policies/round.py", "traces/schema.py"},  # its bounds
+        r"min\(accepted \+ 1, (left|end|\w+ - at)": {"policies/round.py"},
+        r"max_new_tokens - \w+ - 1|max_gamma, .* - 1\)": {"policies/round.py"},
+        r"(?<!class )\bView\(": {"policies/round.py", *made_up},
+        r"draft_s\[.*\blag\b": {"traces/costs/pricing.py"},
+        r"token_s \* \(": {"policies/overhead.py"},
+    }
+    for pattern, homes in once.items():
+        found = {
+            str(path.relative_to(ROOT))
+            for path in python_files(*PACKAGES)
+            if re.search(pattern, path.read_text())
+        }
+        assert found == homes, pattern

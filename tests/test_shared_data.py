@@ -12,7 +12,7 @@ from experiments.common.cost_sources import REACHED
 from experiments.published.layers import COLUMNS, LAYER_WEIGHTS, read_layers
 from experiments.published.table import read_csv
 from real_backend.prompts import read_questions
-from simulator.costs import Roofline
+from traces.costs.roofline import Roofline
 
 LAYERS = Path(__file__).parents[2] / "shared" / "data" / "vidur"
 LAYERS /= "linear_layer_latency_compact.csv"

@@ -33,6 +33,8 @@ ROUND_DTYPES: dict[str, type] = {
     "ended": np.bool_,
     "elapsed_s": np.float64,
 }
+ROUND = np.dtype(list(ROUND_DTYPES.items()), align=True)
+"""A row of a RoundLog, laid out as C would: what a runtime writes of a finished round."""
 _COLUMNS = pa.schema(
     [(name, pa.from_numpy_dtype(dtype)) for name, dtype in ROUND_DTYPES.items() if name != "ended"]
 )
@@ -74,6 +76,17 @@ class RoundLog:
         """Bit-equality of every column, seconds included; meta is not compared."""
         names = (*ROUND_DTYPES, "prefill_s")
         return all(getattr(self, n).tobytes() == getattr(other, n).tobytes() for n in names)
+
+
+def log_of(
+    rows: npt.NDArray[np.void],
+    prefill_s: npt.NDArray[np.float64],
+    meta: dict[str, Any],
+    cpu_s: npt.NDArray[np.float64] | None = None,
+) -> RoundLog:
+    """The log of finished rounds; rows: [K] ROUND."""
+    columns = {name: np.ascontiguousarray(rows[name]) for name in ROUND_DTYPES}
+    return RoundLog(**columns, prefill_s=prefill_s, meta=meta, cpu_s=cpu_s)
 
 
 def join_logs(logs: Sequence[RoundLog], *, one_clock: bool = False) -> RoundLog:

@@ -28,6 +28,10 @@ from traces.timing_fields import (
 )
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
+STEP, BLOCK, HOST = DRAFT_KINDS = ("step", "block", "host")
+"""What a draft costs. step: a forward per token (an independent model, EAGLE); block: one forward
+whatever the length (DFlash, Medusa), so that a further token is free; host: no forward (look-up),
+only the processor's time, row by row."""
 WALL, CPU = "wall", "cpu"
 TIMING_VERSION = 2
 READABLE = (1, 2)
@@ -95,41 +99,11 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepCosts:
-    """Seconds of the steps of a round at one batch size, tabulated for kernels and views.
-
-    Letters: C context buckets of `bucket_tokens` each (the last one is open), W = widest step + 1.
-    prefill_s [C]: both models read a prompt whose length falls into the bucket.
-    draft_s [C, W]: one draft forward that reads n = index tokens (n > 1: its cache lags).
-    verify_s [C, W]: the target step over n = index tokens, with the engine's fixed cost per round
-    and, for n > 1, what the first draft step of a round costs beyond a further one. Column 0 is 0.
-    signal_s: reading top-1 probability and entropy of one drafted token.
-    own_s: what rules' own arithmetic costs, not yet in any of these; see policies.overhead.
-    """
-
-    batch: int
-    bucket_tokens: int
-    prefill_s: FloatArray
-    draft_s: FloatArray
-    verify_s: FloatArray
-    signal_s: float
-    own_s: OwnSeconds = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("draft_s", "verify_s"):
-            table = getattr(self, name)
-            if table.ndim != 2 or table.dtype != np.float64 or not table.flags.c_contiguous:
-                raise ValueError(f"{name} must be a C-contiguous [C, W] float64 array")
-            if not bool((np.isfinite(table) & (table >= 0)).all()):
-                raise InputError(f"{name} holds a negative or infinite time")
-
-
-@dataclasses.dataclass(frozen=True)
 class Timing:
     """What `gammalab measure` found on one machine for one pair.
 
-    meta: pair, target, draft, weights ("loaded" or "random"), device, device_name, dtype, engine,
-    threads, versions and fingerprints.
+    meta: pair, target, draft, draft_kind, weights ("loaded" or "random"), device, device_name,
+    dtype, engine, threads, versions and fingerprints.
     signal_s: seconds that a drafted token costs more if its top-1 probability and entropy are read.
     control_s: the engine's own fixed seconds per round. Both without any rule's arithmetic.
     own_s: a rule's own arithmetic by policy name; empty in files of version 1.
@@ -145,6 +119,19 @@ class Timing:
     signal_repeats: Repeats = Repeats()
     control_repeats: Repeats = Repeats()
     chosen: str | None = None
+
+    @property
+    def draft_kind(self) -> str:
+        """One of DRAFT_KINDS; "step" where the file says nothing."""
+        return str(self.meta.get("draft_kind", STEP))
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Those that must have been timed: all OPERATIONS, or without "draft" where no draft runs a
+        further forward.
+        """
+        further = self.draft_kind == STEP
+        return tuple(name for name in OPERATIONS if further or name != "draft")
 
     @property
     def clocks(self) -> tuple[str, ...]:
@@ -187,7 +174,7 @@ class Timing:
 
     def settled(self) -> Timing:
         """On the clock that `on` chose, else on the default one. Whatever prices steps comes
-        through traces.costs.Table, and Table through here.
+        through traces.costs.table.Table, and Table through here.
         """
         return self if self.chosen else self.on(self.clock)
 
@@ -342,8 +329,10 @@ def _timing(raw: dict[str, Any]) -> Timing:
         fields["own_s"] = own_fields(raw["own_s"])
         for name in ("signal_repeats", "control_repeats"):
             fields[name] = Repeats(**repeats_fields(raw[name], name))
-    timing = Timing(meta_fields(raw["meta"]), tuple(Cell(**row) for row in rows), **fields)
+    timing = Timing(
+        meta_fields(raw["meta"], DRAFT_KINDS), tuple(Cell(**row) for row in rows), **fields
+    )
     refuse_impossible(timing)
-    for operation in OPERATIONS:
+    for operation in timing.operations:
         timing.grid(operation)
     return timing

@@ -48,8 +48,10 @@ def seconds_of(value: Any, where: str) -> float:
     return seconds
 
 
-def meta_fields(meta: Any) -> dict[str, Any]:
-    """What every command may rely on: a pair and a device, texts and numbers where known."""
+def meta_fields(meta: Any, kinds: Sequence[str]) -> dict[str, Any]:
+    """What every command may rely on: a pair and a device, texts and numbers where known; kinds: of
+    drafts.
+    """
     if not isinstance(meta, dict):
         raise InputError("field meta must be an object")
     for name in (*_NEEDED, *(_SHAPE if meta.get("weights") == "random" else ())):
@@ -61,6 +63,10 @@ def meta_fields(meta: Any) -> dict[str, Any]:
     for name in _NUMBERS:
         if not is_number(meta.get(name, 0)):
             raise InputError(f"field meta: {name!r} must be a number, not {meta[name]!r}")
+    if meta.get("draft_kind", "step") not in kinds:
+        raise InputError(
+            f"field meta: 'draft_kind' must be {', '.join(kinds)}, not {meta['draft_kind']!r}"
+        )
     return meta
 
 

@@ -29,15 +29,14 @@ from experiments.censoring.rubin import LEAST, ratios
 from experiments.common.text_table import number, percent, table
 from policies.registry import parse_policy
 from real_backend.options import Parser, count, workers
-from simulator.costs import Affine
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import named_generator
 from traces.store import concatenate, read_trace
-from traces.timing import StepCosts
 
 EXACT = Path(__file__).parents[2] / "traces" / "data" / "embedded-greedy.parquet"
 RECORDERS = ("hf-heuristic", "fixed:gamma=3", "gammatune")
@@ -68,7 +67,7 @@ def costs_for(trace: Trace, round_s: float = ROUND_S, draft_s: float = DRAFT_S) 
     """A constant per round and a constant per drafted token."""
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     affine = Affine(draft_fixed=draft_s, target_fixed=round_s)
-    return tabulate(affine, 1, max_context=longest + 32, width=trace.meta.depth + 2)
+    return tabulate(affine, max_context=longest + 32, width=trace.meta.depth + 2)
 
 
 def resampled(trace: Trace, requests: int, generator: np.random.Generator) -> list[int]:

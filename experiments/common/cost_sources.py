@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from simulator.costs import Roofline
-from traces.costs import CostModel, Table
+from traces.costs.model import CostModel
+from traces.costs.roofline import Roofline
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import read_timing
 

@@ -56,11 +56,12 @@ from policies.registry import SHELF, label
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.metrics import PerRequest, per_request, summarize
 from simulator.replay.replay import replay
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import question_of, split_rows
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 FloatArray = npt.NDArray[np.float64]
 Step = Callable[[], object]
@@ -217,7 +218,7 @@ def step_costs(timing: Timing, trace: Trace) -> StepCosts:
     Timing.on chose or else the timing's default one (traces.costs.Table).
     """
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
-    return tabulate(Table(timing), 1, max_context=longest + 32, width=trace.meta.depth + 2)
+    return tabulate(Table(timing), max_context=longest + 32, width=trace.meta.depth + 2)
 
 
 def censored_positions(trace: Trace) -> int:

@@ -17,10 +17,11 @@ from policies.fixed import Fixed, Never
 from policies.overhead import uncharged
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
+from traces.costs.pricing import StepCosts
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import named_generator
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -16,8 +16,8 @@ import numpy as np
 from experiments.common.statistics import SMALLEST
 from policies.base import Policy, reads_seconds
 from simulator.replay.replay import replay
+from traces.costs.pricing import StepCosts
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 FACTORS = (0.9, 1.1)
 SLOWER = (0.8, 1.0, 1.3, 1.5, 2.0)  # the machine's seconds over those of its timing
@@ -94,33 +94,33 @@ class Sensitivity:
 
 def scale_draft(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
     """All draft forwards."""
-    return dataclasses.replace(costs, draft_s=costs.draft_s * factor)
+    return costs._replace(draft_s=costs.draft_s * factor)
 
 
 def scale_verify(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
     """Target steps of every width, without the fixed cost of a round as far as it is known."""
     verify_s = costs.verify_s.copy()
-    verify_s[:, 1:] = (verify_s[:, 1:] - control_s) * factor + control_s
-    return dataclasses.replace(costs, verify_s=verify_s)
+    verify_s[..., 1:] = (verify_s[..., 1:] - control_s) * factor + control_s
+    return costs._replace(verify_s=verify_s)
 
 
 def scale_growth(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
     """What a target step of n tokens costs beyond one of a single token."""
-    verify_s, narrow = costs.verify_s.copy(), costs.verify_s[:, 1:2]
-    verify_s[:, 1:] = narrow + (verify_s[:, 1:] - narrow) * factor
-    return dataclasses.replace(costs, verify_s=verify_s)
+    verify_s, narrow = costs.verify_s.copy(), costs.verify_s[..., 1:2]
+    verify_s[..., 1:] = narrow + (verify_s[..., 1:] - narrow) * factor
+    return costs._replace(verify_s=verify_s)
 
 
 def scale_signal(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
     """Reading the draft's signals."""
-    return dataclasses.replace(costs, signal_s=costs.signal_s * factor)
+    return costs._replace(signal_s=costs.signal_s * factor)
 
 
 def scale_control(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
     """The engine's fixed cost per round, which is part of verify_s."""
     verify_s = costs.verify_s.copy()
-    verify_s[:, 1:] += (factor - 1.0) * control_s
-    return dataclasses.replace(costs, verify_s=verify_s)
+    verify_s[..., 1:] += (factor - 1.0) * control_s
+    return costs._replace(verify_s=verify_s)
 
 
 TERMS: dict[str, Callable[[StepCosts, float, float], StepCosts]] = {
@@ -203,10 +203,9 @@ def wrong_beliefs(
 
 def scale_all(costs: StepCosts, factor: float) -> StepCosts:
     """Every second, the rules' own arithmetic included."""
-    own_s = {name: (a * factor, b * factor) for name, (a, b) in costs.own_s.items()}
-    return dataclasses.replace(
-        costs,
-        own_s=own_s,
+    own_s = {name: (a * factor, b * factor) for name, (a, b) in (costs.own_s or {}).items()}
+    return costs._replace(
+        own_s=None if costs.own_s is None else own_s,
         prefill_s=costs.prefill_s * factor,
         draft_s=costs.draft_s * factor,
         verify_s=costs.verify_s * factor,

@@ -22,20 +22,20 @@ from policies.confidence.thresholds import HFConfidence
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
 from policies.overhead import charged
+from policies.round import room_at, settle
 from simulator.replay.replay import check_inputs, replay, tape_of
-from simulator.replay.rounds import room_at
-from traces.costs import (
-    CostModel,
-    Table,
+from traces.costs.model import CostModel
+from traces.costs.pricing import (
+    StepCosts,
     bucket_of,
     lag_after,
     price_log,
-    prices_of,
     round_seconds,
     tabulate,
 )
+from traces.costs.table import Table
 from traces.schema import Trace
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,35 +52,28 @@ def stand_in(setting: Setting) -> Policy:
 
 
 class SingleCosts(NamedTuple):
-    """Costs of one request alone. steps: at batch 1. first_s [C]: what the first draft step of a
-    round costs beyond a further one, which `steps` holds inside its verifies of several tokens.
+    """Costs of one request alone. steps: at batch 1. start_s [C]: what a draft costs once a round,
+    whatever its length, which `steps` holds inside its verifies of several tokens.
     """
 
     steps: StepCosts
-    first_s: FloatArray
+    start_s: FloatArray
 
 
 def single_costs(timing: Timing, steps: StepCosts) -> SingleCosts:
-    """Tell the first draft step's excess apart: tabulate again as if there were none."""
-    timing = timing.settled()
-    further = {(c.batch, c.context): c.median_s for c in timing.cells if c.operation == "draft"}
-    cells = [
-        dataclasses.replace(cell, median_s=further.get((cell.batch, cell.context), cell.median_s))
-        if cell.operation == "first"
-        else cell
-        for cell in timing.cells
-    ]
-    level = tabulate_like(steps, Table(dataclasses.replace(timing, cells=tuple(cells))), 1)
-    return SingleCosts(steps, steps.verify_s[:, 2] - level.verify_s[:, 2])
+    """Tell apart what a draft costs once a round."""
+    model, size = Table(timing), steps.bucket_tokens
+    start_s = [model.draft_start_s(1, (bucket + 0.5) * size) for bucket in range(steps.buckets)]
+    return SingleCosts(steps, np.asarray(start_s))
 
 
-def tabulate_like(costs: StepCosts, model: CostModel, batch: int) -> StepCosts:
-    """A model's step costs at a batch size, over the contexts and widths of `costs`."""
+def tabulate_like(costs: StepCosts, model: CostModel, sizes: Sequence[int]) -> StepCosts:
+    """A model's step costs at these batch sizes, over the contexts and widths of `costs`."""
     return tabulate(
         model,
-        batch,
-        max_context=(len(costs.prefill_s) - 1) * costs.bucket_tokens,
-        width=costs.draft_s.shape[1],
+        sizes,
+        max_context=(costs.buckets - 1) * costs.bucket_tokens,
+        width=costs.width,
         bucket_tokens=costs.bucket_tokens,
     )
 
@@ -102,7 +95,7 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
     """
     rule = HFConfidence(cap, p_min)
     limits = check_inputs(rule, trace, costs.steps)
-    prices = prices_of(charged(rule, costs.steps), signals=True)
+    paid = charged(rule, costs.steps)
     tape = tape_of(trace, signals=True)
     # How many tokens the draft is sure of from each position, whatever the room.
     doubtful = tape.top1_prob.astype(np.float64) < p_min
@@ -113,19 +106,19 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
         begin, end = int(tape.offsets[request]), int(tape.offsets[request + 1])
         at, lag = begin, 1
         while at < end:
-            bucket = bucket_of(prices, prompt + at - begin)
+            bucket = bucket_of(paid, prompt + at - begin)
             room = min(cap, room_at(limits, prompt, at - begin))
             sure = min(sure_from[at], room)
             drafted = min(sure + 1, room)
-            seconds += round_seconds(prices, bucket, drafted, lag)
+            seconds += round_seconds(paid, 0, bucket, drafted, lag)
             if sure < drafted:
-                verify_s = prices.verify_s[bucket]
+                verify_s = paid.verify_s[0, bucket]
                 seconds += float(verify_s[sure + 1] - verify_s[drafted + 1])
-                seconds += float(costs.first_s[bucket]) if sure == 0 else 0.0
-            accepted = min(sure, runs[at])
+                seconds += float(costs.start_s[bucket]) if sure == 0 else 0.0
+            accepted, emitted, _ = settle(sure, runs[at], end - at)
             # The dropped token was never fed back, so a round that stopped leaves no lag.
             lag = lag_after(lag, drafted, accepted)
-            at += accepted + 1
+            at += emitted
     return seconds
 
 
@@ -163,19 +156,17 @@ def measured_sizes(timing: Timing) -> tuple[int, ...]:
 def run_batches(trace: Trace, timing: Timing, costs: StepCosts, sizes: Sequence[int]) -> Batches:
     """Price every fixed gamma at every batch size; accepted lengths are those of the trace.
 
-    A round of the batch costs what traces.costs.price_log says at that size: its draft steps and
-    one verify, at the context of the request. costs: those at batch 1, whose extent is kept.
+    A round of the batch costs what traces.costs.pricing.price_log says at that size: its draft
+    steps and one verify, at the context of the request. costs: those at batch 1, whose extent is
+    kept.
     """
-    logs, table = fixed_logs(trace, costs, seed=0), Table(timing)
-    seconds, idle = np.empty((len(sizes), len(logs))), np.empty(len(sizes))
-    for row, size in enumerate(sizes):
-        at_size = tabulate_like(costs, table, size)
-        paid = [charged(Fixed(gamma), at_size) for gamma in range(len(logs))]
-        seconds[row] = [
-            price_log(log, own, signals=False).sum() for log, own in zip(logs, paid, strict=True)
-        ]
-        buckets = logs[0].context_tokens // at_size.bucket_tokens
-        idle[row] = at_size.draft_s[np.minimum(buckets, len(at_size.draft_s) - 1), 1].sum()
+    logs, at_sizes = fixed_logs(trace, costs, seed=0), tabulate_like(costs, Table(timing), sizes)
+    seconds = np.empty((len(sizes), len(logs)))
+    for gamma, log in enumerate(logs):
+        paid = charged(Fixed(gamma), at_sizes)
+        seconds[:, gamma] = [price_log(log, paid, row).sum() for row in range(len(sizes))]
+    buckets = np.minimum(logs[0].context_tokens // at_sizes.bucket_tokens, at_sizes.buckets - 1)
+    idle = at_sizes.draft_s[:, buckets, 1].sum(axis=1)
     return Batches(tuple(sizes), seconds, idle, int(logs[0].emitted.sum()))
 
 
@@ -183,7 +174,8 @@ def best_ranges(sizes: Sequence[int], seconds: FloatArray, highest: int) -> tupl
     """The draft length with the fewest seconds for every batch size up to the largest measured.
 
     seconds [S, G+1] at the measured sizes; between them they are linear in the batch size, as
-    traces.costs.Table interpolates. highest: the largest length allowed. Ties go to the shorter.
+    traces.costs.table.Table interpolates. highest: the largest length allowed. Ties go to the
+    shorter.
     """
     everywhere = np.arange(1, sizes[-1] + 1)
     columns = [np.interp(everywhere, sizes, seconds[:, g]) for g in range(highest + 1)]

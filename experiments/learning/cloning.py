@@ -11,27 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from policies.base import IntArray
+from policies.round import Limits
 from simulator.envs.dataset import Pool
 from simulator.envs.vector import LaneVectorEnv
 from simulator.replay.hindsight import plan
 from simulator.replay.kernels import run_function
 from simulator.replay.replay import tape_of
-from simulator.replay.rounds import Limits
-from traces.costs import prices_of
+from traces.costs.pricing import prices_of
 
 
 def schedules(pool: Pool) -> IntArray:
     """[M, N, W] the clairvoyant's gamma at every cost table, position and lag."""
     tables = list(pool.tables.values())
-    found = np.zeros(
-        (len(tables), len(pool.accept_len), tables[0].draft_s.shape[1]), dtype=np.int64
-    )
+    found = np.zeros((len(tables), len(pool.accept_len), tables[0].width), dtype=np.int64)
     for m, table in enumerate(tables):
         at = 0
         for trace in pool.traces:
             limits = Limits(pool.max_gamma, trace.meta.max_new_tokens, trace.meta.max_context)
             choice = np.zeros((trace.positions, found.shape[2]), dtype=np.int64)
-            prices = prices_of(table, pool.signals)
+            prices = prices_of(table, signals=pool.signals)
             run_function(plan, tape_of(trace, False), prices, limits, choice)
             found[m, at : at + trace.positions] = choice
             at += trace.positions

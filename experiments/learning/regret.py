@@ -40,11 +40,12 @@ from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import read_timing
 
 FloatArray = npt.NDArray[np.float64]
 LEARNERS = "ucb,ucb1,thompson-beta,exp3,lin-thompson,payback,gammatune"

@@ -20,10 +20,11 @@ from simulator.envs.dataset import Cost, Pool
 from simulator.envs.kernel import RHO
 from simulator.envs.vector import LaneVectorEnv, RoundVectorEnv, TokenVectorEnv
 from simulator.replay.totals import tally
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 UNITS: dict[str, type[LaneVectorEnv]] = {"round": RoundVectorEnv, "token": TokenVectorEnv}
 VALIDATION = 0.25  # of the tuning half's questions

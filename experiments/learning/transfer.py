@@ -31,11 +31,12 @@ from real_backend.options import Parser, count
 from real_backend.progress import progress
 from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.totals import tally
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_trace, write_atomically
-from traces.timing import StepCosts, Timing, read_timing
+from traces.timing import Timing, read_timing
 
 RATIOS = (2.0, 4.0, 8.0, 16.0)
 RULES = ("payback", "hf-confidence", "tail-pruning:theta=0.4")

@@ -22,11 +22,11 @@ from experiments.comparison.compare import step_costs
 from experiments.published.laws import fit_alpha
 from policies.fixed import Fixed
 from real_backend.progress import progress
-from simulator.costs import expected_emitted
 from simulator.replay.replay import replay
+from simulator.replay.theory import expected_emitted
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 FloatArray = npt.NDArray[np.float64]
 MOST_GAMMA = 12

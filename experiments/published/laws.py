@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq, minimize_scalar
 
-from simulator.costs import expected_emitted
+from simulator.replay.theory import expected_emitted
 
 FloatArray = npt.NDArray[np.float64]
 Law = Callable[[float, float], FloatArray]

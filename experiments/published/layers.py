@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from experiments.common.text_table import number, percent, table
 from experiments.published.table import CsvRow, Errors, errors, read_csv, relative
-from simulator.costs import roofline_s
-from traces.costs import Table
+from traces.costs.roofline import roofline_s
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Timing
 
@@ -54,8 +54,8 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class RooflineFit:
-    """Arguments of simulator.costs.roofline_s, and the token count at which arithmetic takes over
-    from memory.
+    """Arguments of traces.costs.roofline.roofline_s, and the token count at which arithmetic takes
+    over from memory.
     """
 
     memory_s: float
@@ -122,7 +122,7 @@ def fit_rooflines(tokens: FloatArray, seconds: FloatArray, weight: FloatArray) -
 
 
 def table_of(tokens: FloatArray, seconds: FloatArray) -> Callable[[float], float]:
-    """traces.costs.Table of these measurements, as seconds by token count."""
+    """traces.costs.table.Table of these measurements, as seconds by token count."""
     free = [Cell(name, 1, 1, 0, 0.0, 0.0, 0.0, 1) for name in OPERATIONS if name != "verify"]
     cells = [
         Cell("verify", 1, int(t), 0, float(s), float(s), float(s), 1)

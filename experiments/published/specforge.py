@@ -28,7 +28,7 @@ from experiments.published.table import (
     read_csv,
     relative,
 )
-from simulator.costs import expected_emitted
+from simulator.replay.theory import expected_emitted
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]

@@ -45,10 +45,10 @@ from policies.counts.tables import BatchTable
 from policies.fixed import Fixed, Never
 from policies.registry import label, parse_policies, title
 from real_backend.progress import progress
-from simulator.serving.costs import BatchCosts
 from simulator.serving.metrics import Objective, Service, service
 from simulator.serving.options import Server
 from simulator.serving.server import serve
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing
@@ -74,12 +74,12 @@ class Setting:
     policies: tuple[Policy, ...]
     step: Callable[[], object] = lambda: None
 
-    def costs(self) -> BatchCosts:
+    def costs(self) -> StepCosts:
         """Tables for the server."""
         return costs_for(self.priced, self.trace, self.server)
 
     def run(
-        self, policies: Sequence[Policy], workload: Workload, server: Server, costs: BatchCosts
+        self, policies: Sequence[Policy], workload: Workload, server: Server, costs: StepCosts
     ) -> list[Row]:
         """experiments.serving.serve.run_policies here, the first tenth of the requests left out."""
         return run_policies(
@@ -205,7 +205,7 @@ class FullLoad:
     tpot_s: float
 
 
-def full_load(ask: Setting, costs: BatchCosts) -> FullLoad:
+def full_load(ask: Setting, costs: StepCosts) -> FullLoad:
     """As many users as slots, no pause."""
     users = ask.server.slots
     workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
@@ -337,7 +337,7 @@ def slo_capacity(ask: Setting) -> Answer:
 
 
 def highest_rate(
-    ask: Setting, policy: Policy, objective: Objective, costs: BatchCosts, full: float, seed: int
+    ask: Setting, policy: Policy, objective: Objective, costs: StepCosts, full: float, seed: int
 ) -> float:
     """Bisection on the rate to 2 %, on the same unit gaps; 0 if even a hundredth of what plain
     decoding can do is too much.

@@ -35,11 +35,11 @@ from experiments.serving.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.registry import file_name, label, parse_policies, title
 from real_backend.progress import progress
-from simulator.serving.costs import BatchCosts, tabulate_batches
 from simulator.serving.metrics import ANYTHING, Objective, Service, service
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
+from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError, warn
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
@@ -69,12 +69,12 @@ class Row:
     intervals: dict[str, Interval]
 
 
-def costs_for(priced: Priced, trace: Trace, server: Server) -> BatchCosts:
+def costs_for(priced: Priced, trace: Trace, server: Server) -> StepCosts:
     """The tables that a server needs of a cost model."""
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
-    return tabulate_batches(
+    return tabulate(
         priced.model,
-        server.slots,
+        range(1, server.slots + 1),
         max_context=longest + BUCKET_TOKENS,
         width=trace.meta.depth + 2,
         bucket_tokens=BUCKET_TOKENS,
@@ -85,7 +85,7 @@ def run_policies(
     policies: Sequence[Policy],
     trace: Trace,
     workload: Workload,
-    costs: BatchCosts,
+    costs: StepCosts,
     server: Server,
     *,
     objective: Objective = ANYTHING,
@@ -332,7 +332,7 @@ def look(
     policies: Sequence[Policy],
     trace: Trace,
     workload: Workload,
-    costs: BatchCosts,
+    costs: StepCosts,
     server: Server,
     seed: int,
     out: Path,

@@ -36,10 +36,10 @@ from real_backend.options import (
     whole,
 )
 from real_backend.partial_file import finished, partial_path
-from simulator.serving.costs import BatchCosts
 from simulator.serving.options import Server
 from simulator.serving.server import serve
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace, refuse_existing
@@ -65,7 +65,7 @@ def speed_of(log: RoundLog) -> Speed:
     return Speed(tokens / float(seconds.sum()), float(seconds.mean()), len(starts))
 
 
-def predicted(policy: Policy, sitting: Sitting, costs: BatchCosts) -> Speed:
+def predicted(policy: Policy, sitting: Sitting, costs: StepCosts) -> Speed:
     """The simulator's, block by block with fresh state as they ran."""
     server = Server(slots=sitting.batch, longest=True)  # as wide as real_backend reads its caches
     logs = []
@@ -130,10 +130,8 @@ def check(args: argparse.Namespace) -> str:
     trace, policies = read_trace(args.trace), parse_policies(args.policies)
     timing, width = read_timing(args.timing), trace.meta.depth + 2
     longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
-    costs = [
-        tabulate(Table(timing), rows, max_context=longest, width=width)
-        for rows in range(1, max(args.batch) + 1)
-    ]
+    sizes = range(1, max(args.batch) + 1)
+    costs = tabulate(Table(timing), sizes, max_context=longest, width=width)
     begun = kept[args.batch[0]]
     loaded = sitting_from_args(args, trace, costs, timing, limit=args.limit, kept=begun)
     baseline = baseline_of(policies)

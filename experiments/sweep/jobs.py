@@ -33,14 +33,16 @@ from experiments.sweep.tuning import candidates
 from policies.base import Policy, field_values, uses_signals
 from policies.registry import label, parse_policy
 from real_backend.progress import progress
-from simulator.costs import Affine, at_ratio
 from simulator.replay.totals import Tally, tally
-from traces.costs import CostModel, Table, tabulate
+from traces.costs.affine import Affine, at_ratio
+from traces.costs.model import CostModel
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_table, write_atomically
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 TARGET_STEP_S = 1e-2  # of a world whose cost is a ratio, where nothing was measured
 
@@ -77,8 +79,8 @@ class Job(NamedTuple):
 def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     """Step costs by name: "measured" (of the timing), or "c=8", the cost ratio of the GammaTune
     paper: a target step of any width costs 8 draft steps, no other step costs anything. The unit is
-    the timing's own one-token verify (simulator.costs.at_ratio), so that its own_s weighs there as
-    much beside a target step as on that machine; without a timing no rule pays.
+    the timing's own one-token verify (traces.costs.affine.at_ratio), so that its own_s weighs there
+    as much beside a target step as on that machine; without a timing no rule pays.
 
     Raises InputError for other names, or if "measured" has no timing.
     """
@@ -96,7 +98,7 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     if not 0.0 < ratio < 1e6:
         raise InputError(f"cost {cost!r}: the ratio must be a number above 0 and below 1000000")
     unit: CostModel = Affine(target_fixed=TARGET_STEP_S) if timing is None else Table(timing)
-    return tabulate(at_ratio(unit, ratio), 1, max_context=0, width=trace.meta.depth + 2)
+    return tabulate(at_ratio(unit, ratio), max_context=0, width=trace.meta.depth + 2)
 
 
 def worlds_of(
@@ -194,7 +196,7 @@ def fingerprints(worlds: Sequence[World], jobs: Sequence[Job]) -> list[str]:
         for table in (world.costs.prefill_s, world.costs.draft_s, world.costs.verify_s):
             digest.update(np.ascontiguousarray(table).tobytes())
         costs = world.costs
-        facts = (costs.bucket_tokens, costs.signal_s, sorted(costs.own_s.items()))
+        facts = (costs.bucket_tokens, costs.signal_s, sorted((costs.own_s or {}).items()))
         digest.update(repr(facts).encode())
         about.append(digest.hexdigest())
     keys = (f"{about[job.world]} {label(job.policy)} {job[2:]}" for job in jobs)

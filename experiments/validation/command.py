@@ -34,11 +34,12 @@ from real_backend.decoding.sitting import (
 )
 from real_backend.partial_file import finished
 from simulator.replay.hindsight import best_fixed
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, refuse_existing
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 MACHINE = (  # of a round log's meta: what ran, and where
     *("pair", "target", "draft", "weights", "acceptance", "batch"),

@@ -41,7 +41,7 @@ from policies.registry import DEFAULT, label
 from real_backend.decoding.sitting import PLACEBO, Measured
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
-from traces.costs import price_log
+from traces.costs.pricing import price_log
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -248,7 +248,7 @@ class _Judge:
 
     def _price(self, seat: str, log: RoundLog) -> FloatArray:
         policy = self.policy(seat)
-        return price_log(log, charged(policy, self.costs), uses_signals(policy))
+        return price_log(log, charged(policy, self.costs))
 
     def _turns(self, seat: str) -> Turns:
         count = self.trace.requests
@@ -278,7 +278,7 @@ class _Judge:
             costs = step_costs(self.timing.resampled(generator), self.trace)
             for name, log in self.predicted.items():
                 policy = self.policies[name]
-                at = price_log(log, charged(policy, costs), uses_signals(policy))
+                at = price_log(log, charged(policy, costs))
                 seconds[name].append(float(at.sum()))
         return {name: np.log(found) for name, found in seconds.items()}
 
@@ -424,7 +424,7 @@ class _Judge:
         if self.calibrated is None:
             return None
         log, policy = self.predicted[name], self.policies[name]
-        seconds = price_log(log, charged(policy, self.calibrated), uses_signals(policy))
+        seconds = price_log(log, charged(policy, self.calibrated))
         return float(log.emitted.sum() / seconds.sum())
 
 

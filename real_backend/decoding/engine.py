@@ -21,10 +21,11 @@ import torch
 from policies.base import Outcome, Policy, State, uses_signals
 from policies.overhead import charged
 from policies.registry import label
+from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
 from real_backend.decoding.graph_check import recorder_of
 from real_backend.decoding.graphs import GraphSteps
-from real_backend.decoding.request import Forced, Limits, Slot
+from real_backend.decoding.request import Forced, Slot
 from real_backend.decoding.solo import SoloSteps
 from real_backend.decoding.steps import EagerSteps, Law, Steps
 from real_backend.device_errors import DeviceLost, device_faults
@@ -32,11 +33,10 @@ from real_backend.energy import Meter
 from real_backend.models.finite import check_finite
 from real_backend.models.pair import Pair, check_caches
 from real_backend.prompts import Request
-from traces.costs import prices_of, round_seconds
+from traces.costs.pricing import StepCosts, round_seconds
 from traces.errors import InputError
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 SMALLER = "a smaller --batch, shorter prompts or replies, half precision, or a smaller pair"
 
@@ -80,17 +80,14 @@ def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
 class Engine:
     """Decodes requests of one pair under any policy.
 
-    costs: the step costs a policy sees in its View, at batch 1 or, in a list, at batch 1, 2, ...;
-    a larger batch is shown the last ones. max_gamma: the most tokens any policy may draft.
+    costs: the step costs a policy sees in its View, at every batch size 1..S; a larger batch is
+    shown the last ones. max_gamma: the most tokens any policy may draft.
     """
 
-    def __init__(
-        self, pair: Pair, costs: StepCosts | Sequence[StepCosts], *, max_gamma: int = 16
-    ) -> None:
-        self.pair, self.max_gamma = pair, max_gamma
-        self.costs = (costs,) if isinstance(costs, StepCosts) else tuple(costs)
-        if self.costs[0].verify_s.shape[1] < max_gamma + 2:
-            raise ValueError(f"costs cover {self.costs[0].verify_s.shape[1] - 2} drafted tokens")
+    def __init__(self, pair: Pair, costs: StepCosts, *, max_gamma: int = 16) -> None:
+        self.pair, self.costs, self.max_gamma = pair, costs, max_gamma
+        if costs.width < max_gamma + 2:
+            raise ValueError(f"costs cover {costs.width - 2} drafted tokens")
         self._steps: dict[int, Steps] = {}
 
     def steps(self, batch: int, capacity: int) -> Steps:
@@ -197,18 +194,18 @@ class _Loop:
         self.acceptance, self.clock = acceptance, clock
         self.state = policy.new_state(steps.batch) if state is None else state
         self.looks = uses_signals(policy)
-        self.prices = [prices_of(charged(policy, costs), self.looks) for costs in engine.costs]
+        self.costs = charged(policy, engine.costs)
         self.greedy = sampling.temperature == 0.0
         self.replies: list[list[int]] = []
         self.prefill_s: list[float] = []
-        self.rows: list[tuple[float, ...]] = []
+        self.rounds: list[tuple[float, ...]] = []
         self.processor = ProcessorClock(engine.pair.device)
         self.first, self.began = 0, 0.0
 
     def run(
         self, requests: Sequence[Request], progress: Callable[[], object] | None, emit: Emit | None
     ) -> None:
-        """Decode them all; fills replies, prefill_s and rows."""
+        """Decode them all; fills replies, prefill_s and rounds."""
         self.replies = [[] for _ in requests]
         self.prefill_s = [0.0] * len(requests)
         free, waiting = list(range(self.steps.batch)), list(range(len(requests)))[::-1]
@@ -232,9 +229,10 @@ class _Loop:
         engine, sampling, trace = self.engine, self.sampling, self.acceptance
         context = engine.pair.max_context if trace is None else trace.meta.max_context
         eos_ids = engine.pair.eos_ids if trace is None else frozenset[int]()
-        limits = Limits(sampling.max_new_tokens, context, engine.max_gamma, eos_ids)
+        limits = Limits(engine.max_gamma, sampling.max_new_tokens, context)
         forced = None if trace is None else Forced(trace, index, engine.pair.vocab_size)
-        slot = Slot(requests[index], index, row, sampling.seed, limits, forced, self.first + index)
+        number = self.first + index
+        slot = Slot(requests[index], index, row, sampling.seed, limits, eos_ids, forced, number)
         began = time.perf_counter()
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
@@ -249,10 +247,11 @@ class _Loop:
         began = time.perf_counter()
         start_s = began - self.began
         self.processor.start()
-        prices = self.prices[min(len(running), len(self.prices)) - 1]
+        costs = self.costs
+        row = min(len(running), len(costs.batch_sizes)) - 1
         wish: int | None = None
         for slot in running:
-            told = slot.plan(policy, state, prices, len(running), wish)
+            told = slot.plan(policy, state, costs, row, len(running), wish)
             wish = told if policy.batch_wide else None
         self._draft([slot for slot in running if slot.gamma > 0])
         newest = [slot.newest() for slot in running]
@@ -261,10 +260,9 @@ class _Loop:
         taken = [slot.take(verdict) for slot, verdict in zip(running, verdicts, strict=True)]
         elapsed, longest = time.perf_counter() - began, max(slot.drafted for slot in running)
         outcomes = []
-        for slot, (accepted, emitted) in zip(running, taken, strict=True):
-            priced = round_seconds(prices, slot.bucket, longest, slot.lag)
+        for slot, (accepted, emitted, ended) in zip(running, taken, strict=True):
+            priced = round_seconds(costs, row, slot.bucket, longest, slot.lag)
             seconds = priced if self.clock == "model" else elapsed
-            ended = slot.finished and emitted <= accepted
             outcome = Outcome(slot.gamma, slot.drafted, accepted, emitted, ended, seconds, priced)
             policy.learn(state, slot.row, slot.view, outcome)
             slot.close(outcome)
@@ -273,7 +271,7 @@ class _Loop:
         self.processor.stop(len(running))
         for slot, outcome in zip(running, outcomes, strict=True):
             place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
-            self.rows.append((*place, *outcome[:5], wall))
+            self.rounds.append((*place, *outcome[:5], wall))  # as in traces.roundlog.ROUND
         return [outcome.emitted for outcome in outcomes]
 
     def _draft(self, drafting: list[Slot]) -> None:
@@ -306,10 +304,6 @@ class _Loop:
 
     def log(self, meta: dict[str, Any]) -> RoundLog:
         """The rounds so far."""
-        columns = zip(*self.rows, strict=True)
-        arrays: dict[str, Any] = {
-            name: np.asarray(column, dtype=dtype)
-            for (name, dtype), column in zip(ROUND_DTYPES.items(), columns, strict=True)
-        }
         cpu_s = np.asarray(self.processor.seconds(), dtype=np.float64)
-        return RoundLog(**arrays, prefill_s=np.asarray(self.prefill_s), meta=meta, cpu_s=cpu_s)
+        rounds = np.asarray(self.rounds, dtype=ROUND)
+        return log_of(rounds, np.asarray(self.prefill_s), meta, cpu_s)

@@ -12,20 +12,12 @@ import numpy as np
 
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, mix, request_key
+from policies.round import Limits, Settled, longest_reply, room_at, settle, view_at
 from real_backend.decoding.steps import Feed, Verdict
 from real_backend.prompts import Request
-from traces.costs import Prices, bucket_of, lag_after
+from traces.costs.pricing import StepCosts, bucket_of, lag_after
 from traces.errors import InputError
 from traces.schema import Trace
-
-
-class Limits(NamedTuple):
-    """What bounds a reply: its own tokens, the context (0: none), drafted tokens, end tokens."""
-
-    max_new_tokens: int
-    max_context: int
-    max_gamma: int
-    eos_ids: frozenset[int]
 
 
 class Forced(NamedTuple):
@@ -70,7 +62,7 @@ class Slot:
     """One row of the running batch.
 
     index: the request's number in the run; row: its place in the batch and in the policy's state;
-    number: what keys the policy's draws for it.
+    eos_ids: tokens that end the reply; number: what keys the policy's draws for it.
     """
 
     def __init__(
@@ -80,11 +72,13 @@ class Slot:
         row: int,
         seed: int,
         limits: Limits,
+        eos_ids: frozenset[int],
         forced: Forced | None,
         number: int,
     ) -> None:
         self.request, self.index, self.row = request, index, row
-        self.limits, self.forced, self.key = limits, forced, request_key(seed, number)
+        self.limits, self.eos_ids = limits, eos_ids
+        self.forced, self.key = forced, request_key(seed, number)
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
         self.rounds = self.gamma = self.drafted = self.bucket = 0
@@ -116,17 +110,21 @@ class Slot:
         return Feed(self.row, self.ids[:-1], 0)
 
     def plan(
-        self, policy: Policy, state: State, prices: Prices, batch_size: int, wish: int | None
+        self,
+        policy: Policy,
+        state: State,
+        costs: StepCosts,
+        row: int,
+        batch_size: int,
+        wish: int | None,
     ) -> int:
-        """Ask the policy for this round's cap, unless the batch has a wish already; returns it."""
-        context, limits = len(self.ids), self.limits
-        room = limits.max_new_tokens - self.emitted - 1
-        if limits.max_context:
-            room = min(room, limits.max_context - context - 1)
-        room = max(0, min(limits.max_gamma, room))
-        self.bucket = bucket_of(prices, context)
-        step_s = float(prices.draft_s[self.bucket, 1]) + prices.signal_s
-        self.view = View(context, batch_size, 0, room, step_s, prices.verify_s[self.bucket])
+        """Ask the policy for this round's cap, unless the batch has a wish already; returns it.
+
+        row: of the costs, by batch size.
+        """
+        context, room = len(self.ids), room_at(self.limits, self.prompt_tokens, self.emitted)
+        self.bucket = bucket_of(costs, context)
+        self.view = view_at(costs, row, self.bucket, context, batch_size, 0, room)
         if wish is None:
             rng = Rng(mix(self.key, self.rounds))
             wish = policy.gamma(state, self.row, self.view, rng)
@@ -157,27 +155,22 @@ class Slot:
         """The next numbers of this request's stream, none if greedy."""
         return [] if greedy else self.random.random(count).tolist()
 
-    def take(self, verdict: Verdict) -> tuple[int, int]:
-        """Add the round's tokens to the reply; accepted and emitted counts."""
+    def take(self, verdict: Verdict) -> Settled:
+        """Add the round's tokens to the reply; what the round came to."""
         if self.forced is not None:
             verdict = self.forced.verdict(self.emitted, verdict.drafted)
-        fresh = [*verdict.drafted[: verdict.accepted], verdict.extra]
-        if self.forced is not None:
-            fresh = fresh[: self.forced.reply_tokens - self.emitted]
+            left = self.forced.reply_tokens - self.emitted
         else:
-            for k, token in enumerate(fresh):
-                if token in self.limits.eos_ids:  # the reply ends inside the block
-                    fresh, self.finished = fresh[: k + 1], True
-                    break
-        self.ids += fresh
-        limits = self.limits
-        full = self.emitted >= limits.max_new_tokens
-        if self.forced is not None:
-            full = self.emitted >= self.forced.reply_tokens
-        elif limits.max_context:
-            full = full or len(self.ids) >= limits.max_context
-        self.finished = self.finished or full
-        return min(verdict.accepted, len(fresh)), len(fresh)
+            left = longest_reply(self.limits, self.prompt_tokens) - self.emitted
+        fresh = [*verdict.drafted[: verdict.accepted], verdict.extra]
+        for k, token in enumerate(fresh[:left]):
+            if token in self.eos_ids:  # the reply ends inside the block
+                left = k + 1
+                break
+        settled = settle(self.drafted, min(verdict.accepted, left), left)
+        self.ids += fresh[: settled.emitted]
+        self.finished = settled.emitted == left
+        return settled
 
     def close(self, outcome: Outcome) -> None:
         """The round is over."""

@@ -32,14 +32,15 @@ from real_backend.decoding.sitting_file import Pass, Turn, TurnFile, saved_state
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.partial_file import PartialFile, finished, partial_path
 from real_backend.progress import Step, progress
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.roundlog import RoundLog, join_logs, read_roundlog, write_roundlog
 from traces.schema import Trace
 from traces.split import held_out_rows, named_generator
 from traces.store import content_hash, read_trace, refuse_existing, write_atomically
-from traces.timing import StepCosts, Timing, read_timing
+from traces.timing import Timing, read_timing
 
 if TYPE_CHECKING:
     from real_backend.prompts import Request
@@ -384,7 +385,7 @@ def _repeat_of(path: Path) -> int:
 def sitting_from_args(
     args: argparse.Namespace,
     trace: Trace,
-    costs: StepCosts | Sequence[StepCosts],
+    costs: StepCosts,
     timing: Timing,
     *,
     limit: int = 0,
@@ -448,7 +449,8 @@ def run(args: argparse.Namespace) -> None:
     trace, timing = read_trace(args.trace), read_timing(args.timing)
     kept = begin_sitting(args.out, args.out / "measured", args.force)
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
-    costs = tabulate(Table(timing), max_context=longest, width=trace.meta.depth + 2)
+    sizes, width = range(1, args.batch + 1), trace.meta.depth + 2
+    costs = tabulate(Table(timing), sizes, max_context=longest, width=width)
     sitting = sitting_from_args(
         args, trace, costs, timing, limit=args.limit, batch=args.batch, kept=kept
     )

@@ -31,10 +31,11 @@ from real_backend.decoding.graphs import DEPTH
 from real_backend.huggingface.generate_call import Call, Row, read_call, sequences_of
 from real_backend.models.pair import Pair, PairSpec, pair_of
 from real_backend.prompts import Request
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, step_costs, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog
-from traces.timing import StepCosts, Timing, read_timing
+from traces.timing import Timing, read_timing
 
 LOGGED_CALLS = 1_000  # a server may call generate for days
 _PRICED_CONTEXT = 8_192  # tokens; longer contexts are shown at the price of this one
@@ -268,13 +269,13 @@ def _check_timing(timing: Timing, pair: Pair) -> None:
             )
 
 
-def _costs(timing: Timing | None, pair: Pair, width: int, batch: int) -> list[StepCosts]:
+def _costs(timing: Timing | None, pair: Pair, width: int, batch: int) -> StepCosts:
     """What a View shows at each batch size; without a timing zeros, which no policy reads."""
     if timing is None:
         nothing = np.zeros((1, width))
-        return [StepCosts(1, _PRICED_CONTEXT, np.zeros(1), nothing, nothing, 0.0)]
+        return step_costs(nothing, nothing, bucket_tokens=_PRICED_CONTEXT)
     contexts, table = min(pair.max_context or _PRICED_CONTEXT, _PRICED_CONTEXT), Table(timing)
-    return [tabulate(table, b + 1, max_context=contexts, width=width) for b in range(batch)]
+    return tabulate(table, range(1, batch + 1), max_context=contexts, width=width)
 
 
 def _joined(parts: list[tuple[float, RoundLog]], meta: dict[str, Any]) -> RoundLog:

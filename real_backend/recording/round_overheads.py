@@ -21,9 +21,10 @@ from real_backend.decoding.engine import Engine
 from real_backend.decoding.steps import Law, Steps
 from real_backend.models.pair import Pair
 from real_backend.prompts import Request
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.roundlog import RoundLog
-from traces.timing import CPU, WALL, Repeats, StepCosts, Timing
+from traces.timing import CPU, WALL, Repeats, Timing
 
 _REPEATS = 5
 _NANOSECONDS = 9  # digits kept

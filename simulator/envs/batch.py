@@ -13,8 +13,9 @@ import numpy as np
 
 from policies.base import Draft, Outcome, Policy, View
 from policies.learned.observation import DRAFTING, MEMORY, ROUND
+from policies.round import view_at
 from simulator.envs.dataset import Pool
-from simulator.envs.kernel import BATCH, LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes
+from simulator.envs.kernel import LANE, OUTCOME, RHO, SIGNAL_S, UNIT_S, Lanes, costs_at
 from simulator.envs.pins import Pinned
 from traces.errors import InputError
 
@@ -76,17 +77,18 @@ class Stage:
 
     def _costs(self) -> dict[str, Any]:
         """The arrays that hang on the pool's tables."""
-        draft_s, verify_s = self.pool.seconds()
+        tables = self.pool.paid()
+        verify_s = np.concatenate([table.verify_s for table in tables])
         units = verify_s[:, 0, 1]
         if not float(units.min()) > 0.0:
             raise InputError("the costs say that a plain round takes no time; measure them")
-        rates = np.zeros((len(units), 4))
-        rates[:, SIGNAL_S] = [self.pool.signal_s(table) for table in self.pool.paid()]
+        rates = np.zeros((len(units), 3))
+        rates[:, SIGNAL_S] = [table.signal_s for table in tables]
         rates[:, UNIT_S] = units
         rates[:, RHO] = 1.0 / units if self.rho is None else self.rho
-        rates[:, BATCH] = [cost.load for cost in self.pool.tables]
         return {
-            "draft_s": draft_s,
+            "batch_sizes": np.concatenate([table.batch_sizes for table in tables]),
+            "draft_s": np.concatenate([table.draft_s for table in tables]),
             "verify_s": verify_s,
             "rates": rates,
             "facts": self.pool.facts(),
@@ -130,15 +132,11 @@ class Stage:
         """What a policy is shown of a lane before its round."""
         world = self.world
         state = world.lanes[lane]
-        cost, bucket = int(state["cost"]), int(state["bucket"])
-        return View(
-            context_tokens=int(state["prompt"]) + int(state["at"]) - int(state["begin"]),
-            batch_size=int(world.rates[cost, BATCH]),
-            waiting=0,
-            room=int(state["room"]),
-            draft_step_s=float(world.draft_s[cost, bucket, 1]) + float(world.rates[cost, SIGNAL_S]),
-            verify_s=world.verify_s[cost, bucket].copy(),
-        )
+        cost, room = int(state["cost"]), int(state["room"])
+        context = int(state["prompt"]) + int(state["at"]) - int(state["begin"])
+        costs, batch_size = costs_at(world, cost), int(world.batch_sizes[cost])
+        view = view_at(costs, cost, int(state["bucket"]), context, batch_size, 0, room)
+        return view._replace(verify_s=view.verify_s.copy())
 
     def outcome(self, lane: int) -> Outcome:
         """The last round of a lane."""

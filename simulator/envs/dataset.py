@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 import traces
-from policies.base import FloatArray, IntArray, Policy
+from policies.base import IntArray, Policy
 from policies.learned.observation import FACTS, ROUND, show_costs
 from policies.overhead import charged
-from simulator.costs import at_ratio
-from traces.costs import CostModel, Table, read_only, tabulate
+from policies.round import Limits, longest_reply
+from traces.costs.affine import at_ratio
+from traces.costs.model import CostModel
+from traces.costs.pricing import StepCosts, prices_of, read_only, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace
-from traces.timing import StepCosts, Timing, read_timing
+from traces.timing import Timing, read_timing
 
 SHIPPED = Path(traces.__file__).parent / "data"
 GREEDY, TIMING = SHIPPED / "embedded-greedy.parquet", SHIPPED / "timing-x86_64-cpu.json"
@@ -92,10 +95,9 @@ class Pool:
     def _add_requests(self) -> None:
         rows, at, self.first_request = [], 0, [0]
         for trace in self.traces:
-            meta, prompts = trace.meta, trace.prompt_tokens.astype(np.int64)
-            last = np.full(trace.requests, meta.max_new_tokens, dtype=np.int64)
-            if meta.max_context > 0:
-                last = np.minimum(last, meta.max_context - prompts)
+            prompts = trace.prompt_tokens.astype(np.int64)
+            limits = Limits(self.max_gamma, trace.meta.max_new_tokens, trace.meta.max_context)
+            last = [longest_reply(limits, prompt) for prompt in prompts.tolist()]
             bounds = trace.offsets.astype(np.int64) + at
             rows.append(np.stack([bounds[:-1], bounds[1:], prompts, last], axis=1))
             at += trace.positions
@@ -122,37 +124,30 @@ class Pool:
 
     def costs_of(self, wanted: Sequence[Cost]) -> list[int]:
         """The numbers of these tables, made if need be."""
-        size = {"max_context": self.longest + 32, "width": self.max_gamma + 2}
+        longest, width = self.longest + 32, self.max_gamma + 2
         for cost in wanted:
             if cost not in self.tables:
                 model = self.model if cost.ratio == 0.0 else at_ratio(self.model, cost.ratio)
-                self.tables[cost] = tabulate(model, cost.load, **size)
+                self.tables[cost] = tabulate(model, (cost.load,), max_context=longest, width=width)
         known = list(self.tables)
         return [known.index(cost) for cost in wanted]
 
     def paid(self) -> list[StepCosts]:
-        """All tables with the player's own arithmetic."""
-        tables, player = self.tables.values(), self.player
-        return list(tables) if player is None else [charged(player, table) for table in tables]
-
-    def seconds(self) -> tuple[FloatArray, FloatArray]:
-        """draft_s, verify_s [M, C, W] of all tables, as the player pays."""
-        tables = self.paid()
-        return np.stack([t.draft_s for t in tables]), np.stack([t.verify_s for t in tables])
-
-    def signal_s(self, table: StepCosts) -> float:
-        """Seconds charged for looking at one drafted token."""
-        return float(table.signal_s) if self.signals else 0.0
+        """All tables as the player pays them."""
+        player, reads = self.player, self.signals
+        return [
+            prices_of(table, signals=reads) if player is None
+            else charged(player, table, signals=reads)
+            for table in self.tables.values()
+        ]  # fmt: skip
 
     def facts(self) -> npt.NDArray[np.float32]:
         """[M, C, 6], what policies.learned.observation shows of costs and load."""
-        shown = np.zeros((1, len(ROUND)))
-        found = np.zeros((len(self.tables), *self.seconds()[0].shape[1:2], len(ROUND) - FACTS))
-        for m, (cost, table) in enumerate(zip(self.tables, self.paid(), strict=True)):
-            for c, (draft_s, verify_s) in enumerate(
-                zip(table.draft_s, table.verify_s, strict=True)
-            ):
-                step_s = float(draft_s[1]) + self.signal_s(table)
+        shown, tables = np.zeros((1, len(ROUND))), self.paid()
+        found = np.zeros((len(tables), tables[0].buckets, len(ROUND) - FACTS))
+        for m, (cost, table) in enumerate(zip(self.tables, tables, strict=True)):
+            for c, verify_s in enumerate(table.verify_s[0]):
+                step_s = float(table.draft_s[0, c, 1]) + table.signal_s
                 show_costs(step_s, verify_s, cost.load, 0, shown, 0)
                 found[m, c] = shown[0, FACTS:]
         return np.ascontiguousarray(found, dtype=np.float32)

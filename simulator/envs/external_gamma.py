@@ -26,10 +26,10 @@ from policies.learned.observation import (
     show_request,
 )
 from policies.randomness import Rng
-from simulator.replay.rounds import room_at
-from simulator.serving.costs import context_bucket
+from policies.round import room_at, view_at
 from simulator.serving.scheduler import decoding
 from simulator.serving.state import World
+from traces.costs.pricing import bucket_of
 
 BATCH = (
     "requests that run, of the slots",
@@ -129,12 +129,12 @@ def observe(
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
         room = room_at(world.limits, prompt, place + int(slot.ready))
-        bucket = context_bucket(costs, prompt + place)
+        bucket = bucket_of(costs, prompt + place)
         rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.query, number, slot.rounds
         rows[n, CONTEXT], rows[n, ROOM], rows[n, BUCKET] = prompt + place, room, bucket
-        step_s = float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s
+        view = view_at(costs, batch - 1, bucket, prompt + place, batch, waiting, room)
         show_request(memory, number, room, prompt + place, shown, n)
-        show_costs(step_s, costs.verify_s[batch - 1, bucket], batch, waiting, shown, n)
+        show_costs(view.draft_step_s, view.verify_s, batch, waiting, shown, n)
         n += 1
     for j in range(len(ROUND)):
         total = 0.0

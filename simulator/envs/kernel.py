@@ -1,6 +1,6 @@
 """Lanes: many requests side by side, each waiting for the next decision of a learner.
 
-A lane plays one request at a time by the rule of simulator.replay.rounds, cut where a decision is
+A lane plays one request at a time by the rules of policies.round, cut where a decision is
 due: before a round (step_rounds: how many tokens to draft) or before every token (step_tokens:
 draft one more, or verify). Plain Python of plain arithmetic; simulator.envs.pins compiles it and
 hands it the arrays. Letters: L lanes, R requests and N positions of all traces, G depth, M cost
@@ -25,11 +25,12 @@ from policies.learned.observation import (
     show_request,
 )
 from policies.randomness import Rng, round_key, uniform
-from traces.costs import Prices, lag_after, round_seconds
+from policies.round import Limits, room_at, settle
+from traces.costs.pricing import StepCosts, bucket_end, bucket_of, lag_after, round_seconds
 
 NEXT_STEP, SAME_STEP, DISABLED = range(3)  # what follows the end of an episode
 BEGIN, END, PROMPT, LAST = range(4)  # columns of Lanes.requests
-SIGNAL_S, UNIT_S, RHO, BATCH = range(4)  # columns of Lanes.rates
+SIGNAL_S, UNIT_S, RHO = range(3)  # columns of Lanes.rates
 MODE, LIMIT, BUCKET_TOKENS, MAX_GAMMA, AVERAGE = range(5)  # entries of Lanes.rules
 
 LANE = np.dtype(
@@ -37,10 +38,10 @@ LANE = np.dtype(
         (name, kind)
         for kind, names in (
             (np.float64, "spent_s"),
-            (np.int64, "key episode"),
+            (np.int64, "key episode edge"),
             (
                 np.int32,
-                "request cost begin at end prompt last room bucket edge lag round steps done "
+                "request cost begin at end prompt last room bucket lag round steps done "
                 "tokens first_request requests first_cost costs",
             ),
         )
@@ -70,19 +71,21 @@ class Lanes(NamedTuple):
 
     requests [R, 4] int64: begin, end (positions), prompt (tokens), last (no draft reaches beyond
     output position last - 1). accept_len [N]; top1_prob, entropy [N, G] float32 or [0, 0].
-    draft_s, verify_s [M, C, W] seconds. rates [M, 4]: seconds of a signal, seconds that count as
-    1 in the reward, tokens per second in the average-reward form, batch size. facts [M, C, 6]
-    float32: what policies.learned.observation shows of costs and load. choices [any] int64. rules
-    [5] int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for average
-    reward. lanes [L] LANE; memory [L, 6]; seen [L, K] float32, see of_tokens.
-    actions [L] int64. Out: obs, final [L, K] float32; rewards [L]; terminated, truncated, played
-    [L] uint8, played: 1 where the step ended a round; outcomes [L] OUTCOME.
+    batch_sizes [M] int64; draft_s, verify_s [M, C, W] seconds, a plane per cost table. rates
+    [M, 3]: seconds of a signal, seconds that count as 1 in the reward, tokens per second in the
+    average-reward form. facts [M, C, 6] float32: what policies.learned.observation shows of costs
+    and load. choices [any] int64. rules [5] int64: mode, limit (steps of an episode, 0: none),
+    bucket_tokens, max_gamma, 1 for average reward. lanes [L] LANE; memory [L, 6]; seen [L, K]
+    float32, see of_tokens. actions [L] int64. Out: obs, final [L, K] float32; rewards [L];
+    terminated, truncated, played [L] uint8, played: 1 where the step ended a round; outcomes [L]
+    OUTCOME.
     """
 
     requests: IntArray
     accept_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
+    batch_sizes: IntArray
     draft_s: FloatArray
     verify_s: FloatArray
     rates: FloatArray
@@ -190,12 +193,13 @@ def open_round(world: Lanes, i: int) -> None:
     lane = world.lanes[i]
     place = int(lane.at) - int(lane.begin)
     context = int(lane.prompt) + place
-    lane.room = max(0, min(int(world.rules[MAX_GAMMA]), int(lane.last) - place - 1))
+    limits = Limits(int(world.rules[MAX_GAMMA]), int(lane.last), 0)
+    lane.room = room_at(limits, int(lane.prompt), place)
     lane.tokens, lane.spent_s = 0, 0.0
     if context >= int(lane.edge):
-        size = int(world.rules[BUCKET_TOKENS])
-        lane.bucket = min(context // size, int(world.verify_s.shape[1]) - 1)
-        lane.edge = (context // size + 1) * size
+        costs = costs_at(world, int(lane.cost))
+        lane.bucket = bucket_of(costs, context)
+        lane.edge = bucket_end(costs, int(lane.bucket))
     cost, bucket = int(lane.cost), int(lane.bucket)
     for k in range(len(ROUND) - FACTS):
         world.seen[i, FACTS + k] = world.facts[cost, bucket, k]
@@ -204,14 +208,16 @@ def open_round(world: Lanes, i: int) -> None:
         show_no_draft(world.seen, i)
 
 
-def prices_at(world: Lanes, cost: int) -> Prices:
-    """One cost table as traces.costs prices rounds with it; prompts cost nothing here."""
-    return Prices(
-        world.draft_s[cost, 0],
-        world.draft_s[cost],
-        world.verify_s[cost],
-        float(world.rates[cost, SIGNAL_S]),
+def costs_at(world: Lanes, cost: int) -> StepCosts:
+    """All cost tables, a plane each, with the signals' price at this one; prompts cost nothing."""
+    return StepCosts(
+        world.batch_sizes,
         int(world.rules[BUCKET_TOKENS]),
+        world.draft_s[cost, 0],
+        world.draft_s,
+        world.verify_s,
+        float(world.rates[cost, SIGNAL_S]),
+        None,
     )
 
 
@@ -231,19 +237,18 @@ def draft_token(world: Lanes, i: int) -> float:
 
 
 def end_round(world: Lanes, i: int, gamma: int, drafted: int) -> int:
-    """Verify what was drafted, by the rule of simulator.replay.rounds, and open the next round;
-    returns the tokens emitted.
-    """
+    """Verify what was drafted and open the next round; returns the tokens emitted."""
     lane = world.lanes[i]
     at, end = int(lane.at), int(lane.end)
-    accepted = min(drafted, int(world.accept_len[at]))
-    emitted = min(accepted + 1, end - at)
-    prices = prices_at(world, int(lane.cost))
-    out = world.outcomes[i]
-    seconds = round_seconds(prices, int(lane.bucket), drafted, int(lane.lag))
-    out.elapsed_s, out.priced_s, out.ended = seconds, seconds, end - at <= accepted
+    accepted, emitted, ended = settle(drafted, int(world.accept_len[at]), end - at)
+    cost, bucket, lag = int(lane.cost), int(lane.bucket), int(lane.lag)
+    out, seconds = (
+        world.outcomes[i],
+        round_seconds(costs_at(world, cost), cost, bucket, drafted, lag),
+    )
+    out.elapsed_s, out.priced_s, out.ended = seconds, seconds, ended
     out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
-    lane.lag = lag_after(int(lane.lag), drafted, accepted)
+    lane.lag = lag_after(lag, drafted, accepted)
     lane.at = at + emitted
     lane.round += 1
     world.played[i] = 1

@@ -18,8 +18,10 @@ from gymnasium.error import InvalidAction, ResetNeeded
 
 from policies.base import Outcome, Policy, View, clamp_gamma, uses_signals
 from policies.learned.observation import ROUND
+from policies.overhead import charged
 from policies.randomness import Rng, round_key
 from policies.registry import label
+from policies.round import view_at
 from simulator.envs.dataset import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
 from simulator.envs.external_gamma import (
     BATCH,
@@ -43,12 +45,12 @@ from simulator.envs.render import LEGEND, rgb, strip
 from simulator.replay.kernels import compiled, recipe, run_recipe
 from simulator.replay.replay import low_bits
 from simulator.serving import scheduler
-from simulator.serving.costs import charged, tabulate_batches
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check
 from simulator.serving.result import Served, collect
 from simulator.serving.server import Run
 from simulator.serving.state import World
+from traces.costs.pricing import prices_of, tabulate
 from traces.errors import InputError
 from traces.workload.arrivals import FIELDS_OF, Demand, Workload, demand
 from traces.workload.files import parse_workload
@@ -120,11 +122,11 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         )
         longest = int((self.trace.prompt_tokens + self.trace.reply_tokens).max())
         depth = self.trace.meta.depth
-        self._uncharged = tabulate_batches(
-            as_costs(timing), self.server.slots, max_context=longest + BUCKET_TOKENS,
+        self._uncharged = tabulate(
+            as_costs(timing), range(1, self.server.slots + 1), max_context=longest + BUCKET_TOKENS,
             width=depth + 2, bucket_tokens=BUCKET_TOKENS,
         )  # fmt: skip
-        self.costs = self._uncharged._replace(own_s=None)
+        self.costs = prices_of(self._uncharged, signals=True)
         self.limits = check(
             Commanded(), self.trace, _every_row(self.trace.requests), self.costs, self.server
         )
@@ -168,8 +170,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         """From the next reset on this policy decides for all rows, and each pays for its own
         arithmetic, as policies.overhead charges it; None: whoever plays pays nothing.
         """
-        bare = self._uncharged
-        self.costs = bare._replace(own_s=None) if player is None else charged(player, bare)
+        bare, paid = self._uncharged, prices_of(self._uncharged, signals=True)
+        self.costs = paid if player is None else charged(player, bare, signals=True)
         self._ended = True
 
     def reset(
@@ -281,15 +283,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
 
     def _view(self, row: list[int], waiting: int) -> View:
         """What a policy is shown of a row, as simulator.serving.scheduler.view_of has it."""
-        costs, batch_size, bucket = self._world.costs, self._n, row[BUCKET]
-        return View(
-            context_tokens=row[CONTEXT],
-            batch_size=batch_size,
-            waiting=waiting,
-            room=row[ROOM],
-            draft_step_s=float(costs.draft_s[batch_size - 1, bucket, 1]) + costs.signal_s,
-            verify_s=costs.verify_s[batch_size - 1, bucket].copy(),
-        )
+        costs, batch_size, room = self._world.costs, self._n, row[ROOM]
+        return view_at(costs, batch_size - 1, row[BUCKET], row[CONTEXT], batch_size, waiting, room)
 
     def _keep(self, info: Info) -> None:
         """Rounds to render: a slot's strip begins anew with its next request."""

@@ -12,17 +12,17 @@ from policies.base import IntArray, Outcome, Policy, State, View
 from policies.confidence.entropy import SVIP
 from policies.confidence.thresholds import HFConfidence, TailPruning
 from policies.fixed import Fixed
-from policies.overhead import uncharged
+from policies.overhead import charged, uncharged
 from policies.randomness import Rng
 from policies.registry import label
+from policies.round import Limits, room_at, settle
 from simulator.replay.kernels import run_function, run_policy
 from simulator.replay.replay import check_inputs, replay, run, tape_of
-from simulator.replay.rounds import Limits, Tape, room_at
+from simulator.replay.rounds import Tape
 from simulator.replay.totals import tally_many
-from traces.costs import Prices, bucket_of, lag_after, prices_of, round_seconds
+from traces.costs.pricing import StepCosts, bucket_of, lag_after, round_seconds
 from traces.roundlog import RoundLog
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 
 class ScheduleState(NamedTuple):
@@ -69,8 +69,8 @@ def clairvoyant(trace: Trace, costs: StepCosts, *, max_gamma: int | None = None)
     """
     policy = Clairvoyant()
     limits = check_inputs(policy, trace, costs, max_gamma)
-    choice = np.zeros((trace.positions, costs.draft_s.shape[1]), dtype=np.int64)
-    run_function(plan, tape_of(trace, False), prices_of(costs, False), limits, choice)
+    choice = np.zeros((trace.positions, costs.width), dtype=np.int64)
+    run_function(plan, tape_of(trace, False), charged(policy, costs), limits, choice)
     state = ScheduleState(choice, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
     return run(policy, run_policy, state, trace, costs, limits, seed=0)
 
@@ -144,7 +144,7 @@ def ceilings(trace: Trace, costs: StepCosts) -> list[Ceiling]:
     return found
 
 
-def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:
+def plan(tape: Tape, costs: StepCosts, limits: Limits, choice: IntArray) -> None:
     """Fill choice [N, W] backwards over the positions of each request.
 
     least[i, lag] is the least seconds from position i to the end of the reply; a lag behind the
@@ -156,17 +156,16 @@ def plan(tape: Tape, prices: Prices, limits: Limits, choice: IntArray) -> None:
         begin, end = int(tape.offsets[request]), int(tape.offsets[request + 1])
         least = np.zeros((end - begin + 1, widest + 1))
         for i in range(end - begin - 1, -1, -1):
-            bucket = bucket_of(prices, prompt + i)
-            run_length = int(tape.accept_len[begin + i])
+            bucket = bucket_of(costs, prompt + i)
+            accept_len, left = int(tape.accept_len[begin + i]), end - begin - i
             room = room_at(limits, prompt, i)
             for lag in range(1, widest + 1):
                 best = np.inf
                 for gamma in range(room + 1):
-                    accepted = min(gamma, run_length)
-                    then = min(i + accepted + 1, end - begin)
+                    accepted, emitted, _ = settle(gamma, accept_len, left)
                     lag_then = min(lag_after(lag, gamma, accepted), widest)
-                    total = round_seconds(prices, bucket, gamma, lag)
-                    total += least[then, lag_then]
+                    total = round_seconds(costs, 0, bucket, gamma, lag)
+                    total += least[i + emitted, lag_then]
                     if total < best:
                         best = total
                         choice[begin + i, lag] = gamma

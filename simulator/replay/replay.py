@@ -15,14 +15,14 @@ import numpy as np
 from policies.base import Policy, State, uses_signals
 from policies.overhead import charged
 from policies.registry import label
+from policies.round import Limits
 from simulator.replay import rounds
 from simulator.replay.kernels import run_policy
-from simulator.replay.rounds import Limits, Recorder, Rows, Tape, write_row
-from traces.costs import prices_of, read_only
+from simulator.replay.rounds import Recorder, Tape, write_row
+from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
-from traces.roundlog import RoundLog
+from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 Play = Callable[..., int]
 
@@ -87,13 +87,13 @@ def check_inputs(
             f"policy {label(policy)!r} reads the draft's signals, but the trace has no top1_prob "
             "and entropy; capture it again, or choose a per-round policy"
         )
-    if costs.batch != 1:
-        raise InputError(f"a replay is one request at a time; the costs are at batch {costs.batch}")
-    width = min(costs.draft_s.shape[1], costs.verify_s.shape[1])
-    if width < cap + 2:
+    sizes = costs.batch_sizes.tolist()
+    if sizes != [1]:
+        raise InputError(f"a replay is one request at a time; the costs are at batch {sizes}")
+    if costs.width < cap + 2:
         raise InputError(
-            f"the costs cover steps of up to {width - 1} tokens, a round of gamma {cap} needs "
-            f"{cap + 1}: tabulate them with width={cap + 2} or lower max_gamma"
+            f"the costs cover steps of up to {costs.width - 1} tokens, a round of gamma {cap} "
+            f"needs {cap + 1}: tabulate them with width={cap + 2} or lower max_gamma"
         )
     if believed is not None and layout(believed) != layout(costs):
         raise InputError(
@@ -105,7 +105,7 @@ def check_inputs(
 
 def layout(costs: StepCosts) -> tuple[Any, ...]:
     """What two tables must share for a row of one to be that row of the other."""
-    return costs.batch, costs.bucket_tokens, costs.draft_s.shape, costs.verify_s.shape
+    return costs.bucket_tokens, costs.batch_sizes.tolist(), costs.buckets, costs.width
 
 
 def run(
@@ -119,32 +119,15 @@ def run(
     believed: StepCosts | None = None,
 ) -> RoundLog:
     """Play the trace, compiled or not, and return its log."""
-    signals, truth = uses_signals(policy), charged(policy, costs)
-    counts = np.empty((trace.positions, 7), dtype=np.int32)
-    seconds = np.empty((trace.positions, 2), dtype=np.float64)
-    tape, prices = tape_of(trace, signals), prices_of(truth, signals)
-    shown = prices if believed is None else prices_of(charged(policy, believed), signals)
-    sink = Rows(counts, seconds)
-    rows = play(policy, write_row, state, tape, prices, shown, limits, low_bits(seed), sink)
-    request, context, gamma, drafted, accepted, emitted, ended = (
-        np.ascontiguousarray(counts[:rows, k]) for k in range(7)
-    )
-    last = len(costs.prefill_s) - 1
-    buckets = np.minimum(trace.prompt_tokens // costs.bucket_tokens, last)
-    return RoundLog(
-        request=request,
-        slot=np.zeros(rows, dtype=np.int32),
-        start_s=np.ascontiguousarray(seconds[:rows, 0]),
-        context_tokens=context,
-        batch_size=np.ones(rows, dtype=np.int32),
-        gamma=gamma,
-        drafted=drafted,
-        accepted=accepted,
-        emitted=emitted,
-        ended=ended.astype(np.bool_),
-        elapsed_s=np.ascontiguousarray(seconds[:rows, 1]),
-        prefill_s=costs.prefill_s[buckets].astype(np.float64),
-        meta={
+    tape, paid = tape_of(trace, uses_signals(policy)), charged(policy, costs)
+    shown = paid if believed is None else charged(policy, believed)
+    rows = np.zeros(trace.positions, dtype=ROUND).view(np.recarray)
+    count = play(policy, write_row, state, tape, paid, shown, limits, low_bits(seed), rows)
+    buckets = np.minimum(trace.prompt_tokens // costs.bucket_tokens, costs.buckets - 1)
+    return log_of(
+        rows[:count],
+        costs.prefill_s[buckets].astype(np.float64),
+        {
             "policy": label(policy),
             "clock": "simulated",
             "seed": seed,

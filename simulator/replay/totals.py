@@ -1,8 +1,7 @@
 """Replays that keep only sums, for sweeps: seconds by request, or steps that any cost can price.
 
 Both play the loop of simulator.replay.rounds, compiled, with a recorder of their own. Letters: R
-requests; C context buckets and W = widest step + 1 of the cost tables (traces.timing.StepCosts); M
-models.
+requests; C context buckets and W = widest step + 1 of the cost tables; M models.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from policies.base import (
 )
 from policies.overhead import charged
 from policies.registry import label
+from policies.round import Limits
 from simulator.replay.kernels import run_policy
 from simulator.replay.replay import check_inputs, low_bits, tape_of
-from simulator.replay.rounds import Limits, Place
-from traces.costs import prices_of
+from simulator.replay.rounds import Place
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 DRAFT, VERIFY = 0, 1  # planes of StepCounts.counts
 
@@ -86,10 +85,9 @@ def tally_many(
     def play(policy: Policy, bounds: Limits) -> Tally:
         whole = (np.zeros(trace.requests, dtype=np.int64) for _ in range(3))
         sink = Tally(np.zeros(trace.requests), *whole)
-        signals, state = uses_signals(policy), policy.new_state(1)
-        tape, prices = tapes[signals], prices_of(charged(policy, costs), signals)
-        shown = prices if believed is None else prices_of(charged(policy, believed), signals)
-        run_policy(policy, add_up, state, tape, prices, shown, bounds, low_bits(seed), sink)
+        tape, paid = tapes[uses_signals(policy)], charged(policy, costs)
+        shown, state = paid if believed is None else charged(policy, believed), policy.new_state(1)
+        run_policy(policy, add_up, state, tape, paid, shown, bounds, low_bits(seed), sink)
         return sink
 
     with ThreadPoolExecutor(threads) as pool:
@@ -109,14 +107,9 @@ class StepCounts:
     bucket_tokens: int
     policy: Policy
 
-    @property
-    def signals(self) -> bool:
-        """Were they read?"""
-        return uses_signals(self.policy)
-
 
 def add_steps(sink: IntArray, place: Place, outcome: Outcome) -> None:
-    """Recorder of the steps that traces.costs.round_seconds charges."""
+    """Recorder of the steps that traces.costs.pricing.round_seconds charges."""
     sink[VERIFY, place.bucket, outcome.drafted + 1] += 1
     if outcome.drafted > 0:
         sink[DRAFT, place.bucket, min(place.lag, sink.shape[2] - 1)] += 1
@@ -135,10 +128,10 @@ def count_steps(
             f"policy {label(policy)!r} reads seconds, so that its rounds hang on the costs: replay "
             "it at each of them"
         )
-    limits, signals = check_inputs(policy, trace, costs, max_gamma), uses_signals(policy)
-    counts = np.zeros((2, *costs.draft_s.shape), dtype=np.int64)
-    tape, prices, state = tape_of(trace, signals), prices_of(costs, signals), policy.new_state(1)
-    run_policy(policy, add_steps, state, tape, prices, prices, limits, low_bits(seed), counts)
+    limits, paid = check_inputs(policy, trace, costs, max_gamma), charged(policy, costs)
+    counts = np.zeros((2, costs.buckets, costs.width), dtype=np.int64)
+    tape, state = tape_of(trace, uses_signals(policy)), policy.new_state(1)
+    run_policy(policy, add_steps, state, tape, paid, paid, limits, low_bits(seed), counts)
     return StepCounts(counts, costs.bucket_tokens, policy)
 
 
@@ -152,13 +145,15 @@ def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
     used = np.flatnonzero(steps.counts)
     seconds = np.empty((len(models), used.size))
     for row, costs in enumerate(models):
-        shapes = {costs.draft_s.shape, costs.verify_s.shape}
-        if (costs.bucket_tokens, shapes) != (steps.bucket_tokens, {steps.counts.shape[1:]}):
+        if (costs.bucket_tokens, (costs.buckets, costs.width)) != (
+            steps.bucket_tokens,
+            steps.counts.shape[1:],
+        ):
             raise InputError(
                 f"the tables of cost model {row} are not laid out as those that the steps were "
                 "counted in; tabulate both with one max_context, width and bucket_tokens"
             )
-        whole = charged(steps.policy, costs)
-        signal_s = whole.signal_s if steps.signals else 0.0
-        seconds[row] = np.stack([whole.draft_s + signal_s, whole.verify_s]).ravel()[used]
+        paid = charged(steps.policy, costs)
+        planes = [paid.draft_s[0] + paid.signal_s, paid.verify_s[0]]
+        seconds[row] = np.stack(planes).ravel()[used]
     return seconds @ steps.counts.ravel()[used]

@@ -15,8 +15,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from simulator.serving.counters import FINEST_GAP_S, GAPS_PER_DOUBLING
 from simulator.serving.result import Served
-from simulator.serving.scheduler import FINEST_GAP_S, GAPS_PER_DOUBLING
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]

@@ -8,10 +8,10 @@ import numpy as np
 
 from policies.base import Policy, uses_signals
 from policies.registry import label
-from simulator.replay.rounds import Limits
-from simulator.serving.costs import BatchCosts
+from policies.round import Limits
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.queue import ORDERS, blocks_of
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import Demand
@@ -129,9 +129,7 @@ def reads_signals(policy: Policy, server: Server) -> bool:
     return uses_signals(policy) or ALLOTMENTS[server.allotment] >= TETRIS
 
 
-def check(
-    policy: Policy, trace: Trace, demand: Demand, costs: BatchCosts, server: Server
-) -> Limits:
+def check(policy: Policy, trace: Trace, demand: Demand, costs: StepCosts, server: Server) -> Limits:
     """The limits of a run; raises InputError if something does not fit."""
     depth = trace.meta.depth if server.max_gamma is None else server.max_gamma
     if not 0 <= depth <= trace.meta.depth:
@@ -143,10 +141,11 @@ def check(
         )
     if len(demand.row) == 0:
         raise InputError("the workload has no request")
-    sizes = f"{costs.verify_s.shape[0]} rows of {costs.verify_s.shape[2] - 1} tokens"
-    if costs.verify_s.shape[0] < server.slots or costs.verify_s.shape[2] < depth + 2:
+    sizes = costs.batch_sizes[: server.slots].tolist()
+    if sizes != [*range(1, server.slots + 1)] or costs.width < depth + 2:
+        known = f"{len(costs.batch_sizes)} rows of {costs.width - 1} tokens"
         raise InputError(
-            f"the costs cover {sizes}; {server.slots} slots and gamma {depth} need more: tabulate "
+            f"the costs cover {known}; {server.slots} slots and gamma {depth} need more: tabulate "
             "them for both"
         )
     if server.blocks > 0:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from simulator.serving import scheduler
+from simulator.serving.admission import wait
 from simulator.serving.scheduler import FULL
 from simulator.serving.state import Records, World, drain, world_of
 
@@ -61,7 +61,7 @@ class _Replica:
 
     def take(self, query: int) -> None:
         """The router sends a request here, now."""
-        scheduler.wait(self.world, query)
+        wait(self.world, query)
 
     def wake(self) -> None:
         """Somebody has changed what waits here, or the horizon."""

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.serving.options import Server
-from simulator.serving.state import ROUND, Records, World, records
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from simulator.serving.state import Records, World, records
+from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
 
 FloatArray = npt.NDArray[np.float64]
@@ -115,6 +115,4 @@ def _round_log(
     rows = np.concatenate(parts)
     if len(logs) > 1:
         rows = rows[np.argsort(rows["start_s"], kind="stable")]
-    columns = {name: np.ascontiguousarray(rows[name]) for name in ROUND_DTYPES}
-    prefill_s = np.ascontiguousarray(requests["prefill_s"])
-    return RoundLog(**columns, prefill_s=prefill_s, meta=meta)
+    return log_of(rows, np.ascontiguousarray(requests["prefill_s"]), meta)

@@ -22,9 +22,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from policies.base import State
+from simulator.serving.admission import wait
 from simulator.serving.options import ROUTERS
 from simulator.serving.queue import pop, push
-from simulator.serving.scheduler import FULL, IDLE, advance, wait
+from simulator.serving.scheduler import FULL, IDLE, advance
 from simulator.serving.state import ENTRY, Records, World, record, records, world_of
 
 ROUND_ROBIN, LEAST_OUTSTANDING, SHORTEST_QUEUE = range(len(ROUTERS))

@@ -7,7 +7,9 @@ simulator.replay.rounds it is plain Python of plain arithmetic: `simulator.repla
 it with the policy's own hooks, the interpreted server runs it as it is, and with one slot and no
 queue its rounds are those of simulator.replay.rounds.play, bit for bit.
 
-Everything that changes lies in simulator.serving.state.World.
+Everything that changes lies in simulator.serving.state.World. Longer than other files: hooks and
+switches are bound by name, module by module, so whatever asks one of them stands here; what asks
+none is in admission, costs and counters.
 """
 
 from __future__ import annotations
@@ -17,15 +19,25 @@ from typing import Any
 
 from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, round_key, uniform
-from simulator.replay.rounds import room_at
-from simulator.serving.costs import context_bucket, draft_seconds, verify_seconds
+from policies.round import Settled, note_round, room_at, settle, view_at
+from simulator.serving.admission import (
+    enter,
+    finish,
+    leave,
+    may_enter,
+    next_arrival,
+    read_chunks,
+    reserve,
+    take_arrivals,
+)
+from simulator.serving.costs import draft_seconds, verify_seconds
+from simulator.serving.counters import end_iteration, mark
 from simulator.serving.draft_budget import EACH, TETRIS, share_caps, trim
-from simulator.serving.queue import blocks_of, line_key, pop, push
-from simulator.serving.state import GAPS, Record, World
-from traces.costs import lag_after
+from simulator.serving.queue import blocks_of
+from simulator.serving.state import Record, World
+from traces.costs.pricing import bucket_of, lag_after
 
 IDLE, LIMIT, FULL, DUE = range(4)  # why `advance` came back
-FINEST_GAP_S, GAPS_PER_DOUBLING = 1e-6, 16
 NETWORK_KEY = 0x1F83D9AB  # keeps the network's draws apart from the policies'
 
 # What this module calls by these names is replaced, compiled or not, by what `bindings` says.
@@ -89,97 +101,10 @@ def advance(self: Any, state: State, world: World, seed: int, until_s: float) ->
         chunk_s = read_chunks(world) if rules.chunk_tokens > 0 else 0.0
         if n > 0:
             draft(self, state, world, n)
-            elapsed = price(world, n, context_bucket(world.costs, context), seed) + chunk_s
+            elapsed = price(world, n, bucket_of(world.costs, context), seed) + chunk_s
             conclude(self, state, world, n, elapsed)
         elif chunk_s > 0.0:
             end_iteration(world, chunk_s + float(world.costs.prefill_s[0]), 0, 0)
-
-
-def next_arrival(world: World) -> float:
-    """When the next known request comes; inf if none is known."""
-    desk, coming = world.desk[0], math.inf
-    if int(desk.fed) < world.rules.first:
-        coming = float(world.requests[desk.fed].arrival_s)
-    if int(desk.later) > 0:
-        coming = min(coming, float(world.later[0].key))
-    return coming
-
-
-def take_arrivals(world: World) -> None:
-    """Put everybody who has come by now into the waiting line."""
-    desk, first = world.desk[0], world.rules.first
-    now = float(desk.now_s)
-    while int(desk.fed) < first and float(world.requests[desk.fed].arrival_s) <= now:
-        wait(world, int(desk.fed))
-        desk.fed += 1
-    while int(desk.later) > 0 and float(world.later[0].key) <= now:
-        query = pop(world.later, int(desk.later))
-        desk.later -= 1
-        wait(world, query)
-
-
-def wait(world: World, query: int) -> None:
-    """A request joins the waiting line."""
-    request, desk = world.requests[query], world.desk[0]
-    prompt = int(world.tape.prompt_tokens[request.row])
-    key = line_key(world.rules.order, float(request.arrival_s), prompt, int(request.priority))
-    push(world.line, int(desk.waiting), key, query)
-    desk.waiting += 1
-
-
-def may_enter(world: World) -> bool:
-    """True if there is memory for the first of the waiting line: its prompt, its reply so far, the
-    longest draft and one token more. Until then everybody waits.
-    """
-    rules = world.rules
-    if rules.blocks == 0:
-        return True
-    request = world.requests[world.line[0].number]
-    context = int(world.tape.prompt_tokens[request.row]) + int(request.done)
-    need = blocks_of(context + world.limits.max_gamma + 1, rules.block_tokens)
-    return need <= int(world.desk[0].free_blocks)
-
-
-def enter(world: World) -> int:
-    """Take the first of the waiting line into a slot and read its prompt, or let it be read in
-    chunks; returns the slot. After a preemption the reply so far is part of the prompt.
-    """
-    desk, rules, tape = world.desk[0], world.rules, world.tape
-    query = pop(world.line, int(desk.waiting))
-    desk.waiting -= 1
-    number = int(world.places[desk.first_free].free)
-    desk.first_free = (int(desk.first_free) + 1) % rules.slots
-    world.places[desk.running].running = number
-    desk.running += 1
-    request, slot = world.requests[query], world.slots[number]
-    row, done = int(request.row), int(request.done)
-    slot.query, slot.prompt = query, int(tape.prompt_tokens[row])
-    slot.begin, slot.end = int(tape.offsets[row]), int(tape.offsets[row + 1])
-    slot.at = int(tape.offsets[row]) + done
-    slot.lag, slot.rounds, slot.ready, slot.held, slot.unread = 1, int(request.rounds), 0, 0, 0
-    if math.isnan(float(request.admitted_s)):
-        request.admitted_s = float(desk.now_s)
-    context = int(slot.prompt) + done
-    if rules.blocks > 0:
-        hold(world, number, blocks_of(context + 1, rules.block_tokens))
-    if rules.chunk_tokens > 0:
-        slot.unread = context
-        return number
-    seconds = float(world.costs.prefill_s[context_bucket(world.costs, context)])
-    request.prefill_s += seconds
-    desk.prompt_s += seconds
-    desk.now_s += seconds
-    note(world, seconds, 0, 0)
-    return number
-
-
-def hold(world: World, number: int, blocks: int) -> None:
-    """Let a slot hold so many blocks in place of those it has; the others are free."""
-    slot, desk = world.slots[number], world.desk[0]
-    desk.free_blocks -= blocks - int(slot.held)
-    slot.held = blocks
-    used = world.rules.blocks - int(desk.free_blocks)
-    desk.peak_blocks = max(int(desk.peak_blocks), used)
 
 
 def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
@@ -199,7 +124,7 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
         room = room_at(world.limits, prompt, place + int(slot.ready) if PIPELINED else place)
-        slot.room, slot.bucket = room, context_bucket(world.costs, prompt + place)
+        slot.room, slot.bucket = room, bucket_of(world.costs, prompt + place)
         if n == 0 or not WIDE:
             rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
             wish = gamma(self, state, number, view_of(world, slot), rng)
@@ -250,70 +175,10 @@ def decoding(world: World) -> int:
 
 def view_of(world: World, slot: Record) -> View:
     """What the policy is shown of a slot before its round, and again when it learns from it."""
-    costs, bucket, batch = world.costs, int(slot.bucket), int(world.desk[0].asked)
-    return View(
-        int(slot.prompt) + int(slot.at) - int(slot.begin),
-        batch,
-        int(world.desk[0].asked_waiting),
-        int(slot.room),
-        float(costs.draft_s[batch - 1, bucket, 1]) + costs.signal_s,
-        costs.verify_s[batch - 1, bucket],
-    )
-
-
-def reserve(world: World, number: int, blocks: int) -> bool:
-    """Hold so many blocks, if need be by sending those back who were admitted last; False if that
-    was this slot itself.
-    """
-    desk, more = world.desk[0], blocks - int(world.slots[number].held)
-    while more > int(desk.free_blocks):
-        victim = int(world.places[int(desk.running) - 1].running)
-        desk.running -= 1
-        preempt(world, victim)
-        if victim == number:
-            return False
-    hold(world, number, blocks)
-    return True
-
-
-def preempt(world: World, number: int) -> None:
-    """A slot gives everything back and its request waits again, its reply kept; prompt and reply
-    will be read anew.
-    """
-    query = int(world.slots[number].query)
-    give_back(world, number)
-    world.requests[query].preempted += 1
-    world.desk[0].preemptions += 1
-    wait(world, query)
-
-
-def give_back(world: World, number: int) -> None:
-    """A slot that no longer counts as running is free, and so are its blocks."""
-    desk, size = world.desk[0], world.rules.slots
-    free = size - int(desk.running) - 1
-    world.places[(int(desk.first_free) + free) % size].free = number
-    desk.free_blocks += int(world.slots[number].held)
-    world.slots[number].held = 0
-
-
-def read_chunks(world: World) -> float:
-    """Read up to chunk_tokens of the prompts that wait for it, first admitted first; seconds.
-
-    A chunk that rides on a step of the target does not pay the fixed part of reading a prompt.
-    """
-    costs, left, seconds, read = world.costs, world.rules.chunk_tokens, 0.0, 0
-    for k in range(int(world.desk[0].running)):
-        slot = world.slots[world.places[k].running]
-        unread = int(slot.unread)
-        if unread > 0 and left > 0:
-            whole = int(slot.prompt) + int(slot.at) - int(slot.begin)
-            take = min(unread, left)
-            seconds += float(costs.prefill_s[context_bucket(costs, whole - unread + take)])
-            seconds -= float(costs.prefill_s[context_bucket(costs, whole - unread)])
-            slot.unread = unread - take
-            left -= take
-            read += take
-    return max(seconds, 1e-12) if read > 0 else 0.0  # inside one bucket: free, but it took place
+    desk, batch = world.desk[0], int(world.desk[0].asked)
+    context = int(slot.prompt) + int(slot.at) - int(slot.begin)
+    waiting, room = int(desk.asked_waiting), int(slot.room)
+    return view_at(world.costs, batch - 1, int(slot.bucket), context, batch, waiting, room)
 
 
 def draft(self: Any, state: State, world: World, n: int) -> None:
@@ -423,25 +288,24 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     return drafted, tokens, widest
 
 
-def judge(world: World, slot: Record) -> tuple[int, int]:
-    """Tokens that the target accepted of a row's verified ones, and tokens that the row emits.
+def judge(world: World, slot: Record) -> Settled:
+    """What a row's round comes to: of its verified tokens, and tokens that the row emits.
 
     Pipelined, the token that the target adds to those drafted an iteration ago is the first of the
     new draft, or else the whole new draft is thrown away; the others of it are verified next.
     """
     tape, at, left = world.tape, int(slot.at), int(slot.end) - int(slot.at)
     if not PIPELINED:
-        accepted = min(int(slot.verified), int(tape.accept_len[at]))
-        return accepted, min(accepted + 1, left)
+        return settle(int(slot.verified), int(tape.accept_len[at]), left)
     ready = int(slot.ready)
-    accepted = min(ready, int(tape.accept_len[at]))
-    emitted = min(accepted + 1, left)
+    accepted, emitted, ended = settle(ready, int(tape.accept_len[at]), left)
     slot.ready = 0
     judged = int(slot.drafted) > 0 and accepted == ready and ready < left
     if judged and int(tape.accept_len[at + ready]) > 0:
         accepted += 1
+        ended = left <= accepted
         slot.ready = int(slot.drafted) - 1
-    return accepted, emitted
+    return Settled(accepted, emitted, ended)
 
 
 def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
@@ -454,13 +318,15 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         slot = world.slots[number]
         at, end, verified = int(slot.at), int(slot.end), int(slot.verified)
         drafted = verified if PIPELINED else int(slot.drafted)
-        accepted, emitted = judge(world, slot)
-        over = end - at <= accepted  # the reply ended at a drafted token
+        accepted, emitted, over = judge(world, slot)
         cap = max(int(slot.cap), verified)  # more than the cap: drafted under the one before
         outcome = Outcome(cap, verified, accepted, emitted, over, elapsed, elapsed)
-        learn(self, state, number, view_of(world, slot), outcome)
+        view = view_of(world, slot)
+        learn(self, state, number, view, outcome)
         if LOGS:
-            write_row(world.log[desk.written], slot, number, n, drafted, outcome, now)
+            row = world.log[desk.written]
+            note_round(row, int(slot.query), number, n, view.context_tokens, now, outcome)
+            row.drafted = drafted  # those that were not verified included
             desk.written += 1
         mark(world, world.requests[slot.query], drafted, outcome, now + elapsed)
         if not PIPELINED:  # there one token is new to the draft, its own last or the target's
@@ -479,94 +345,3 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
     end_iteration(world, elapsed, emitted_all, drafted_all)
     if ended > 0:
         leave(world)
-
-
-def mark(world: World, request: Record, drafted: int, outcome: Outcome, end_s: float) -> None:
-    """Note a round of a request that ended at end_s."""
-    if int(request.rounds) == 0:
-        request.first_s = end_s
-    else:
-        gap = end_s - float(request.last_s)
-        world.gaps[gap_bin(gap)] += 1
-        request.longest_s = max(float(request.longest_s), gap)
-    request.last_s = end_s
-    request.done += outcome.emitted
-    request.rounds += 1
-    request.drafted += drafted
-    request.accepted += outcome.accepted
-
-
-def gap_bin(gap_s: float) -> int:
-    """The bin of a gap: 16 to a doubling, from a microsecond."""
-    if gap_s <= FINEST_GAP_S:
-        return 0
-    return min(GAPS - 1, int(GAPS_PER_DOUBLING * math.log2(gap_s / FINEST_GAP_S)))
-
-
-def finish(world: World, slot: Record, end_s: float) -> None:
-    """A reply has ended; in a closed loop its user sends the next request after a pause."""
-    desk, requests = world.desk[0], world.requests
-    requests[slot.query].finish_s = end_s
-    slot.query = -1
-    desk.finished += 1
-    if world.rules.closed and int(desk.sent) < requests.shape[0]:
-        following = int(desk.sent)
-        desk.sent += 1
-        come_s = end_s + float(requests[following].think_s)
-        requests[following].arrival_s = come_s
-        push(world.later, int(desk.later), come_s, following)
-        desk.later += 1
-
-
-def leave(world: World) -> None:
-    """Slots whose reply has ended become free, in the order of the batch."""
-    desk, places, kept = world.desk[0], world.places, 0
-    for k in range(int(desk.running)):
-        number = int(places[k].running)
-        if int(world.slots[number].query) >= 0:
-            places[kept].running = number
-            kept += 1
-        else:
-            desk.running -= 1
-            give_back(world, number)
-
-
-def write_row(
-    row: Record,
-    slot: Record,
-    number: int,
-    n: int,
-    drafted: int,
-    outcome: Outcome,
-    start_s: float,
-) -> None:
-    """One round into the log."""
-    row.request, row.slot, row.batch_size = int(slot.query), number, n
-    row.context_tokens = int(slot.prompt) + int(slot.at) - int(slot.begin)
-    row.gamma, row.drafted, row.verified = outcome.gamma, drafted, outcome.drafted
-    row.accepted, row.emitted, row.ended = outcome.accepted, outcome.emitted, outcome.ended
-    row.start_s, row.elapsed_s = start_s, outcome.elapsed_s
-
-
-def end_iteration(world: World, elapsed: float, emitted: int, drafted: int) -> None:
-    """The clock moves on, and what ran along is added up."""
-    desk = world.desk[0]
-    desk.now_s += elapsed
-    desk.busy_s += elapsed
-    desk.iterations += 1
-    desk.emitted += emitted
-    desk.drafted += drafted
-    note(world, elapsed, emitted, drafted)
-
-
-def note(world: World, seconds: float, emitted: int, drafted: int) -> None:
-    """Add a stretch of work that ends now to the time series, whose last bin is open."""
-    desk, rules = world.desk[0], world.rules
-    place = min(int(float(desk.now_s) / rules.bin_s), world.bins.shape[0] - 1)
-    stretch = world.bins[place]
-    stretch.busy_s += seconds
-    stretch.running_s += seconds * int(desk.running)
-    stretch.waiting_s += seconds * int(desk.waiting)
-    stretch.block_s += seconds * (rules.blocks - int(desk.free_blocks))
-    stretch.emitted += emitted
-    stretch.drafted += drafted

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from policies.base import Policy, State
+from policies.overhead import charged
 from policies.registry import label
+from policies.round import Limits
 from simulator.replay.kernels import recipe, run_recipe
 from simulator.replay.replay import low_bits, tape_of
-from simulator.replay.rounds import Limits
 from simulator.serving import processes, routing, scheduler
-from simulator.serving.costs import BatchCosts, charged
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check, reads_signals
 from simulator.serving.queue import ORDERS
@@ -42,6 +42,7 @@ from simulator.serving.state import (
     new_worlds,
     world_of,
 )
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import Demand
@@ -55,7 +56,7 @@ def serve(
     policy: Policy,
     trace: Trace,
     demand: Demand,
-    costs: BatchCosts,
+    costs: StepCosts,
     server: Server,
     *,
     seed: int = 0,
@@ -104,7 +105,7 @@ class Run:
         policy: Policy,
         trace: Trace,
         demand: Demand,
-        costs: BatchCosts,
+        costs: StepCosts,
         server: Server,
         limits: Limits,
         seed: int,
@@ -115,8 +116,7 @@ class Run:
         self.policy, self.trace, self.demand, self.server = policy, trace, demand, server
         self.limits, self.seed, self.until_s, self.log = limits, seed, until_s, log
         self.signals = reads_signals(policy, server)
-        costs = charged(policy, costs)
-        self.costs = costs if self.signals else costs._replace(signal_s=0.0)
+        self.costs = charged(policy, costs, signals=self.signals)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
         _check_memory(demand, server, self.bins)

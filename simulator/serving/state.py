@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simulator.replay.rounds import Limits, Tape
-from simulator.serving.costs import BatchCosts
+from policies.round import Limits
+from simulator.replay.rounds import Tape
+from traces.costs.pricing import StepCosts
+from traces.roundlog import ROUND
 from traces.workload.arrivals import Demand
 
 FloatArray = npt.NDArray[np.float64]
@@ -74,9 +76,9 @@ SLOT = record(
 )  # fmt: skip
 """A row of the batch. query: request number, -1 once its reply has ended; at: its position in the
 trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
-traces.costs; rounds: it has had. Of the round at hand: cap, drafted, verified, room, context
-bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens still to
-be read; ready: tokens drafted an iteration ago that are verified in this one (pipelined)."""
+traces.costs.pricing; rounds: it has had. Of the round at hand: cap, drafted, verified, room,
+context bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens
+still to be read; ready: tokens drafted an iteration ago, to be verified in this one (pipelined)."""
 
 PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 """Lists of slots: running, in the order of their admission; a ring of free ones; those that decode
@@ -108,13 +110,6 @@ BIN = record(
 """A stretch of time, by the end of the iterations: their seconds, row-, waiting- and block-seconds,
 tokens."""
 
-ROUND = record(
-    request=np.int32, slot=np.int32, context_tokens=np.int32, batch_size=np.int32, gamma=np.int32,
-    drafted=np.int32, accepted=np.int32, emitted=np.int32, verified=np.int32, ended=np.bool_,
-    start_s=np.float64, elapsed_s=np.float64,
-)  # fmt: skip
-"""A row of traces.roundlog.RoundLog, and the drafted tokens that were verified."""
-
 
 class World(NamedTuple):
     """Everything that `advance` touches: records as named above. line, later: heaps, of those who
@@ -126,7 +121,7 @@ class World(NamedTuple):
     """
 
     tape: Tape
-    costs: BatchCosts
+    costs: StepCosts
     limits: Limits
     rules: Rules
     desk: Records
@@ -159,7 +154,7 @@ def new_requests(demand: Demand) -> Records:
 def new_worlds(
     rules: Rules,
     tape: Tape,
-    costs: BatchCosts,
+    costs: StepCosts,
     limits: Limits,
     requests: Records,
     *,

@@ -35,8 +35,8 @@ from real_backend.decoding.solo import SoloSteps
 from real_backend.decoding.steps import EagerSteps, Rows
 from real_backend.models.pair import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
-from simulator.costs import Affine
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 PER_TASK, NEW_TOKENS, REPEATS = 3, 128, 5
 SCHEDULES = {"constant": "fixed:gamma=5", "heuristic": "hf-heuristic:gamma0=5"}

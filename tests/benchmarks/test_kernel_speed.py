@@ -22,7 +22,6 @@ import pytest
 from policies.base import Policy, field_values, uses_signals
 from policies.counts.gammatune import GammaTune
 from policies.registry import parse_policy
-from simulator.costs import Affine
 from simulator.replay.kernels import run_policy
 from simulator.replay.replay import check_inputs, tape_of
 from simulator.replay.totals import (
@@ -35,9 +34,9 @@ from simulator.replay.totals import (
     tally_many,
 )
 from traces import synthetic
-from traces.costs import prices_of, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, prices_of, tabulate
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
@@ -113,7 +112,7 @@ class Contest:
         self.policy = parse_policy(name)
         signals = uses_signals(self.policy)
         self.limits = check_inputs(self.policy, trace, costs)
-        self.tape, self.prices = tape_of(trace, signals), prices_of(costs, signals)
+        self.tape, self.prices = tape_of(trace, signals), prices_of(costs, signals=signals)
 
     def sinks(self) -> tuple[Tally, Any]:
         """Fresh sums and step counts."""
@@ -149,7 +148,7 @@ class Contest:
                 prices.verify_s.ctypes.data,
                 prices.signal_s,
                 prices.bucket_tokens,
-                *prices.draft_s.shape,
+                *prices.draft_s.shape[1:],
             ),
             C_LIMITS(*self.limits),
             C_SUMS(*(array.ctypes.data for array in sums)),

@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 import simpy
 
-from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signals
+from policies.base import Draft, Outcome, Policy, clamp_gamma, uses_signals
 from policies.randomness import Rng, round_key
 from policies.registry import parse_policy
-from simulator.costs import Affine
+from policies.round import room_at, settle, view_at
 from simulator.replay.replay import check_inputs, replay, replay_interpreted
-from simulator.replay.rounds import room_at
 from traces import synthetic
-from traces.costs import bucket_of, lag_after, prices_of, round_seconds, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, bucket_of, lag_after, prices_of, round_seconds, tabulate
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 POLICIES = ("fixed", "gammatune", "tail-pruning", "ucb", "goodput")
 
@@ -31,7 +30,7 @@ POLICIES = ("fixed", "gammatune", "tail-pruning", "ucb", "goodput")
 def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, float]:
     """One process per request, one timeout per round, one request at a time; rounds and seconds."""
     signals, limits = uses_signals(policy), check_inputs(policy, trace, costs)
-    prices, state = prices_of(costs, signals), policy.new_state(1)
+    prices, state = prices_of(costs, signals=signals), policy.new_state(1)
     env, rounds = simpy.Environment(), 0
     server = simpy.Resource(env, capacity=1)
 
@@ -48,21 +47,15 @@ def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, f
             while at < end:
                 context = prompt + at - begin
                 bucket, room = bucket_of(prices, context), room_at(limits, prompt, at - begin)
-                step_s = float(prices.draft_s[bucket, 1]) + prices.signal_s
-                view = View(context, 1, 0, room, step_s, prices.verify_s[bucket])
+                view = view_at(prices, 0, bucket, context, 1, 0, room)
                 rng = Rng(round_key(0, r, index))
                 cap = clamp_gamma(policy.gamma(state, 0, view, rng), room)
                 drafted = draft(policy, state, trace, at, cap) if signals else cap
-                accepted = min(drafted, int(trace.accept_len[at]))
-                emitted = min(accepted + 1, end - at)
-                elapsed = round_seconds(prices, bucket, drafted, lag)
+                accepted, emitted, ended = settle(drafted, int(trace.accept_len[at]), end - at)
+                elapsed = round_seconds(prices, 0, bucket, drafted, lag)
                 yield env.timeout(elapsed)
-                policy.learn(
-                    state,
-                    0,
-                    view,
-                    Outcome(cap, drafted, accepted, emitted, emitted <= accepted, elapsed, elapsed),
-                )
+                outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, elapsed)
+                policy.learn(state, 0, view, outcome)
                 lag = lag_after(lag, drafted, accepted)
                 at, index, rounds = at + emitted, index + 1, rounds + 1
 

@@ -29,20 +29,14 @@ import simpy
 from policies.base import Outcome, Policy, View, clamp_gamma
 from policies.randomness import Rng, round_key
 from policies.registry import parse_policy
-from simulator.costs import Affine
-from simulator.replay.rounds import room_at
-from simulator.serving.costs import (
-    BatchCosts,
-    context_bucket,
-    draft_seconds,
-    tabulate_batches,
-    verify_seconds,
-)
+from policies.round import room_at
+from simulator.serving.costs import draft_seconds, verify_seconds
 from simulator.serving.options import Server, check
 from simulator.serving.result import Served
 from simulator.serving.server import Run, serve
 from traces import synthetic
-from traces.costs import lag_after
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, bucket_of, lag_after, tabulate
 from traces.schema import Trace
 from traces.workload.arrivals import Demand, Workload, demand
 
@@ -80,7 +74,7 @@ class PlainServer:
     """
 
     def __init__(
-        self, policy: Policy, trace: Trace, asked: Demand, costs: BatchCosts, slots: int
+        self, policy: Policy, trace: Trace, asked: Demand, costs: StepCosts, slots: int
     ) -> None:
         self.policy, self.trace, self.asked, self.costs = policy, trace, asked, costs
         self.limits = check(policy, trace, asked, costs, Server(slots=slots))
@@ -141,7 +135,7 @@ class PlainServer:
             self.sent += 1
 
     def view(self, row: Row, batch: int, room: int) -> View:
-        bucket = context_bucket(self.costs, row.context)
+        bucket = bucket_of(self.costs, row.context)
         step_s = float(self.costs.draft_s[batch - 1, bucket, 1]) + self.costs.signal_s
         verify_s = self.costs.verify_s[batch - 1, bucket]
         return View(row.context, batch, self.left, room, step_s, verify_s)
@@ -156,7 +150,7 @@ class PlainServer:
             for _ in range(entering):
                 turn, prompt = self.waiting.popleft()
                 turn.succeed(self.free.popleft())
-                prefill_s = self.costs.prefill_s[context_bucket(self.costs, prompt)]
+                prefill_s = self.costs.prefill_s[bucket_of(self.costs, prompt)]
                 yield self.env.timeout(float(prefill_s))
             begun, self.begun = self.begun, self.env.event()
             begun.succeed(len(self.running))
@@ -169,7 +163,7 @@ class PlainServer:
 
     def elapsed_s(self) -> float:
         rows, n = self.running, len(self.running)
-        bucket = context_bucket(self.costs, sum(row.context for row in rows) // n)
+        bucket = bucket_of(self.costs, sum(row.context for row in rows) // n)
         tokens = n + sum(row.steps for row in rows)
         draft_s = draft_seconds(self.costs, bucket, self.places, n, rows)
         return draft_s + verify_seconds(self.costs.verify_s[n - 1, bucket], tokens / n)
@@ -181,7 +175,7 @@ class Case:
 
     policy: Policy
     trace: Trace
-    costs: BatchCosts
+    costs: StepCosts
     server: Server
     asked: Demand
 
@@ -213,8 +207,8 @@ def a_trace() -> Trace:
     )  # fmt: skip
 
 
-def costs_of(slots: int) -> BatchCosts:
-    return tabulate_batches(MODEL, slots, max_context=512, width=DEPTH + 2)
+def costs_of(slots: int) -> StepCosts:
+    return tabulate(MODEL, range(1, slots + 1), max_context=512, width=DEPTH + 2)
 
 
 def closed(trace: Trace, requests: int, users: int) -> Demand:
@@ -355,11 +349,11 @@ MILLION = """
 import time
 import numpy as np
 from policies.registry import parse_policy
-from simulator.serving.costs import tabulate_batches
-from simulator.costs import Affine
 from simulator.serving.server import serve
 from simulator.serving.options import Server
 from traces import synthetic
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.workload.arrivals import Workload, demand
 
 def peak_mib():
@@ -368,7 +362,7 @@ def peak_mib():
 
 trace = synthetic.constant(0.7, np.random.default_rng(1), requests=512, reply_tokens=64, depth=8)
 model = Affine(target_token=1e-3, row=1e-4, prefill_token=2e-5)
-costs = tabulate_batches(model, 64, max_context=128, width=10)
+costs = tabulate(model, range(1, 65), max_context=128, width=10)
 policy, server = parse_policy("fixed:gamma=3"), Server(slots=64)
 for requests in (100, 1_000_000):
     wall, cpu = time.perf_counter(), time.process_time()

@@ -14,18 +14,18 @@ import pytest
 from experiments.sweep.suites import GREEDY, TIMING
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
-from simulator.serving.costs import tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
-from traces.costs import Table
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.store import read_trace
 from traces.timing import read_timing
 from traces.workload.arrivals import Workload, demand
 
 TRACE = read_trace(GREEDY)
 SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
-COSTS = tabulate_batches(Table(read_timing(TIMING)), 1, **SHAPE)
+COSTS = tabulate(Table(read_timing(TIMING)), **SHAPE)
 ASKED = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
 DEAF = 0.7  # of the unpipelined speed; no rule of the shelf has a reason to fall below
 

@@ -15,8 +15,8 @@ from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
 from simulator.replay.replay import replay
 from tests.specimens import random_costs, random_trace
+from traces.costs.pricing import StepCosts
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 DEPTH = 12
 COUNTING = (
@@ -34,8 +34,8 @@ def worlds(seed: int) -> tuple[Trace, StepCosts, StepCosts]:
     generator = np.random.default_rng(seed)
     trace, costs = random_trace(generator, 24, DEPTH), random_costs(generator, DEPTH)
     draft, verify = costs.draft_s, costs.verify_s
-    cheap = dataclasses.replace(costs, draft_s=1e-3 * draft, verify_s=10 * verify, signal_s=0.0)
-    dear = dataclasses.replace(costs, draft_s=1e3 * draft, signal_s=1.0)
+    cheap = costs._replace(draft_s=1e-3 * draft, verify_s=10 * verify, signal_s=0.0)
+    dear = costs._replace(draft_s=1e3 * draft, signal_s=1.0)
     return trace, cheap, dear
 
 
@@ -68,7 +68,7 @@ def test_a_machine_slower_than_its_timing_takes_the_same_decisions(name: str) ->
         generator = np.random.default_rng(seed)
         trace, costs = random_trace(generator, 24, DEPTH), random_costs(generator, DEPTH)
         half = {field: factor * getattr(costs, field) for field, factor in halves.items()}
-        believed = dataclasses.replace(costs, **half)
+        believed = costs._replace(**half)
         right, wrong = (replay(policy, trace, costs, believed=b) for b in (None, believed))
         assert right.same_rounds(wrong)
 

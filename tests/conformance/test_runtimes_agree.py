@@ -18,16 +18,15 @@ from policies.base import Policy, State, View, uses_signals
 from policies.learned.neural import neural_policy
 from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
-from simulator.costs import Affine
 from simulator.replay import kernels
 from simulator.replay.replay import replay, replay_interpreted
 from tests.policies.learned.test_neural import KINDS, random_network
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.roundlog import RoundLog
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 VARIANTS = [
     "fixed:gamma=0",

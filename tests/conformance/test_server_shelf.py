@@ -13,11 +13,11 @@ from policies.base import Policy
 from policies.learned.neural import neural_policy
 from policies.registry import SHELF
 from simulator.replay.replay import replay
-from simulator.serving.costs import tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from tests.policies.learned.test_neural import KINDS, random_network
-from traces.costs import Table, tabulate
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.store import read_trace
 from traces.timing import read_timing
 from traces.workload.arrivals import Workload, demand
@@ -35,7 +35,7 @@ POLICIES = [*(cls() for cls in SHELF.values()), *NETWORKS]
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_one_slot_and_no_queue_is_the_replay(policy: Policy) -> None:
     asked = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
-    costs = tabulate_batches(MODEL, 1, **SHAPE)
+    costs = tabulate(MODEL, **SHAPE)
     served = serve(policy, TRACE, asked, costs, Server(slots=1), log=True)
     assert served.round_log is not None
-    assert served.round_log.same_rounds(replay(policy, TRACE, tabulate(MODEL, 1, **SHAPE)))
+    assert served.round_log.same_rounds(replay(policy, TRACE, tabulate(MODEL, **SHAPE)))

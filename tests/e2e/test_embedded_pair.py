@@ -19,11 +19,12 @@ from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, req
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import Settings
 from simulator.replay.replay import replay
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.schema import Trace
 from traces.split import spread_rows
 from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import read_timing
 
 DATA = Path(__file__).parents[2] / "traces" / "data"
 GREEDY, SAMPLED = DATA / "embedded-greedy.parquet", DATA / "embedded-sampled.parquet"

@@ -18,11 +18,11 @@ from policies.counts.llama_adaptive import LENGTH, CreditBucket, Zones
 from policies.goodput.ollama import OllamaDepth, cost_at
 from policies.goodput.onnx_genai import GAMMA, OnnxAdaptiveK
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 RNG = Rng(1)
 FULL = 99  # the target would accept everything

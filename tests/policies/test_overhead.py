@@ -30,20 +30,17 @@ from policies.overhead import (
 )
 from policies.randomness import Rng
 from policies.registry import SHELF, find_policy, parse_policy
-from simulator.costs import Affine
 from simulator.replay.hindsight import ceilings, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay, replay_interpreted
 from simulator.replay.totals import count_steps, price_steps, tally
-from simulator.serving import costs as batch_costs
-from simulator.serving.costs import tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from tests.results import make_timing
 from tests.specimens import random_trace
 from traces import synthetic
-from traces.costs import tabulate
-from traces.timing import StepCosts
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.workload.arrivals import Workload, demand
 
 OWN = {name: (1e-3 * (k + 1), 2e-4 * (k + 1)) for k, name in enumerate(SHELF)}
@@ -79,11 +76,19 @@ def test_a_charge_by_hand() -> None:
 def test_charged_costs_are_charged_once() -> None:
     costs = tabulate(MODEL)
     once = charged(Payback(), costs)
-    assert charged(Payback(), once) is once
-    assert once.verify_s[0, 1] == costs.verify_s[0, 1] + OWN["payback"][0]
+    assert same_costs(charged(Payback(), once), once)
+    assert once.verify_s[0, 0, 1] == costs.verify_s[0, 0, 1] + OWN["payback"][0]
     assert once.signal_s == costs.signal_s + OWN["payback"][1]
     bare = uncharged(costs)
-    assert charged(Payback(), bare) is bare
+    assert same_costs(charged(Payback(), bare), bare)
+    blind = charged(Fixed(3), bare)
+    assert same_costs(blind, bare._replace(signal_s=0.0))  # who reads no signals pays for none
+    assert charged(Fixed(3), bare, signals=True).signal_s == costs.signal_s
+
+
+def same_costs(one: StepCosts, other: StepCosts) -> bool:
+    pairs = zip(one[:-1], other[:-1], strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs) and one.own_s == other.own_s
 
 
 class DearFixed(Fixed):
@@ -138,18 +143,17 @@ def test_all_runtimes_charge_the_same(spec: str) -> None:
     env.unwrapped.charge(None)  # type: ignore[attr-defined]
     _, info = env.reset(options={"requests": [0]})
     bucket = info["view"].context_tokens // same.bucket_tokens
-    assert info["view"].verify_s[1] == same.verify_s[bucket, 1]
+    assert info["view"].verify_s[1] == same.verify_s[0, bucket, 1]
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_server_of_one_slot_charges_as_a_replay_does(spec: str) -> None:
     policy, trace = parse_policy(spec), random_trace(np.random.default_rng(4), 4, 6)
-    costs = tabulate_batches(MODEL, 1, max_context=512, width=trace.meta.depth + 2)
-    alone = tabulate(MODEL, max_context=512, width=trace.meta.depth + 2, bucket_tokens=64)
+    costs = tabulate(MODEL, max_context=512, width=trace.meta.depth + 2)
     workload = Workload(trace.requests, "closed", users=1, think_s=0.0, order="recorded")
     asked = demand(workload, trace.category, 0)
     served = serve(policy, trace, asked, costs, Server(slots=1), log=True)
-    log = replay(policy, trace, alone)
+    log = replay(policy, trace, costs)
     assert served.round_log is not None
     assert served.round_log.elapsed_s.tolist() == log.elapsed_s.tolist()
 
@@ -167,8 +171,9 @@ def test_serve_v0_charges_as_a_server_does() -> None:
     ends = [
         serve(
             rule, trace, base.demand,
-            tabulate_batches(
-                model, 3, max_context=longest + 64, width=trace.meta.depth + 2, bucket_tokens=64
+            tabulate(
+                model, range(1, 4), max_context=longest + 64, width=trace.meta.depth + 2,
+                bucket_tokens=64,
             ),
             Server(slots=3), seed=base.episode_seed,
         ).end_s
@@ -178,11 +183,11 @@ def test_serve_v0_charges_as_a_server_does() -> None:
 
 
 def test_a_batch_of_three_pays_three_times() -> None:
-    costs = tabulate_batches(MODEL, 3, max_context=64, width=6)
-    paid = batch_costs.charged(Fixed(2), costs)
+    costs = tabulate(MODEL, range(1, 4), max_context=64, width=6)
+    paid = charged(Fixed(2), costs)
     added = paid.verify_s[:, 0, 1] - costs.verify_s[:, 0, 1]
     assert np.allclose(added, OWN["fixed"][0] * np.arange(1, 4), rtol=1e-9)
-    assert batch_costs.charged(Fixed(2), batch_costs.uncharged(costs)).verify_s is costs.verify_s
+    assert (charged(Fixed(2), uncharged(costs)).verify_s == costs.verify_s).all()
 
 
 def test_ceilings_pay_nothing_and_counted_steps_pay() -> None:
@@ -219,7 +224,7 @@ def test_cost_ratio_worlds_are_in_seconds_of_the_timing() -> None:
     trace = random_trace(np.random.default_rng(4), 12, 8)
     timing = dataclasses.replace(make_timing(verify_s=0.02), own_s={"gammatune": (5e-3, 0.0)})
     priced, bare = costs_of("c=8", timing, trace), costs_of("c=8", None, trace)
-    assert priced.verify_s[0, 1] == 0.02 and priced.draft_s[0, 1] == 0.02 / 8
+    assert priced.verify_s[0, 0, 1] == 0.02 and priced.draft_s[0, 0, 1] == 0.02 / 8
     assert priced.own_s == timing.own_s and bare.own_s == {}
     rules = [parse_policy(spec) for spec in ("never", "fixed:gamma=3", "gammatune")]
 

@@ -28,7 +28,8 @@ from real_backend.gpu_session import (
 from real_backend.options import SESSION_SHAPES
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
-from traces.costs import Table, tabulate
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.store import write_trace
 

@@ -24,7 +24,7 @@ from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import add_lossless_arguments, add_pair_arguments, run_module
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from tests.specimens import write_prompts
-from traces.timing import StepCosts
+from traces.costs.pricing import StepCosts
 
 DTYPES = ("float32", "bfloat16")  # a format without near ties and one with many
 BITS = {"float32": 24, "bfloat16": 8}  # of the significand

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces.costs import Table, tabulate
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Repeats, Timing, read_timing
 

@@ -16,12 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.results import make_trace as by_hand
-from traces.costs import Table, bucket_of, lag_after, price_log, prices_of, round_seconds
+from traces.costs.pricing import (
+    bucket_of,
+    lag_after,
+    price_log,
+    prices_of,
+    round_seconds,
+    step_costs,
+)
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
 from traces.schema import Trace, TraceError, TraceMeta, refuse_censored
 from traces.store import TraceWriter, content_hash, read_trace, write_atomically, write_trace
-from traces.timing import Cell, StepCosts, Timing, read_timing
+from traces.timing import Cell, Timing, read_timing
 
 META = TraceMeta("pair", "target", "draft", "00", "cpu", "float32", "exact", depth=3)
 
@@ -246,15 +254,15 @@ def test_roundlogs_of_version_1_say_who_ended(tmp_path: Path) -> None:
 
 
 def test_round_price_by_hand() -> None:
-    draft = np.array([[9.0] * 3, [0.0, 1.0, 1.5]])
+    draft = np.array([[9.0] * 5, [0.0, 1.0, 1.5, 1.75, 2.5]])
     verify = np.array([[9.0] * 5, [0.0, 6.0, 7.0, 8.0, 9.0]])
-    costs = StepCosts(1, 32, np.array([1.0, 2.0]), draft, verify, 0.25)
-    plain, looking = prices_of(costs, False), prices_of(costs, True)
+    costs = step_costs(draft, verify, signal_s=0.25)
+    plain, looking = prices_of(costs, signals=False), prices_of(costs, signals=True)
     assert [bucket_of(plain, context) for context in (0, 31, 32, 999)] == [0, 0, 1, 1]
-    assert round_seconds(looking, 1, 0, 1) == 6.0
-    assert round_seconds(looking, 1, 3, 1) == 1.0 + 2.0 + 0.75 + 9.0
-    assert round_seconds(plain, 1, 2, 2) == 1.5 + 1.0 + 8.0
-    assert round_seconds(plain, 1, 1, 50) == 1.5 + 7.0  # beyond the table: its last
+    assert round_seconds(looking, 0, 1, 0, 1) == 6.0
+    assert round_seconds(looking, 0, 1, 3, 1) == 1.0 + 2.0 + 0.75 + 9.0
+    assert round_seconds(plain, 0, 1, 2, 2) == 1.5 + 1.0 + 8.0
+    assert round_seconds(plain, 0, 1, 1, 50) == 2.5 + 7.0  # beyond the table: its last
     assert [lag_after(1, 3, 3), lag_after(2, 3, 1), lag_after(2, 0, 0)] == [2, 1, 3]
 
 
@@ -262,15 +270,15 @@ def test_log_priced_by_hand() -> None:
     """Two requests: a full acceptance (the next draft lags by 2), a round without draft (by 3)."""
     draft = np.array([[0.0, 1.0, 1.5, 2.0]])
     verify = np.array([[0.0, 6.0, 7.0, 8.0]])
-    costs = StepCosts(1, 32, np.array([1.0]), draft, verify, 0.25)
+    costs = step_costs(draft, verify, signal_s=0.25)
     rounds = [(0, 9, 2, 2), (0, 12, 0, 0), (0, 13, 1, 0), (1, 5, 1, 1)]
     columns: Any = {n: np.zeros(4, t) for n, t in ROUND_DTYPES.items()}
     for k, name in enumerate(("request", "context_tokens", "drafted", "accepted")):
         columns[name] = np.array([row[k] for row in rounds], ROUND_DTYPES[name])
     log = RoundLog(**columns, prefill_s=np.zeros(2), meta={})
     expected = [1.0 + 1.0 + 8.0, 6.0, 2.0 + 7.0, 1.0 + 7.0]
-    assert price_log(log, costs, signals=False).tolist() == expected
-    assert price_log(log, costs, signals=True).tolist() == [10.5, 6.0, 9.25, 8.25]
+    assert price_log(log, prices_of(costs, signals=False)).tolist() == expected
+    assert price_log(log, prices_of(costs, signals=True)).tolist() == [10.5, 6.0, 9.25, 8.25]
 
 
 def test_censored_positions_travel_and_exact_files_stay_as_they_were(tmp_path: Path) -> None:

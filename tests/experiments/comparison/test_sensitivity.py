@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from experiments.comparison.certainty_text import belief_table, misled, ranking, sides
@@ -24,15 +23,15 @@ from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
 from policies.registry import SHELF, parse_policy
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from tests.results import make_trace
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import read_timing
 
 # Two replies of 6 tokens. Never drafting takes 12 target steps; gamma 3 takes 4 and 8 draft steps.
 NEVER, FIXED = "never", "fixed:gamma=3"
@@ -55,14 +54,7 @@ def found_at(draft_s: float) -> Sensitivity:
 
 
 def test_every_term_is_scaled_alone() -> None:
-    costs = StepCosts(
-        batch=1,
-        bucket_tokens=32,
-        prefill_s=np.array([5.0]),
-        draft_s=np.array([[0.0, 2.0, 3.0]]),
-        verify_s=np.array([[0.0, 10.0, 12.0]]),
-        signal_s=0.5,
-    )
+    costs = step_costs([[0.0, 2.0, 3.0]], [[0.0, 10.0, 12.0]], prefill_s=[5.0], signal_s=0.5)
     found = {(t, f): c for t, f, c in perturbed(costs, 1.0) if f > 1}
     expected = {
         "draft steps": ([2.2, 3.3], [10, 12], 0.5),

@@ -33,11 +33,12 @@ from policies.confidence.thresholds import HFConfidence
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import SHELF, parse_policy
-from simulator.costs import Affine, expected_emitted
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
+from simulator.replay.theory import expected_emitted
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
 from traces import synthetic
+from traces.costs.affine import Affine
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.timing import Cell, Timing

@@ -20,18 +20,19 @@ from experiments.learning.train import fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
-from simulator.costs import Affine
 from simulator.envs.dataset import GREEDY, TIMING, Pool
 from simulator.envs.vector import RoundVectorEnv, TokenVectorEnv
 from simulator.replay.hindsight import clairvoyant
 from simulator.replay.replay import replay
 from simulator.replay.totals import tally
 from traces import synthetic
-from traces.costs import CostModel, tabulate
+from traces.costs.affine import Affine
+from traces.costs.model import CostModel
+from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import read_timing
 
 LONGEST = 6  # gamma, in these worlds
 LANES: dict[str, Any] = {"autoreset_mode": "SameStep", "copy": False}
@@ -54,7 +55,7 @@ class World:
 
     def table(self) -> StepCosts:
         """The costs as replays take them."""
-        return tabulate(self.costs, 1, max_context=1024, width=LONGEST + 2)
+        return tabulate(self.costs, max_context=1024, width=LONGEST + 2)
 
     def optimum_s(self, trace: Trace) -> float:
         """Seconds of the best length of every regime: nobody who does not know the flags does

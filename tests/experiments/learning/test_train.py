@@ -112,11 +112,11 @@ def test_regret_and_curves(
 
 def test_regret_of_the_best_length_is_none_and_of_the_clairvoyant_least() -> None:
     from policies.fixed import Fixed
-    from simulator.costs import Affine
-    from traces.costs import tabulate
+    from traces.costs.affine import Affine
+    from traces.costs.pricing import tabulate
 
     trace = regret.orders(read_trace(GREEDY).select(list(range(0, 60, 5))), 2, seed=0)
-    costs = tabulate(Affine(), 1, max_context=1024, width=18)
+    costs = tabulate(Affine(), max_context=1024, width=18)
     best, _ = regret.best_fixed(trace, costs)
     tokens, lost = regret.regrets(trace, costs, {"best": Fixed(best), "plain": Fixed(0)}, seed=0)
     assert tokens[-1] == trace.positions

@@ -17,11 +17,13 @@ from experiments.published import control, layers, spec_bench, specforge
 from experiments.published.laws import LAWS, MAIN_LAW, first_then, fit_alpha, fit_survival
 from experiments.published.table import errors, errors_by, read_csv
 from policies.counts.heuristic import HFHeuristic
-from simulator.costs import Roofline, expected_emitted, roofline_s
 from simulator.replay.replay import replay
+from simulator.replay.theory import expected_emitted
 from tests.results import make_timing, save_inputs
 from traces import synthetic
-from traces.costs import Table, tabulate
+from traces.costs.pricing import tabulate
+from traces.costs.roofline import Roofline, roofline_s
+from traces.costs.table import Table
 from traces.importers.common import Options
 from traces.importers.spec_bench import read, read_run, read_runs
 
@@ -201,7 +203,7 @@ def test_roofline_by_hand() -> None:
     assert model.draft_step_s(1, 8, tokens=5) == 0.25 + 2.0
     assert model.prefill_s(4, 1) == 0.5 + 24.0 + 1.6
     assert (model.signal_s(), model.control_s()) == (7.0, 9.0)
-    costs = tabulate(model, 1, max_context=64, width=6)
+    costs = tabulate(model, max_context=64, width=6)
     assert costs.verify_s[0, 2] == model.verify_s(2, 1, 16) + 9.0
 
 
@@ -313,7 +315,7 @@ def test_control_is_right_about_coins_and_wrong_about_bursts() -> None:
             trace = synthetic.constant(0.7, generator, requests=64, reply_tokens=512)
         else:
             trace = synthetic.bursty(0.95, 0.3, generator, requests=64, reply_tokens=512)
-        costs = tabulate(timing, 1, max_context=600, width=18)
+        costs = tabulate(timing, max_context=600, width=18)
         curve = control.fixed_curve(trace, costs)
         alpha = fit_alpha({1: float(curve.tokens_per_round[1])})
         told = np.array([expected_emitted(alpha, gamma) for gamma in range(13)])
@@ -414,7 +416,7 @@ def test_speedup_conventions_by_hand() -> None:
 def test_a_round_played_otherwise_is_counted(small_run: tuple[Path, Path]) -> None:
     options = Options(schedule="heuristic:5")
     trace, (run,) = read(small_run[0], options), read_runs(small_run[0], options)
-    costs = tabulate(Table(make_timing()), 1, max_context=64, width=trace.meta.depth + 2)
+    costs = tabulate(Table(make_timing()), max_context=64, width=trace.meta.depth + 2)
     rounds = spec_bench.recorded_rounds(run, trace)
     log = replay(HFHeuristic(gamma0=5), trace, costs)
     assert spec_bench.differing_rounds(rounds, log) == 0

@@ -34,13 +34,14 @@ from policies.base import Policy, View
 from policies.counts.tables import BatchTable
 from policies.fixed import Never
 from policies.randomness import Rng
-from simulator.costs import Affine, Roofline
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
 from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces import synthetic
-from traces.costs import CostModel
+from traces.costs.affine import Affine
+from traces.costs.model import CostModel
+from traces.costs.roofline import Roofline
 from traces.schema import Trace
 from traces.store import write_trace
 from traces.workload.arrivals import Workload, demand

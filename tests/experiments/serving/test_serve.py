@@ -24,14 +24,14 @@ from experiments.serving.serve import REQUEST_COLUMNS, Interval, interval, setti
 from experiments.serving.serve_check import Speed, speed_of, text_of
 from experiments.serving.timeline import WAITS, events
 from policies.fixed import Fixed, Never
-from simulator.costs import Affine
-from simulator.serving.costs import tabulate_batches
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
 from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.schema import Trace
@@ -516,7 +516,7 @@ def test_rounds_are_those_of_the_timeline(done: Done) -> None:
 def by_hand(log: bool = True, **server: Any) -> tuple[Served, Trace]:
     """Four requests, two drafts a round, every iteration 12 s: see test_service."""
     trace = make_trace([[2, 1, 0, 0], [0, 0, 0], [0], [1, 0]], ["a", "b", "c", "d"], ["x"] * 4)
-    costs = tabulate_batches(Affine(draft_fixed=1, target_fixed=10), 2, width=6)
+    costs = tabulate(Affine(draft_fixed=1, target_fixed=10), range(1, 3), width=6)
     zeros = np.zeros(4, dtype=np.int32)
     wanted = Demand(
         np.arange(4, dtype=np.int32), np.asarray([0.0, 0.0, 5.0, 50.0]), np.zeros(4), zeros, 0

@@ -21,11 +21,11 @@ from experiments.sweep.suites import GREEDY
 from policies.base import Draft, field_values
 from policies.confidence.classifiers import WEIGHTS, accept_prob
 from policies.confidence.speckv import GAMMAS, SpecKV
-from simulator.costs import Affine
 from simulator.replay.replay import replay
 from tests.results import lively_trace
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows

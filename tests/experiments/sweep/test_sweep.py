@@ -18,11 +18,11 @@ from experiments.sweep.tuning import candidates, value_at
 from policies.base import Policy, field_values
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies, parse_policy, read_policies
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed, ceilings
 from simulator.replay.replay import replay
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.errors import InputError
 from traces.store import write_trace
 

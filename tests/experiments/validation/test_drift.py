@@ -9,7 +9,7 @@ import pytest
 from experiments.validation.drift import drift_of, recalibrated
 from real_backend.decoding.sitting import Anchor
 from tests.results import make_timing
-from traces.costs import Table
+from traces.costs.table import Table
 
 
 def anchors() -> list[Anchor]:

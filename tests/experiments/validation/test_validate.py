@@ -20,11 +20,11 @@ from policies.registry import label, parse_policies
 from real_backend.decoding.sitting import PLACEBO, Sitting
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
-from traces.costs import price_log
+from traces.costs.pricing import StepCosts, price_log
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.schema import Trace
-from traces.timing import StepCosts, Timing
+from traces.timing import Timing
 
 POLICIES = "never,fixed:gamma=2,gammatune,tail-pruning"
 

@@ -35,11 +35,11 @@ from policies.base import Draft, Outcome, Policy, View
 from policies.conformance import check_policy
 from policies.ours.hedge import Hedge
 from policies.randomness import Rng, normal, round_key, uniform
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 POLICIES: list[Policy] = [
     UCB(),

@@ -20,10 +20,11 @@ from policies.confidence.thresholds import BatchConfidence, HFConfidence
 from policies.conformance import check_policy
 from policies.fixed import Fixed
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
-from traces.costs import Table, surplus_draft_s, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import surplus_draft_s, tabulate
+from traces.costs.table import Table
 from traces.schema import Trace
 from traces.store import read_trace
 from traces.timing import read_timing

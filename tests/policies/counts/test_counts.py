@@ -15,10 +15,10 @@ from policies.counts.heuristic import Streak
 from policies.counts.tables import BatchTable, DisableGate
 from policies.counts.tiers import SGLangTiers, next_tier, set_of_batch
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 RNG = Rng(1)
 CLASSES = (

@@ -41,11 +41,11 @@ from policies.goodput.dynamic import (
 )
 from policies.ours.goodput import AlphaGoodput
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay.replay import replay, replay_interpreted
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 RNG = Rng(1)
 POLICIES: list[Policy] = [

@@ -43,19 +43,16 @@ from policies.registry import (
     read_policies,
     write_policies,
 )
-from simulator.costs import Affine
 from simulator.replay.replay import replay, replay_interpreted
 from simulator.replay.totals import count_steps, price_steps, tally
-from simulator.serving import costs as batch_costs
-from simulator.serving.costs import BatchCosts, tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.timing import StepCosts
 from traces.workload.arrivals import Demand, Workload, demand
 
 PER_ROUND, PER_TOKEN = (len(ROUND), 17), (len(ROUND) + len(DRAFTING), 2)
@@ -227,8 +224,8 @@ def test_one_slot_is_a_replay(kind: tuple[int, int]) -> None:
         0.9, 0.4, np.random.default_rng(3), switch=0.2, requests=3, reply_tokens=20, depth=8,
         signals=True, prompt_tokens=25,
     )  # fmt: skip
-    costs = tabulate_batches(MODEL, 1, bucket_tokens=32)
-    alone = tabulate(MODEL, 1, bucket_tokens=32)
+    costs = tabulate(MODEL, bucket_tokens=32)
+    alone = tabulate(MODEL, bucket_tokens=32)
     token_s = 1.1e-5 if kind == PER_TOKEN else 0.0
     for seed in range(4):
         policy = neural_policy(random_network(kind, seed), round_s=1.7e-5, token_s=token_s)
@@ -510,15 +507,15 @@ def test_bad_entries(tmp_path: Path) -> None:
 
 def test_charged_costs_by_hand() -> None:
     costs = random_costs(np.random.default_rng(0), 4)
-    assert charged(Fixed(3), costs) is costs
+    assert (charged(Fixed(3), costs).verify_s == costs.verify_s).all()
     token = neural_policy(random_network(PER_TOKEN, 4), round_s=2e-5, token_s=1e-5)
     paid = charged(token, costs)
-    assert (paid.verify_s[:, 1:] == costs.verify_s[:, 1:] + 2e-5).all()
-    assert (paid.verify_s[:, 0] == 0.0).all() and (paid.draft_s == costs.draft_s).all()
+    assert (paid.verify_s[..., 1:] == costs.verify_s[..., 1:] + 2e-5).all()
+    assert (paid.verify_s[..., 0] == 0.0).all() and (paid.draft_s == costs.draft_s).all()
     assert paid.signal_s == costs.signal_s + 1e-5
-    three = charged(token, dataclasses.replace(costs, batch=3))
-    assert np.allclose(three.verify_s[:, 1:], costs.verify_s[:, 1:] + 6e-5, rtol=1e-12)
-    assert three.signal_s == pytest.approx(costs.signal_s + 3e-5)
+    three = charged(token, costs._replace(batch_sizes=np.asarray([3])))
+    assert np.allclose(three.verify_s[..., 1:], costs.verify_s[..., 1:] + 6e-5, rtol=1e-12)
+    assert np.allclose(three.draft_s[..., 1:], costs.draft_s[..., 1:] + 2e-5, rtol=1e-12)
 
 
 def test_a_replay_pays_for_its_decisions() -> None:
@@ -558,9 +555,9 @@ def test_counted_steps_pay_too() -> None:
 
 
 def test_rows_of_a_batch_decide_one_after_the_other() -> None:
-    costs = tabulate_batches(MODEL, 3, max_context=64, width=6, bucket_tokens=16)
+    costs = tabulate(MODEL, range(1, 4), max_context=64, width=6, bucket_tokens=16)
     policy = neural_policy(random_network(PER_TOKEN, 4), round_s=2e-5, token_s=1e-5)
-    paid = batch_costs.charged(policy, costs)
+    paid = charged(policy, costs)
     for b in (1, 2, 3):
         added = paid.verify_s[b - 1, :, 1:] - costs.verify_s[b - 1, :, 1:]
         assert np.allclose(added, b * 2e-5, rtol=1e-9)
@@ -574,7 +571,7 @@ def test_a_server_pays_for_every_row() -> None:
     trace = synthetic.constant(1.0, np.random.default_rng(0), requests=2, reply_tokens=16, depth=4)
     workload = Workload(2, "closed", users=2, think_s=0.0, think="fixed", order="recorded")
     wanted = demand(workload, ("c",) * 2, 0)
-    costs: BatchCosts = tabulate_batches(MODEL, 2, max_context=512, width=6)
+    costs: StepCosts = tabulate(MODEL, range(1, 3), max_context=512, width=6)
     ends = []
     for round_s in (0.0, 1e-3):
         policy = neural_policy(always(3), round_s=round_s)
@@ -600,7 +597,7 @@ def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
     """The embedded pair, a few of its recorded requests, and its costs."""
     from real_backend.models.pair import load_pair, resolve_pair
     from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
-    from traces.costs import Table
+    from traces.costs.table import Table
     from traces.split import spread_rows
     from traces.store import read_trace
     from traces.timing import read_timing

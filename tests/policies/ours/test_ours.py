@@ -20,11 +20,11 @@ from policies.ours.marginal import (
     logit,
 )
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 
 RNG = Rng(1)
 

@@ -24,9 +24,9 @@ from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import Settings
 from tests.specimens import save_pair, write_prompts
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.timing import StepCosts
 
 WEIGH_STEP_COSTS = [
     name

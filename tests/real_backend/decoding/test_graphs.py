@@ -25,7 +25,7 @@ from real_backend.models.pair import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
 from real_backend.recording.measure import LAGS, Bench
 from tests.fake_cuda import FakeGraph, install
-from traces.timing import StepCosts
+from traces.costs.pricing import StepCosts
 
 CPU = torch.device("cpu")
 NONE: list[list[float]] = [[]]

@@ -23,8 +23,8 @@ from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import Settings
 from tests.specimens import write_prompts
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
-from traces.timing import StepCosts
 
 
 class Later:

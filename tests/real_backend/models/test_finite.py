@@ -20,8 +20,8 @@ from real_backend.models.pair import Pair, load_pair, resolve_pair
 from real_backend.prompts import Request
 from tests.command import gammalab, refused
 from tests.specimens import save_pair, write_prompts
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
-from traces.timing import StepCosts
 
 NAN, INF = float("nan"), float("inf")
 UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"

@@ -23,9 +23,9 @@ from real_backend.recording.coupling import Settings
 from real_backend.recording.measure import measure
 from tests.results import make_timing, make_trace, save_inputs
 from tests.specimens import write_prompts
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
-from traces.timing import StepCosts
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -28,7 +28,8 @@ from real_backend.recording.measure import (
     _sample,
     measure,
 )
-from traces.costs import Table, tabulate
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import read_timing
 

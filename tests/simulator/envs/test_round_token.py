@@ -15,12 +15,13 @@ import simulator.envs  # noqa: F401  registers the environments
 from policies.base import uses_signals
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
-from simulator.costs import Affine
 from simulator.envs.dataset import GREEDY, TIMING, Pool
 from simulator.envs.round_token import RoundEnv, TokenEnv, play
 from simulator.replay.replay import replay
 from traces import synthetic
-from traces.costs import Table, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.store import read_trace
 from traces.timing import read_timing
@@ -48,7 +49,7 @@ def greedy() -> Any:
 def test_every_policy_plays_as_in_the_replay(spec: str, greedy: Any) -> None:
     policy, rows = parse_policy(spec), [3, 40, 77, 120]
     trace = greedy.select(rows)
-    costs = tabulate(Table(read_timing(TIMING)), 1, max_context=800, width=18)
+    costs = tabulate(Table(read_timing(TIMING)), max_context=800, width=18)
     log = replay(policy, trace, costs, seed=5)
     env = (TokenEnv if uses_signals(policy) else RoundEnv)(trace, TIMING)
     rounds = play(env, policy, range(len(rows)), seed=5)
@@ -163,7 +164,7 @@ def test_what_is_shown_lies_on_the_grid_and_in_the_space(greedy: Any) -> None:
 
 def test_fixed_lengths_in_the_environment_cost_what_they_cost(greedy: Any) -> None:
     trace = greedy.select([5])
-    costs = tabulate(Affine(), 1, max_context=800, width=18)
+    costs = tabulate(Affine(), max_context=800, width=18)
     rounds = play(RoundEnv(trace, Affine()), Fixed(2), [0])
     seconds = sum(outcome.elapsed_s for _, outcome in rounds)
     assert seconds == pytest.approx(float(replay(Fixed(2), trace, costs).elapsed_s.sum()))

@@ -27,13 +27,13 @@ from policies.learned.observation import (
     show_request,
 )
 from policies.registry import SHELF
-from simulator.costs import Affine
 from simulator.envs.external_gamma import BATCH
 from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
 from simulator.envs.serve import ServeEnv, play_serve
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces import synthetic
+from traces.costs.affine import Affine
 from traces.errors import InputError
 
 MODEL = Affine(

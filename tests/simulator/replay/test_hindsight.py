@@ -11,14 +11,13 @@ import pytest
 
 from policies.fixed import Never
 from policies.registry import SHELF
-from simulator.costs import Affine
 from simulator.replay.hindsight import best_fixed, clairvoyant, plan
 from simulator.replay.metrics import per_request, regret_s
 from simulator.replay.replay import check_inputs, replay_interpreted, tape_of
 from traces import synthetic
-from traces.costs import lag_after, prices_of, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, lag_after, prices_of, step_costs, tabulate
 from traces.schema import Trace, TraceMeta
-from traces.timing import StepCosts
 
 
 def tiny_trace(generator: np.random.Generator) -> Trace:
@@ -42,7 +41,7 @@ def tiny_costs(generator: np.random.Generator) -> StepCosts:
     draft = generator.exponential(0.5, (3, 5))
     verify = generator.exponential(1.0, (3, 5))
     draft[:, 0] = verify[:, 0] = 0.0
-    return StepCosts(1, 4, np.ones(3), draft, verify, 0.5)
+    return step_costs(draft, verify, bucket_tokens=4, prefill_s=np.ones(3), signal_s=0.5)
 
 
 def brute_force(trace: Trace, costs: StepCosts, request: int) -> float:
@@ -61,10 +60,10 @@ def brute_force(trace: Trace, costs: StepCosts, request: int) -> float:
         found = []
         for gamma in range(max(0, room) + 1):
             accepted = min(gamma, int(trace.accept_len[begin + i]))
-            price = float(costs.verify_s[row, gamma + 1])
+            price = float(costs.verify_s[0, row, gamma + 1])
             if gamma:
-                first = costs.draft_s[row, min(lag, 4)]
-                price += float(first + (gamma - 1) * costs.draft_s[row, 1])
+                first = costs.draft_s[0, row, min(lag, 4)]
+                price += float(first + (gamma - 1) * costs.draft_s[0, row, 1])
             # Lags are not capped here: only their price is.
             then = lag + 1 if gamma == 0 else 2 if accepted == gamma else 1
             found.append(price + least(min(i + accepted + 1, end - begin), then))
@@ -87,7 +86,7 @@ def test_plan_by_hand() -> None:
     # Two tokens, both acceptable; drafting one costs 1, or 5 if the cache lags by two.
     draft = np.asarray([[0.0, 1.0, 5.0]])
     verify = np.asarray([[0.0, 10.0, 12.0]])
-    costs = StepCosts(1, 64, np.zeros(1), draft, verify, 0.0)
+    costs = step_costs(draft, verify, bucket_tokens=64)
     meta = TraceMeta("p", "t", "d", "", "n", "n", "synthetic", depth=1, max_new_tokens=3)
     trace = Trace(
         meta=meta,
@@ -102,7 +101,10 @@ def test_plan_by_hand() -> None:
     assert log.gamma.tolist() == [1, 0] and log.elapsed_s.tolist() == [13.0, 10.0]
     choice = np.zeros((3, 3), dtype=np.int64)
     plan(
-        tape_of(trace, False), prices_of(costs, False), check_inputs(Never(), trace, costs), choice
+        tape_of(trace, False),
+        prices_of(costs, signals=False),
+        check_inputs(Never(), trace, costs),
+        choice,
     )
     # At 1, drafting (1 + 12 or 5 + 12) beats two plain rounds (20) at either lag. At 0 with lag 2
     # drafting costs 17 + 10, not drafting 10 + 17: a tie, which goes to the smaller gamma.

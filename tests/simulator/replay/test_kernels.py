@@ -15,13 +15,13 @@ import pytest
 from policies.base import Policy, State, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
-from simulator.costs import Affine
 from simulator.replay import kernels
 from simulator.replay.replay import replay, replay_interpreted
 from simulator.replay.rounds import write_row
 from simulator.replay.totals import add_steps, add_up
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,11 +72,11 @@ HELPER = "def doubled(x):\n    return 2 * x\n"
 RUN = """
 import numpy as np
 from simulator.replay import kernels
-from simulator.costs import Affine
-from traces.costs import tabulate
 from simulator.replay.replay import replay
 from simulator.replay.rounds import write_row
 from traces import synthetic
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 {imports}
 trace = synthetic.constant(0.5, np.random.default_rng(0), requests=1, reply_tokens=30)
 log = replay(Mine(), trace, tabulate(Affine()))

@@ -13,13 +13,13 @@ from policies.base import Draft, Outcome, Policy, State, View
 from policies.counts.gammatune import GammaTunePlus
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng, uniform
-from simulator.costs import Affine, expected_emitted
 from simulator.replay.replay import replay, replay_interpreted
+from simulator.replay.theory import expected_emitted
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, step_costs, tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
-from traces.timing import StepCosts
 
 ROOT = Path(__file__).resolve().parents[3]
 BOTH = pytest.mark.parametrize("play", [replay, replay_interpreted])
@@ -117,24 +117,23 @@ def decimal_costs(signal_s: float = 0.0) -> StepCosts:
     draft = np.tile(np.arange(7.0), (2, 1))
     verify = 100.0 * draft + np.asarray([[0.0], [1000.0]])
     verify[:, 0] = 0.0
-    return StepCosts(1, 8, np.asarray([10000.0, 20000.0]), draft, verify, signal_s)
+    prefill = [10000.0, 20000.0]
+    return step_costs(draft, verify, bucket_tokens=8, prefill_s=prefill, signal_s=signal_s)
 
 
 @pytest.mark.parametrize("play", [replay, replay_interpreted])
 def test_believed_costs_are_shown_and_price_but_do_not_pay(play: Any) -> None:
     trace, costs = make_trace([[1, 0, 3, 2, 1]], [3]), decimal_costs()
-    half = dataclasses.replace(
-        costs, draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2, signal_s=0.5
-    )
+    half = costs._replace(draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2, signal_s=0.5)
     assert play(Fixed(3), trace, costs, believed=half).same_rounds(play(Fixed(3), trace, costs))
-    longer = dataclasses.replace(half, bucket_tokens=16)
+    longer = half._replace(bucket_tokens=16)
     with pytest.raises(InputError, match="not laid out as the costs"):
         play(Fixed(3), trace, costs, believed=longer)
 
 
 def test_what_a_hook_sees_of_believed_costs() -> None:
     trace, costs = make_trace([[1, 0, 3, 2, 1]], [3]), decimal_costs()
-    half = dataclasses.replace(costs, draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2)
+    half = costs._replace(draft_s=costs.draft_s / 2, verify_s=costs.verify_s / 2)
     SEEN.clear()
     replay_interpreted(Spy(3), trace, costs, believed=half)
     seen, told, _ = SEEN[0]
@@ -169,7 +168,7 @@ def test_lag_by_hand(play: Any) -> None:
     #  0: lag 1, no draft -> 100;  0: lag 2 -> 100;  2: lag 3: 3 + 1 + 300 = 304, full -> lag 2
     #  3: lag 2: 2 + 1 + 1 + 400 = 404, full -> lag 2;  0: 100 -> lag 3;  1: 3 + 200 = 203
     trace = make_trace([list(range(12, 0, -1))], [0], max_new_tokens=100)
-    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    costs = decimal_costs()._replace(bucket_tokens=1000)
     log = play(Scripted(103200), trace, costs)
     assert log.gamma.tolist() == [0, 0, 2, 3, 0, 1]
     assert log.emitted.tolist() == [1, 1, 3, 4, 1, 2]
@@ -178,7 +177,7 @@ def test_lag_by_hand(play: Any) -> None:
 
 @BOTH
 def test_a_partial_acceptance_leaves_no_extra_lag(play: Any) -> None:
-    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    costs = decimal_costs()._replace(bucket_tokens=1000)
     log = play(Fixed(2), make_trace([[1, 0, 0, 0]], [0]), costs)
     # accepts 1 of 2, then 0 of 2 twice: lag stays 1, every round is 1 + 1 + 300.
     assert log.emitted.tolist() == [2, 1, 1]
@@ -187,7 +186,7 @@ def test_a_partial_acceptance_leaves_no_extra_lag(play: Any) -> None:
 
 @BOTH
 def test_lag_beyond_the_table_costs_its_last_column(play: Any) -> None:
-    costs = dataclasses.replace(decimal_costs(), bucket_tokens=1000)
+    costs = decimal_costs()._replace(bucket_tokens=1000)
     log = play(Scripted(100000000), make_trace([[0] * 9], [0]), costs)
     # Eight rounds without a draft: lag 9, the table ends at 6 tokens.
     assert log.elapsed_s.tolist() == [100] * 8 + [206]
@@ -206,7 +205,7 @@ def test_never_costs_the_sum_of_single_verifies(play: Any) -> None:
 def test_signals_are_charged_once_per_drafted_token(play: Any) -> None:
     # top1 at position 0: 0.5, 0.6, 0.7, ...; at position 1: 0.51 ...
     trace = make_trace([[0, 0]], [0], max_new_tokens=100)
-    costs = dataclasses.replace(decimal_costs(signal_s=0.25), bucket_tokens=1000)
+    costs = decimal_costs(signal_s=0.25)._replace(bucket_tokens=1000)
     stopping = GammaTunePlus(gamma0=4, tau=0.505)
     log = play(stopping, trace, costs)
     # Position 0: the first token is doubtful (0.5 < 0.505): one draft, 1 + 0.25 + 200.
@@ -288,7 +287,7 @@ def test_randomness_is_keyed_by_seed_request_and_round() -> None:
         ({"max_gamma": 5}, "max_gamma is 5; this trace can replay 0..4"),
         ({"max_gamma": -1}, "max_gamma is -1"),
         ({"costs": tabulate(Affine(), width=5)}, "width=6"),
-        ({"costs": tabulate(Affine(), batch=2)}, "batch 2"),
+        ({"costs": tabulate(Affine(), (2,))}, r"batch \[2\]"),
     ],
 )
 def test_inputs_that_do_not_fit(change: dict[str, Any], message: str) -> None:

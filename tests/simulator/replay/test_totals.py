@@ -15,7 +15,6 @@ from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
 from policies.randomness import Rng, uniform
 from policies.registry import SHELF, parse_policy
-from simulator.costs import Affine
 from simulator.replay import kernels
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import (
@@ -39,10 +38,10 @@ from simulator.replay.totals import (
 )
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
-from traces.costs import prices_of, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, prices_of, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog
-from traces.timing import StepCosts
 
 SAME_COSTS = [name for name, cls in SHELF.items() if not reads_seconds(cls())]
 
@@ -89,13 +88,13 @@ def test_recorders_run_as_plain_python_too() -> None:
     trace, costs = random_trace(generator, 5, 6), random_costs(generator, 6)
     policy = GammaTunePlus(tau=0.5)
     limits = check_inputs(policy, trace, costs)
-    prices = prices_of(costs, True)
+    prices = prices_of(costs, signals=True)
     inputs = (tape_of(trace, True), prices, prices, limits, 0)
     sums = Tally(np.zeros(5), *(np.zeros(5, dtype=np.int64) for _ in range(3)))
     rounds = run_interpreted(policy, add_up, policy.new_state(1), *inputs, sums)
     assert same_sums(sums, replay_interpreted(policy, trace, costs))
     assert rounds == int(sums.rounds.sum())
-    counts = np.zeros((2, *costs.draft_s.shape), dtype=np.int64)
+    counts = np.zeros((2, costs.buckets, costs.width), dtype=np.int64)
     run_interpreted(policy, add_steps, policy.new_state(1), *inputs, counts)
     assert np.array_equal(counts, count_steps(policy, trace, costs).counts)
 
@@ -150,7 +149,7 @@ def shaken(costs: StepCosts, generator: np.random.Generator) -> StepCosts:
         table * generator.exponential(1.0, table.shape) for table in (costs.draft_s, costs.verify_s)
     )
     signal_s = float(generator.exponential(1e-3))
-    return dataclasses.replace(costs, draft_s=draft, verify_s=verify, signal_s=signal_s)
+    return costs._replace(draft_s=draft, verify_s=verify, signal_s=signal_s)
 
 
 @pytest.mark.parametrize("name", SAME_COSTS)

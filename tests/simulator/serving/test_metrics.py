@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 
 from policies.base import Policy
 from policies.fixed import Fixed, Never
-from simulator.costs import Affine
-from simulator.serving.costs import tabulate_batches
+from simulator.serving.counters import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
 from simulator.serving.metrics import (
     Objective,
     Service,
@@ -39,9 +38,10 @@ from simulator.serving.metrics import (
 )
 from simulator.serving.options import Server
 from simulator.serving.result import Served
-from simulator.serving.scheduler import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
 from simulator.serving.server import serve
 from simulator.serving.state import GAPS
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, Workload, demand
 
@@ -74,7 +74,7 @@ def run(
 ) -> Served:
     """The run of the docstring, or one like it."""
     settings = Server(**({"slots": 2} | server))
-    costs = tabulate_batches(Affine(draft_fixed=1, target_fixed=10), settings.slots, width=6)
+    costs = tabulate(Affine(draft_fixed=1, target_fixed=10), range(1, settings.slots + 1), width=6)
     count = len(replies)
     wanted = Demand(
         np.arange(count, dtype=np.int32), np.asarray(arrival_s), np.zeros(count),
@@ -215,7 +215,7 @@ def test_tpot_of_what_has_not_finished_is_unknown() -> None:
 def test_requests_of_a_closed_loop_that_were_never_sent_do_not_count() -> None:
     trace = trace_of([[0, 0]])
     wanted = demand(Workload(6, "closed", users=2), trace.category, 0)
-    costs = tabulate_batches(Affine(target_fixed=10), 2, width=6)
+    costs = tabulate(Affine(target_fixed=10), range(1, 3), width=6)
     served = serve(Never(), trace, wanted, costs, Server(slots=2), until_s=30, compiled=False)
     # 0-10, 10-20: the first two; 20-30: the next two have one token; the others were not sent.
     found = service(served)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from policies.fixed import Fixed, Never
-from simulator.costs import expected_emitted
-from simulator.serving.costs import tabulate_batches
+from simulator.replay.theory import expected_emitted
 from simulator.serving.metrics import service
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces import synthetic
+from traces.costs.pricing import tabulate
 from traces.workload.arrivals import Workload, demand
 
 CONCURRENCY = (1, 8, 32, 64)
@@ -59,7 +59,7 @@ def goodput_ratio(users: int) -> float:
     trace = synthetic.constant(
         alpha, np.random.default_rng(3), requests=200, reply_tokens=400, depth=GAMMA
     )
-    costs = tabulate_batches(Steps(), users, max_context=0, width=GAMMA + 2)
+    costs = tabulate(Steps(), range(1, users + 1), max_context=0, width=GAMMA + 2)
     asked = demand(Workload(requests=10 * users + 200, process="closed", users=users),
                    trace.category, 1)  # fmt: skip
     speed = [

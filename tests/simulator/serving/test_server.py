@@ -22,10 +22,9 @@ from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from policies.registry import SHELF
-from simulator.costs import Affine
 from simulator.replay.replay import replay_interpreted
 from simulator.serving import server as server_module
-from simulator.serving.costs import BatchCosts, tabulate_batches, verify_seconds
+from simulator.serving.costs import verify_seconds
 from simulator.serving.draft_budget import ALLOTMENTS
 from simulator.serving.options import ROUTERS, Server
 from simulator.serving.queue import blocks_of
@@ -33,7 +32,8 @@ from simulator.serving.result import Served
 from simulator.serving.server import serve
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
-from traces.costs import tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, Workload, demand
@@ -108,7 +108,7 @@ def closed_loop(requests: int, users: int, think_s: float = 0.0) -> Demand:
 def by_hand(policy: Policy, trace: Trace, wanted: Demand, model: Affine, **server: Any) -> Served:
     """Served as plain Python with a log, context priced to the token."""
     settings = Server(**server)
-    costs = tabulate_batches(model, settings.slots, max_context=64, width=6, bucket_tokens=1)
+    costs = tabulate(model, range(1, settings.slots + 1), max_context=64, width=6, bucket_tokens=1)
     return serve(policy, trace, wanted, costs, settings, log=True, compiled=False)
 
 
@@ -153,8 +153,8 @@ MODEL = Affine(
 @pytest.mark.parametrize("name", SHELF)
 def test_one_slot_without_a_queue_is_a_replay(name: str) -> None:
     trace, policy = small_trace(), SHELF[name]()
-    costs = tabulate_batches(MODEL, 1, bucket_tokens=32)
-    alone = tabulate(MODEL, 1, bucket_tokens=32)
+    costs = tabulate(MODEL, bucket_tokens=32)
+    alone = tabulate(MODEL, bucket_tokens=32)
     served = serve(
         policy, trace, closed_loop(3, 1), costs, Server(slots=1), seed=5, log=True, compiled=False
     )
@@ -167,8 +167,8 @@ def test_one_slot_without_a_queue_is_a_replay_compiled(policy: Policy) -> None:
     trace = synthetic.bursty(
         0.95, 0.3, np.random.default_rng(4), requests=30, depth=16, signals=True
     )
-    costs = tabulate_batches(MODEL, 1, bucket_tokens=32, width=34)
-    alone = tabulate(MODEL, 1, bucket_tokens=32)
+    costs = tabulate(MODEL, bucket_tokens=32, width=34)
+    alone = tabulate(MODEL, bucket_tokens=32)
     served = serve(policy, trace, closed_loop(30, 1), costs, Server(slots=1), seed=5, log=True)
     assert rounds_of(served).same_rounds(replay_interpreted(policy, trace, alone, seed=5))
     # All at once in front of one slot: the same rounds, for these policies ignore who waits.
@@ -189,13 +189,9 @@ def test_any_costs_of_one_row_are_those_of_a_replay(seed: int) -> None:
     """
     generator = np.random.default_rng(seed)
     trace, alone = random_trace(generator, 4, 6), random_costs(generator, 6)
-    costs = BatchCosts(
-        alone.prefill_s, alone.draft_s[None], alone.verify_s[None], alone.signal_s,
-        alone.bucket_tokens,
-    )  # fmt: skip
     for policy in (Fixed(6), GammaTunePlus(), ByRound(60000000000)):
         served = serve(
-            policy, trace, closed_loop(4, 1), costs, Server(slots=1), log=True, compiled=False
+            policy, trace, closed_loop(4, 1), alone, Server(slots=1), log=True, compiled=False
         )
         assert rounds_of(served).same_rounds(replay_interpreted(policy, trace, alone))
 
@@ -241,7 +237,7 @@ def test_compiled_is_plain(scene: str, policy: Policy) -> None:
         policy = Fixed(3)  # one class less to compile
     trace, server = mixed_trace(), Server(**({"slots": 3} | changes))
     wanted = demand(workload, trace.category, 2)
-    costs = tabulate_batches(MODEL, server.slots, width=9, bucket_tokens=16)
+    costs = tabulate(MODEL, range(1, server.slots + 1), width=9, bucket_tokens=16)
     fast, slow = (
         serve(policy, trace, wanted, costs, server, seed=9, log=True, compiled=compiled)
         for compiled in (True, False)
@@ -280,7 +276,7 @@ WORKLOADS = st.sampled_from(
         Workload(14, "recorded", arrival_s=(0.0,) * 7 + (0.1,) * 7),
     ]
 )
-COSTS = tabulate_batches(MODEL, 4, width=9, bucket_tokens=16)
+COSTS = tabulate(MODEL, range(1, 5), width=9, bucket_tokens=16)
 
 
 def fewest_blocks(trace: Trace, depth: int, block_tokens: int) -> int:
@@ -778,7 +774,7 @@ def test_until_cuts_off(replicas: int) -> None:
 
 # --- several replicas: one loop is simpy processes
 
-TIED = tabulate_batches(Affine(target_fixed=0.1, draft_fixed=0.1), 4, width=9, bucket_tokens=16)
+TIED = tabulate(Affine(target_fixed=0.1, draft_fixed=0.1), range(1, 5), width=9, bucket_tokens=16)
 
 
 @EXAMPLES
@@ -822,7 +818,7 @@ def test_a_router_that_looks_beats_one_that_does_not(router: str) -> None:
     """One reply in twenty is a hundred times as long; four replicas at load 0.7; paired by seed."""
     trace = make_trace([[0] * 2, [0] * 200], [0, 0], depth=1, max_new_tokens=200)
     trace = dataclasses.replace(trace, category=("short", "long"))
-    costs = tabulate_batches(Affine(target_fixed=0.01), 1, max_context=0, width=3)
+    costs = tabulate(Affine(target_fixed=0.01), max_context=0, width=3)
     mean_s = 0.01 * (0.95 * 2 + 0.05 * 200)
     mix = Workload(
         800, "poisson", rate_per_s=4 * 0.7 / mean_s, weights=(("short", 19.0), ("long", 1.0))
@@ -966,7 +962,7 @@ def test_what_does_not_fit_together(
     policy: Policy, server: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     trace = make_trace([[0], [0, 0]], [3, 9])
-    costs = tabulate_batches(Affine(), 2, max_context=64, width=changes.get("width", 6))
+    costs = tabulate(Affine(), range(1, 3), max_context=64, width=changes.get("width", 6))
     wanted = changes.get("wanted", open_loop([0, 0]))
     with pytest.raises(InputError, match=message) as caught:
         serve(policy, trace, wanted, costs, Server(**({"slots": 2} | server)), compiled=False)

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from policies.fixed import Fixed
-from simulator.costs import Affine
-from simulator.serving.costs import BatchCosts, tabulate_batches
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
+from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts, tabulate
 from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, Workload, demand
 
@@ -58,9 +58,9 @@ def trace_of(lengths: npt.NDArray[np.int64], categories: tuple[str, ...] | None 
     )  # fmt: skip
 
 
-def costs_of(step_s: float, slots: int = 1) -> BatchCosts:
+def costs_of(step_s: float, slots: int = 1) -> StepCosts:
     """A step of the target costs step_s whatever the batch; prompts are free."""
-    return tabulate_batches(Affine(target_fixed=step_s), slots, max_context=0, width=3)
+    return tabulate(Affine(target_fixed=step_s), range(1, slots + 1), max_context=0, width=3)
 
 
 def poisson(requests: int, rate_per_s: float) -> Workload:

@@ -20,9 +20,10 @@ from experiments.cli import main
 from policies.base import Policy
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
-from simulator.costs import Affine
 from simulator.replay.replay import replay, replay_interpreted
-from traces.costs import Table, tabulate
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.importers import FORMATS
 from traces.importers.common import Options

@@ -20,7 +20,8 @@ from real_backend.huggingface.recorder import Recorder, record
 from real_backend.models.pair import EMBEDDED, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from simulator.replay.replay import replay
-from traces.costs import Table, tabulate
+from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.importers import llama_cpp, sglang, vllm
 from traces.importers.common import Options
@@ -28,7 +29,7 @@ from traces.importers.marginals import Marginals, MarginalsOnly
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.store import read_trace
-from traces.timing import StepCosts, read_timing
+from traces.timing import read_timing
 
 DATA = Path(__file__).parents[3] / "traces/data"
 ROUND = ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted")

@@ -1,0 +1,89 @@
+"""One speculative round: the only statement of its rules, called by every runtime.
+
+A round at position i of a reply of L tokens may draft `room_at` tokens, shows its policy the view
+of `view_at`, drafts d tokens, and settles: n = min(d, accept_len[i]) are accepted,
+min(n + 1, L - i) emitted, and where n >= L - i the reply ended at a drafted token. What it costs is
+traces.costs.pricing.round_seconds. What is left of it is a row of traces.roundlog.RoundLog.
+
+Plain Python of plain arithmetic, as hooks are: simulator.replay.kernels compiles the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from policies.base import Outcome, View
+from traces.costs.pricing import StepCosts
+
+
+class Limits(NamedTuple):
+    """What bounds a draft, tokens. max_context 0: no limit known."""
+
+    max_gamma: int
+    max_new_tokens: int
+    max_context: int
+
+
+def longest_reply(limits: Limits, prompt_tokens: int) -> int:
+    """The most tokens a reply may have, as far as a server knows."""
+    if limits.max_context > 0:
+        return min(limits.max_new_tokens, limits.max_context - prompt_tokens)
+    return limits.max_new_tokens
+
+
+def room_at(limits: Limits, prompt_tokens: int, position: int) -> int:
+    """The most tokens that may be drafted at output position `position`, >= 0.
+
+    Only limits that a server knows: the reply's own length would tell the policy its future. The
+    target's own token needs a place, too.
+    """
+    return max(0, min(limits.max_gamma, longest_reply(limits, prompt_tokens) - position - 1))
+
+
+def view_at(
+    costs: StepCosts,
+    row: int,
+    bucket: int,
+    context_tokens: int,
+    batch_size: int,
+    waiting: int,
+    room: int,
+) -> View:
+    """What a policy is shown before a round; row, bucket: of the tables, by batch and context."""
+    step_s = float(costs.draft_s[row, bucket, 1]) + costs.signal_s
+    return View(context_tokens, batch_size, waiting, room, step_s, costs.verify_s[row, bucket])
+
+
+class Settled(NamedTuple):
+    """accepted: drafted tokens that the target accepted; emitted: tokens added to the reply;
+    ended: the reply ended at a drafted token, or before it.
+    """
+
+    accepted: int
+    emitted: int
+    ended: bool
+
+
+def settle(drafted: int, accept_len: int, left: int) -> Settled:
+    """What a round comes to. accept_len: drafted tokens that the target would accept, <= left;
+    left: tokens of the reply from here to its end, >= 1.
+    """
+    accepted = min(drafted, accept_len)
+    return Settled(accepted, min(accepted + 1, left), left <= accepted)
+
+
+def note_round(
+    record: Any,
+    request: int,
+    slot: int,
+    batch_size: int,
+    context_tokens: int,
+    start_s: float,
+    outcome: Outcome,
+) -> None:
+    """Write a finished round into a record of traces.roundlog.ROUND."""
+    record.request, record.slot, record.start_s = request, slot, start_s
+    record.context_tokens, record.batch_size = context_tokens, batch_size
+    record.gamma, record.drafted = outcome.gamma, outcome.drafted
+    record.accepted, record.emitted = outcome.accepted, outcome.emitted
+    record.ended, record.elapsed_s = outcome.ended, outcome.elapsed_s

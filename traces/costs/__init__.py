@@ -1,0 +1,1 @@
+"""What steps cost: cost models side by side, and the one table that every runtime prices with."""

@@ -1,0 +1,243 @@
+"""The one table of step costs, and what a round costs by it: for every runtime, compiled or not.
+
+Letters: S batch sizes, C context buckets, W = widest step + 1. Single requests are S = 1. The
+simulator prices rounds with it; the real engine shows policies the same step costs and needs
+nothing of the simulator for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.costs.model import CostModel, KnowsRules
+from traces.errors import InputError
+from traces.roundlog import RoundLog
+from traces.timing import OwnSeconds
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_MOST_ROWS = 4096  # of a table, or a context of millions takes minutes
+_ENDLESS = 1 << 62  # more context than anybody has
+
+
+class StepCosts(NamedTuple):
+    """Seconds of the steps of a round, by batch size and context.
+
+    batch_sizes: [S] int64, rows of the batch that each plane is about.
+    bucket_tokens: context tokens of a bucket; the last bucket is open.
+    prefill_s: [C], both models read one prompt whose length falls into the bucket.
+    draft_s: [S, C, W], one more drafted token in each row, for which the draft reads n = index
+        tokens (n > 1: its cache lags). Column 0 is 0.
+    verify_s: [S, C, W], the target step over n = index tokens per row, with the engine's fixed cost
+        per round and, for n > 1, what a draft costs once a round whatever its length. Column 0: 0.
+    signal_s: reading top-1 probability and entropy of one drafted token.
+    own_s: what rules' own arithmetic costs, in none of these yet (policies.overhead adds it); None:
+        nothing is left to add, the only form that compiled code takes.
+    """
+
+    batch_sizes: IntArray
+    bucket_tokens: int
+    prefill_s: FloatArray
+    draft_s: FloatArray
+    verify_s: FloatArray
+    signal_s: float
+    own_s: OwnSeconds | None
+
+    @property
+    def buckets(self) -> int:
+        """C."""
+        return int(self.draft_s.shape[1])
+
+    @property
+    def width(self) -> int:
+        """W: no step reads more than W - 1 tokens, so no round drafts more than W - 2."""
+        return int(self.draft_s.shape[2])
+
+
+def step_costs(
+    draft_s: npt.ArrayLike,
+    verify_s: npt.ArrayLike,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    bucket_tokens: int = 32,
+    prefill_s: npt.ArrayLike | None = None,
+    signal_s: float = 0.0,
+    own_s: OwnSeconds | None = None,
+) -> StepCosts:
+    """The table of these seconds; draft_s, verify_s: [S, C, W], or [C, W] of one batch size.
+
+    prefill_s: [C], default 0. own_s: default unknown, so that a rule pays what it says of itself.
+    Raises InputError for a negative or infinite time, ValueError for tables of other shapes.
+    """
+    draft, verify = np.asarray(draft_s, np.float64), np.asarray(verify_s, np.float64)
+    shape = (len(batch_sizes), *verify.shape[-2:])
+    if draft.ndim not in (2, 3) or draft.size != verify.size or verify.size != np.prod(shape):
+        raise ValueError(f"draft_s {draft.shape} and verify_s {verify.shape} must be {shape}")
+    for name, table in (("draft_s", draft), ("verify_s", verify)):
+        if not bool((np.isfinite(table) & (table >= 0)).all()):
+            raise InputError(f"{name} holds a negative or infinite time")
+    prefill = np.zeros(shape[1]) if prefill_s is None else prefill_s
+    return StepCosts(
+        read_only(batch_sizes, np.int64),
+        bucket_tokens,
+        read_only(prefill, np.float64),
+        read_only(draft.reshape(shape), np.float64),
+        read_only(verify.reshape(shape), np.float64),
+        float(signal_s),
+        {} if own_s is None else own_s,
+    )
+
+
+def tabulate(
+    model: CostModel,
+    batch_sizes: Sequence[int] = (1,),
+    *,
+    draft_model: CostModel | None = None,
+    max_context: int = 4096,
+    width: int = 34,
+    bucket_tokens: int = 32,
+) -> StepCosts:
+    """The step costs of a model, evaluated at the middle of each context bucket.
+
+    draft_model: prices draft steps and signals, if the draft runs on a device of its own.
+    max_context: tokens covered, C = max_context // bucket_tokens + 1 rows, of wider buckets where
+    they were too many; longer contexts are priced as the last one. width: W, so gamma <= W - 2.
+    """
+    if width < 2 or bucket_tokens < 1 or max_context < 0 or min(batch_sizes, default=0) < 1:
+        raise InputError("costs need width >= 2, bucket_tokens >= 1, max_context >= 0, batch >= 1")
+    bucket_tokens = max(bucket_tokens, -(-max_context // _MOST_ROWS))
+    middles = [(c + 0.5) * bucket_tokens for c in range(max_context // bucket_tokens + 1)]
+    drafts, control = draft_model or model, model.control_s()
+
+    def fill(seconds: Callable[[int, float, int], float]) -> list[list[list[float]]]:
+        return [
+            [[0.0, *(seconds(b, x, n) for n in range(1, width))] for x in middles]
+            for b in batch_sizes
+        ]
+
+    def target_s(batch: int, context: float, tokens: int) -> float:
+        seconds = model.verify_s(tokens, batch, context)
+        if tokens > 1:
+            seconds += model.draft_start_s(batch, context)
+        return seconds + control
+
+    return step_costs(
+        fill(lambda b, x, n: drafts.draft_step_s(b, x, n)),
+        fill(target_s),
+        batch_sizes=batch_sizes,
+        bucket_tokens=bucket_tokens,
+        prefill_s=[model.prefill_s(x, 1) for x in middles],
+        signal_s=drafts.signal_s(),
+        own_s=model.own_s() if isinstance(model, KnowsRules) else {},
+    )
+
+
+def prices_of(costs: StepCosts, *, signals: bool) -> StepCosts:
+    """The table as rounds are priced by it, compiled or not: nothing left to charge, and signals at
+    their price if they are read, else for nothing.
+    """
+    return StepCosts(
+        read_only(costs.batch_sizes, np.int64),
+        int(costs.bucket_tokens),
+        read_only(costs.prefill_s, np.float64),
+        read_only(costs.draft_s, np.float64),
+        read_only(costs.verify_s, np.float64),
+        float(costs.signal_s) if signals else 0.0,
+        None,
+    )
+
+
+def read_only(array: Any, dtype: npt.DTypeLike) -> Any:
+    """A C-contiguous read-only view: one compiled type whatever the array came from, and a hook
+    that writes into its inputs fails in every runtime.
+    """
+    view: npt.NDArray[Any] = np.ascontiguousarray(array, dtype=dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def bucket_of(costs: StepCosts, context_tokens: int) -> int:
+    """The bucket of the tables for this context; the last one is open."""
+    last = int(costs.draft_s.shape[1]) - 1
+    return min(context_tokens // costs.bucket_tokens, last)
+
+
+def bucket_end(costs: StepCosts, bucket: int) -> int:
+    """The first context behind that bucket, so that a loop need not divide in every round."""
+    if bucket == int(costs.draft_s.shape[1]) - 1:
+        return _ENDLESS
+    return (bucket + 1) * costs.bucket_tokens
+
+
+def round_seconds(costs: StepCosts, row: int, bucket: int, drafted: int, lag: int) -> float:
+    """Seconds of one round in which every row of the batch drafts alike: the only place where a
+    round is priced.
+
+    row: of the tables, by batch size; bucket: of the context; lag: fixed tokens that the draft's
+    cache has not read yet, >= 1, which are read for the first drafted token. Runs as plain Python
+    and compiled, always in this order of operations.
+    """
+    seconds = 0.0
+    if drafted > 0:
+        seconds += float(costs.draft_s[row, bucket, min(lag, costs.draft_s.shape[2] - 1)])
+        seconds += (drafted - 1) * float(costs.draft_s[row, bucket, 1])
+        seconds += drafted * costs.signal_s
+    return seconds + float(costs.verify_s[row, bucket, drafted + 1])
+
+
+def lag_after(lag: int, drafted: int, accepted: int) -> int:
+    """Fixed tokens unread by the draft's cache after a round; 1 at the start of a request.
+
+    The target's own token is always unread; after full acceptance so is the last draft, which was
+    proposed but never fed back; a round without a draft leaves one more.
+    """
+    if drafted == 0:
+        return lag + 1
+    return 2 if accepted == drafted else 1
+
+
+def price_log(log: RoundLog, costs: StepCosts, row: int = 0) -> FloatArray:
+    """[K] seconds that the rounds of a log should have taken at these costs: `round_seconds` of all
+    at once, in the same order of operations.
+
+    costs: what the log's policy pays (policies.overhead.charged). Rounds of a request are in order.
+    """
+    lag, bucket = (
+        lags_of(log),
+        np.minimum(log.context_tokens // costs.bucket_tokens, costs.buckets - 1),
+    )
+    drafted, some = log.drafted.astype(np.int64), log.drafted > 0
+    draft_s, verify_s = costs.draft_s[row], costs.verify_s[row]
+    seconds = np.where(some, draft_s[bucket, np.minimum(lag, costs.width - 1)], 0.0)
+    seconds += np.where(some, (drafted - 1) * draft_s[bucket, 1], 0.0)
+    seconds += np.where(some, drafted * costs.signal_s, 0.0)
+    return np.asarray(seconds + verify_s[bucket, drafted + 1])
+
+
+def surplus_draft_s(log: RoundLog, costs: StepCosts) -> FloatArray:
+    """[K] seconds of the draft steps behind the last verified token, had every round of a log run
+    all its gamma drafts and only the verification been cut: signals are read for each of them.
+    """
+    bucket = np.minimum(log.context_tokens // costs.bucket_tokens, costs.buckets - 1)
+    surplus = (log.gamma - log.drafted).astype(np.int64)
+    return np.asarray(surplus * (costs.draft_s[0, bucket, 1] + costs.signal_s))
+
+
+def lags_of(log: RoundLog) -> npt.NDArray[np.int64]:
+    """[K] what `lag_after` says before each round of a log."""
+    rounds = np.arange(len(log))
+    if len(log) == 0:
+        return rounds
+    first = np.r_[True, log.request[1:] != log.request[:-1]]
+    drafted_before = np.r_[False, log.drafted[:-1] > 0]
+    after = np.r_[1, np.where(log.accepted[:-1] == log.drafted[:-1], 2, 1)]
+    begins = first | drafted_before  # here the lag is known; behind it grows by one a round
+    since = np.maximum.accumulate(np.where(begins, rounds, 0))
+    known = np.where(first, 1, after)
+    lags: npt.NDArray[np.int64] = known[since] + rounds - since
+    return lags
