@@ -86,9 +86,9 @@ class Outcome(NamedTuple):
     Two clocks. elapsed_s: seconds of the round by the runtime's clock, comparable with other
     elapsed seconds only. priced_s: what the step costs that the View came from charge for the round
     that ran (traces.costs.pricing.round_seconds). Rules that weigh seconds against draft_step_s or
-    verify_s take priced_s: their decisions are then those of a replay on the real engine too, whatever the
-    machine is slowed down by or interrupted for. Rules that compare rounds with rounds take
-    elapsed_s: what the machine really does is what they are there to learn.
+    verify_s take priced_s: their decisions are then those of a replay on the real engine too,
+    whatever the machine is slowed down by or interrupted for. Rules that compare rounds with rounds
+    take elapsed_s: what the machine really does is what they are there to learn.
     """
 
     gamma: int
