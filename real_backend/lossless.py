@@ -45,7 +45,7 @@ from real_backend.options import (
 )
 from real_backend.progress import progress
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
-from traces.costs.pricing import step_costs
+from traces.costs.pricing import make_step_costs
 from traces.errors import InputError
 from traces.store import write_atomically
 
@@ -235,7 +235,7 @@ def check(
     """Decode all requests in every way and weigh what differs."""
     # Some policies look at prices, but what is decoded must not depend on them: any will do.
     price = np.ones((1, _MAX_GAMMA + 2))
-    engine = Engine(pair, step_costs(0.1 * price, price), max_gamma=_MAX_GAMMA)
+    engine = Engine(pair, make_step_costs(0.1 * price, price), max_gamma=_MAX_GAMMA)
     ways = list(product(batches, policies))
     total = (1 + len(ways)) * len(requests)
     with progress(total, "lossless") as step:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.specimens import save_pair
-from traces.costs.pricing import StepCosts, step_costs
+from traces.costs.pricing import StepCosts, make_step_costs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,4 +39,4 @@ def costs() -> StepCosts:
     verify = 6e-3 * (1 + 0.04 * n) * (1 + 0.03 * c)
     draft[:, 0] = verify[:, 0] = 0.0
     prefill = 1e-3 * np.arange(1.0, buckets + 1)
-    return step_costs(draft, verify, prefill_s=prefill, signal_s=1e-4)
+    return make_step_costs(draft, verify, prefill_s=prefill, signal_s=1e-4)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.costs.pricing import StepCosts, step_costs
+from traces.costs.pricing import StepCosts, make_step_costs
 from traces.schema import Trace, TraceMeta
 
 TEMPLATE = (
@@ -127,4 +127,4 @@ def random_costs(generator: np.random.Generator, depth: int) -> StepCosts:
     draft[:, 0] = verify[:, 0] = 0.0
     prefill = generator.exponential(1e-1, buckets)
     size = int(generator.integers(1, 40))
-    return step_costs(draft, verify, bucket_tokens=size, prefill_s=prefill, signal_s=1e-4)
+    return make_step_costs(draft, verify, bucket_tokens=size, prefill_s=prefill, signal_s=1e-4)

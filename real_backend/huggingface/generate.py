@@ -31,7 +31,7 @@ from real_backend.decoding.graphs import DEPTH
 from real_backend.huggingface.generate_call import Call, Row, read_call, sequences_of
 from real_backend.models.pair import Pair, PairSpec, pair_of
 from real_backend.prompts import Request
-from traces.costs.pricing import StepCosts, step_costs, tabulate
+from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog
@@ -273,7 +273,7 @@ def _costs(timing: Timing | None, pair: Pair, width: int, batch: int) -> StepCos
     """What a View shows at each batch size; without a timing zeros, which no policy reads."""
     if timing is None:
         nothing = np.zeros((1, width))
-        return step_costs(nothing, nothing, bucket_tokens=_PRICED_CONTEXT)
+        return make_step_costs(nothing, nothing, bucket_tokens=_PRICED_CONTEXT)
     contexts, table = min(pair.max_context or _PRICED_CONTEXT, _PRICED_CONTEXT), Table(timing)
     return tabulate(table, range(1, batch + 1), max_context=contexts, width=width)
 

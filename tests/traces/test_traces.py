@@ -19,10 +19,10 @@ from tests.results import make_trace as by_hand
 from traces.costs.pricing import (
     bucket_of,
     lag_after,
+    make_step_costs,
     price_log,
     prices_of,
     round_seconds,
-    step_costs,
 )
 from traces.costs.table import Table
 from traces.errors import InputError
@@ -256,7 +256,7 @@ def test_roundlogs_of_version_1_say_who_ended(tmp_path: Path) -> None:
 def test_round_price_by_hand() -> None:
     draft = np.array([[9.0] * 5, [0.0, 1.0, 1.5, 1.75, 2.5]])
     verify = np.array([[9.0] * 5, [0.0, 6.0, 7.0, 8.0, 9.0]])
-    costs = step_costs(draft, verify, signal_s=0.25)
+    costs = make_step_costs(draft, verify, signal_s=0.25)
     plain, looking = prices_of(costs, signals=False), prices_of(costs, signals=True)
     assert [bucket_of(plain, context) for context in (0, 31, 32, 999)] == [0, 0, 1, 1]
     assert round_seconds(looking, 0, 1, 0, 1) == 6.0
@@ -270,7 +270,7 @@ def test_log_priced_by_hand() -> None:
     """Two requests: a full acceptance (the next draft lags by 2), a round without draft (by 3)."""
     draft = np.array([[0.0, 1.0, 1.5, 2.0]])
     verify = np.array([[0.0, 6.0, 7.0, 8.0]])
-    costs = step_costs(draft, verify, signal_s=0.25)
+    costs = make_step_costs(draft, verify, signal_s=0.25)
     rounds = [(0, 9, 2, 2), (0, 12, 0, 0), (0, 13, 1, 0), (1, 5, 1, 1)]
     columns: Any = {n: np.zeros(4, t) for n, t in ROUND_DTYPES.items()}
     for k, name in enumerate(("request", "context_tokens", "drafted", "accepted")):

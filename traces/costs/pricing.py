@@ -59,7 +59,7 @@ class StepCosts(NamedTuple):
         return int(self.draft_s.shape[2])
 
 
-def step_costs(
+def make_step_costs(
     draft_s: npt.ArrayLike,
     verify_s: npt.ArrayLike,
     *,
@@ -126,7 +126,7 @@ def tabulate(
             seconds += model.draft_start_s(batch, context)
         return seconds + control
 
-    return step_costs(
+    return make_step_costs(
         fill(lambda b, x, n: drafts.draft_step_s(b, x, n)),
         fill(target_s),
         batch_sizes=batch_sizes,

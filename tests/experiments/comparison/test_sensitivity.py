@@ -27,7 +27,7 @@ from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from tests.results import make_trace
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import read_trace
@@ -54,7 +54,7 @@ def found_at(draft_s: float) -> Sensitivity:
 
 
 def test_every_term_is_scaled_alone() -> None:
-    costs = step_costs([[0.0, 2.0, 3.0]], [[0.0, 10.0, 12.0]], prefill_s=[5.0], signal_s=0.5)
+    costs = make_step_costs([[0.0, 2.0, 3.0]], [[0.0, 10.0, 12.0]], prefill_s=[5.0], signal_s=0.5)
     found = {(t, f): c for t, f, c in perturbed(costs, 1.0) if f > 1}
     expected = {
         "draft steps": ([2.2, 3.3], [10, 12], 0.5),

@@ -16,7 +16,7 @@ from simulator.replay.metrics import per_request, regret_s
 from simulator.replay.replay import check_inputs, replay_interpreted, tape_of
 from traces import synthetic
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, lag_after, prices_of, step_costs, tabulate
+from traces.costs.pricing import StepCosts, lag_after, make_step_costs, prices_of, tabulate
 from traces.schema import Trace, TraceMeta
 
 
@@ -41,7 +41,7 @@ def tiny_costs(generator: np.random.Generator) -> StepCosts:
     draft = generator.exponential(0.5, (3, 5))
     verify = generator.exponential(1.0, (3, 5))
     draft[:, 0] = verify[:, 0] = 0.0
-    return step_costs(draft, verify, bucket_tokens=4, prefill_s=np.ones(3), signal_s=0.5)
+    return make_step_costs(draft, verify, bucket_tokens=4, prefill_s=np.ones(3), signal_s=0.5)
 
 
 def brute_force(trace: Trace, costs: StepCosts, request: int) -> float:
@@ -86,7 +86,7 @@ def test_plan_by_hand() -> None:
     # Two tokens, both acceptable; drafting one costs 1, or 5 if the cache lags by two.
     draft = np.asarray([[0.0, 1.0, 5.0]])
     verify = np.asarray([[0.0, 10.0, 12.0]])
-    costs = step_costs(draft, verify, bucket_tokens=64)
+    costs = make_step_costs(draft, verify, bucket_tokens=64)
     meta = TraceMeta("p", "t", "d", "", "n", "n", "synthetic", depth=1, max_new_tokens=3)
     trace = Trace(
         meta=meta,

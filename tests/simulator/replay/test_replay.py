@@ -17,7 +17,7 @@ from simulator.replay.replay import replay, replay_interpreted
 from simulator.replay.theory import expected_emitted
 from traces import synthetic
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, step_costs, tabulate
+from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 
@@ -118,7 +118,7 @@ def decimal_costs(signal_s: float = 0.0) -> StepCosts:
     verify = 100.0 * draft + np.asarray([[0.0], [1000.0]])
     verify[:, 0] = 0.0
     prefill = [10000.0, 20000.0]
-    return step_costs(draft, verify, bucket_tokens=8, prefill_s=prefill, signal_s=signal_s)
+    return make_step_costs(draft, verify, bucket_tokens=8, prefill_s=prefill, signal_s=signal_s)
 
 
 @pytest.mark.parametrize("play", [replay, replay_interpreted])
