@@ -20,8 +20,9 @@ from traces.costs import Table, bucket_of, lag_after, price_log, prices_of, roun
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
 from traces.schema import Trace, TraceError, TraceMeta, refuse_censored
-from traces.store import TraceWriter, content_hash, read_trace, write_atomically, write_trace
+from traces.store import content_hash, read_trace, write_atomically, write_trace
 from traces.timing import Cell, StepCosts, Timing, read_timing
+from traces.trace_writer import TraceWriter
 
 META = TraceMeta("pair", "target", "draft", "00", "cpu", "float32", "exact", depth=3)
 
