@@ -50,8 +50,9 @@ from simulator.serving.result import Served, collect
 from simulator.serving.server import Run
 from simulator.serving.state import World
 from traces.errors import InputError
-from traces.workload.arrivals import FIELDS_OF, Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
 from traces.workload.files import parse_workload
+from traces.workload.workload import FIELDS_OF, Workload
 
 Observation = npt.NDArray[np.float32]
 Info = dict[str, Any]

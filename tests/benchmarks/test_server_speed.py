@@ -44,7 +44,8 @@ from simulator.serving.server import Run, serve
 from traces import synthetic
 from traces.costs import lag_after
 from traces.schema import Trace
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 MODEL = Affine(
@@ -360,7 +361,8 @@ from simulator.costs import Affine
 from simulator.serving.server import serve
 from simulator.serving.options import Server
 from traces import synthetic
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 def peak_mib():
     with open("/proc/self/status") as status:

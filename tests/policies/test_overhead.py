@@ -44,7 +44,8 @@ from tests.specimens import random_trace
 from traces import synthetic
 from traces.costs import tabulate
 from traces.timing import StepCosts
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 OWN = {name: (1e-3 * (k + 1), 2e-4 * (k + 1)) for k, name in enumerate(SHELF)}
 MODEL = Affine(

@@ -43,7 +43,8 @@ from traces import synthetic
 from traces.costs import CostModel
 from traces.schema import Trace
 from traces.store import write_trace
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 Row = tuple[int, int, int]
 

@@ -36,8 +36,9 @@ from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, write_trace
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
 from traces.workload.files import write_workload
+from traces.workload.workload import Workload
 
 REQUESTS, SEEDS = 20, (0, 1)
 POLICIES = {"never": "never", "fixed:gamma=2": "fixed-gamma-2"}

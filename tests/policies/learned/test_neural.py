@@ -56,7 +56,8 @@ from traces.costs import tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.timing import StepCosts
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 PER_ROUND, PER_TOKEN = (len(ROUND), 17), (len(ROUND) + len(DRAFTING), 2)
 KINDS = [PER_ROUND, PER_TOKEN]

@@ -36,7 +36,8 @@ from traces import synthetic
 from traces.costs import tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 
 class Digits(NamedTuple):

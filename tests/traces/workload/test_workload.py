@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 
 from traces.errors import InputError
-from traces.workload.arrivals import (
-    Demand,
-    Workload,
-    demand,
-    mean_rate_per_s,
-    title,
-)
+from traces.workload.arrivals import Demand, demand
 from traces.workload.files import parse_workload, read_workload, write_workload
+from traces.workload.workload import Workload, mean_rate_per_s, title
 
 CATEGORIES = ("chat", "chat", "chat", "code", "math", "math")
 SAMPLES = {
