@@ -37,11 +37,14 @@ from policies.counts.tables import BatchTable, DisableGate
 from policies.counts.tiers import SGLangTiers
 from policies.fields import short_field
 from policies.fixed import Fixed, Never
+from policies.goodput.adaptive_k import AdaptiveK
 from policies.goodput.arbiter import arbiter
 from policies.goodput.cascade import Cascade
-from policies.goodput.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
 from policies.goodput.ollama import OllamaDepth
 from policies.goodput.onnx_genai import OnnxAdaptiveK
+from policies.goodput.sglang_throughput import SGLangThroughput
+from policies.goodput.smartspec import SmartSpec
+from policies.goodput.vllm_dynamic import VLLMDynamic
 from policies.learned.networks import (
     FROM_FILE,
     beside,

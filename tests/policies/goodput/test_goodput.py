@@ -20,6 +20,7 @@ from policies.counts.gammatune import GammaTune
 from policies.fields import origins
 from policies.fixed import Fixed, Never
 from policies.goodput import arbiter as arbiter_module
+from policies.goodput.adaptive_k import AdaptiveK
 from policies.goodput.arbiter import (
     CHOSEN,
     PLAYING,
@@ -31,14 +32,10 @@ from policies.goodput.arbiter import (
     arbiter,
 )
 from policies.goodput.cascade import Cascade
-from policies.goodput.dynamic import (
-    AdaptiveK,
-    SGLangThroughput,
-    SmartSpec,
-    VLLMDynamic,
-    extrapolated,
-    judged_tokens,
-)
+from policies.goodput.rounds import judged_tokens
+from policies.goodput.sglang_throughput import SGLangThroughput, extrapolated
+from policies.goodput.smartspec import SmartSpec
+from policies.goodput.vllm_dynamic import VLLMDynamic
 from policies.ours.goodput import AlphaGoodput
 from policies.randomness import Rng
 from simulator.costs import Affine
