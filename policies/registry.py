@@ -16,7 +16,8 @@ from policies.bandits.exp3 import Exp3, Exp3Spec
 from policies.bandits.remote import SpecStop, UCBSpecStop
 from policies.bandits.tapout import TapOut
 from policies.bandits.thompson import ThompsonBeta, ThompsonGauss
-from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
+from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB
+from policies.bandits.ucbspec import UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
 from policies.confidence.classifiers import Disco, SpecDecPlusPlus
 from policies.confidence.draft_verify import DraftVerify

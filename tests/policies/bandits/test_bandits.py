@@ -22,15 +22,8 @@ from policies.bandits.contextual import LinThompson, LinUCB, Nightjar, cheapest_
 from policies.bandits.exp3 import Exp3, Exp3Spec, draw_arm
 from policies.bandits.tapout import CONFIDENCE, ENTROPY_HIGH, ENTROPY_LOW, LONG, SHORT, SVIP, TapOut
 from policies.bandits.thompson import ThompsonBeta, ThompsonGauss
-from policies.bandits.ucb import (
-    UCB,
-    UCB1,
-    DiscountedUCB,
-    SlidingUCB,
-    UCBSpec,
-    UCBSpecReleased,
-    confidence_radius,
-)
+from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB
+from policies.bandits.ucbspec import UCBSpec, UCBSpecReleased, confidence_radius
 from policies.base import Draft, Outcome, Policy, View
 from policies.conformance import check_policy
 from policies.ours.hedge import Hedge
