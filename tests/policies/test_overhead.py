@@ -31,6 +31,7 @@ from policies.overhead import (
 from policies.randomness import Rng
 from policies.registry import SHELF, find_policy, parse_policy
 from simulator.costs import Affine
+from simulator.envs.play_serve import play_serve
 from simulator.replay.hindsight import ceilings, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay, replay_interpreted
@@ -163,7 +164,7 @@ def test_serve_v0_charges_as_a_server_does() -> None:
         workload="closed:users=3", requests=6,
     )  # fmt: skip
     base: Any = env.unwrapped
-    played = simulator.envs.serve.play_serve(env, rule, seed=1)  # type: ignore[attr-defined]
+    played = play_serve(env, rule, seed=1)
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     ends = [
         serve(
