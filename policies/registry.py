@@ -16,7 +16,8 @@ from policies.bandits.exp3 import Exp3, Exp3Spec
 from policies.bandits.remote import SpecStop, UCBSpecStop
 from policies.bandits.tapout import TapOut
 from policies.bandits.thompson import ThompsonBeta, ThompsonGauss
-from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB, UCBSpec, UCBSpecReleased
+from policies.bandits.ucb import UCB, UCB1, DiscountedUCB, SlidingUCB
+from policies.bandits.ucbspec import UCBSpec, UCBSpecReleased
 from policies.base import Policy, field_values
 from policies.confidence.classifiers import Disco, SpecDecPlusPlus
 from policies.confidence.draft_verify import DraftVerify
@@ -37,11 +38,14 @@ from policies.counts.tables import BatchTable, DisableGate
 from policies.counts.tiers import SGLangTiers
 from policies.fields import short_field
 from policies.fixed import Fixed, Never
+from policies.goodput.adaptive_k import AdaptiveK
 from policies.goodput.arbiter import arbiter
 from policies.goodput.cascade import Cascade
-from policies.goodput.dynamic import AdaptiveK, SGLangThroughput, SmartSpec, VLLMDynamic
 from policies.goodput.ollama import OllamaDepth
 from policies.goodput.onnx_genai import OnnxAdaptiveK
+from policies.goodput.sglang_throughput import SGLangThroughput
+from policies.goodput.smartspec import SmartSpec
+from policies.goodput.vllm_dynamic import VLLMDynamic
 from policies.learned.networks import (
     FROM_FILE,
     beside,

@@ -1,7 +1,7 @@
 """Counterfactuals on a censored trace, as intervals: what the recording leaves open.
 
 A schedule is replayed on the trace with every censored position stopping, with every one going on,
-and on many imputations (traces.censoring.known). Two ranges come of it, and they are not the same:
+and on many imputations (traces.censoring.imputation). Two ranges come of it, not the same:
 
 - *extremes*: from the one extreme replay to the other. They need no model, but they prove nothing:
   accepted lengths lie between the two at every position, a controller's speed need not.
@@ -25,7 +25,8 @@ import numpy.typing as npt
 from experiments.censoring.rubin import LEAST, judge_imputed, ratios
 from experiments.common.statistics import CONFIDENCE, RESAMPLES, Estimate, divide
 from simulator.replay.metrics import per_request
-from traces.censoring.known import Spread, bounds, flags_of, imputations, learn
+from traces.censoring.imputation import Spread, imputations, learn
+from traces.censoring.known import bounds, flags_of
 from traces.importers.flags import UNKNOWN
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -87,7 +88,7 @@ class Censoring:
 
     draws: imputations; resamples: draws of questions in each. controllers: rows that are judged
     together, level: the p of its own that makes one of them significant. unknown, positions: of the
-    replayed requests. spread: see traces.censoring.known.Spread.
+    replayed requests. spread: see traces.censoring.imputation.Spread.
     """
 
     rows: tuple[Open, ...]

@@ -10,7 +10,7 @@ from experiments.censoring.intervals import Censoring, Completed, Span
 from experiments.censoring.rubin import UNDECIDED
 from experiments.common.statistics import FEW, TIE, VERDICTS
 from experiments.common.text_table import number, table, with_interval
-from traces.censoring.known import by_run, survival
+from traces.censoring.survival import by_run, survival
 from traces.schema import Trace
 
 NOTES = """\

@@ -52,7 +52,8 @@ from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)

@@ -44,9 +44,10 @@ from traces.errors import InputError, warn
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically
-from traces.workload.arrivals import Workload, demand
-from traces.workload.arrivals import title as described
+from traces.workload.arrivals import demand
 from traces.workload.files import parse_workload
+from traces.workload.workload import Workload
+from traces.workload.workload import title as described
 
 DEFAULT_POLICIES = (
     "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"

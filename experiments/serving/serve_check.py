@@ -44,7 +44,8 @@ from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace, refuse_existing
 from traces.timing import read_timing
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from policies.base import FloatArray, IntArray, Outcome, Policy, State, View
 from policies.fields import DISCOUNT, DRAFT, SHARE, SOME, Domain, hyper
-from policies.goodput.dynamic import judged_tokens, round_s
+from policies.goodput.rounds import judged_tokens, round_s
 from policies.randomness import Rng
 
 

@@ -41,7 +41,7 @@ from real_backend.recording.coupling import Decoded, Settings, decode_coupled, d
 from real_backend.recording.rollout import roll_out, spread
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
-from traces.store import TraceWriter
+from traces.trace_writer import TraceWriter
 
 
 def run_lengths(accepted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:

@@ -1,7 +1,7 @@
 """gammalab/Serve-v0: the choice of one gamma for a whole running batch, as a Gymnasium environment.
 
 One step is one iteration of simulator.serving.scheduler, on the very code that
-simulator.serving.server runs, so that `play_serve` gets what `serve` gets, bit for bit.
+simulator.serving.server runs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from policies.base import Outcome, Policy, View, clamp_gamma, uses_signals
+from policies.base import Outcome, Policy, View
 from policies.learned.observation import ROUND
 from policies.overhead import charged
-from policies.randomness import Rng, round_key
-from policies.registry import label
 from policies.round import view_at
 from simulator.envs.dataset import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
 from simulator.envs.external_gamma import (
@@ -42,6 +40,7 @@ from simulator.envs.external_gamma import (
     observe,
 )
 from simulator.envs.render import LEGEND, rgb, strip
+from simulator.envs.workloads import as_workload, every_row, workloads_of
 from simulator.replay.kernels import compiled, recipe, run_recipe
 from simulator.replay.replay import low_bits
 from simulator.serving import scheduler
@@ -52,14 +51,13 @@ from simulator.serving.server import Run
 from simulator.serving.state import World
 from traces.costs.pricing import prices_of, tabulate
 from traces.errors import InputError
-from traces.workload.arrivals import FIELDS_OF, Demand, Workload, demand
-from traces.workload.files import parse_workload
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 Observation = npt.NDArray[np.float32]
 Info = dict[str, Any]
 
 REWARDS = ("seconds", "average")
-LOADS = {"users": "users", "rate": "rate_per_s"}  # options of reset: fields of a Workload
 BUCKET_TOKENS = 64
 
 
@@ -117,9 +115,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
     ) -> None:
         self.trace = as_trace(trace)
         self.server = _one_replica(server or Server(), max_gamma)
-        self.workload = (
-            workload if isinstance(workload, Workload) else parse_workload(workload, requests)
-        )
+        self.workload = as_workload(workload, requests)
         longest = int((self.trace.prompt_tokens + self.trace.reply_tokens).max())
         depth = self.trace.meta.depth
         self._uncharged = tabulate(
@@ -128,7 +124,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         )  # fmt: skip
         self.costs = prices_of(self._uncharged, signals=True)
         self.limits = check(
-            Commanded(), self.trace, _every_row(self.trace.requests), self.costs, self.server
+            Commanded(), self.trace, every_row(self.trace.requests), self.costs, self.server
         )
         if self.limits.max_gamma < 1:
             raise InputError("max_gamma is 0, which leaves nothing to choose; take at least 1")
@@ -162,7 +158,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self._rows = np.zeros((self.server.slots, 6), dtype=np.int64)
         self._scratch = np.zeros((self.server.slots, len(ROUND)))
         self._counted = np.zeros(4)
-        self._loads = self._workloads({})
+        self._loads = workloads_of(self.workload, {})
         self._rounds: list[list[Outcome]] = [[] for _ in range(self.server.slots)]
         self._episode, self._ended = -1, True
 
@@ -179,7 +175,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
     ) -> tuple[Observation, Info]:
         """Begin another episode; raises InputError for options that do not fit the workload."""
         if options is not None:
-            self._loads = self._workloads(options)
+            self._loads = workloads_of(self.workload, options)
         super().reset(seed=seed)
         if seed is not None or self._episode < 0:
             self._draws, self._episode = int(self.np_random.integers(1 << 63)), -1
@@ -244,16 +240,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
 
     def _go_on(self) -> Observation:
         """Go on to where the next decision is due, and look."""
-        world, state = self._world, self._state
-        why = run_recipe(
-            Commanded(),
-            self._recipe,
-            self._key,
-            state,
-            world,
-            low_bits(self.episode_seed),
-            math.inf,
-        )
+        world, state, seed = self._world, self._state, low_bits(self.episode_seed)
+        why = run_recipe(Commanded(), self._recipe, self._key, state, world, seed, math.inf)
         self._ended = why != scheduler.DUE
         shown = np.zeros(len(ROUND) + len(BATCH), dtype=np.float32)
         arguments = (
@@ -283,8 +271,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
 
     def _view(self, row: list[int], waiting: int) -> View:
         """What a policy is shown of a row, as simulator.serving.scheduler.view_of has it."""
-        costs, batch_size, room = self._world.costs, self._n, row[ROOM]
-        return view_at(costs, batch_size - 1, row[BUCKET], row[CONTEXT], batch_size, waiting, room)
+        costs, n, context = self._world.costs, self._n, row[CONTEXT]
+        return view_at(costs, n - 1, row[BUCKET], context, n, waiting, row[ROOM])
 
     def _keep(self, info: Info) -> None:
         """Rounds to render: a slot's strip begins anew with its next request."""
@@ -293,69 +281,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         for slot in info["entered"]:
             self._rounds[slot].clear()
 
-    def _workloads(self, options: Mapping[str, Any]) -> list[Workload]:
-        """The workloads that options let an episode draw from."""
-        own = FIELDS_OF[self.workload.process]
-        known = [name for name, field in LOADS.items() if field in own]
-        for name in options:
-            if name not in known:
-                raise InputError(
-                    f"unknown option {name!r} of reset; a {self.workload.process} workload takes "
-                    f"{', '.join(known) or 'none'}"
-                )
-        found = [self.workload]
-        for name, given in options.items():
-            values = np.asarray(given).reshape(-1).tolist()
-            if not values:
-                raise InputError(f"option {name!r} of reset is empty; name at least one")
-            found = [dataclasses.replace(self.workload, **{LOADS[name]: value}) for value in values]
-        return found
-
 
 def _one_replica(server: Server, max_gamma: int | None) -> Server:
     if server.replicas != 1:
         raise InputError(f"server: replicas is {server.replicas}; this environment plays one")
     return server if max_gamma is None else dataclasses.replace(server, max_gamma=max_gamma)
-
-
-def _every_row(rows: int) -> Demand:
-    """Every request of a trace once, to see whether the server can hold it."""
-    zeros = np.zeros(rows)
-    return Demand(np.arange(rows, dtype=np.int32), zeros, zeros, np.zeros(rows, dtype=np.int32), 0)
-
-
-def play_serve(
-    env: gymnasium.Env[Any, Any],
-    policy: Policy,
-    *,
-    seed: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Served:
-    """Let a policy play an episode, as batch-wide ones play in `serve`: the first row is asked, and
-    all learn. Batch-wide policies, and fixed ones, do there what they do here, and pay the same for
-    their own arithmetic.
-
-    Raises InputError for a policy that looks at the draft's signals, which this environment hides.
-    """
-    base: Any = env.unwrapped
-    if uses_signals(policy):
-        raise InputError(
-            f"policy {label(policy)!r} stops drafts by their signals, which gammalab/Serve-v0 does "
-            "not show; take another, or `serve`"
-        )
-    base.charge(policy)
-    state, ended = policy.new_state(base.server.slots), False
-    _, info = env.reset(seed=seed, options=None if options is None else dict(options))
-    while not ended:
-        for slot in info["entered"]:
-            policy.admit(state, slot)
-        views, first = dict(zip(info["slots"], info["views"], strict=True)), info["slots"][0]
-        key = round_key(low_bits(base.episode_seed), info["requests"][0], info["rounds"][0])
-        gamma = policy.gamma(state, first, views[first], Rng(key))
-        action = clamp_gamma(gamma, base.limits.max_gamma)
-        _, _, terminated, truncated, info = env.step(action)
-        ended = terminated or truncated
-        for slot, outcome in zip(info["learned"], info["outcomes"], strict=True):
-            policy.learn(state, slot, views[slot], outcome)
-    served: Served = base.served(label(policy))
-    return served

@@ -38,7 +38,8 @@ from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, bucket_of, lag_after, tabulate
 from traces.schema import Trace
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 MODEL = Affine(
@@ -354,7 +355,8 @@ from simulator.serving.options import Server
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 def peak_mib():
     with open("/proc/self/status") as status:

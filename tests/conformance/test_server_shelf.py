@@ -20,7 +20,8 @@ from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.store import read_trace
 from traces.timing import read_timing
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 TRACE = read_trace(GREEDY).select(list(range(24)))
 MODEL = Table(read_timing(TIMING))

@@ -15,7 +15,7 @@ from experiments.sweep.tuning import with_values
 from policies.base import Policy
 from policies.conformance import _play
 from policies.fields import Domain, fits
-from policies.goodput.dynamic import SmartSpec
+from policies.goodput.smartspec import SmartSpec
 from policies.learned.neural import KINDS
 from policies.registry import SHELF, parse_policies, parse_policy, read_policies
 from traces.errors import InputError

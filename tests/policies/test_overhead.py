@@ -30,6 +30,7 @@ from policies.overhead import (
 )
 from policies.randomness import Rng
 from policies.registry import SHELF, find_policy, parse_policy
+from simulator.envs.play_serve import play_serve
 from simulator.replay.hindsight import ceilings, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay, replay_interpreted
@@ -41,7 +42,8 @@ from tests.specimens import random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 OWN = {name: (1e-3 * (k + 1), 2e-4 * (k + 1)) for k, name in enumerate(SHELF)}
 MODEL = Affine(
@@ -166,7 +168,7 @@ def test_serve_v0_charges_as_a_server_does() -> None:
         workload="closed:users=3", requests=6,
     )  # fmt: skip
     base: Any = env.unwrapped
-    played = simulator.envs.serve.play_serve(env, rule, seed=1)  # type: ignore[attr-defined]
+    played = play_serve(env, rule, seed=1)
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     ends = [
         serve(

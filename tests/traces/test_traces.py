@@ -28,8 +28,9 @@ from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog
 from traces.schema import Trace, TraceError, TraceMeta, refuse_censored
-from traces.store import TraceWriter, content_hash, read_trace, write_atomically, write_trace
+from traces.store import content_hash, read_trace, write_atomically, write_trace
 from traces.timing import Cell, Timing, read_timing
+from traces.trace_writer import TraceWriter
 
 META = TraceMeta("pair", "target", "draft", "00", "cpu", "float32", "exact", depth=3)
 

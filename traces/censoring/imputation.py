@@ -1,217 +1,167 @@
-"""A hidden-regime model of acceptance: which drafts pass, where nobody looked.
+"""Censored traces completed: every unknown flag drawn from a model of the regimes.
 
-A reply is a walk over K = 2S hidden states; S of them are positions whose draft is rejected, S are
-accepted ones, so a known flag says which half the walk is in and an unknown one says nothing.
-States let runs, easy stretches and hard stretches have their own lengths; every task has its own
-steps, shrunk towards the steps of all. Fitted by expectation-maximisation, in which unknown flags
-are summed over, never guessed.
-
-Letters: B fits side by side (1 where they share), R replies sorted from long to short, L tokens of
-the longest, T tasks, K states. Aggregated Markov chains: Fredkin & Rice, J. Appl. Prob. 23 (1986);
-the recursions are Baum's (see Rabiner, Proc. IEEE 77, 1989).
+Whether a position is unknown follows from the flags that the recorder saw before it, by the
+recorder's own rule. It is therefore ignorable for a model of each flag given *all* flags before it
+(missing at random, Rubin 1976), and not for averages that forget them: unknown positions sit behind
+runs of accepted tokens, in easy text. What no model can know is a position that the recorder never
+looks at; see docs/censoring.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from traces.importers.flags import ACCEPTED, UNKNOWN, Flags
+from traces.censoring import regimes
+from traces.censoring.known import completed, flags_of
+from traces.censoring.regimes import FloatArray, Regimes, Replies
+from traces.importers.flags import UNKNOWN, Flags, accept_lengths
+from traces.schema import Trace
+from traces.split import named_generator, question_of
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
+IntArray = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-HALF = 3  # S: three kinds of accepted and three of rejected positions
-SHRINK = 10.0  # pseudo-visits of every state of every task, at the shared steps
-FLOOR = 0.5  # pseudo-visits of every state at uniform steps
+REHEARSED = ((1, False), (2, False), (3, False), (5, False), (5, True))  # recorders: gamma, follow
+_CELLS = 20_000_000  # numbers held at once
+
+
+class Spread(NamedTuple):
+    """Standard deviations by which bonus positions miss the model, in log-odds of acceptance: of
+    each task on its own, and of all tasks together.
+    """
+
+    task: float
+    common: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Replies:
-    """Flags laid out by reply, long ones first, so that the first alive[t] rows reach position t.
+class Model:
+    """What fills in a trace: `fitted` regimes, and how far to trust them (see `rehearse`)."""
 
-    flags [B or 1, R, L] int8, unknown behind the end; alive [L]; task [R] 0..T-1; tasks: T names;
-    index [R, L]: the place of each in the flat arrays of the trace, -1 behind the end.
+    fitted: Regimes
+    spread: Spread
+    replies: Replies
+
+
+def learn(trace: Trace, seed: int = 0) -> Model:
+    """Fit the regimes to the known flags of a trace, and test them by hiding some of those."""
+    flags = flags_of(trace)
+    replies = regimes.lay_out(flags[None], trace.offsets, trace.category)
+    ones = np.ones((1, trace.requests))
+    fitted = regimes.fit(replies, ones, regimes.first_guess(len(replies.tasks)), 40)
+    return Model(fitted, rehearse(trace, replies, fitted, seed), replies)
+
+
+def rehearse(trace: Trace, replies: Replies, fitted: Regimes, seed: int) -> Spread:
+    """How far off the model is at bonus positions, beyond chance.
+
+    The known flags where recorders of fixed length 1, 2, 3 and 5 and one that follows the text
+    would have had their bonus tokens are hidden as well, the model is fitted again without them,
+    and its chances are held against what was hidden.
     """
-
-    flags: Flags
-    alive: IntArray
-    task: IntArray
-    tasks: tuple[str, ...]
-    index: IntArray
-    order: IntArray
-
-    def flat(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[B, R, L] -> [B, N], back in the order of the trace."""
-        inside = self.index >= 0
-        out = np.empty((len(values), int(inside.sum())), dtype=values.dtype)
-        out[:, self.index[inside]] = values[:, inside]
-        return out
-
-
-class Regimes(NamedTuple):
-    """start [B, T, K]: chance of each state at the first token; step [B, T, K, K]: of the next."""
-
-    start: FloatArray
-    step: FloatArray
-
-    def pick(self, row: int) -> Regimes:
-        """One of the B fits."""
-        return Regimes(self.start[row : row + 1], self.step[row : row + 1])
-
-
-class _Passed(NamedTuple):
-    """Forward recursion: state chances given the flags up to t, and what each flag cost."""
-
-    chance: list[FloatArray]  # L of [B, alive, K]
-    norm: list[FloatArray]  # L of [B, alive]
-
-
-def lay_out(flags: Flags, offsets: npt.NDArray[np.int64], category: Sequence[str]) -> Replies:
-    """Flags [B, N] of replies offsets [R+1] with their tasks."""
-    lengths = np.diff(offsets)
-    order = np.argsort(-lengths, kind="stable")
-    columns = np.arange(int(lengths.max()))
-    inside = columns < lengths[order][:, None]
-    index = np.where(inside, offsets[:-1][order][:, None] + columns, -1)
-    tasks = tuple(dict.fromkeys(category))
-    return Replies(
-        flags=np.where(inside, flags[:, index], np.int8(UNKNOWN)),
-        alive=inside.sum(axis=0),
-        task=np.array([tasks.index(category[r]) for r in order], dtype=np.intp),
-        tasks=tasks,
-        index=index,
-        order=order,
+    flags = flags_of(trace)
+    untilted = np.zeros((1, trace.requests))
+    drawn = regimes.draw(replies, fitted, untilted, named_generator(seed, "rehearse"))
+    filled = np.where(flags == UNKNOWN, replies.flat(drawn)[0], flags)
+    hidden = np.stack([bonus_positions(filled, trace.offsets, *rule) for rule in REHEARSED])
+    hidden &= flags != UNKNOWN
+    fewer = regimes.lay_out(
+        np.where(hidden, np.int8(UNKNOWN), flags), trace.offsets, trace.category
     )
+    again = regimes.fit(fewer, np.ones((len(hidden), trace.requests)), fitted, 15)
+    chance = fewer.flat(regimes.chances(fewer, again))
+    task = np.repeat([replies.tasks.index(c) for c in trace.category], trace.reply_tokens)
+    missed, noise = np.zeros((2, len(hidden), len(replies.tasks)))
+    for row, mask in enumerate(hidden):
+        p = chance[row, mask]
+        missed[row] = np.bincount(task[mask], flags[mask] - p, len(replies.tasks))
+        noise[row] = np.bincount(task[mask], p * (1 - p), len(replies.tasks))
+    return spread_of(missed, noise)
 
 
-def first_guess(tasks: int) -> Regimes:
-    """Levels of acceptance 1/(S+1) ... S/(S+1) that mostly stay as they are."""
-    level = np.arange(1, HALF + 1) / (HALF + 1)
-    stay = np.full((HALF, HALF), 0.15 / (HALF - 1))
-    np.fill_diagonal(stay, 0.85)
-    half = np.concatenate([stay * (1 - level), stay * level], axis=1)
-    step = np.concatenate([half, half])
-    start = np.concatenate([1 - level, level]) / HALF
-    return Regimes(np.tile(start, (1, tasks, 1)), np.tile(step, (1, tasks, 1, 1)))
+def spread_of(missed: FloatArray, noise: FloatArray) -> Spread:
+    """Moment estimates from [recorders, T] sums of (flag - chance) and of chance (1 - chance).
 
-
-def _evidence(flags: Flags, tilt: FloatArray | None) -> FloatArray:
-    """[B, n, K] how well each state fits flags [B, n]; unknown flags favour acceptance by tilt [B,
-    n] in log-odds.
+    A shift x of log-odds moves a sum by x times its noise, so (missed / noise)^2 is x^2 + 1 / noise
+    on average. What the tasks' own shifts leave in a recorder's sum over all tasks is taken off.
     """
-    accepted = np.repeat([False, True], HALF)
-    fits = (flags[..., None] == ACCEPTED) == accepted
-    unknown = flags[..., None] == UNKNOWN
-    if tilt is None:
-        return np.asarray(unknown | fits, dtype=np.float64)
-    odds = np.where(accepted, np.exp(tilt)[..., None], 1.0)
-    return np.where(unknown, odds, fits.astype(np.float64))
+    task = max(0.0, _over(missed**2 - noise, noise**2))
+    left = missed.sum(axis=1) ** 2 - noise.sum(axis=1) - task * (noise**2).sum(axis=1)
+    common = max(0.0, _over(left, noise.sum(axis=1) ** 2))
+    return Spread(float(np.sqrt(task)), float(np.sqrt(common)))
 
 
-def _forward(replies: Replies, regimes: Regimes, tilt: FloatArray | None) -> _Passed:
-    start, step = regimes.start[:, replies.task], regimes.step[:, replies.task]
-    passed = _Passed([], [])
-    for t, alive in enumerate(replies.alive):
-        if t:
-            ahead = np.einsum("brk,brkl->brl", passed.chance[-1][:, :alive], step[:, :alive])
-        else:
-            ahead = start
-        lean = None if tilt is None else tilt[:, :alive]
-        ahead = ahead * _evidence(replies.flags[:, :alive, t], lean)
-        norm = ahead.sum(axis=2)
-        passed.chance.append(ahead / norm[..., None])
-        passed.norm.append(norm)
-    return passed
+def _over(above: FloatArray, below: FloatArray) -> float:
+    """Mean of above / below, each weighed by the root of below; 0 where nothing was hidden."""
+    seen = below > 0
+    weight = np.sqrt(below[seen])
+    return float((above[seen] / weight).sum() / weight.sum()) if seen.any() else 0.0
 
 
-def _grown(behind: FloatArray, alive: int) -> FloatArray:
-    """`behind` with rows of ones for the replies that end here."""
-    fits, rows, states = behind.shape
-    return np.concatenate([behind, np.ones((fits, alive - rows, states))], axis=1)
+def bonus_positions(flags: Flags, offsets: IntArray, gamma: int, follow: bool = False) -> Mask:
+    """[N] true where a recorder has its bonus tokens; flags all known.
 
-
-def log_likelihood(replies: Replies, regimes: Regimes) -> FloatArray:
-    """[B] of the known flags."""
-    passed = _forward(replies, regimes, None)
-    return np.asarray(np.sum([np.log(norm).sum(axis=1) for norm in passed.norm], axis=0))
-
-
-def fit(replies: Replies, weights: FloatArray, guess: Regimes, rounds: int) -> Regimes:
-    """`rounds` steps of expectation-maximisation from `guess`.
-
-    weights [B, R]: how often each reply counts, in the order of the trace.
+    It drafts gamma tokens; if it follows, then next (gamma + accepted + 1) / 2, rounded up.
     """
-    weights = weights[:, replies.order]
-    member = (replies.task[:, None] == np.arange(len(replies.tasks))).astype(np.float64)
-    regimes = guess
-    for _ in range(rounds):
-        passed = _forward(replies, regimes, None)
-        step = regimes.step[:, replies.task]
-        visits = np.zeros((len(weights), *step.shape[1:]))
-        behind = np.ones((len(weights), int(replies.alive[-1]), step.shape[-1]))
-        for t in range(len(replies.alive) - 1, 0, -1):
-            alive = int(replies.alive[t])
-            behind = _grown(behind, alive) * _evidence(replies.flags[:, :alive, t], None)
-            behind /= passed.norm[t][..., None]
-            before = passed.chance[t - 1][:, :alive]
-            visits[:, :alive] += before[..., :, None] * behind[..., None, :]
-            behind = np.einsum("brl,brkl->brk", behind, step[:, :alive])
-        first = passed.chance[0] * _grown(behind, len(replies.task))
-        regimes = Regimes(
-            start=_shares(np.einsum("brk,br,rt->btk", first, weights, member), 2.0),
-            step=_shares(np.einsum("brkl,br,rt->btkl", visits * step, weights, member), SHRINK),
-        )
-    return regimes
+    accept_len, _ = accept_lengths(flags, offsets)
+    runs = accept_len.tolist()
+    bonus = np.zeros(len(flags), dtype=np.bool_)
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        at, drafted = begin, gamma
+        while at < end:
+            accepted = min(drafted, runs[at])
+            if accepted == drafted and at + drafted < end:
+                bonus[at + drafted] = True
+            at += accepted + 1
+            drafted = (drafted + accepted + 2) // 2 if follow else gamma
+    return bonus
 
 
-def _shares(counts: FloatArray, shrink: float) -> FloatArray:
-    """Counts by task -> chances, `shrink` pseudo-counts at the chances over all tasks."""
-    shared = counts.sum(axis=1, keepdims=True) + FLOOR / counts.shape[-1]
-    counts = counts + shrink * shared / shared.sum(axis=-1, keepdims=True)
-    return np.asarray(counts / counts.sum(axis=-1, keepdims=True))
+def imputations(
+    trace: Trace, draws: int, seed: int = 0, *, model: Model | None = None
+) -> list[Trace]:
+    """`draws` completed traces: every unknown flag drawn, no known flag touched.
 
-
-def chances(replies: Replies, regimes: Regimes) -> FloatArray:
-    """[B, R, L] chance that a draft passes there, given every known flag of the reply."""
-    passed = _forward(replies, regimes, None)
-    step = regimes.step[:, replies.task]
-    found = np.zeros((len(passed.norm[0]), *replies.index.shape))
-    behind = np.ones_like(passed.chance[-1])
-    for t in range(len(replies.alive) - 1, -1, -1):
-        alive = int(replies.alive[t])
-        behind = _grown(behind, alive)
-        both = passed.chance[t] * behind
-        found[:, :alive, t] = both[..., HALF:].sum(axis=2) / both.sum(axis=2)
-        behind = behind * _evidence(replies.flags[:, :alive, t], None) / passed.norm[t][..., None]
-        behind = np.einsum("brl,brkl->brk", behind, step[:, :alive])
-    return found
-
-
-def draw(
-    replies: Replies, regimes: Regimes, tilt: FloatArray, generator: np.random.Generator
-) -> Flags:
-    """[B, R, L] whole replies drawn given the known flags: filter forward, sample backward.
-
-    tilt [B, R]: log-odds by which unknown flags are likelier accepted than the model says.
+    Each draw has regimes of its own, fitted to a resample of the questions, and shifts of its own
+    of the unknown flags, by task and in common, with the model's spread. So the draws differ by
+    what the model does not know as well as by chance (proper multiple imputation, Rubin 1987).
+    Equal seeds give equal bytes. A trace without unknown flags is its own completion.
     """
-    passed = _forward(replies, regimes, tilt)
-    fits, rows, length = len(tilt), len(replies.task), len(replies.alive)
-    drawn = np.zeros((fits, rows, length), dtype=np.int8)
-    state = np.zeros((fits, 0), dtype=np.intp)
-    fit_row = np.arange(fits)[:, None]
-    for t in range(length - 1, -1, -1):
-        alive, going = int(replies.alive[t]), state.shape[1]
-        weight = passed.chance[t].copy()
-        task = replies.task[:going]
-        weight[:, :going] *= regimes.step[fit_row, task, :, state]
-        edges = weight.cumsum(axis=2)
-        at = generator.random((fits, alive)) * edges[..., -1]
-        # Rounding may put a draw on the last edge; a state without weight is never taken.
-        state = np.minimum((edges <= at[..., None]).sum(axis=2), weight.shape[2] - 1)
-        drawn[:, :alive, t] = state >= HALF
-    return drawn
+    model = learn(trace, seed) if model is None else model
+    flags, replies = flags_of(trace), model.replies
+    unknown = flags == UNKNOWN
+    cells = replies.flags.size * model.fitted.start.shape[-1]
+    weights = _resampled(trace, draws, seed)
+    made = []
+    for first in range(0, draws, max(1, _CELLS // cells)):
+        batch = weights[first : first + max(1, _CELLS // cells)]
+        generator = named_generator(seed, f"impute {first}")
+        fitted = regimes.fit(replies, batch, model.fitted, 15)
+        shift = generator.normal(0.0, model.spread.task, (len(batch), len(replies.tasks)))
+        shift += generator.normal(0.0, model.spread.common, (len(batch), 1))
+        drawn = replies.flat(regimes.draw(replies, fitted, shift[:, replies.task], generator))
+        for row, values in enumerate(drawn):
+            how = {"rule": "hidden regimes", "seed": seed, "draw": first + row, "of": draws}
+            how |= {"unknown": int(unknown.sum()), "spread": [round(s, 4) for s in model.spread]}
+            made.append(completed(trace, np.where(unknown, values, flags).astype(np.int8), how))
+    return made
+
+
+def impute(trace: Trace, seed: int = 0) -> Trace:
+    """One completed trace, seeded and marked; see `imputations`."""
+    return imputations(trace, 1, seed)[0]
+
+
+def _resampled(trace: Trace, draws: int, seed: int) -> FloatArray:
+    """[draws, R] how often each reply occurs when the questions are drawn with replacement."""
+    names: Sequence[str] = [question_of(request_id) for request_id in trace.request_id]
+    index = np.unique(np.asarray(names), return_inverse=True)[1]
+    count = int(index.max()) + 1
+    generator = named_generator(seed, "questions")
+    drawn = generator.multinomial(count, np.full(count, 1.0 / count), draws)
+    return np.asarray(drawn[:, index], dtype=np.float64)

@@ -10,7 +10,7 @@ from typing import Any
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.store import write_atomically
-from traces.workload.arrivals import FIELDS_OF, PROCESSES, Workload, default_of, one_of
+from traces.workload.workload import FIELDS_OF, PROCESSES, Workload, default_of, one_of
 
 WORKLOAD_VERSION = 1
 _SHORT = {"rate": "rate_per_s", "on": "on_rate_per_s", "off": "off_rate_per_s"}

@@ -44,7 +44,8 @@ from traces.costs.model import CostModel
 from traces.costs.roofline import Roofline
 from traces.schema import Trace
 from traces.store import write_trace
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 Row = tuple[int, int, int]
 

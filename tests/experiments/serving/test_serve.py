@@ -1,8 +1,4 @@
-"""`gammalab serve`: the table, the files, the timeline, roofline costs, and one clear line for all
-bad input.
-
-The costs: a draft step 1 s, a verify 10 s, a prompt 5 s, for one row as for two.
-"""
+"""`gammalab serve`: the table, the files, the timeline, intervals and roofline costs."""
 
 from __future__ import annotations
 
@@ -21,57 +17,27 @@ from scipy import stats
 from experiments.common.cost_sources import read_costs, roofline, sizes
 from experiments.serving import serve as serving
 from experiments.serving.serve import REQUEST_COLUMNS, Interval, interval, settings
-from experiments.serving.serve_check import Speed, speed_of, text_of
 from experiments.serving.timeline import WAITS, events
-from policies.fixed import Fixed, Never
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
-from simulator.serving.result import Served
-from simulator.serving.server import serve
 from tests.command import Outcome, gammalab, read_json, refused
-from tests.results import lively_trace, make_timing, make_trace
-from traces.costs.affine import Affine
-from traces.costs.pricing import tabulate
-from traces.errors import InputError
-from traces.roundlog import RoundLog, read_roundlog
+from tests.experiments.serving.small_runs import (
+    POLICIES,
+    REQUESTS,
+    SEEDS,
+    Inputs,
+    by_hand,
+    save_bare,
+)
+from tests.results import make_timing
+from traces.roundlog import read_roundlog
 from traces.schema import Trace
-from traces.store import read_trace, write_trace
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.store import read_trace
+from traces.workload.arrivals import demand
 from traces.workload.files import write_workload
+from traces.workload.workload import Workload
 
-REQUESTS, SEEDS = 20, (0, 1)
-POLICIES = {"never": "never", "fixed:gamma=2": "fixed-gamma-2"}
 Event = dict[str, Any]
-
-
-class Inputs(NamedTuple):
-    """Files of a trace and of a timing of batches 1 and 2."""
-
-    trace: Path
-    timing: Path
-
-    def serve(self, *more: object, **options: object) -> Outcome:
-        """A small run; options replace those given here."""
-        given: dict[str, object] = {
-            "trace": self.trace, "timing": self.timing, "workload": "poisson:rate=0.006",
-            "requests": REQUESTS, "policies": ",".join(POLICIES), "server": "slots=2",
-            "seeds": len(SEEDS),
-        }  # fmt: skip
-        argv = [(f"--{name}", value) for name, value in (given | options).items()]
-        return gammalab("serve", *(part for pair in argv for part in pair), *more)
-
-
-def save_inputs(folder: Path) -> Inputs:
-    timing = make_timing()
-    cells = [dataclasses.replace(cell, batch=b) for cell in timing.cells for b in (1, 2)]
-    dataclasses.replace(timing, cells=tuple(cells)).write(folder / "timing.json")
-    write_trace(lively_trace(), folder / "trace.parquet")
-    return Inputs(folder / "trace.parquet", folder / "timing.json")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 class Done(NamedTuple):
@@ -290,12 +256,6 @@ def test_default_policies_leave_out_what_the_trace_cannot_feed(
     assert [row["policy"] for row in rows] == ["never"]
 
 
-def save_bare(folder: Path) -> tuple[object, ...]:
-    """A trace without signals."""
-    write_trace(make_trace([[1, 0, 1]] * 2, ["1", "2"], ["a"] * 2), folder / "bare.parquet")
-    return ("--trace", folder / "bare.parquet")
-
-
 # --- intervals and settings
 
 
@@ -318,131 +278,6 @@ def test_settings() -> None:
     )
     assert settings(Server(slots=3), "", "--server") == Server(slots=3)
     assert settings(Objective(), "ttft_s=1", "--slo") == Objective(1.0, math.inf)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("slot=4", r"--server: 'slot=4' is not name=value; names: slots, order"),
-        ("slots", "'slots' is not name=value"),
-        ("=4", "'=4' is not name=value"),
-        ("slots=many", "--server: slots is 'many'; give a whole number"),
-        ("slots=2.5", "slots is '2.5'; give a whole number"),
-        ("slots=", "slots is ''; give a whole number"),
-        ("max_gamma=none", "max_gamma is 'none'; give a whole number"),
-        ("hop_s=fast", "hop_s is 'fast'; give a number"),
-        ("padded=yes", "padded is 'yes'; give true or false"),
-        ("slots=0", "slots is 0; give 1 to 4096"),
-        ("hop_s=nan", "hop_s is nan"),
-        ("slots=100000", "slots is 100000; give 1 to 4096"),
-        ("replicas=1000000", "replicas is 1000000; give 1 to 1024"),
-        ("blocks=99999999999999999999", "blocks is 99999999999999999999; give 0 to 2147483647"),
-        ("bin_s=inf", "bin_s is inf"),
-        ("order=random", "order is 'random'; known: first-come"),
-        ("hop_s=1", "set apart"),
-    ],
-)
-def test_settings_that_cannot_be(text: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        settings(Server(), text, "--server")
-
-
-# --- bad input
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"server": "slots=0"}, ["slots is 0"]),
-        ({"server": "slot=2"}, ["--server", "'slot=2'", "slots"]),
-        ({"server": "slots=2,blocks=2,block_tokens=4"}, ["2 blocks of 4 tokens", "request"]),
-        ({"server": "slots=2,max_gamma=5"}, ["max_gamma is 5", "0..4"]),
-        ({"workload": "poisson:rate=-1"}, ["rate_per_s", "-1"]),
-        ({"workload": "poisson:rate=nan"}, ["rate_per_s", "nan"]),
-        ({"workload": "poison:rate=1"}, ["'poison'", "poisson"]),
-        ({"workload": "poisson:user=1"}, ["'user=1'", "rate="]),
-        ({"workload": "missing.json"}, ["missing.json", "no such workload file"]),
-        ({"warmup": 1}, ["--warmup", "1"]),
-        ({"warmup": -0.1}, ["--warmup"]),
-        ({"warmup": "nan"}, ["--warmup"]),
-        ({"slo": "ttft=1"}, ["--slo", "ttft_s"]),
-        ({"seed": -1}, ["seed"]),
-        ({"requests": 0}, ["--requests", "at least 1"]),
-        ({"seeds": 0}, ["--seeds", "at least 1"]),
-        ({"policies": "nevr"}, ["nevr", "never"]),
-        ({"trace": "no.parquet"}, ["no.parquet", "no such file"]),
-        ({"timing": "no.json"}, ["no.json", "gammalab measure"]),
-        ({"timing": "roofline:b200:llama-3.1-8b+llama-3.2-1b"}, ["b200", "a100, h100"]),
-        ({"timing": "roofline:a100"}, ["roofline:a100", "TARGET+DRAFT"]),
-        ({"timing": "roofline:a100:llama-3.1-8b+lama"}, ["'lama'", "llama-3.2-1b"]),
-        ({"timing": "roofline:a100:llama-3.1-8b"}, ["llama-3.1-8b", "TARGET+DRAFT"]),
-    ],
-)
-def test_bad_input_is_one_line(
-    inputs: Inputs, options: dict[str, object], words: list[str], tmp_path: Path
-) -> None:
-    refused(inputs.serve(**{"out": tmp_path / "out"} | options), *words)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_shape_is_not_blamed_on_an_option_that_is_not_there(inputs: Inputs) -> None:
-    assert "--pair" not in inputs.serve(timing="roofline:a100:llama-3.1-8b+lama").err
-
-
-@pytest.mark.parametrize("slo", ["ttft_s=nan", "tpot_s=-1"])
-def test_an_objective_that_cannot_be_is_refused(inputs: Inputs, slo: str) -> None:
-    refused(inputs.serve(slo=slo, policies="never", seeds=1), slo.partition("=")[0])
-
-
-def test_a_timeline_needs_a_folder(inputs: Inputs) -> None:
-    refused(inputs.serve("--timeline"), "--timeline needs --out")
-
-
-def test_a_folder_that_is_a_file(inputs: Inputs, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    refused(inputs.serve(out=tmp_path / "out", policies="never"), "out", "is a file")
-
-
-def test_a_policy_that_reads_signals_which_are_not_there(inputs: Inputs, tmp_path: Path) -> None:
-    bare = save_bare(tmp_path)[1]
-    refused(inputs.serve(trace=bare, policies="never,tail-pruning"), "tail-pruning", "signals")
-    refused(
-        inputs.serve(trace=bare, server="slots=2,allotment=tetris,budget_tokens=8"),
-        "tetris", "signals",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"kind": "workload", "version": 1, "requests": 2, "process": "recorded", '
-         '"arrival_s": [2.0, 1.0]}', ["arrival_s[1]", "sort"]),
-        ('{"kind": "workload", "version": 1, "requests": 2, "process": "poisson", '
-         '"rate_per_s": -4}', ["rate_per_s", "-4"]),
-        ('{"kind": "workload", "version": 1, "requests": 2, "process": "poisson", '
-         '"rate_per_s": 1, "weights": {"b": 1}}', ["weights", "'b'"]),
-        ('{"kind": "workload", "version": 1, "requests": 2', ["w.json is not JSON", "truncated"]),
-        ('{"kind": "timing"}', ["w.json", "not a workload"]),
-        ('{"kind": "workload", "version": 7}', ["version 7"]),
-        ('{"kind": "workload", "version": 1, "requests": 2, "process": "poisson", "rate": 1}',
-         ["'rate'", "rate_per_s"]),
-    ],
-)  # fmt: skip
-def test_bad_workload_files(inputs: Inputs, text: str, words: list[str], tmp_path: Path) -> None:
-    (tmp_path / "w.json").write_text(text)
-    refused(inputs.serve(workload=tmp_path / "w.json"), *words)
-
-
-def test_truncated_and_foreign_files(inputs: Inputs, tmp_path: Path) -> None:
-    cut, half, other = tmp_path / "cut.parquet", tmp_path / "half.json", tmp_path / "other.json"
-    cut.write_bytes(inputs.trace.read_bytes()[:500])
-    refused(inputs.serve(trace=cut), "cut.parquet", "truncated or foreign")
-    half.write_text(inputs.timing.read_text()[:300])
-    refused(inputs.serve(timing=half), "half.json is not JSON")
-    other.write_text('{"kind": "serve"}')
-    refused(inputs.serve(timing=other), "other.json", "not a GammaLab timing")
-    refused(inputs.serve(timing=inputs.trace), "trace.parquet")
-    refused(inputs.serve(trace=inputs.timing), "timing.json")
 
 
 def test_a_request_log_is_not_a_trace(done: Done) -> None:
@@ -511,20 +346,6 @@ def test_rounds_are_those_of_the_timeline(done: Done) -> None:
         starts = np.sort(log.start_s)
         assert [begin for begin, _ in spans] == pytest.approx((1e6 * starts).tolist())
         assert log.meta["policy"] == policy and log.meta["clock"] == "simulated"
-
-
-def by_hand(log: bool = True, **server: Any) -> tuple[Served, Trace]:
-    """Four requests, two drafts a round, every iteration 12 s: see test_service."""
-    trace = make_trace([[2, 1, 0, 0], [0, 0, 0], [0], [1, 0]], ["a", "b", "c", "d"], ["x"] * 4)
-    costs = tabulate(Affine(draft_fixed=1, target_fixed=10), range(1, 3), width=6)
-    zeros = np.zeros(4, dtype=np.int32)
-    wanted = Demand(
-        np.arange(4, dtype=np.int32), np.asarray([0.0, 0.0, 5.0, 50.0]), np.zeros(4), zeros, 0
-    )
-    settings = Server(**({"slots": 2} | server))
-    trace = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, max_new_tokens=100))
-    ran = serve(Fixed(2), trace, wanted, costs, settings, log=log, compiled=False)
-    return ran, trace
 
 
 def test_a_timeline_by_hand() -> None:
@@ -599,32 +420,3 @@ def test_serving_on_a_roofline(inputs: Inputs) -> None:
     # Contexts of up to 63 tokens are priced as 32, the middle of their bucket.
     step_s = (2 * 7_504_658_432 + 131_072 * 32) / 1.34e12
     assert raw["rows"][0]["runs"][0]["tpot"]["p50"] == pytest.approx(step_s)
-
-
-# --- the check against the real engine
-
-
-def test_speed_of_a_log_by_hand() -> None:
-    log = by_hand()[0].round_log
-    assert isinstance(log, RoundLog)
-    # 10 tokens in the 4 iterations of 12 s, whose rows began together.
-    assert speed_of(log) == Speed(10 / 48, 12.0, 4)
-
-
-def test_errors_of_a_prediction_by_hand() -> None:
-    rows = [
-        (1, "never", Speed(11.0, 0.1, 50), [Speed(v, 0.08, 50) for v in (9.0, 10.0, 10.5)]),
-        (2, "never", Speed(19.0, 0.1, 50), [Speed(20.0, 0.1, 60)]),
-    ]
-    lines = text_of(rows, 7, 3).splitlines()
-    assert lines[0].startswith("7 held-out replies, medians of 3 repeats")
-    (one, two) = (line.split() for line in lines if line.startswith("never"))
-    assert one[1:6] == ["11", "10", "9..10", "+10.0%", "100.000"] and one[7] == "+25.0%"
-    assert two[4] == "-5.0%" and two[7:] == ["+0.0%", "50", "60"]
-    assert "batch 1: absolute error median 10.0%, largest 10.0%; machine +10.0%" in lines
-    assert lines[-1] == "all: median 7.5%"
-
-
-def test_never_is_the_baseline() -> None:
-    """The first of the default policies, which all ratios refer to, is plain decoding."""
-    assert serving.DEFAULT_POLICIES.split(",")[0] == Never.name

@@ -28,7 +28,8 @@ from real_backend.recording.rollout import Choose, FloatArray
 from tests.results import lively_trace
 from tests.specimens import save_llama, save_pair, save_tokenizer, write_prompts
 from traces.errors import InputError
-from traces.store import TraceWriter, read_trace
+from traces.store import read_trace
+from traces.trace_writer import TraceWriter
 
 SAMPLED = Settings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
 GREEDY = Settings(max_new_tokens=30, depth=6)

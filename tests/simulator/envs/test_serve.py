@@ -28,8 +28,9 @@ from policies.learned.observation import (
 )
 from policies.registry import SHELF
 from simulator.envs.external_gamma import BATCH
+from simulator.envs.play_serve import play_serve
 from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
-from simulator.envs.serve import ServeEnv, play_serve
+from simulator.envs.serve import ServeEnv
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces import synthetic

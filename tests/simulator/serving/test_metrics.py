@@ -43,7 +43,8 @@ from simulator.serving.state import GAPS
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate
 from traces.schema import Trace, TraceMeta
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 REPLIES = [[2, 1, 0, 0], [0, 0, 0], [0], [1, 0]]
 ARRIVAL_S = [0.0, 0.0, 5.0, 50.0]

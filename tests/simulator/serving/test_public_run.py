@@ -17,7 +17,8 @@ from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces import synthetic
 from traces.costs.pricing import tabulate
-from traces.workload.arrivals import Workload, demand
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
 
 CONCURRENCY = (1, 8, 32, 64)
 WITH_MS, WITHOUT_MS = (14.0, 19.3, 43.3, 77.2), (10.9, 12.0, 18.5, 26.3)

@@ -20,7 +20,8 @@ from simulator.serving.server import serve
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
 from traces.schema import Trace, TraceMeta
-from traces.workload.arrivals import Demand, Workload, demand
+from traces.workload.arrivals import Demand, demand
+from traces.workload.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 

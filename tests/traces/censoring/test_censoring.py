@@ -24,21 +24,17 @@ from policies.fixed import Fixed, Never
 from policies.registry import parse_policies, parse_policy
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing, make_trace
-from traces.censoring import imputation
-from traces.censoring.known import (
+from traces.censoring import regimes
+from traces.censoring.imputation import (
     Spread,
     bonus_positions,
-    bounds,
-    by_run,
-    censor,
-    completed,
-    flags_of,
     imputations,
     impute,
     learn,
     spread_of,
-    survival,
 )
+from traces.censoring.known import bounds, censor, completed, flags_of
+from traces.censoring.survival import by_run, survival
 from traces.importers.flags import UNKNOWN, accept_lengths
 from traces.schema import Trace, TraceError
 from traces.store import content_hash, read_trace, write_trace
@@ -227,18 +223,18 @@ def test_spread_of_misses_by_hand() -> None:
     assert found == pytest.approx((np.sqrt(135 / 81), np.sqrt(288 / 324)))
 
 
-def laid_out(flags: Sequence[Sequence[int]]) -> imputation.Replies:
+def laid_out(flags: Sequence[Sequence[int]]) -> regimes.Replies:
     offsets = np.concatenate([[0], np.cumsum([len(f) for f in flags])]).astype(np.int64)
     flat = np.concatenate([np.asarray(f, dtype=np.int8) for f in flags])
-    return imputation.lay_out(flat[None], offsets, ["a"] * len(flags))
+    return regimes.lay_out(flat[None], offsets, ["a"] * len(flags))
 
 
-def enumerated(flags: Sequence[int], model: imputation.Regimes) -> tuple[float, np.ndarray]:
+def enumerated(flags: Sequence[int], model: regimes.Regimes) -> tuple[float, np.ndarray]:
     """Likelihood of a reply and the chance of acceptance at each token, over all paths."""
     start, step, total = model.start[0, 0], model.step[0, 0], 0.0
     accepted = np.zeros(len(flags))
-    for path in itertools.product(range(2 * imputation.HALF), repeat=len(flags)):
-        shown = [int(state >= imputation.HALF) for state in path]
+    for path in itertools.product(range(2 * regimes.HALF), repeat=len(flags)):
+        shown = [int(state >= regimes.HALF) for state in path]
         if any(f >= 0 and f != s for f, s in zip(flags, shown, strict=True)):
             continue
         chance = start[path[0]] * np.prod([step[a, b] for a, b in itertools.pairwise(path)])
@@ -247,26 +243,25 @@ def enumerated(flags: Sequence[int], model: imputation.Regimes) -> tuple[float, 
     return total, accepted / total
 
 
-def some_regimes() -> imputation.Regimes:
+def some_regimes() -> regimes.Regimes:
     generator = np.random.default_rng(0)
-    states = 2 * imputation.HALF
+    states = 2 * regimes.HALF
     step = generator.dirichlet(np.full(states, 0.2), (1, 1, states))
-    return imputation.Regimes(generator.dirichlet(np.ones(states), (1, 1)), step)
+    return regimes.Regimes(generator.dirichlet(np.ones(states), (1, 1)), step)
 
 
 def test_regimes_against_enumeration_of_all_paths() -> None:
     flags, model = [[1, -1, 0], [-1, 1, 1, -1], [0]], some_regimes()
     replies = laid_out(flags)
-    found = replies.flat(imputation.chances(replies, model))[0]
+    found = replies.flat(regimes.chances(replies, model))[0]
     expected = [enumerated(reply, model) for reply in flags]
     assert found == pytest.approx(np.concatenate([chance for _, chance in expected]))
-    likelihood = imputation.log_likelihood(replies, model)
+    likelihood = regimes.log_likelihood(replies, model)
     assert likelihood == pytest.approx([sum(np.log(total) for total, _ in expected)])
+    level = np.zeros((1, 3))
     drawn = np.stack(
         [
-            replies.flat(
-                imputation.draw(replies, model, np.zeros((1, 3)), np.random.default_rng(k))
-            )[0]
+            replies.flat(regimes.draw(replies, model, level, np.random.default_rng(k)))[0]
             for k in range(4000)
         ]
     )
@@ -277,9 +272,7 @@ def test_a_shift_of_log_odds_is_one() -> None:
     replies, model = laid_out([[1, -1, 0]]), some_regimes()
     (_, chance, _) = enumerated([1, -1, 0], model)[1]
     drawn = [
-        replies.flat(imputation.draw(replies, model, np.ones((1, 1)), np.random.default_rng(k)))[
-            0, 1
-        ]
+        replies.flat(regimes.draw(replies, model, np.ones((1, 1)), np.random.default_rng(k)))[0, 1]
         for k in range(4000)
     ]
     odds = chance / (1 - chance) * np.e
@@ -288,18 +281,16 @@ def test_a_shift_of_log_odds_is_one() -> None:
 
 def test_fitting_never_makes_the_known_flags_less_likely() -> None:
     seen = recorded(bursty(0.95, 0.3, np.random.default_rng(1)), "gammatune")
-    replies = imputation.lay_out(flags_of(seen)[None], seen.offsets, seen.category)
-    model, ones = imputation.first_guess(1), np.ones((1, seen.requests))
+    replies = regimes.lay_out(flags_of(seen)[None], seen.offsets, seen.category)
+    model, ones = regimes.first_guess(1), np.ones((1, seen.requests))
     likelihoods = []
     for _ in range(12):
-        model = imputation.fit(replies, ones, model, 1)
-        likelihoods.append(float(imputation.log_likelihood(replies, model)[0]))
+        model = regimes.fit(replies, ones, model, 1)
+        likelihoods.append(float(regimes.log_likelihood(replies, model)[0]))
     assert (np.diff(likelihoods) > -0.5).all()  # the pseudo-counts have their say as well
     assert likelihoods[-1] > likelihoods[0] + 20
-    twice = imputation.fit(replies, np.concatenate([ones, 2 * ones]), imputation.first_guess(1), 3)
-    assert (
-        twice.pick(0).step == imputation.fit(replies, ones, imputation.first_guess(1), 3).step
-    ).all()
+    twice = regimes.fit(replies, np.concatenate([ones, 2 * ones]), regimes.first_guess(1), 3)
+    assert (twice.pick(0).step == regimes.fit(replies, ones, regimes.first_guess(1), 3).step).all()
 
 
 def test_imputations_undo_informative_censoring_in_bursty_text() -> None:
