@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from experiments.common.statistics import SMALLEST
 from experiments.common.text_table import table
-from experiments.comparison.compare import Comparison
+from experiments.comparison.result import Comparison
 from experiments.comparison.sensitivity import LEVEL, Case, Sensitivity
 
 

@@ -19,9 +19,10 @@ from experiments.common.results import (
     write_result,
     write_text,
 )
-from experiments.comparison.compare import Comparison, compare, default_policies, step_costs
+from experiments.comparison.compare import compare, default_policies, step_costs
 from experiments.comparison.compare_text import text_of, to_dict, write_logs
 from experiments.comparison.headline import headline_text
+from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from policies.base import Policy
 from policies.registry import parse_policies

@@ -7,10 +7,8 @@ Speeds are decode speeds: seconds of the rounds, prefill left out, since no cont
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,194 +21,26 @@ from experiments.censoring.intervals import (
     left_open,
     select,
 )
-from experiments.common.statistics import (
-    RESAMPLES,
-    SAME,
-    Estimate,
-    Family,
-    bootstrap_weights,
-    divide,
-    judge_together,
-    ratio_of_sums,
-    share_of_gap,
-    verdict,
-    verdict_among,
-)
-from experiments.comparison.robust import (
-    ORDERS,
-    Orders,
-    Player,
-    Plays,
-    orders_of,
-    ratio_over_timings,
-    runner_up,
-    simplest,
-    timing_error,
-    twins,
-)
-from experiments.comparison.sensitivity import Sensitivity, sensitivity
+from experiments.common.statistics import RESAMPLES
+from experiments.comparison.result import Comparison
+from experiments.comparison.robust import ORDERS, Player, Plays, runner_up, simplest, twins
+from experiments.comparison.rows import held_of, rows_of
+from experiments.comparison.sensitivity import sensitivity
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.overhead import is_known
 from policies.registry import SHELF, label
 from simulator.replay.hindsight import best_fixed, clairvoyant
-from simulator.replay.metrics import PerRequest, per_request, summarize
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.roundlog import RoundLog
 from traces.schema import Trace
-from traces.split import question_of, split_rows
+from traces.split import split_rows
 from traces.timing import Timing
 
 FloatArray = npt.NDArray[np.float64]
 Step = Callable[[], object]
-
-ROLES = {
-    "never": "baseline: plain autoregressive decoding",
-    "tuned": "best fixed gamma, chosen on the training half",
-    "policy": "controllers",
-    "hindsight": "ceiling: best fixed gamma, chosen on the held-out half itself",
-    "clairvoyant": "ceiling: knows how many tokens will be accepted",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One schedule on the held-out requests.
-
-    speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds); its
-    interval and that of vs_fixed are over other questions and other timings. speedup_by_question:
-    the convention of Spec-Bench, mean tokens/s of the questions over the baseline's mean. vs_fixed:
-    tokens/s over the tuned fixed gamma's, with the interval of this row alone. adjusted_p: of
-    vs_fixed among all controllers; a controller's verdict follows it, any other row's its own
-    interval; see experiments.common.statistics.VERDICTS. detectable_percent: the difference to the
-    tuned fixed gamma that a test of this controller alone would have found 8 times in 10, NaN
-    without spread. Both are NaN for what is not a controller, adjusted_p also where too few
-    questions differ. headroom: share of the seconds between the tuned fixed gamma and the
-    clairvoyant schedule that it saves; saving: the same, counted from never drafting. regret_s:
-    decode seconds above the clairvoyant schedule. uncharged: vs_fixed where no policy pays for its
-    own arithmetic. orders: vs_fixed in shuffled orders of the replies; None for a ceiling.
-    timing_error: standard error of log vs_fixed from the timing alone, NaN if not known. twin: the
-    first row of the comparison that takes the same rounds at the same cost; None if it is this one.
-    """
-
-    name: str
-    role: str
-    speedup: Estimate
-    speedup_by_question: float
-    vs_fixed: Estimate
-    adjusted_p: float
-    verdict: str
-    detectable_percent: float
-    headroom: Estimate
-    saving: Estimate
-    regret_s: float
-    tokens_per_s: float
-    tokens_per_round: float
-    mean_gamma: float
-    mean_drafted: float
-    acceptance: float
-    ttft_s: float
-    tpot_s: float
-    rounds: int
-    tasks: dict[str, Estimate]
-    uncharged: float
-    orders: Orders | None
-    timing_error: float
-    twin: str | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """Rows, and what they rest on. logs: simulated rounds by row name.
-
-    tuning_first: the row with the fewest seconds on the training half, ceilings left out: the mean
-    over its recorded order and `orders` shuffled ones. recommended: the same, but never drafting if
-    it is not faster than that on the held-out half. runner_up: the next one that takes other rounds
-    (recommended itself if there is none). simplest: the simplest row that cannot be told from the
-    recommended one on the held-out half. timing_draws: resampled timings in the intervals; 0: its
-    spread is not known.
-    censoring: of a censored trace, what it leaves open; rows and logs are then about one of its
-    imputations. None for every other trace.
-    fixed_curve: speed-up of every fixed gamma 0, 1, ... on the held-out half.
-    detectable_percent: median over the controllers of the difference to the tuned fixed gamma that
-    would have been found 8 times in 10; detectable_among_percent: the same where their number is
-    corrected for. sensitivity: of the ranking to the costs.
-    unpriced: controllers whose own arithmetic the costs do not know, and which paid nothing.
-    """
-
-    rows: tuple[Row, ...]
-    detectable_percent: float
-    detectable_among_percent: float
-    sensitivity: Sensitivity
-    tuning_first: str
-    recommended: str
-    runner_up: str
-    simplest: str
-    orders: int
-    timing_draws: int
-    tuned_gamma: int
-    hindsight_gamma: int
-    fixed_curve: tuple[float, ...]
-    train_rows: tuple[int, ...]
-    test_rows: tuple[int, ...]
-    test_categories: tuple[str, ...]
-    test_requests: tuple[str, ...]
-    questions: int
-    tasks: tuple[str, ...]
-    exactness: str
-    censored_positions: int
-    seed: int
-    resamples: int
-    logs: dict[str, RoundLog]
-    unpriced: tuple[str, ...]
-    censoring: Censoring | None = None
-
-    def row(self, name: str) -> Row:
-        """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Held:
-    """What every row is measured against: sums by request of the references, bootstrap weights;
-    plays: all schedules by row; tuned: the name of the tuned fixed gamma.
-    """
-
-    tuned: str
-    plays: Mapping[str, Plays]
-    weights: FloatArray
-    never: PerRequest
-    fixed: PerRequest
-    best: PerRequest
-    question_index: npt.NDArray[np.intp]
-    tasks: dict[str, npt.NDArray[np.intp]]
-
-    def judge(self, schedules: Sequence[PerRequest], timing_errors: FloatArray) -> Family:
-        """These schedules against the tuned fixed gamma."""
-        _, first = np.unique(self.question_index, return_index=True)
-
-        def by_question(sums: PerRequest) -> FloatArray:
-            return np.bincount(self.question_index, weights=sums.decode_s).astype(np.float64)
-
-        ours = np.asarray([by_question(sums) for sums in schedules]).reshape(-1, len(first))
-        return judge_together(
-            by_question(self.fixed), ours, self.weights[:, first], np.nan_to_num(timing_errors)
-        )
-
-    def over(self, above: str, below: str) -> Estimate:
-        """Tokens/s of row `below` over that of `above`, which emit the same tokens."""
-        return ratio_over_timings(self.plays[above].drawn, self.plays[below].drawn, self.weights)
-
-    def before(self, name: str) -> list[str]:
-        """The rows before that one, as they were played."""
-        names = list(self.plays)
-        return names[: names.index(name)]
-
-    def timing_error(self, name: str) -> float:
-        """See Row."""
-        return timing_error(self.plays[self.tuned].drawn, self.plays[name].drawn)
 
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
@@ -296,8 +126,8 @@ def compare(
         held_out = select(completed, test_rows, trace)
         judged = [name for name in entrants if roles[name] == "policy"]
         censoring = _left_open(held_out, chosen, costs, tuned_name, judged, resamples)
-    held = _held(test, plays, tuned_name, seed, resamples)
-    rows, family = _rows(plays, roles, held)
+    held = held_of(test, plays, tuned_name, seed, resamples)
+    rows, family = rows_of(plays, roles, held)
     return Comparison(
         rows=rows,
         detectable_percent=_median(family.detectable_percent()),
@@ -373,92 +203,3 @@ def _median(percents: FloatArray) -> float:
     """Over the rows that have a spread; NaN without any."""
     known = percents[~np.isnan(percents)]
     return float(np.median(known)) if len(known) else float("nan")
-
-
-def _held(test: Trace, plays: Mapping[str, Plays], tuned: str, seed: int, resamples: int) -> _Held:
-    questions = [question_of(request_id) for request_id in test.request_id]
-    category = np.asarray(test.category)
-    return _Held(
-        weights=bootstrap_weights(questions, seed=seed, resamples=resamples),
-        tuned=tuned,
-        plays=plays,
-        never=per_request(plays["never"].log),
-        fixed=per_request(plays[tuned].log),
-        best=per_request(plays["clairvoyant"].log),
-        question_index=np.unique(np.asarray(questions), return_inverse=True)[1],
-        tasks={task: np.flatnonzero(category == task) for task in dict.fromkeys(test.category)},
-    )
-
-
-def _faster(ours: PerRequest, theirs: PerRequest, weights: FloatArray, rows: Any) -> Estimate:
-    """Token-weighted tokens/s of ours over theirs on these rows. Both emit the same tokens, so it
-    is the inverse ratio of their seconds.
-    """
-    return ratio_of_sums(theirs.decode_s[rows], ours.decode_s[rows], weights[:, rows])
-
-
-def by_question_speed(sums: PerRequest, question_index: npt.NDArray[np.intp]) -> float:
-    """Mean over questions of tokens per decode second, a question's turns taken together."""
-    tokens = np.bincount(question_index, weights=sums.tokens)
-    return float(divide(tokens, np.bincount(question_index, weights=sums.decode_s)).mean())
-
-
-def _rows(
-    plays: Mapping[str, Plays], roles: Mapping[str, str], held: _Held
-) -> tuple[tuple[Row, ...], Family]:
-    """The rows, by role and speed, and the controllers judged together."""
-    controllers = [name for name in plays if roles[name] == "policy"]
-    family = held.judge(
-        [per_request(plays[name].log) for name in controllers],
-        np.asarray([held.timing_error(name) for name in controllers]),
-    )
-    columns = (family.adjusted_p.tolist(), family.detectable_percent().tolist())
-    judged = dict(zip(controllers, zip(*columns, strict=True), strict=True))
-    rows = [_row(name, roles[name], held, *judged.get(name, (np.nan, np.nan))) for name in plays]
-    order = list(ROLES)
-    rows.sort(key=lambda row: (order.index(row.role), -row.speedup.value))
-    return tuple(rows), family
-
-
-def _row(name: str, role: str, held: _Held, adjusted_p: float, detectable_percent: float) -> Row:
-    ours, fixed = held.plays[name], held.plays[held.tuned]
-    sums, facts = per_request(ours.log), summarize(ours.log)
-    vs_fixed = held.over(held.tuned, name)
-    if role == "tuned":
-        said = "baseline"
-    elif twins(ours, fixed):
-        said = SAME
-    elif role == "policy":
-        said = verdict_among(vs_fixed.value, adjusted_p)
-    else:
-        said = verdict(vs_fixed, len(set(held.question_index.tolist())))
-    seconds, best_s = sums.decode_s, held.best.decode_s
-    by_question = by_question_speed(sums, held.question_index)
-    return Row(
-        name=name,
-        role=role,
-        speedup=held.over("never", name),
-        speedup_by_question=by_question / by_question_speed(held.never, held.question_index),
-        vs_fixed=vs_fixed,
-        adjusted_p=adjusted_p,
-        verdict=said,
-        detectable_percent=detectable_percent,
-        headroom=share_of_gap(held.fixed.decode_s, seconds, best_s, held.weights),
-        saving=share_of_gap(held.never.decode_s, seconds, best_s, held.weights),
-        regret_s=float(seconds.sum() - best_s.sum()),
-        tokens_per_s=facts.tokens_per_s,
-        tokens_per_round=facts.tokens_per_round,
-        mean_gamma=facts.mean_gamma,
-        mean_drafted=float(divide(sums.drafted.sum(), sums.rounds.sum())),
-        acceptance=facts.acceptance_rate,
-        ttft_s=facts.ttft_s,
-        tpot_s=facts.tpot_s,
-        rounds=facts.rounds,
-        tasks={
-            task: _faster(sums, held.never, held.weights, rows) for task, rows in held.tasks.items()
-        },
-        uncharged=fixed.free_s / ours.free_s,
-        orders=orders_of(ours, fixed) if ours.mixed_s else None,
-        timing_error=held.timing_error(name),
-        twin=next((other for other in held.before(name) if twins(ours, held.plays[other])), None),
-    )

@@ -11,7 +11,7 @@ from experiments.common.results import jsonable
 from experiments.common.statistics import FEW, SAME, TIE, VERDICTS
 from experiments.common.text_table import fill, number, percent, table, with_interval
 from experiments.comparison.certainty_text import certainty, stale
-from experiments.comparison.compare import ROLES, Comparison, Row
+from experiments.comparison.result import ROLES, Comparison, Row
 from policies.registry import file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS

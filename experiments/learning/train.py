@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from experiments.common.results import dumps, read_inputs, versions
-from experiments.comparison.compare import Comparison, compare
+from experiments.comparison.compare import compare
+from experiments.comparison.result import Comparison
 from experiments.learning import ppo
 from experiments.learning.cloning import clone, demonstrations
 from experiments.learning.task import Progress, Task, make_task, note

@@ -9,7 +9,7 @@ from experiments.common.plots import Json, Picture
 from experiments.common.results import forced_note, random_weights_note
 from experiments.common.statistics import VERDICTS
 from experiments.common.text_table import number, percent, with_interval
-from experiments.comparison.compare import ROLES
+from experiments.comparison.result import ROLES
 from experiments.report.figures import by_role, featured_rows, fixed_rows, is_twin
 from traces.schema import EXACTNESS
 

@@ -19,8 +19,9 @@ from experiments.common.results import (
 from experiments.common.statistics import bootstrap_weights, ratio_of_sums
 from experiments.common.text_table import fill, number, percent, table, with_interval
 from experiments.comparison.certainty_text import certainty
-from experiments.comparison.compare import Comparison, Row, compare
+from experiments.comparison.compare import compare
 from experiments.comparison.compare_text import to_dict, unpriced_lines, write_logs
+from experiments.comparison.result import Comparison, Row
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from experiments.sweep.figures import cost_ratio_figure
 from experiments.sweep.jobs import World, costs_of, rows_of, tuned

@@ -20,11 +20,12 @@ from experiments.common.results import (
     write_text,
 )
 from experiments.comparison.compare import step_costs
-from experiments.validation.validate import DEFAULT_POLICIES, Validation, judge
+from experiments.validation.result import Validation
+from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
-from policies.registry import file_name, label, parse_policies, parse_policy
+from policies.registry import DEFAULT, file_name, label, parse_policies, parse_policy
 from real_backend.decoding.sitting import (
     PLACEBO,
     begin_sitting,
@@ -40,6 +41,18 @@ from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, refuse_existing
 from traces.timing import Timing
+
+DEFAULT_POLICIES = (
+    DEFAULT,
+    "tail-pruning",
+    "payback",
+    "goodput",
+    "hf-roc",
+    "gammatune",
+    "gammatune+",
+    "hf-heuristic",
+    "ucb",
+)
 
 MACHINE = (  # of a round log's meta: what ran, and where
     *("pair", "target", "draft", "weights", "acceptance", "batch"),

@@ -8,41 +8,34 @@ to the baseline and to the runner-up.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from experiments.common.statistics import RESAMPLES, bootstrap_weights, divide, enough
-from experiments.common.verdict import (
-    Ranking,
-    Ratio,
-    Turns,
-    is_tie,
-    rank_agreement,
-    ratio_of,
-    tau_of_all,
-)
+from experiments.common.verdict import Ratio, Turns, is_tie, rank_agreement, ratio_of, tau_of_all
 from experiments.comparison.compare import step_costs
-from experiments.validation.agreement import (
-    Agreement,
-    Cell,
-    Residual,
-    agree,
-    fit_residual,
-    residual_cells,
+from experiments.validation.agreement import agree, fit_residual, residual_cells
+from experiments.validation.drift import drift_of, recalibrated
+from experiments.validation.result import Check, Validation
+from experiments.validation.sitting_logs import (
+    acceptance_of,
+    first_rounds,
+    has_energy,
+    judging_clock,
+    on_clock,
+    speed_of,
+    waiting_share,
 )
-from experiments.validation.drift import Drift, drift_of, recalibrated
 from policies.base import Policy, reads_seconds, uses_signals
 from policies.fixed import Never
 from policies.overhead import charged
-from policies.registry import DEFAULT, label
+from policies.registry import label
 from real_backend.decoding.sitting import PLACEBO, Measured
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
 from traces.costs.pricing import price_log
-from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import named_generator, question_of
@@ -52,136 +45,6 @@ FloatArray = npt.NDArray[np.float64]
 
 CLOCK_READERS = frozenset({"elapsed_s"})  # fields of Outcome that the real clock fills
 TIMING_DRAWS = 60
-
-DEFAULT_POLICIES = (
-    DEFAULT,
-    "tail-pruning",
-    "payback",
-    "goodput",
-    "hf-roc",
-    "gammatune",
-    "gammatune+",
-    "hf-heuristic",
-    "ucb",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One policy of the sitting, measured beside predicted; tokens/s without prefill, all tokens
-    over all seconds of all repeats.
-
-    ratio: over the baseline's two copies, None for the baseline itself. measured, predicted: on the
-    judging clock; wall_tokens_per_s: measured on the wall's. recalibrated_tokens_per_s: predicted
-    with the step times of the sitting's own anchors, None without anchors. error: predicted /
-    measured - 1, positive if the simulator promised too much; request_error: median over requests
-    of its absolute value.
-    agreement: its rounds against the replay's, None if the run was sampled. reads_clock: the policy
-    looks at elapsed seconds, so that its decisions may differ from the replay's. replies_equal:
-    replies of the first repeat whose tokens are the trace's, None if that cannot be asked.
-    Seconds of one repeat, measured - predicted = costs_s + decisions_s: the rounds that ran cost
-    more than the model says, and other rounds ran than were replayed.
-    joules_per_token (prompts included) and peak_memory_bytes: None where the device reports none.
-    """
-
-    policy: str
-    ratio: Ratio | None
-    predicted_tokens_per_s: float
-    measured_tokens_per_s: float
-    wall_tokens_per_s: float
-    recalibrated_tokens_per_s: float | None
-    error: float
-    request_error: float
-    agreement: Agreement | None
-    reads_clock: bool
-    replies_equal: int | None
-    measured_s: float
-    predicted_s: float
-    costs_s: float
-    decisions_s: float
-    joules_per_token: float | None
-    peak_memory_bytes: int | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Validation:
-    """All policies, and what they say together.
-
-    claims: the winner over the baseline and over the runner-up, where these are different policies.
-    placebo: the second copy of the baseline over the baseline; placebo_tie: it cannot be told from
-    1, and if it can, no word but "too noisy to say" is given. clock: "cpu", the processor's,
-    "events" in a GPU's stream, or "wall": the one that all is judged by.
-    median_error, max_error: absolute, over policies. machine_factor: median over policies of
-    measured / predicted seconds, one number for "the machine is slower today"; median_error_scaled,
-    max_error_scaled: what remains once predictions are divided by it. waiting: share of the wall's
-    seconds in which the processor was not ours, NaN without its clock.
-    ranking: agreement of the two orders, `never` left out; tau: Kendall's over all pairs.
-    cells, residual: where the cost model is off, per round. drift: of the anchors. course: request
-    by request, when (seconds since the sitting began) and the measured over the priced seconds of
-    all policies together. prefill_*: wall seconds of all prompts, not part of the
-    speeds. sitting_s:
-    from its begin to its last round.
-    timing_draws: how many resampled timings the timing errors rest on, 0 if it has no repeats.
-    acceptance: "own", or whose trace stood in for it, the forwards being real. measured: see
-    Measured; predicted: one log per policy.
-    """
-
-    checks: tuple[Check, ...]
-    baseline: str
-    claims: tuple[Ratio, ...]
-    placebo: Ratio
-    placebo_tie: bool
-    clock: str
-    median_error: float
-    max_error: float
-    machine_factor: float
-    median_error_scaled: float
-    max_error_scaled: float
-    waiting: float
-    ranking: Ranking
-    tau: float
-    cells: tuple[Cell, ...]
-    residual: Residual
-    drift: tuple[Drift, ...]
-    course: tuple[tuple[float, float], ...]
-    prefill_predicted_s: float
-    prefill_measured_s: float
-    sitting_s: float
-    requests: int
-    questions: int
-    repeats: int
-    seed: int
-    timing_draws: int
-    acceptance: str
-    exactness: str
-    measured: Measured
-    predicted: dict[str, RoundLog]
-
-    def check(self, policy: str) -> Check:
-        """The check of that policy."""
-        return next(check for check in self.checks if check.policy == policy)
-
-
-def judging_clock(timing: Timing, measured: Measured) -> str:
-    """The clock that both the timing and the sitting have kept: the processor's, where one thread
-    did the work; events in the stream, on a GPU; else the wall's.
-    """
-    logs = [log for some in measured.timed.values() for log in some]
-    if any(log.cpu_s is None or not bool(np.isfinite(log.cpu_s).all()) for log in logs):
-        return "wall"
-    devices = {str(log.meta.get("device", "")).partition(":")[0] for log in logs}
-    if devices == {"cuda"} and str(timing.meta.get("device", "")).startswith("cuda"):
-        return "events"
-    alone = devices == {"cpu"} and {log.meta.get("threads") for log in logs} == {1}
-    return timing.clock if alone else "wall"
-
-
-def on_clock(log: RoundLog, clock: str) -> RoundLog:
-    """The log with elapsed_s on that clock: cpu_s holds the processor's seconds or the events'."""
-    if clock == "wall":
-        return log
-    assert log.cpu_s is not None
-    return dataclasses.replace(log, elapsed_s=log.cpu_s)
 
 
 def judge(
@@ -219,7 +82,7 @@ class _Judge:
         self.wall = timing.on("wall")  # on a GPU events, as its steps are timed
         self.timing = timing.on("cpu") if self.clock == "cpu" else self.wall
         self.costs = step_costs(self.timing, trace)
-        self.acceptance = _acceptance(measured)
+        self.acceptance = acceptance_of(measured)
         self.redrawn = trace.meta.temperature > 0.0 and self.acceptance == "own"
         self.predicted = {
             name: replay(policy, trace, self.costs, seed=seed)
@@ -347,7 +210,7 @@ class _Judge:
             machine_factor=factor,
             median_error_scaled=float(np.median(scaled)),
             max_error_scaled=float(scaled.max()),
-            waiting=_waiting(every) if self.clock == "cpu" else float("nan"),
+            waiting=waiting_share(every) if self.clock == "cpu" else float("nan"),
             ranking=rank_agreement(ranked, self.turns, self.weights),
             tau=tau_of_all(ours.tolist(), theirs.tolist()),
             cells=tuple(cells),
@@ -380,7 +243,7 @@ class _Judge:
         tokens = np.mean([sums.tokens for sums in theirs], axis=0)
         seconds = np.mean([sums.decode_s for sums in theirs], axis=0)
         by_reply = divide(ours.tokens_per_s, divide(tokens, seconds)) - 1.0
-        metered = [log for log in raw if _metered(log)]
+        metered = [log for log in raw if has_energy(log)]
         energy_j = sum(float(log.meta["energy_j"]) for log in metered)
         energy_tokens = sum(int(log.emitted.sum()) for log in metered)
         peaks = [log.meta["peak_memory_bytes"] for log in raw if "peak_memory_bytes" in log.meta]
@@ -393,7 +256,7 @@ class _Judge:
             ratio=None if name == base else self.ratio(name, base),
             predicted_tokens_per_s=self.speed(name),
             measured_tokens_per_s=turns.tokens_per_s,
-            wall_tokens_per_s=_speed(raw),
+            wall_tokens_per_s=speed_of(raw),
             recalibrated_tokens_per_s=self._recalibrated(name),
             error=self.speed(name) / turns.tokens_per_s - 1.0,
             request_error=float(np.nanmedian(np.abs(by_reply))),
@@ -413,7 +276,7 @@ class _Judge:
         spent = np.sum([turns.seconds for turns in self.turns.values()], axis=0)
         priced = np.sum([turns.priced for turns in self.turns.values()], axis=0)
         starts = [
-            np.concatenate([log.start_s[_first_rounds(log)] for log in logs])
+            np.concatenate([log.start_s[first_rounds(log)] for log in logs])
             for logs in self.logs.values()
         ]
         at_s = np.min(starts, axis=0)
@@ -426,36 +289,3 @@ class _Judge:
         log, policy = self.predicted[name], self.policies[name]
         seconds = price_log(log, charged(policy, self.calibrated))
         return float(log.emitted.sum() / seconds.sum())
-
-
-def _first_rounds(log: RoundLog) -> npt.NDArray[np.intp]:
-    """[R] the first round of every request."""
-    first: npt.NDArray[np.intp] = np.unique(log.request, return_index=True)[1]
-    return first
-
-
-def _speed(logs: Sequence[RoundLog]) -> float:
-    tokens = sum(int(log.emitted.sum()) for log in logs)
-    return tokens / sum(float(log.elapsed_s.sum()) for log in logs)
-
-
-def _waiting(logs: Sequence[RoundLog]) -> float:
-    """Share of the wall's seconds of all rounds that the processor's clock did not count."""
-    if any(log.cpu_s is None for log in logs):
-        return float("nan")
-    wall = sum(float(log.elapsed_s.sum()) for log in logs)
-    cpu = sum(float(log.cpu_s.sum()) for log in logs if log.cpu_s is not None)
-    return 1.0 - cpu / wall
-
-
-def _acceptance(measured: Measured) -> str:
-    """Whose acceptance the runs had: "own" or "trace of PAIR"; raises InputError if both."""
-    logs = [log for some in measured.timed.values() for log in some]
-    found = {log.meta.get("acceptance", "own") for log in logs}
-    if len(found) > 1:
-        raise InputError("some of the runs took their acceptance from a trace and some did not")
-    return str(found.pop())
-
-
-def _metered(log: RoundLog) -> bool:
-    return log.meta.get("energy_j") is not None

@@ -18,14 +18,9 @@ from experiments.common.statistics import (
     verdict_among,
 )
 from experiments.comparison.command import compare_files
-from experiments.comparison.compare import (
-    by_question_speed,
-    censored_positions,
-    compare,
-    default_policies,
-    step_costs,
-)
+from experiments.comparison.compare import censored_positions, compare, default_policies, step_costs
 from experiments.comparison.compare_text import text_of, to_dict
+from experiments.comparison.rows import by_question_speed
 from policies.fixed import Fixed
 from policies.registry import parse_policies
 from simulator.replay.metrics import PerRequest

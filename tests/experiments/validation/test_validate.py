@@ -12,7 +12,8 @@ import pytest
 from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
 from experiments.comparison.compare import step_costs
 from experiments.validation.agreement import agree, fit_residual, residual_cells
-from experiments.validation.validate import Validation, judge
+from experiments.validation.result import Validation
+from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, State
 from policies.fixed import Fixed
