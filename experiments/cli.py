@@ -452,7 +452,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _fleet(args: argparse.Namespace) -> int:
-    from experiments.serving.fleet import run
+    from experiments.serving.fleet.command import run
 
     return run(args)
 

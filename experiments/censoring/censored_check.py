@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from experiments.censoring.intervals import DRAWS, by_question, complete, play, span
+from experiments.censoring.intervals import DRAWS, FloatArray, by_question, complete, play, span
 from experiments.censoring.rubin import LEAST, ratios
 from experiments.common.text_table import number, percent, table
 from policies.registry import parse_policy
@@ -46,7 +45,6 @@ REFERENCE = "fixed:gamma=5"  # the best fixed length on that trace at these cost
 SPEED, RATIO = "tokens/s", "ratio"
 ROUND_S, DRAFT_S = 22.3e-3, 1.92e-3  # a 7B target and a 68M draft on an A100-class GPU
 
-FloatArray = npt.NDArray[np.float64]
 Fill = Callable[[Trace, int, int], Sequence[Trace]]
 
 

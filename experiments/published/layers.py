@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from experiments.common.text_table import number, percent, table
-from experiments.published.table import CsvRow, Errors, errors, read_csv, relative
+from experiments.published.table import CsvRow, Errors, FloatArray, errors, read_csv, relative
 from traces.costs.roofline import roofline_s
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import OPERATIONS, Cell, Timing
-
-FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = ("gpu", "model", "tp", "num_tokens", "linear_ms_per_layer")
 RANGES = {"1..64": (1, 64), "65..512": (65, 512), "above": (513, None)}
@@ -137,15 +134,11 @@ def predictions(layer: Layer) -> dict[str, FloatArray]:
     tokens, seconds = layer.tokens, layer.seconds
     count = len(tokens)
     fits = fit_rooflines(tokens, seconds, 1 - np.eye(count))
+    tables = [table_of(np.delete(tokens, i), np.delete(seconds, i)) for i in range(count)]
     powers = np.log2(tokens) % 1 == 0
     found = {
         "roofline": np.array([fit.at(t) for fit, t in zip(fits, tokens, strict=True)]),
-        "table": np.array(
-            [
-                table_of(np.delete(tokens, i), np.delete(seconds, i))(float(tokens[i]))
-                for i in range(count)
-            ]
-        ),
+        "table": np.array([others(float(t)) for others, t in zip(tables, tokens, strict=True)]),
     }
     if 1 < powers.sum() < count:
         sparse = table_of(tokens[powers], seconds[powers])

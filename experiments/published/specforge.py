@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from experiments.common.text_table import number, percent, table
 from experiments.published.laws import LAWS, MAIN_LAW, fit_alpha, fit_survival
 from experiments.published.table import (
-    ERROR_COLUMNS,
     CsvRow,
     Errors,
+    FloatArray,
+    error_table,
     errors,
     errors_by,
     read_csv,
@@ -30,8 +30,6 @@ from experiments.published.table import (
 )
 from simulator.replay.theory import expected_emitted
 from traces.errors import InputError
-
-FloatArray = npt.NDArray[np.float64]
 
 STEPS = (3, 5, 7)
 COLUMNS = (
@@ -162,10 +160,9 @@ def iid_speedups(chains: Chains, alphas: Sequence[float]) -> FloatArray:
     """[n, 3] what an i.i.d. planner expects; seconds of a round as in `predict_speedup`."""
     tokens = np.array([[expected_emitted(a, k) for k in STEPS] for a in alphas])
     ratio = tokens / chains.accept_length  # the published rounds at k = 3 and 7, other tokens
-    middle = predict_speedup(chains, tokens[:, 1])
-    return np.column_stack(
-        [chains.speedup[:, 0] * ratio[:, 0], middle, chains.speedup[:, 2] * ratio[:, 2]]
-    )
+    expected = chains.speedup * ratio
+    expected[:, 1] = predict_speedup(chains, tokens[:, 1])
+    return expected
 
 
 def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -174,10 +171,8 @@ def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     tokens = predict_tokens(chains)
     speedups = {name: predict_speedup(chains, values) for name, values in tokens.items()}
     at_5, fast_5 = chains.accept_length[:, 1], chains.speedup[:, 1]
-    token_error, speed_error = (
-        {name: relative(values, published) for name, values in found.items()}
-        for found, published in ((tokens, at_5), (speedups, fast_5))
-    )
+    token_error = {name: relative(values, at_5) for name, values in tokens.items()}
+    speed_error = {name: relative(values, fast_5) for name, values in speedups.items()}
     groups = {"model": chains.model, "dataset": chains.dataset, "batch": chains.batch}
     result: dict[str, Any] = {
         "series": len(at_5),
@@ -236,10 +231,7 @@ def control_dict(chains: Chains) -> dict[str, Any]:
 def _series(chains: Chains, tokens: FloatArray, speedups: FloatArray) -> list[dict[str, Any]]:
     return [
         {
-            "model": chains.model[n],
-            "dataset": chains.dataset[n],
-            "draft": chains.draft[n],
-            "batch": chains.batch[n],
+            **{name: getattr(chains, name)[n] for name in ("model", "dataset", "draft", "batch")},
             "accept_length": chains.accept_length[n].tolist(),
             "accept_length_predicted": float(tokens[n]),
             "speedup": chains.speedup[n].tolist(),
@@ -247,11 +239,6 @@ def _series(chains: Chains, tokens: FloatArray, speedups: FloatArray) -> list[di
         }
         for n in range(len(tokens))
     ]
-
-
-def _error_table(title: str, found: dict[str, Errors]) -> str:
-    body = [[name, str(e.count), *e.cells()] for name, e in found.items()]
-    return table((title, "series", *ERROR_COLUMNS), [("", body)])
 
 
 def text_of(result: dict[str, Any]) -> str:
@@ -279,14 +266,14 @@ def text_of(result: dict[str, Any]) -> str:
         f"{count} chains published at k = 3, 5 and 7 ({result['incomplete_series']} incomplete, "
         f"{result['other_rows']} rows of trees or other k left out).\nPredicted: k = 5, from "
         f"k = 3 and 7 alone; law {MAIN_LAW!r} where none is named.\nError: predicted / published.",
-        _error_table("tokens per round, law", result["accept_length"]),
+        error_table("tokens per round, law", result["accept_length"]),
         "Every law that agrees with k = 3 and 7 lies in an interval; its width is "
         f"{percent(bounds['width'], 1)} of the value\n(median); {bounds['inside']} of {count} "
         "published values lie in theirs.",
-        _error_table("speed-up, law", result["speedup"]),
-        _error_table("speed-up, where the error is", parts),
+        error_table("speed-up, law", result["speedup"]),
+        error_table("speed-up, where the error is", parts),
         *(
-            _error_table(f"{what} by {by}", result["by"][by][key])
+            error_table(f"{what} by {by}", result["by"][by][key])
             for by in result["by"]
             for what, key in (("tokens per round", "accept_length"), ("speed-up", "speedup"))
         ),
@@ -299,9 +286,9 @@ def text_of(result: dict[str, Any]) -> str:
         "Control: one acceptance rate for every depth. In "
         f"{result['acceptance_falls_with_depth']} of {count} series\nthe rate fitted at k = 7 is "
         "below the one fitted at k = 3.",
-        _error_table("tokens per round, i.i.d.", result["iid_beyond"]),
-        _error_table("i.i.d. at 3, k = 5 by model", result["by"]["model"]["iid_accept_length"]),
-        _error_table("i.i.d. at 3, k = 5 by dataset", result["by"]["dataset"]["iid_accept_length"]),
+        error_table("tokens per round, i.i.d.", result["iid_beyond"]),
+        error_table("i.i.d. at 3, k = 5 by model", result["by"]["model"]["iid_accept_length"]),
+        error_table("i.i.d. at 3, k = 5 by dataset", result["by"]["dataset"]["iid_accept_length"]),
         table(
             ("fastest of k = 3, 5, 7, chosen by", "right", "mean loss", "largest"), [("", choices)]
         ),

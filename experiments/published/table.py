@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from experiments.common.text_table import percent
+from experiments.common.text_table import percent, table
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -133,3 +133,9 @@ def errors_by(signed: FloatArray, names: Sequence[object]) -> dict[str, Errors]:
     """The summary for each name, one name per error, in order of first appearance."""
     labels = np.asarray([str(name) for name in names])
     return {name: errors(signed[labels == name]) for name in dict.fromkeys(labels.tolist())}
+
+
+def error_table(title: str, found: dict[str, Errors]) -> str:
+    """A line of text for each name."""
+    body = [[name, str(e.count), *e.cells()] for name, e in found.items()]
+    return table((title, "series", *ERROR_COLUMNS), [("", body)])

@@ -191,7 +191,7 @@ def _ratios(validation: Json) -> dict[str, Any]:
                 number(ratio["predicted"], 3),
                 number(ratio["timing_error"], 3),
                 interval(ratio["time"], 3),
-                _range(ratio["others"]),
+                f"{number(ratio['others']['low'], 3)}-{number(ratio['others']['high'], 3)}",
                 number(ratio["detectable_percent"], 1),
                 "-" if again is None or ours is None else number(again / ours, 3),
                 ratio["word"],
@@ -296,7 +296,3 @@ def _missed(validation: Json) -> dict[str, Any]:
 
 def _by_speed(validation: Json) -> list[Json]:
     return sorted(validation["checks"], key=lambda check: -float(check["measured_tokens_per_s"]))
-
-
-def _range(found: Json) -> str:
-    return f"{number(found['low'], 3)}-{number(found['high'], 3)}"

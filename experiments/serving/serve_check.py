@@ -23,7 +23,7 @@ import numpy as np
 from experiments.common.cost_sources import read_costs
 from experiments.common.results import write_text
 from experiments.common.text_table import number, percent, table
-from experiments.serving.serve import costs_for
+from experiments.serving.policy_runs import costs_for
 from policies.base import Policy
 from policies.registry import parse_policies, parse_policy
 from real_backend.decoding.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args

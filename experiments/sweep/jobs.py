@@ -181,7 +181,7 @@ def code_fingerprint() -> str:
     for package in (policies, simulator, traces):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
-    for name in ("classifiers.py", "jobs.py", "suites.py", "tuning.py"):
+    for name in ("classifiers.py", "jobs.py", "search_space.py", "suites.py", "tuning.py"):
         digest.update((here / name).read_bytes())
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """Where the settings of a policy come from: a grid, random draws or Optuna, over one description.
 
-A field is searched between the first and the last of its grid points (`suites.SPACES`). Samplers
-work on *places*, 0 .. points - 1, and a place between two points is the value between them: a
-spacing that suits the grid suits every sampler.
+A field is searched between the first and the last of its grid points (`search_space.SPACES`).
+Samplers work on *places*, 0 .. points - 1, and a place between two points is the value between
+them: a spacing that suits the grid suits every sampler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.sweep.suites import SPACES, Points
+from experiments.sweep.search_space import SPACES, Points
 from policies.base import Policy
 from policies.registry import label
 from traces.errors import InputError, missing

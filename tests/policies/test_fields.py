@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from experiments.sweep.suites import SPACES, SUITES
+from experiments.sweep.search_space import SPACES
+from experiments.sweep.suites import SUITES
 from experiments.sweep.tuning import with_values
 from policies.base import Policy
 from policies.conformance import _play

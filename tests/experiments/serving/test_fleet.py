@@ -13,23 +13,17 @@ import pytest
 
 from experiments.common.cost_sources import Priced
 from experiments.common.statistics import interval
-from experiments.serving.fleet import (
+from experiments.serving.fleet.break_even import LOADS, break_even, crossing
+from experiments.serving.fleet.capacity import KEPT, highest_rate
+from experiments.serving.fleet.command import QUESTIONS
+from experiments.serving.fleet.gamma_table import (
     CONCURRENCIES,
-    KEPT,
-    LOADS,
-    QUESTIONS,
-    Setting,
     best_table,
-    break_even,
     choose,
-    crossing,
-    full_load,
-    highest_rate,
     merged,
-    shown,
-    spread_line,
     table_policy,
 )
+from experiments.serving.fleet.question import Setting, full_load, shown, spread_line
 from policies.base import Policy, View
 from policies.counts.tables import BatchTable
 from policies.fixed import Never

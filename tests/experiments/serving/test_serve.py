@@ -15,8 +15,9 @@ import pytest
 from scipy import stats
 
 from experiments.common.cost_sources import read_costs, roofline, sizes
+from experiments.common.statistics import Interval, interval
 from experiments.serving import serve as serving
-from experiments.serving.serve import REQUEST_COLUMNS, Interval, interval, settings
+from experiments.serving.serve import REQUEST_COLUMNS, settings
 from experiments.serving.timeline import WAITS, events
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server

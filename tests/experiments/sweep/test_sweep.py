@@ -13,7 +13,8 @@ import pytest
 from experiments.cli import main
 from experiments.sweep import jobs as sweeping
 from experiments.sweep.jobs import World, jobs_of, sweep, tuned, worlds_of
-from experiments.sweep.suites import PAPER_GAMMAS, SPACES, SUITES, Suite
+from experiments.sweep.search_space import SPACES
+from experiments.sweep.suites import PAPER_GAMMAS, SUITES, Suite
 from experiments.sweep.tuning import candidates, value_at
 from policies.base import Policy, field_values
 from policies.fixed import Fixed

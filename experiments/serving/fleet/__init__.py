@@ -1,0 +1,1 @@
+"""`gammalab fleet QUESTION`: a file a question, and the command over them."""

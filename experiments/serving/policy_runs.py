@@ -1,0 +1,156 @@
+"""Policies on one workload and server, run by run over several seeds, and their table.
+
+Every policy meets the same requests at the same times (common random numbers), so ratios between
+policies are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from experiments.common.cost_sources import Priced
+from experiments.common.statistics import Interval, interval
+from experiments.common.text_table import number, percent, table
+from policies.base import Policy
+from policies.registry import label, title
+from simulator.serving.metrics import ANYTHING, Objective, Service, service
+from simulator.serving.options import Server
+from simulator.serving.result import Served
+from simulator.serving.server import serve
+from traces.costs.pricing import StepCosts, tabulate
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.workload.arrivals import demand
+from traces.workload.workload import Workload
+
+BUCKET_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One policy: its runs' sums by seed, tokens/s and goodput over the first policy's, and every
+    number of its runs (`ttft.p99` and so on) over the seeds.
+    """
+
+    policy: str
+    runs: tuple[Service, ...]
+    tokens_ratio: Interval
+    goodput_ratio: Interval
+    intervals: dict[str, Interval]
+
+
+def costs_for(priced: Priced, trace: Trace, server: Server) -> StepCosts:
+    """The tables that a server needs of a cost model."""
+    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
+    return tabulate(
+        priced.model,
+        range(1, server.slots + 1),
+        max_context=longest + BUCKET_TOKENS,
+        width=trace.meta.depth + 2,
+        bucket_tokens=BUCKET_TOKENS,
+    )
+
+
+def run_policies(
+    policies: Sequence[Policy],
+    trace: Trace,
+    workload: Workload,
+    costs: StepCosts,
+    server: Server,
+    *,
+    objective: Objective = ANYTHING,
+    seeds: Sequence[int] = (0,),
+    warmup: float = 0.0,
+    keep: Callable[[Policy, int, Served], object] = lambda policy, seed, served: None,
+    step: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """Serve the workload under every policy and seed; ratios are to the first policy.
+
+    keep: called with every run. Raises InputError as simulator.serving.server.serve.
+    """
+    runs: dict[str, list[Service]] = {label(policy): [] for policy in policies}
+    if len(runs) < len(policies):
+        raise InputError("--policies names the same policy twice")
+    for seed in seeds:
+        asked = demand(workload, trace.category, seed)
+        for policy in policies:
+            served = serve(policy, trace, asked, costs, server, seed=seed)
+            keep(policy, seed, served)
+            runs[label(policy)].append(service(served, objective, warmup=warmup))
+            step()
+    first = next(iter(runs.values()))
+    return [
+        Row(
+            name,
+            tuple(own),
+            seed_ratio(own, first, lambda run: run.tokens_per_s),
+            seed_ratio(own, first, lambda run: run.goodput_per_s),
+            {key: interval([flat(run)[key] for run in own]) for key in flat(own[0])},
+        )
+        for name, own in runs.items()
+    ]
+
+
+def flat(run: Service) -> dict[str, float]:
+    """The numbers of a run by name, those of a latency as `ttft.p99`."""
+    found: dict[str, float] = {}
+    for name, value in dataclasses.asdict(run).items():
+        parts = value if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}" if key else name: part for key, part in parts.items()}
+    return found
+
+
+def seed_ratio(
+    ours: Sequence[Service], theirs: Sequence[Service], read: Callable[[Service], float]
+) -> Interval:
+    """One number of our runs over that of theirs, seed by seed."""
+    pairs = zip(ours, theirs, strict=True)
+    return interval([read(a) / read(b) if read(b) else math.nan for a, b in pairs])
+
+
+HEADER = (
+    "policy", "tokens\n/s", "over first\n95 %", "good-\nput/s", "kept", "TTFT s\np50/p99",
+    "TPOT ms\np50/p99", "gap ms\np99", "batch/\nqueue", "in\nvain",
+)  # fmt: skip
+
+NOTES = """\
+tokens/s; goodput: requests/s within the objective, kept: their share; both of finished requests
+over first: tokens/s over the first policy's, seed by seed{interval}
+TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
+batch/queue: mean requests that decode, and wait, while the machine works (idle time left out)
+in vain: tokens drafted in vain per token"""
+
+
+def service_table(rows: Sequence[Row]) -> str:
+    """One line per policy, means over seeds."""
+    several = len(rows[0].runs) > 1
+    cells = [_cells(row) for row in rows]
+    text = ", with its 95 % interval" if several else ""
+    return table(HEADER, [("", cells)]) + "\n\n" + NOTES.format(interval=text)
+
+
+def _cells(row: Row) -> list[str]:
+    def mean(name: str, digits: int, factor: float = 1.0) -> str:
+        return number(factor * row.intervals[name].mean, digits)
+
+    ratio = row.tokens_ratio
+    text = number(ratio.mean, 3)
+    if math.isfinite(ratio.low):
+        text += f" {number(ratio.low)}-{number(ratio.high)}"
+    ttft = mean("ttft.p50", 2) + "/" + mean("ttft.p99", 2)
+    tpot = mean("tpot.p50", 1, 1e3) + "/" + mean("tpot.p99", 1, 1e3)
+    load = mean("mean_running", 1) + "/" + mean("mean_waiting", 1)
+    return [
+        title(row.policy),
+        mean("tokens_per_s", 0),
+        text,
+        mean("goodput_per_s", 2),
+        percent(row.intervals["goodput_share"].mean),
+        ttft,
+        tpot,
+        mean("gap_p99_s", 1, 1e3),
+        load,
+        mean("wasted_drafts", 2),
+    ]
