@@ -19,7 +19,8 @@ from torch import Tensor
 from real_backend.decoding.verify import accept_sampled, draw, signals
 from real_backend.models.kvcache import GeneralReader, Reader
 from real_backend.models.llama import Layout, LeanLlama, additive
-from real_backend.models.pair import Model, Pair
+from real_backend.models.model import Model
+from real_backend.models.pair import Pair
 
 
 class Law(NamedTuple):

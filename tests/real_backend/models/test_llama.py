@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from real_backend.models.kvcache import GeneralReader, LeanReader
 from real_backend.models.llama import LeanLlama, settled
-from real_backend.models.pair import Model
+from real_backend.models.model import Model
 from tests.specimens import save_llama
 
 VARIANTS = {
