@@ -9,7 +9,8 @@ from transformers import DynamicCache
 
 from real_backend.models.finite import Watch
 from real_backend.models.kvcache import GeneralReader, LeanReader, Reader
-from real_backend.models.llama import LEAN_ARCHITECTURES, LeanLlama
+from real_backend.models.llama import LeanLlama
+from real_backend.models.llama_weights import LEAN_ARCHITECTURES
 from traces.errors import InputError
 
 

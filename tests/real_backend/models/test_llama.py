@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from real_backend.models.kvcache import GeneralReader, LeanReader
-from real_backend.models.llama import LeanLlama, settled
+from real_backend.models.llama import LeanLlama
+from real_backend.models.llama_weights import settled
 from real_backend.models.model import Model
 from tests.specimens import save_llama
 
