@@ -23,11 +23,12 @@ from policies.overhead import charged
 from policies.registry import label
 from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.graph_check import recorder_of
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.request import Forced, Slot
 from real_backend.decoding.solo import SoloSteps
-from real_backend.decoding.steps import EagerSteps, Law, Steps
+from real_backend.decoding.steps import Law, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
 from real_backend.models.finite import check_finite

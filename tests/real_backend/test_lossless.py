@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.fixed import Never
 from policies.registry import parse_policies
 from real_backend import lossless
-from real_backend.decoding import solo, steps
+from real_backend.decoding import eager, solo, verify
 from real_backend.decoding.engine import Engine
 from real_backend.lossless import Difference, Noise, check, parting, plain, spacing, text_of, weigh
 from real_backend.models.llama import LeanLlama
@@ -193,9 +193,9 @@ def skips_a_place(
 
 
 FOLD_MASK, FORWARD = LeanLlama._fold_mask, LeanLlama.forward
-ACCEPTED_OF = steps.accepted_of
+ACCEPTED_OF = verify.accepted_of
 BREAKS: dict[str, tuple[tuple[object, ...], str, Callable[..., Any], set[int]]] = {
-    "accept": ((steps, solo), "accepted_of", accepts_one_too_many, {1, 3}),
+    "accept": ((eager, solo), "accepted_of", accepts_one_too_many, {1, 3}),
     "mask": ((LeanLlama,), "_fold_mask", sees_the_future, {1, 3}),
     "positions": ((LeanLlama,), "forward", skips_a_place, {1}),
 }

@@ -14,10 +14,10 @@ from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
 from policies.registry import SHELF
 from real_backend.decoding.cuda_graphs import eagerly
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.solo import SoloSteps
-from real_backend.decoding.steps import EagerSteps
 from real_backend.decoding.verify import distribution
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace

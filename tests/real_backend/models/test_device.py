@@ -11,8 +11,8 @@ import torch
 
 from policies.fixed import Fixed
 from real_backend.decoding import engine
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
-from real_backend.decoding.steps import EagerSteps
 from real_backend.device_errors import DeviceLost, fault_of
 from real_backend.models import checkpoint, device, threads
 from real_backend.models import pair as models
