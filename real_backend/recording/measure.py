@@ -27,7 +27,7 @@ import torch
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.registry import SHELF
 from real_backend.decoding.clock import wait_for
-from real_backend.decoding.engine import steps_for
+from real_backend.decoding.leanest_steps import steps_for
 from real_backend.decoding.steps import GREEDY, Feed, Law
 from real_backend.device_errors import device_faults
 from real_backend.models.finite import check_finite

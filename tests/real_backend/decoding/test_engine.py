@@ -154,7 +154,7 @@ def test_steps_of_fixed_shape_decode_the_same(
     _, requests = recorded
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
     eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
-    monkeypatch.setattr("real_backend.decoding.engine.recorder_of", lambda _: eagerly)
+    monkeypatch.setattr("real_backend.decoding.leanest_steps.recorder_of", lambda _: eagerly)
     monkeypatch.setattr("real_backend.decoding.graphs.SHORTEST_SPAN", 32)  # several spans in play
     engine = Engine(pair, costs, max_gamma=8)
     fixed = engine.decode(SHELF[name](), requests, **settings)
