@@ -28,7 +28,7 @@ import numpy as np
 
 from policies.overhead import charged
 from policies.registry import file_name, label, parse_policies, parse_policy
-from real_backend.decoding.sitting import PLACEBO, read_measured, timed_path
+from real_backend.decoding.measured import PLACEBO, read_measured, timed_path
 from real_backend.options import add_session_arguments, run_module
 from traces.costs.pricing import price_log, tabulate
 from traces.costs.table import Table

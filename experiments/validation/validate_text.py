@@ -13,7 +13,7 @@ from experiments.common.text_table import fill, number, percent, table, with_int
 from experiments.common.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
 from experiments.validation.agreement import REASONS, Cell
 from experiments.validation.validate import Check, Validation
-from real_backend.decoding.sitting import timed_path
+from real_backend.decoding.measured import timed_path
 
 CLOCKS = {
     "cpu": "the processor's clock",

@@ -15,7 +15,7 @@ import pytest
 
 from policies.registry import parse_policy
 from real_backend import gpu_session
-from real_backend.decoding.sitting import PLACEBO, timed_path, write_rounds
+from real_backend.decoding.measured import PLACEBO, timed_path, write_rounds
 from real_backend.gpu_session import (
     FULL,
     SMALL,
