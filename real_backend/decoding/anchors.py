@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from real_backend.decoding.bench import LAGS, Bench, Samples
 from real_backend.decoding.measured import Anchor
 from real_backend.decoding.steps import Law
 from real_backend.models.pair import Pair
-from real_backend.recording.measure import LAGS, Bench, Samples
 from traces.split import named_generator
 from traces.timing import Timing
 

@@ -17,13 +17,13 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.registry import parse_policy
 from real_backend.decoding import cuda_graphs, engine, graph_check, graphs, leanest_steps
+from real_backend.decoding.bench import LAGS, Bench
 from real_backend.decoding.cuda_graphs import GraphRecorder
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import LACKING, GraphSteps
 from real_backend.decoding.steps import GREEDY, Feed, Law
 from real_backend.models.pair import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
-from real_backend.recording.measure import LAGS, Bench
 from tests.fake_cuda import FakeGraph, install
 from traces.costs.pricing import StepCosts
 
