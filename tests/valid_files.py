@@ -15,7 +15,7 @@ from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
 from policies.learned.observation import ROUND
 from policies.registry import write_policies
-from real_backend.decoding.sitting import write_measured
+from real_backend.decoding.measured import write_measured
 from tests.experiments.validation.test_validate import run
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts

@@ -26,7 +26,9 @@ from experiments.common.text_table import number, percent, table
 from experiments.serving.policy_runs import costs_for
 from policies.base import Policy
 from policies.registry import parse_policies, parse_policy
-from real_backend.decoding.sitting import PLACEBO, Sitting, baseline_of, sitting_from_args
+from real_backend.decoding.interleaving import Sitting, baseline_of
+from real_backend.decoding.measured import PLACEBO
+from real_backend.decoding.sitting import sitting_from_args
 from real_backend.options import (
     Parser,
     add_pair_arguments,

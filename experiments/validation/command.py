@@ -26,13 +26,8 @@ from experiments.validation.validate_text import findings, validation_dict, vali
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import DEFAULT, file_name, label, parse_policies, parse_policy
-from real_backend.decoding.sitting import (
-    PLACEBO,
-    begin_sitting,
-    read_measured,
-    write_measured,
-    write_rounds,
-)
+from real_backend.decoding.measured import PLACEBO, read_measured, write_measured, write_rounds
+from real_backend.decoding.sitting import begin_sitting
 from real_backend.partial_file import finished
 from simulator.replay.hindsight import best_fixed
 from traces.costs.pricing import StepCosts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from real_backend.decoding.sitting import Anchor
+from real_backend.decoding.measured import Anchor
 from traces.timing import Timing
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from experiments.common.verdict import Ranking, Ratio
 from experiments.validation.agreement import Agreement, Cell, Residual
 from experiments.validation.drift import Drift
-from real_backend.decoding.sitting import Measured
+from real_backend.decoding.measured import Measured
 from traces.roundlog import RoundLog
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from real_backend.decoding.sitting import Measured
+from real_backend.decoding.measured import Measured
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.timing import Timing

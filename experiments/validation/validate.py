@@ -32,7 +32,7 @@ from policies.base import Policy, reads_seconds, uses_signals
 from policies.fixed import Never
 from policies.overhead import charged
 from policies.registry import label
-from real_backend.decoding.sitting import PLACEBO, Measured
+from real_backend.decoding.measured import PLACEBO, Measured
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
 from traces.costs.pricing import price_log

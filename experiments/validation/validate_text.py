@@ -23,7 +23,7 @@ from experiments.validation.validate_tables import (
     speed_table,
     why,
 )
-from real_backend.decoding.sitting import timed_path
+from real_backend.decoding.measured import timed_path
 
 
 def claim_line(ratio: Ratio) -> str:

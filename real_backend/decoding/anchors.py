@@ -8,14 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from real_backend.decoding.sitting import Anchor, anchor_context
+from real_backend.decoding.bench import LAGS, Bench, Samples
+from real_backend.decoding.measured import Anchor
 from real_backend.decoding.steps import Law
 from real_backend.models.pair import Pair
-from real_backend.recording.measure import LAGS, Bench, Samples
 from traces.split import named_generator
 from traces.timing import Timing
 
 KINDS: Sequence[int] = (0, 1, 3, 6)  # tokens drafted: plain, and verifies of 2, 4 and 7 tokens
+
+
+def anchor_context(timing: Timing) -> int:
+    """The context of a timing's steps that is measured again: the shortest, tokens."""
+    return min(cell.context for cell in timing.cells if cell.operation == "verify")
 
 
 class Anchors:

@@ -23,22 +23,18 @@ from policies.overhead import charged
 from policies.registry import label
 from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
-from real_backend.decoding.graph_check import recorder_of
-from real_backend.decoding.graphs import GraphSteps
+from real_backend.decoding.leanest_steps import SMALLER, steps_for
 from real_backend.decoding.request import Forced, Slot
-from real_backend.decoding.solo import SoloSteps
-from real_backend.decoding.steps import EagerSteps, Law, Steps
+from real_backend.decoding.steps import Law, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
 from real_backend.models.finite import check_finite
-from real_backend.models.pair import Pair, check_caches
+from real_backend.models.pair import Pair
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
-
-SMALLER = "a smaller --batch, shorter prompts or replies, half precision, or a smaller pair"
 
 
 class Run(NamedTuple):
@@ -65,16 +61,6 @@ class Sampling:
 
 Emit = Callable[[int, list[int]], bool]
 """(request index, new tokens) -> True to end this reply; called after every round of it."""
-
-
-def steps_for(pair: Pair, batch: int, capacity: int) -> Steps:
-    """The leanest device half for this pair: CUDA graphs where they can be, else eager steps."""
-    check_caches(pair, batch * capacity, SMALLER)
-    with device_faults(f"making caches of {capacity} tokens at batch {batch}", SMALLER):
-        record = recorder_of(pair)
-        if record is None:
-            return SoloSteps(pair, capacity) if batch == 1 else EagerSteps(pair, batch, capacity)
-        return GraphSteps(pair, batch, capacity, record)
 
 
 class Engine:

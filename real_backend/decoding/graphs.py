@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from real_backend.decoding.cuda_graphs import Recorder, eagerly
+from real_backend.decoding.cuda_graphs import Inbox, Recorder, eagerly
 from real_backend.decoding.steps import Feed, Law, Uniforms, Verdict
 from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
 from real_backend.models.llama import Layout, additive
@@ -75,10 +75,10 @@ class GraphSteps:
         # Graphs know addresses only: keep what they read alive when longer tables replace it.
         self._tables: list[tuple[Tensor, Tensor]] = []
         device = pair.device
-        self._first = _Inbox((batch, LACKING[-1] + 2), torch.long, device)  # ids, start, width
-        self._newest = _Inbox((batch, 3), torch.long, device)  # id, start, drafted tokens
-        self._drawn = _Inbox((batch, DEPTH), torch.float64, device)  # for drafting
-        self._judged = _Inbox((batch, DEPTH + 1), torch.float64, device)  # decisions; final at 0
+        self._first = Inbox((batch, LACKING[-1] + 2), torch.long, device)  # ids, start, width
+        self._newest = Inbox((batch, 3), torch.long, device)  # id, start, drafted tokens
+        self._drawn = Inbox((batch, DEPTH), torch.float64, device)  # for drafting
+        self._judged = Inbox((batch, DEPTH + 1), torch.float64, device)  # decisions; final at 0
         self._next = torch.zeros(batch, dtype=torch.long, device=device)  # places of next tokens
         self._step = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros(batch, DEPTH, dtype=torch.long, device=device)
@@ -291,21 +291,3 @@ class GraphSteps:
             self._tables.append((model._cos, model._sin))
             self._graphs[key] = self._record(run, (self._next, self._step))
         return self._graphs[key]
-
-
-class _Inbox:
-    """A tensor on the device that the host fills without waiting for the device.
-
-    The host's copy is pinned, and is written again only after the round's read-back, when the
-    transfer is long over.
-    """
-
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: str) -> None:
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
-        pinned = device.startswith("cuda")
-        self._host = torch.zeros(shape, dtype=dtype, pin_memory=pinned)
-
-    def put(self, lines: Sequence[Sequence[float]]) -> None:
-        """Send rows of numbers, [B, ...] as the inbox is shaped."""
-        self._host.copy_(torch.tensor(lines, dtype=self._host.dtype))
-        self.tensor.copy_(self._host, non_blocking=True)

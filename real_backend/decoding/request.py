@@ -1,6 +1,6 @@
 """One request in flight: its tokens, what its caches hold, and what its policy is told.
 
-A slot is host bookkeeping only; `steps.py` does the work on the device.
+A slot is host bookkeeping only; `Steps` do the work on the device.
 """
 
 from __future__ import annotations

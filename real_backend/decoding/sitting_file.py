@@ -25,8 +25,9 @@ class Pass(NamedTuple):
 
 class Turn(NamedTuple):
     """The same requests under all policies. at_s: seconds of the sitting at its end;
-    started_unix_s: when the sitting began; anchors: rows, see real_backend.decoding.sitting.Anchor;
-    states: of the policies that carry them, as `saved_state` has them.
+    started_unix_s: when the sitting began; anchors: rows, see
+    real_backend.decoding.measured.Anchor; states: of the policies that carry them, as `saved_state`
+    has them.
     """
 
     repeat: int

@@ -13,17 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from real_backend.decoding.steps import (
-    GREEDY,
-    Feed,
-    Law,
-    Rows,
-    Uniforms,
-    Verdict,
-    accepted_of,
-    rows_of,
-)
-from real_backend.decoding.verify import accept_sampled, draw, signals
+from real_backend.decoding.cache_rows import Rows, rows_of
+from real_backend.decoding.steps import GREEDY, Feed, Law, Uniforms, Verdict
+from real_backend.decoding.verify import accept_sampled, accepted_of, draw, signals
 from real_backend.models.pair import Pair
 
 STRIP = 32  # tokens a strip holds before anybody says how many a round may have

@@ -57,6 +57,16 @@ def accept_greedy(drafted: Tensor, counts: Tensor, choices: Tensor) -> tuple[Ten
     return accepted, choices.gather(1, accepted[:, None])[:, 0]
 
 
+def accepted_of(drafted: list[int], choices: list[int]) -> int:
+    """How many drafted tokens the target would have chosen itself, up to the first it would not.
+
+    choices: the target's arg-max behind the newest token and behind each drafted one; the host's
+    form of `accept_greedy`.
+    """
+    differ = (k for k, token in enumerate(drafted) if token != choices[k])
+    return next(differ, len(drafted))
+
+
 def _leading(good: Tensor, counts: Tensor) -> Tensor:
     """[A] how many of the first counts [A] entries of good [A, D] are true before one is not."""
     step = torch.arange(good.shape[1], device=good.device)

@@ -19,7 +19,8 @@ from real_backend.decoding.verify import distribution
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from real_backend.models.pair import Model, Pair
+    from real_backend.models.model import Model
+    from real_backend.models.pair import Pair
 
 
 class Watch:

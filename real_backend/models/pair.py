@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import inspect
-import json
 import platform
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from real_backend.device_errors import device_faults
 from real_backend.models import shapes
-from real_backend.models.device import (
-    GIB,
-    choose_device,
-    describe_device,
-    device_name,
-    free_bytes,
-    weights_bytes,
+from real_backend.models.checkpoint import (
+    DTYPES,
+    check_room,
+    load_model,
+    shared_tokenizer,
+    vocabulary_hash,
+    weights_hash,
 )
-from real_backend.models.finite import Watch
-from real_backend.models.kvcache import GeneralReader, LeanReader, Reader
-from real_backend.models.llama import LEAN_ARCHITECTURES, LeanLlama
+from real_backend.models.device import GIB, choose_device, describe_device, device_name, free_bytes
+from real_backend.models.model import Model, check_layout
 from real_backend.models.threads import choose_threads
 from real_backend.options import MOST_THREADS, SHAPE_PREFIX
 from real_backend.partial_file import kept_threads
 from traces.errors import InputError
 
 EMBEDDED = Path(__file__).parents[1] / "pair"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,37 +71,6 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
                 "and draft/ in Hugging Face layout, or --target and --draft"
             )
     return PairSpec(folder.resolve().name, str(folder / "target"), str(folder / "draft"))
-
-
-class Model:
-    """One causal language model, its lean forward if the layout allows, and its limits.
-
-    own: see LeanLlama. watch: chooses tokens of its logits.
-    """
-
-    def __init__(self, module: Any, lean: bool, own: bool) -> None:
-        self.module = module
-        self.watch = Watch(str(module.device))
-        config = module.config
-        self.vocab_size = int(config.vocab_size)
-        self.max_context = int(getattr(config, "max_position_embeddings", 0) or 0)
-        architectures = getattr(config, "architectures", None) or [type(module).__name__]
-        self.lean: LeanLlama | None = None
-        if (
-            lean
-            and architectures[0] in LEAN_ARCHITECTURES
-            and type(module).__name__ in (LEAN_ARCHITECTURES)
-        ):
-            try:
-                self.lean = LeanLlama(module, own)
-            except ValueError:  # a Llama with biases: the general path takes it
-                self.lean = None
-
-    def reader(self, capacity: int, batch: int = 1) -> Reader:
-        """A fresh cache for `capacity` tokens of `batch` rows."""
-        if self.lean is not None:
-            return LeanReader(self.lean, capacity, batch)
-        return GeneralReader(self.module, capacity)
 
 
 @dataclasses.dataclass
@@ -177,121 +139,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _load_tokenizer(where: str) -> Any:
-    files = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "vocab.json",
-        "spiece.model",
-        "tokenizer_config.json",
-    )
-    if Path(where).is_dir() and not any((Path(where) / name).is_file() for name in files):
-        raise InputError(f"{where} has no tokenizer (tokenizer.json); copy it beside the weights")
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except Exception as error:
-        raise InputError(
-            f"{where}: the tokenizer cannot be loaded ({_first_line(error)})"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
-
-
-def _dtype_on(device: str, dtype: str) -> torch.dtype | None:
-    """What --dtype means there; None: as the checkpoint says."""
-    if dtype != "auto":
-        return _DTYPES[dtype]
-    return torch.float32 if device == "cpu" else None  # half precision on a CPU is emulated
-
-
-def _check_room(spec: PairSpec, device: str, dtype: str) -> None:
-    """Raise InputError if local weights cannot fit, before hours of reading them."""
-    needed = sum(
-        weights_bytes(Path(where), _dtype_on(device, dtype)) for where in (spec.target, spec.draft)
-    )
-    free = free_bytes(device)
-    if free is not None and needed > free:
-        raise InputError(
-            f"{spec.name}: the weights need {needed / GIB:.1f} GiB on {device}, {free / GIB:.1f} "
-            "are free; try a smaller pair, --dtype bfloat16 or another --device"
-        )
-
-
-def _load_model(where: str, device: str, dtype: str) -> Any:
-    """A transformers model in eval mode; only safetensors are read, no code of the model's runs."""
-    chosen: Any = _dtype_on(device, dtype) or "auto"
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    told = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # what is wrong with the weights we say
-    try:
-        AutoConfig.from_pretrained(where)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where, dtype=chosen, use_safetensors=True, output_loading_info=True
-        )
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where}: the model cannot be loaded ({_first_line(error)})") from None
-    finally:
-        transformers.utils.logging.set_verbosity(told)
-    _check_weights(where, info["missing_keys"], info["unexpected_keys"])
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _check_weights(where: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raise InputError unless the files hold the weights of the model, tied ones and buffers aside,
-    and no others: a missing one would be random, one too many is of another model.
-    """
-    both = {"missing from": sorted(missing), "unexpected in": sorted(unexpected)}
-    if not any(both.values()):
-        return
-    counts = [
-        f"{len(names)} {what} the files" + f" ({', '.join(names[:2])} ...)" * bool(names)
-        for what, names in both.items()
-    ]
-    raise InputError(
-        f"{where}: config.json describes another model than the weights: {', '.join(counts)}; "
-        "take both from one checkpoint"
-    )
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 of the token-to-id map: equal for two copies of one tokenizer."""
-    items = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
-
-
-def weights_hash(*modules: Any) -> str:
-    """SHA-256 over name, shape and first values of every parameter: cheap, and new after
-    training.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, weight in module.named_parameters():
-            digest.update(f"{name} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_layout(where: str, model: Any) -> None:
-    """Refuse what cannot roll back or branch: windows, recurrent states, no position_ids."""
-    layers = getattr(DynamicCache(config=model.config), "layers", [])
-    other = sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer"})
-    if other:
-        raise InputError(
-            f"{where}: layers with a {other[0]} cannot be rolled back yet; GammaLab needs full "
-            "attention in every layer"
-        )
-    if "position_ids" not in inspect.signature(type(model).forward).parameters:
-        raise InputError(
-            f"{where}: {type(model).__name__} takes no position_ids; not supported yet"
-        )
-
-
 def _eos_ids(*sources: Any) -> frozenset[int]:
     found: set[int] = set()
     for source in sources:
@@ -327,12 +174,12 @@ def load_pair(
             tokenizer = None
             auto = torch.float32 if device == "cpu" else torch.bfloat16
             parts = (spec.target, spec.draft)
-            target, draft = shapes.build_pair(spec.name, parts, device, _DTYPES.get(dtype, auto))
+            target, draft = shapes.build_pair(spec.name, parts, device, DTYPES.get(dtype, auto))
         else:
-            tokenizer = _shared_tokenizer(spec)
-            _check_room(spec, device, dtype)
-            target = _load_model(spec.target, device, dtype)
-            draft = _load_model(spec.draft, device, dtype)
+            tokenizer = shared_tokenizer(spec.target, spec.draft)
+            check_room(spec.name, (spec.target, spec.draft), device, dtype)
+            target = load_model(spec.target, device, dtype)
+            draft = load_model(spec.draft, device, dtype)
         if device == "cpu":
             _set_threads(threads, target)
         pair = pair_of(target, draft, spec, tokenizer, lean=lean, own=True)
@@ -351,17 +198,6 @@ def _set_threads(threads: int, target: Any) -> None:
         print(f"threads: {chosen} (a forward took with {figures})", file=sys.stderr)
 
 
-def _shared_tokenizer(spec: PairSpec) -> Any:
-    """The target's tokenizer; raises InputError if the draft has another one."""
-    tokenizer = _load_tokenizer(spec.target)
-    if vocabulary_hash(tokenizer) != vocabulary_hash(_load_tokenizer(spec.draft)):
-        raise InputError(
-            f"{spec.target} and {spec.draft} have different tokenizers; a draft must propose the "
-            "target's own tokens - choose a pair of one family"
-        )
-    return tokenizer
-
-
 def pair_of(
     target: Any,
     draft: Any,
@@ -378,7 +214,7 @@ def pair_of(
     Raises InputError for a layout that cannot roll back.
     """
     for where, model in ((spec.target, target), (spec.draft, draft)):
-        _check_layout(where, model)
+        check_layout(where, model)
     models = Model(target, lean, own), Model(draft, lean, own)
     limits = [m.max_context for m in models if m.max_context]
     return Pair(

@@ -1,11 +1,11 @@
-"""Two-turn conversations: free word choices between fixed phrases."""
+"""Two-turn conversations, the first turn; free word choices between fixed phrases."""
 
 from collections.abc import Sequence
 from random import Random
-from typing import NamedTuple
 
 from real_backend.training import words as cw
-from real_backend.training.dialogue import Dialogue, DocEntry, some, upper_first
+from real_backend.training.dialogue import QUALITIES, REASONS, Dialogue, DocEntry, some
+from real_backend.training.follow_up import second_turn
 
 _AUDIENCES = cw.words(
     "a child, a beginner, my grandmother, a busy friend, a new colleague, a sceptic"
@@ -15,28 +15,13 @@ _LIMITS = cw.words(
     "weekends, "
     "a sore back, two noisy kids"
 )
-_REASONS = [
-    "that is where most people lose their patience",
-    "small steps add up faster than you think",
-    "it keeps the whole thing simple",
-    "nobody gets it right on the first day",
-    "good habits beat good intentions",
-    "you will notice the difference within a week",
-    "it saves a lot of trouble later",
-    "this is what experienced people do without thinking",
-]
-_QUALITIES = cw.words(
-    "rewarding, demanding, underrated, relaxing, surprising, honest, slow, expensive, "
-    "social, lonely, "
-    "creative, healthy, messy, precise, addictive, humbling"
-)
 
 
 def _advice_reply(rng: Random, topic: list[list[str]], name: str) -> str:
     """Tips about a topic: free word choices between fixed phrases."""
     things, tips, traps, joys = topic
     first, second, third = some(rng, tips, 3)
-    quality, other = some(rng, _QUALITIES, 2)
+    quality, other = some(rng, QUALITIES, 2)
     sentences = [
         rng.choice(
             [
@@ -48,10 +33,9 @@ def _advice_reply(rng: Random, topic: list[list[str]], name: str) -> str:
         ),
         rng.choice(
             [
-                f"Start with the {rng.choice(things)}, and {first}, because "
-                f"{rng.choice(_REASONS)}.",
-                f"If I had to choose one thing, I would {first}; {rng.choice(_REASONS)}.",
-                f"First of all, {first}. With {rng.choice(things)}, {rng.choice(_REASONS)}.",
+                f"Start with the {rng.choice(things)}, and {first}, because {rng.choice(REASONS)}.",
+                f"If I had to choose one thing, I would {first}; {rng.choice(REASONS)}.",
+                f"First of all, {first}. With {rng.choice(things)}, {rng.choice(REASONS)}.",
             ]
         ),
         rng.choice(
@@ -101,7 +85,7 @@ def _letter_reply(rng: Random, topic: list[list[str]], name: str, friend: str) -
         + rng.choice(
             [
                 f"My neighbour told me to {rng.choice(tips)}, and she was right. ",
-                f"Now I always {rng.choice(tips)}, since {rng.choice(_REASONS)}. ",
+                f"Now I always {rng.choice(tips)}, since {rng.choice(REASONS)}. ",
             ]
         )
         + f"You would love {rng.choice(joys)}. "
@@ -200,121 +184,11 @@ def _first_turn(rng: Random, topic: list[list[str]], name: str) -> tuple[str, st
     return ask, opener + " " + _advice_reply(rng, topic, name), f"explain {name} {who} {thing}"
 
 
-class _About(NamedTuple):
-    """A topic, and the advice, pitfall and pleasure drawn for a follow-up."""
-
-    name: str
-    topic: list[list[str]]
-    tip: str
-    trap: str
-    joy: str
-
-
-_Turn = tuple[str, str, str]  # prompt, reply, content key
-
-
-def _trap_turn(rng: Random, about: _About) -> _Turn:
-    """What to do about a pitfall."""
-    name, (things, tips, _, _), tip, trap, joy = about
-    ask = rng.choice(
-        [
-            f"And what about {trap}? I have had bad luck with that.",
-            f"What can I do against {trap} when I try to {tip}?",
-        ]
-    )
-    a, b = some(rng, tips, 2)
-    reply = " ".join(
-        [
-            rng.choice(
-                [
-                    f"Ah, {trap}, everybody knows that one.",
-                    f"With {trap} there is no magic trick, I am afraid.",
-                    f"Do not worry too much about {trap}.",
-                ]
-            ),
-            f"{rng.choice(['You could', 'I would', 'Try to'])} {a}, "
-            f"{rng.choice(['since', 'because', 'as'])} {rng.choice(_REASONS)}.",
-            f"If it happens again, {b}, and look at the {rng.choice(things)} once more.",
-            rng.choice(
-                [
-                    f"Later, {joy} will make you forget it.",
-                    "Ask me again next month, and we will see.",
-                    f"It is {rng.choice(_QUALITIES)}, but it works.",
-                ]
-            ),
-        ]
-    )
-    return ask, reply, f"trap {name} {trap} {tip if tip in ask else ''}"
-
-
-def _compare_turn(rng: Random, about: _About) -> _Turn:
-    """An opinion on two topics."""
-    name, (_, tips, _, _), _, trap, joy = about
-    other = rng.choice([row[0] for row in cw.TOPICS if row[0] != name])
-    ask = rng.choice(
-        [
-            f"Is {name} harder than {other}? Please give me your opinion.",
-            f"Now compare {name} with {other} in a few sentences.",
-        ]
-    )
-    q1, q2, q3 = some(rng, _QUALITIES, 3)
-    reply = " ".join(
-        [
-            f"Both have their charm, but {name} is more {q1}, while {other} feels {q2}.",
-            f"With {name} you have to {rng.choice(tips)}, and that is {q3}.",
-            rng.choice(
-                [
-                    f"I would choose {name} for {joy}.",
-                    f"If you hate {trap}, then {other} is the better choice.",
-                    f"My answer may change, but today I prefer {rng.choice([name, other])}.",
-                ]
-            ),
-            f"After all, {rng.choice(_REASONS)}.",
-        ]
-    )
-    return ask, reply, f"compare {name} {other}"
-
-
-def _rules_turn(rng: Random, about: _About) -> _Turn:
-    """Three rules for somebody."""
-    name, (_, tips, _, _), _, trap, joy = about
-    who = rng.choice(cw.NAMES)
-    ask = rng.choice(
-        [
-            f"Thanks. Now write three lines that {who} could pin on the wall about {name}.",
-            f"Can you make a list of three rules about {name} for {who}?",
-        ]
-    )
-    rules = some(rng, tips, 3)
-    lines = [f"{i + 1}. {upper_first(rule)}." for i, rule in enumerate(rules)]
-    end = rng.choice(
-        [
-            f"That is all {who} needs for the start, and {rng.choice(_REASONS)}.",
-            f"Tell {who} that {joy} comes later.",
-            f"And one more thing for {who}: beware of {trap}.",
-        ]
-    )
-    return (
-        ask,
-        f"Here are three rules for {who}:\n" + "\n".join(lines) + "\n" + end,
-        f"rules {name} {who}",
-    )
-
-
-def _second_turn(rng: Random, topic: list[list[str]], name: str) -> _Turn:
-    """The follow-up."""
-    _, tips, traps, joys = topic
-    about = _About(name, topic, rng.choice(tips), rng.choice(traps), rng.choice(joys))
-    if rng.random() < 0.4:
-        return _trap_turn(rng, about)
-    return _compare_turn(rng, about) if rng.random() < 0.5 else _rules_turn(rng, about)
-
-
 def conversation(rng: Random, docs: Sequence[DocEntry]) -> Dialogue:
     """Two turns about one topic: advice, letters, stories, explanations, then a follow-up."""
     del docs
     row = rng.choice(cw.TOPICS)
     name, topic = row[0], [cw.words(cell) for cell in row[1:]]
     ask1, reply1, key1 = _first_turn(rng, topic, name)
-    ask2, reply2, key2 = _second_turn(rng, topic, name)
+    ask2, reply2, key2 = second_turn(rng, topic, name)
     return Dialogue("conversation", (ask1, ask2), (reply1, reply2), (key1, key2))

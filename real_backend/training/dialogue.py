@@ -4,6 +4,24 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
+from real_backend.training import words as cw
+
+REASONS = [
+    "that is where most people lose their patience",
+    "small steps add up faster than you think",
+    "it keeps the whole thing simple",
+    "nobody gets it right on the first day",
+    "good habits beat good intentions",
+    "you will notice the difference within a week",
+    "it saves a lot of trouble later",
+    "this is what experienced people do without thinking",
+]
+QUALITIES = cw.words(
+    "rewarding, demanding, underrated, relaxing, surprising, honest, slow, expensive, "
+    "social, lonely, "
+    "creative, healthy, messy, precise, addictive, humbling"
+)
+
 
 class Dialogue(NamedTuple):
     """User turns and the replies to them, in order; ``keys`` has one content key a turn."""

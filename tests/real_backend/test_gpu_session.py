@@ -15,17 +15,10 @@ import pytest
 
 from policies.registry import parse_policy
 from real_backend import gpu_session
-from real_backend.decoding.sitting import PLACEBO, timed_path, write_rounds
-from real_backend.gpu_session import (
-    FULL,
-    SMALL,
-    Confirmed,
-    Session,
-    Stage,
-    plan_of,
-    prediction_table,
-)
+from real_backend.decoding.measured import PLACEBO, timed_path, write_rounds
+from real_backend.gpu_session import Session, prediction_table
 from real_backend.options import SESSION_SHAPES
+from real_backend.session_plan import FULL, SMALL, Confirmed, Stage, plan_of
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs.pricing import tabulate

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from policies.fixed import Never
 from policies.registry import parse_policies
-from real_backend import lossless
-from real_backend.decoding import solo, steps
+from real_backend import greedy_reference, lossless
+from real_backend.decoding import eager, solo, verify
 from real_backend.decoding.engine import Engine
-from real_backend.lossless import Difference, Noise, check, parting, plain, spacing, text_of, weigh
+from real_backend.greedy_reference import Noise, parting, plain, spacing
+from real_backend.lossless import Difference, check, text_of, weigh
 from real_backend.models.llama import LeanLlama
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import add_lossless_arguments, add_pair_arguments, run_module
@@ -99,8 +100,10 @@ def test_noise_by_hand() -> None:
     """Best logits 4 and 3 of spacing 2^-5 in bfloat16; the third one's error does not count."""
     ours = torch.tensor([[3.0, 4.0, -1.0]], dtype=torch.bfloat16)
     theirs = torch.tensor([[3.0625, 3.96875, 2.0]], dtype=torch.bfloat16)
-    assert lossless._apart(ours, theirs, torch.bfloat16).tolist() == [1.0, 2.0]
-    assert lossless._noise([torch.tensor([0.0, 1.0]), torch.tensor([5.0])]) == Noise(1.0, 5.0)
+    assert greedy_reference._apart(ours, theirs, torch.bfloat16).tolist() == [1.0, 2.0]
+    assert greedy_reference._noise([torch.tensor([0.0, 1.0]), torch.tensor([5.0])]) == Noise(
+        1.0, 5.0
+    )
     assert Noise(1.0, 5.0).bound == 10.0
 
 
@@ -193,9 +196,9 @@ def skips_a_place(
 
 
 FOLD_MASK, FORWARD = LeanLlama._fold_mask, LeanLlama.forward
-ACCEPTED_OF = steps.accepted_of
+ACCEPTED_OF = verify.accepted_of
 BREAKS: dict[str, tuple[tuple[object, ...], str, Callable[..., Any], set[int]]] = {
-    "accept": ((steps, solo), "accepted_of", accepts_one_too_many, {1, 3}),
+    "accept": ((eager, solo), "accepted_of", accepts_one_too_many, {1, 3}),
     "mask": ((LeanLlama,), "_fold_mask", sees_the_future, {1, 3}),
     "positions": ((LeanLlama,), "forward", skips_a_place, {1}),
 }

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from experiments.validation.drift import drift_of, recalibrated
-from real_backend.decoding.sitting import Anchor
+from real_backend.decoding.measured import Anchor
 from tests.results import make_timing
 from traces.costs.table import Table
 

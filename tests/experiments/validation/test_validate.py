@@ -18,7 +18,8 @@ from experiments.validation.validate_text import findings, validation_dict, vali
 from policies.base import Policy, State
 from policies.fixed import Fixed
 from policies.registry import label, parse_policies
-from real_backend.decoding.sitting import PLACEBO, Sitting
+from real_backend.decoding.interleaving import Sitting
+from real_backend.decoding.measured import PLACEBO
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from traces.costs.pricing import StepCosts, price_log

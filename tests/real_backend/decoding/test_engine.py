@@ -14,10 +14,10 @@ from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
 from policies.registry import SHELF
 from real_backend.decoding.cuda_graphs import eagerly
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.solo import SoloSteps
-from real_backend.decoding.steps import EagerSteps
 from real_backend.decoding.verify import distribution
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
@@ -154,7 +154,7 @@ def test_steps_of_fixed_shape_decode_the_same(
     _, requests = recorded
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
     eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
-    monkeypatch.setattr("real_backend.decoding.engine.recorder_of", lambda _: eagerly)
+    monkeypatch.setattr("real_backend.decoding.leanest_steps.recorder_of", lambda _: eagerly)
     monkeypatch.setattr("real_backend.decoding.graphs.SHORTEST_SPAN", 32)  # several spans in play
     engine = Engine(pair, costs, max_gamma=8)
     fixed = engine.decode(SHELF[name](), requests, **settings)

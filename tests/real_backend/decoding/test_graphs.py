@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.registry import parse_policy
-from real_backend.decoding import cuda_graphs, engine, graph_check, graphs
+from real_backend.decoding import cuda_graphs, engine, graph_check, graphs, leanest_steps
+from real_backend.decoding.bench import LAGS, Bench
 from real_backend.decoding.cuda_graphs import GraphRecorder
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import LACKING, GraphSteps
 from real_backend.decoding.steps import GREEDY, Feed, Law
 from real_backend.models.pair import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
-from real_backend.recording.measure import LAGS, Bench
 from tests.fake_cuda import FakeGraph, install
 from traces.costs.pricing import StepCosts
 
@@ -36,7 +36,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
     """Graphs of the fake device behind the real recorder, several spans in play."""
     found = install(monkeypatch)
     monkeypatch.setattr(cuda_graphs, "_primed", set())
-    monkeypatch.setattr(engine, "recorder_of", lambda pair: GraphRecorder(CPU))
+    monkeypatch.setattr(leanest_steps, "recorder_of", lambda pair: GraphRecorder(CPU))
     monkeypatch.setattr(graphs, "SHORTEST_SPAN", 64)
     return found
 
@@ -62,7 +62,7 @@ def both(
     asked = requests(pair)
     recorded = Engine(pair, costs, max_gamma=max_gamma).decode(make(), asked, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "recorder_of", lambda pair: reference)
+        patch.setattr(leanest_steps, "recorder_of", lambda pair: reference)
         eager = Engine(pair, costs, max_gamma=max_gamma).decode(make(), asked, **settings)
     return recorded, eager
 
@@ -227,7 +227,7 @@ def decode_checked(
 ) -> tuple[Any, Engine]:
     """A freshly loaded pair on the fake device, asked as the engine asks."""
     fresh = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
-    monkeypatch.setattr(engine, "recorder_of", graph_check.recorder_of)
+    monkeypatch.setattr(leanest_steps, "recorder_of", graph_check.recorder_of)
     monkeypatch.setattr(graph_check, "graphs_possible", lambda pair: True)
     ran = Engine(fresh, costs, max_gamma=8)
     return ran.decode(Fixed(3), requests(fresh), max_new_tokens=20), ran
@@ -264,7 +264,7 @@ def test_a_bad_device_decodes_eagerly_and_says_so_in_one_line(
     assert warned.count("\n") == 1 and warned.startswith("warning: CUDA graphs are off: ")
     assert not isinstance(ran.steps(1, 1), GraphSteps) and ran.pair.describe()["steps"] == "eager"
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "recorder_of", lambda pair: None)
+        patch.setattr(leanest_steps, "recorder_of", lambda pair: None)
         eager = Engine(ran.pair, costs, max_gamma=8).decode(
             Fixed(3), requests(ran.pair), max_new_tokens=20
         )

@@ -18,19 +18,18 @@ from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies
 from real_backend.decoding import sitting
 from real_backend.decoding.engine import Engine
-from real_backend.decoding.sitting import (
+from real_backend.decoding.interleaving import Sitting, baseline_of
+from real_backend.decoding.measured import (
     PLACEBO,
     Anchor,
     Measured,
-    Sitting,
     anchors_path,
-    baseline_of,
-    begin_sitting,
     read_measured,
     timed_path,
     write_measured,
     write_rounds,
 )
+from real_backend.decoding.sitting import begin_sitting
 from real_backend.decoding.sitting_file import load_states, saved_state
 from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
 from real_backend.prompts import read_questions

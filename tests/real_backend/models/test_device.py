@@ -11,10 +11,10 @@ import torch
 
 from policies.fixed import Fixed
 from real_backend.decoding import engine
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
-from real_backend.decoding.steps import EagerSteps
 from real_backend.device_errors import DeviceLost, fault_of
-from real_backend.models import device, threads
+from real_backend.models import checkpoint, device, threads
 from real_backend.models import pair as models
 from real_backend.models.kvcache import LeanReader
 from real_backend.models.pair import load_pair, resolve_pair
@@ -135,8 +135,8 @@ def test_weights_that_cannot_fit_are_not_read(
     parts = [pair_folder / "target", pair_folder / "draft"]
     assert sum(device.weights_bytes(part, None) for part in parts) == needed
     assert sum(device.weights_bytes(part, torch.bfloat16) for part in parts) == needed // 2
-    monkeypatch.setattr(models, "free_bytes", lambda _: needed - 1)
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr(checkpoint.AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(InputError, match=r"the weights need .* GiB on cpu"):
         load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
 

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from real_backend.models.kvcache import GeneralReader, LeanReader
-from real_backend.models.llama import LeanLlama, settled
-from real_backend.models.pair import Model
+from real_backend.models.llama import LeanLlama
+from real_backend.models.llama_weights import settled
+from real_backend.models.model import Model
 from tests.specimens import save_llama
 
 VARIANTS = {

@@ -15,19 +15,12 @@ from policies.base import Policy, uses_signals
 from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
 from policies.registry import SHELF
+from real_backend.decoding.bench import DRAFTED, LAGS, Bench
 from real_backend.decoding.steps import GREEDY, Law
 from real_backend.models import finite
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.recording import round_overheads
-from real_backend.recording.measure import (
-    DRAFTED,
-    LAGS,
-    PREFILL_TOKENS,
-    Bench,
-    _cells,
-    _sample,
-    measure,
-)
+from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, measure
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
