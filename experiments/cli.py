@@ -14,6 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from real_backend.interruption import interrupted
+from real_backend.number_options import (
+    count,
+    number,
+    positive,
+    repeats,
+    temperature,
+    whole,
+    workers,
+)
 from real_backend.options import (
     Parser,
     add_acceptance_argument,
@@ -21,15 +31,7 @@ from real_backend.options import (
     add_measure_arguments,
     add_pair_arguments,
     add_seed,
-    count,
-    interrupted,
-    number,
-    positive,
     print_anything,
-    repeats,
-    temperature,
-    whole,
-    workers,
 )
 from traces.errors import InputError, brief, missing
 

@@ -1,20 +1,29 @@
-"""Command-line options, and numbers as all parsers read them; argparse only: --help stays light."""
+"""Command-line options by what they are about; argparse only: --help stays light."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from real_backend.interruption import interrupted
+from real_backend.number_options import (
+    MOST_SEED,
+    MOST_THREADS,
+    count,
+    integers,
+    number,
+    positive,
+    repeats,
+    temperature,
+    top_p,
+    whole,
+)
 from traces.errors import InputError, brief
 
-MOST_SEED = 2**31 - 1  # what every library that is seeded here takes
-MOST_THREADS = 1024  # far beyond, torch dies without a word
 SHAPE_PREFIX = "shape:"
 SESSION_SHAPES = (
     "llama-3.1-8b+llama-3.2-1b",
@@ -54,82 +63,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{name.rpartition('.')[2]}: {message}; see `{self.prog} --help`\n")
 
 
-def whole(least: int, most: int = 2**31 - 1, why: str = "") -> Callable[[str], int]:
-    """A whole number from `least` to `most`, for argparse. why: the reason of the upper bound."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text} must be at most {most}{why and f': {why}'}")
-        return value
-
-    return read
-
-
-def number(
-    least: float, most: float = math.inf, why: str = "", *, above: bool = True
-) -> Callable[[str], float]:
-    """A finite number from `least`, left out itself if `above`, to `most`, for argparse."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not least <= value < math.inf or (above and value == least):
-            words = "above" if above else "of at least"
-            raise argparse.ArgumentTypeError(f"{text} must be a finite number {words} {least:g}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text} must be at most {most:g}{why and f': {why}'}")
-        return value
-
-    return read
-
-
-count = whole(1)
-positive = number(0.0)
-temperature = number(0.0, 100.0, "beyond, every token is as likely", above=False)
-top_p = number(0.0, 1.0, "it is a share")
-repeats = whole(1, 10_000, "medians settle long before")
-
-
 def add_seed(group: Any, what: str, option: str = "--seed", default: int | None = 0) -> None:
     """A seed, of `what`."""
     about = f"of {what}, a whole number" + " (default: the suite's)" * (default is None)
     group.add_argument(option, type=whole(0, MOST_SEED), default=default, help=about)
-
-
-def workers() -> Callable[[str], int]:
-    """Local processes, for argparse."""
-    cores = os.cpu_count() or 1
-    why = f"each is a process of some 0.5 GiB, and {cores} cores are here"
-    return whole(1, max(8, 2 * cores), why)
-
-
-def interrupted(command: str, args: argparse.Namespace) -> str:
-    """What Ctrl-C leaves behind, and how the command goes on; in the words of one line."""
-    forced, out = getattr(args, "force", False), getattr(args, "out", None)
-    if command not in RESUMES or (command == "train" and args.algo != "ppo"):
-        return "interrupted; nothing is kept, it begins anew"
-    if out is None or getattr(args, "measured", None) is not None:
-        return "interrupted; nothing is kept, with --out it would go on where it stopped"
-    if command == "train" and forced and out.exists():
-        return f"interrupted; with {out} moved away, the same command without --force goes on"
-    how = " without --force" if forced and command not in KEPT_UNDER_FORCE else ""
-    how = " with --resume" if command == "capture" and not args.resume else how
-    return f"interrupted; the same command{how} goes on where it stopped"
-
-
-KEPT_UNDER_FORCE = ("capture", "sweep")
-RESUMES = (  # the others take a minute or two
-    *("study", "capture", "measure", "validate", "sweep", "train"),
-    *("sitting", "serve-check", "gpu_session"),
-)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,11 +141,6 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resume", action="store_true", help="continue an interrupted capture")
     group.add_argument("--force", action="store_true", help="overwrite")
-
-
-def integers(text: str) -> list[int]:
-    """A comma-separated list of positive integers such as 1,2,4, for argparse."""
-    return [count(piece) for piece in text.split(",")]
 
 
 def add_measure_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,8 @@ from experiments.censoring.intervals import DRAWS, FloatArray, by_question, comp
 from experiments.censoring.rubin import LEAST, ratios
 from experiments.common.text_table import number, percent, table
 from policies.registry import parse_policy
-from real_backend.options import Parser, count, workers
+from real_backend.number_options import count, workers
+from real_backend.options import Parser
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs.affine import Affine

@@ -26,7 +26,8 @@ from experiments.censoring.intervals_text import (
 from experiments.censoring.rubin import FEWEST_IMPUTATIONS
 from experiments.common.results import dumps
 from policies.registry import label, parse_policies
-from real_backend.options import Parser, add_seed, count, number, whole, workers
+from real_backend.number_options import count, number, whole, workers
+from real_backend.options import Parser, add_seed
 from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace

@@ -35,7 +35,8 @@ from experiments.common.text_table import table
 from experiments.comparison.compare import step_costs
 from policies.base import Policy
 from policies.registry import label, parse_policies, read_policies, title
-from real_backend.options import Parser, add_seed, count
+from real_backend.number_options import count
+from real_backend.options import Parser, add_seed
 from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.metrics import per_request

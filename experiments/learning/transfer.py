@@ -27,7 +27,8 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
 from policies.registry import parse_policy
-from real_backend.options import Parser, count
+from real_backend.number_options import count
+from real_backend.options import Parser
 from real_backend.progress import progress
 from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.totals import tally

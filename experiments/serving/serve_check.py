@@ -29,14 +29,9 @@ from policies.registry import parse_policies, parse_policy
 from real_backend.decoding.interleaving import Sitting, baseline_of
 from real_backend.decoding.measured import PLACEBO
 from real_backend.decoding.sitting import sitting_from_args
-from real_backend.options import (
-    Parser,
-    add_pair_arguments,
-    integers,
-    interrupted,
-    repeats,
-    whole,
-)
+from real_backend.interruption import interrupted
+from real_backend.number_options import integers, repeats, whole
+from real_backend.options import Parser, add_pair_arguments
 from real_backend.partial_file import finished, partial_path
 from simulator.serving.options import Server
 from simulator.serving.server import serve

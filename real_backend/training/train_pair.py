@@ -23,7 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
-from real_backend.options import add_seed, count, number, positive
+from real_backend.number_options import count, number, positive
+from real_backend.options import add_seed
 from real_backend.training import card, core, corpus, export, replies
 from real_backend.training.copying import plant_copying
 from real_backend.training.core import Llama, Packer, Shape

@@ -12,6 +12,7 @@ import pytest
 from experiments import cli
 from experiments.serving import serve_check
 from real_backend import options
+from real_backend.interruption import interrupted
 
 UNITS = (
     r"tokens|seconds|minutes|requests|replies|questions|prompts|rounds|runs|times|percent|share|"
@@ -84,4 +85,4 @@ def test_every_verb_is_looked_at() -> None:
     ],
 )
 def test_ctrl_c_says_what_goes_on(command: str, given: dict[str, object], told: str) -> None:
-    assert told in options.interrupted(command, argparse.Namespace(**given))
+    assert told in interrupted(command, argparse.Namespace(**given))
