@@ -240,7 +240,7 @@ def contexts_of(trace: Trace) -> list[int]:
 
     Room is left for the widest timed step, so that they fit into the pair's context.
     """
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
+    longest = trace.longest_context
     if trace.meta.max_context:
         longest = min(longest, trace.meta.max_context - WIDEST_STEP)
     return sorted({max(1, longest // 4), max(1, longest)})

@@ -230,7 +230,7 @@ def forced_requests(trace: Trace, pair: Pair) -> list[Request]:
     Raises InputError if they do not fit into the pair's context, or acceptance is censored.
     """
     refuse_censored(trace, "forced acceptance")
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + trace.meta.depth + 1
+    longest = trace.longest_context + trace.meta.depth + 1
     if pair.max_context and longest > pair.max_context:
         raise InputError(
             f"the trace's longest dialogue needs {longest} tokens, the context of pair "

@@ -161,6 +161,11 @@ class Trace:
         """[R] output length of each request, tokens."""
         return np.diff(self.offsets)
 
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest request, prompt and reply."""
+        return int((self.prompt_tokens + self.reply_tokens).max())
+
     def select(self, rows: npt.NDArray[np.intp] | list[int]) -> Trace:
         """The trace of the chosen requests, in the given order."""
         keep = [int(r) for r in rows]

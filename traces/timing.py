@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,9 @@ from traces.timing_fields import (
     own_fields,
     repeats_fields,
     seconds_of,
+    timing_text,
 )
+from traces.timing_grid import Grid, grid_of
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
 STEP, BLOCK, HOST = DRAFT_KINDS = ("step", "block", "host")
@@ -83,19 +84,6 @@ class Repeats:
         """As many of them, drawn with replacement, the same ones on both clocks."""
         draw = generator.integers(max(1, len(self.wall_s)), size=len(self.wall_s)).tolist()
         return Repeats(_picked(self.wall_s, draw), _picked(self.cpu_s, draw))
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Medians of one operation on a full grid of batch [B], context [C] and tokens [T].
-
-    seconds [B, C, T].
-    """
-
-    batch: FloatArray
-    context: FloatArray
-    tokens: FloatArray
-    seconds: FloatArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,26 +196,9 @@ class Timing:
         """The cells of one operation as a full grid; raises InputError if a grid point is
         missing.
         """
-        found = {
-            (c.batch, c.context, c.tokens): c.median_s
-            for c in self.cells
-            if c.operation == operation
-        }
-        if not found:
-            raise InputError(f"the timing has no {operation!r} cells; measure again")
-        axes = [sorted({key[axis] for key in found}) for axis in range(3)]
-        seconds = np.empty([len(axis) for axis in axes])
-        for b, batch in enumerate(axes[0]):
-            for c, context in enumerate(axes[1]):
-                for t, tokens in enumerate(axes[2]):
-                    if (batch, context, tokens) not in found:
-                        raise InputError(
-                            f"the timing lacks {operation} at batch {batch}, context {context}, "
-                            f"{tokens} tokens; measure again"
-                        )
-                    seconds[b, c, t] = found[batch, context, tokens]
-        arrays = [np.asarray(axis, dtype=np.float64) for axis in axes]
-        return Grid(arrays[0], arrays[1], arrays[2], seconds)
+        found = [cell for cell in self.cells if cell.operation == operation]
+        seconds = {(c.batch, c.context, c.tokens): c.median_s for c in found}
+        return grid_of(operation, seconds)
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
         """One JSON file, atomically; a cell or a rule a line."""
@@ -249,31 +220,12 @@ class Timing:
             "cell_fields": [field.name for field in dataclasses.fields(Cell)],
         }
         repeats = {"signal": timing.signal_repeats, "control": timing.control_repeats}
-        fields = [
-            *(f' "{name}_repeats": {_line(dataclasses.asdict(r))}' for name, r in repeats.items()),
-            _lines("own_s", "{}", [f"{_line(k)}: {_line(v)}" for k, v in timing.own_s.items()]),
-            _lines("cells", "[]", [_line(dataclasses.astuple(cell)) for cell in timing.cells]),
-        ]
-        text = json.dumps(head, indent=1).removesuffix("\n}")
-        return ",\n".join([text, *fields]) + "\n}\n"
-
-
-def _line(value: Any) -> str:
-    """JSON of one line, null for NaN."""
-    return json.dumps(_nan_as(None, value), allow_nan=False)
-
-
-def _lines(name: str, brackets: str, entries: list[str]) -> str:
-    body = ",\n".join(f"  {entry}" for entry in entries)
-    return f' "{name}": {brackets[0]}\n{body}\n {brackets[1]}'
-
-
-def _nan_as(other: Any, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nan_as(other, one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nan_as(other, one) for one in value]
-    return other if isinstance(value, float) and math.isnan(value) else value
+        return timing_text(
+            head,
+            {name: dataclasses.asdict(found) for name, found in repeats.items()},
+            timing.own_s,
+            [dataclasses.astuple(cell) for cell in timing.cells],
+        )
 
 
 def _median(values: tuple[float, ...]) -> float:

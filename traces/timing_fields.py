@@ -1,12 +1,14 @@
-"""Fields of a timing file, checked: JSON values in, arguments of traces.timing's classes out.
+"""Fields of a timing file: JSON values in, checked, arguments of traces.timing's classes out; and
+back, as text.
 
-Every function raises InputError naming the field (`where`).
+Every function that checks raises InputError naming the field (`where`).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from traces.errors import InputError
@@ -153,3 +155,37 @@ def cell_fields(
     for name in BLOCKS:
         found[name] = _blocks(raw.get(name, []), f"{where}: {name}")
     return found
+
+
+def timing_text(
+    head: dict[str, Any],
+    repeats: Mapping[str, Any],
+    own_s: Mapping[str, Any],
+    cells: Sequence[Any],
+) -> str:
+    """The file: head, repeats of the overheads by name, a rule and a cell a line."""
+    fields = [
+        *(f' "{name}_repeats": {_line(found)}' for name, found in repeats.items()),
+        _lines("own_s", "{}", [f"{_line(name)}: {_line(pair)}" for name, pair in own_s.items()]),
+        _lines("cells", "[]", [_line(cell) for cell in cells]),
+    ]
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    return ",\n".join([text, *fields]) + "\n}\n"
+
+
+def _line(value: Any) -> str:
+    """JSON of one line, null for NaN."""
+    return json.dumps(_nan_as(None, value), allow_nan=False)
+
+
+def _lines(name: str, brackets: str, entries: list[str]) -> str:
+    body = ",\n".join(f"  {entry}" for entry in entries)
+    return f' "{name}": {brackets[0]}\n{body}\n {brackets[1]}'
+
+
+def _nan_as(other: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_as(other, one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_as(other, one) for one in value]
+    return other if isinstance(value, float) and math.isnan(value) else value

@@ -32,7 +32,7 @@ from real_backend.options import Parser
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, tabulate_for
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import named_generator
@@ -64,9 +64,8 @@ class Case(NamedTuple):
 
 def costs_for(trace: Trace, round_s: float = ROUND_S, draft_s: float = DRAFT_S) -> StepCosts:
     """A constant per round and a constant per drafted token."""
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     affine = Affine(draft_fixed=draft_s, target_fixed=round_s)
-    return tabulate(affine, max_context=longest + 32, width=trace.meta.depth + 2)
+    return tabulate_for(trace, affine)
 
 
 def resampled(trace: Trace, requests: int, generator: np.random.Generator) -> list[int]:

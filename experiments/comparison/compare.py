@@ -32,7 +32,7 @@ from policies.overhead import is_known
 from policies.registry import SHELF, label
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.replay import replay
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, tabulate_for
 from traces.costs.table import Table
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -47,8 +47,7 @@ def step_costs(timing: Timing, trace: Trace) -> StepCosts:
     """The measured costs at batch 1, as wide and as long as the trace needs, on the clock that
     Timing.on chose or else the timing's default one (traces.costs.Table).
     """
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
-    return tabulate(Table(timing), max_context=longest + 32, width=trace.meta.depth + 2)
+    return tabulate_for(trace, Table(timing))
 
 
 def censored_positions(trace: Trace) -> int:

@@ -19,7 +19,7 @@ from simulator.serving.metrics import ANYTHING, Objective, Service, service
 from simulator.serving.options import Server
 from simulator.serving.result import Served
 from simulator.serving.server import serve
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, tabulate_for
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import demand
@@ -43,14 +43,8 @@ class Row:
 
 def costs_for(priced: Priced, trace: Trace, server: Server) -> StepCosts:
     """The tables that a server needs of a cost model."""
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max())
-    return tabulate(
-        priced.model,
-        range(1, server.slots + 1),
-        max_context=longest + BUCKET_TOKENS,
-        width=trace.meta.depth + 2,
-        bucket_tokens=BUCKET_TOKENS,
-    )
+    sizes = range(1, server.slots + 1)
+    return tabulate_for(trace, priced.model, sizes, bucket_tokens=BUCKET_TOKENS)
 
 
 def run_policies(

@@ -35,7 +35,7 @@ from real_backend.options import Parser, add_pair_arguments
 from real_backend.partial_file import finished, partial_path
 from simulator.serving.options import Server
 from simulator.serving.server import serve
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, tabulate_for
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
@@ -126,10 +126,8 @@ def check(args: argparse.Namespace) -> str:
     if args.out is not None:
         refuse_existing(args.out, args.force)
     trace, policies = read_trace(args.trace), parse_policies(args.policies)
-    timing, width = read_timing(args.timing), trace.meta.depth + 2
-    longest = int((trace.prompt_tokens + trace.reply_tokens).max()) + 32
-    sizes = range(1, max(args.batch) + 1)
-    costs = tabulate(Table(timing), sizes, max_context=longest, width=width)
+    timing = read_timing(args.timing)
+    costs = tabulate_for(trace, Table(timing), range(1, max(args.batch) + 1))
     begun = kept[args.batch[0]]
     loaded = sitting_from_args(args, trace, costs, timing, limit=args.limit, kept=begun)
     baseline = baseline_of(policies)

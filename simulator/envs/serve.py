@@ -49,7 +49,7 @@ from simulator.serving.options import Server, check
 from simulator.serving.result import Served, collect
 from simulator.serving.server import Run
 from simulator.serving.state import World
-from traces.costs.pricing import prices_of, tabulate
+from traces.costs.pricing import prices_of, tabulate_for
 from traces.errors import InputError
 from traces.workload.arrivals import Demand, demand
 from traces.workload.workload import Workload
@@ -116,12 +116,10 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self.trace = as_trace(trace)
         self.server = _one_replica(server or Server(), max_gamma)
         self.workload = as_workload(workload, requests)
-        longest = int((self.trace.prompt_tokens + self.trace.reply_tokens).max())
-        depth = self.trace.meta.depth
-        self._uncharged = tabulate(
-            as_costs(timing), range(1, self.server.slots + 1), max_context=longest + BUCKET_TOKENS,
-            width=depth + 2, bucket_tokens=BUCKET_TOKENS,
-        )  # fmt: skip
+        slots = range(1, self.server.slots + 1)
+        self._uncharged = tabulate_for(
+            self.trace, as_costs(timing), slots, bucket_tokens=BUCKET_TOKENS
+        )
         self.costs = prices_of(self._uncharged, signals=True)
         self.limits = check(
             Commanded(), self.trace, every_row(self.trace.requests), self.costs, self.server
@@ -272,7 +270,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
     def _view(self, row: list[int], waiting: int) -> View:
         """What a policy is shown of a row, as simulator.serving.scheduler.view_of has it."""
         costs, n, context = self._world.costs, self._n, row[CONTEXT]
-        return view_at(costs, n - 1, row[BUCKET], context, n, waiting, row[ROOM])
+        view = view_at(costs, n - 1, row[BUCKET], context, n, waiting, row[ROOM])
+        return view._replace(verify_s=view.verify_s.copy())
 
     def _keep(self, info: Info) -> None:
         """Rounds to render: a slot's strip begins anew with its next request."""

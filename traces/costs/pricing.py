@@ -16,6 +16,7 @@ import numpy.typing as npt
 from traces.costs.model import CostModel, KnowsRules
 from traces.errors import InputError
 from traces.roundlog import RoundLog
+from traces.schema import Trace
 from traces.timing import OwnSeconds
 
 FloatArray = npt.NDArray[np.float64]
@@ -134,6 +135,19 @@ def tabulate(
         prefill_s=[model.prefill_s(x, 1) for x in middles],
         signal_s=drafts.signal_s(),
         own_s=model.own_s() if isinstance(model, KnowsRules) else {},
+    )
+
+
+def tabulate_for(
+    trace: Trace, model: CostModel, batch_sizes: Sequence[int] = (1,), *, bucket_tokens: int = 32
+) -> StepCosts:
+    """`tabulate`, as wide and as long as a trace needs."""
+    return tabulate(
+        model,
+        batch_sizes,
+        max_context=trace.longest_context + bucket_tokens,
+        width=trace.meta.depth + 2,
+        bucket_tokens=bucket_tokens,
     )
 
 

@@ -7,7 +7,8 @@ import bisect
 import numpy as np
 import numpy.typing as npt
 
-from traces.timing import STEP, Grid, OwnSeconds, Timing
+from traces.timing import STEP, OwnSeconds, Timing
+from traces.timing_grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
 

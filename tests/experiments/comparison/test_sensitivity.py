@@ -66,8 +66,8 @@ def test_every_term_is_scaled_alone() -> None:
     assert list(found) == [(term, 1.1) for term in expected]
     for (term, _), scaled in found.items():
         draft_s, verify_s, signal_s = expected[term]
-        assert scaled.draft_s[0].tolist() == pytest.approx([0, *draft_s])
-        assert scaled.verify_s[0].tolist() == pytest.approx([0, *verify_s])
+        assert scaled.draft_s[0, 0].tolist() == pytest.approx([0, *draft_s])
+        assert scaled.verify_s[0, 0].tolist() == pytest.approx([0, *verify_s])
         assert scaled.signal_s == pytest.approx(signal_s)
         assert scaled.prefill_s.tolist() == [5.0]
 

@@ -370,7 +370,7 @@ def test_a_dropped_token_by_hand() -> None:
     timing = dataclasses.replace(timing, cells=tuple(cells))
     trace = make_trace([[2, 1, 0]], ["1"], ["t"], signals=True)
     costs = single_costs(timing, step_costs(timing, trace))
-    assert costs.first_s == pytest.approx(2.0)
+    assert costs.start_s == pytest.approx(2.0)
     shown = np.full((3, 4), 0.9, dtype=np.float32)
     # Sure of both tokens that the limit of 3 leaves room for: 3 + 1 + 10 s, and the reply is over.
     assert discarding_seconds(trace, costs, 4, 0.5) == pytest.approx(14.0)

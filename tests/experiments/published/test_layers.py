@@ -33,7 +33,7 @@ def test_roofline_by_hand() -> None:
     assert model.prefill_s(4, 1) == 0.5 + 24.0 + 1.6
     assert (model.signal_s(), model.control_s()) == (7.0, 9.0)
     costs = tabulate(model, max_context=64, width=6)
-    assert costs.verify_s[0, 2] == model.verify_s(2, 1, 16) + 9.0
+    assert costs.verify_s[0, 0, 2] == model.verify_s(2, 1, 16) + 9.0
 
 
 def test_a_roofline_is_found_again() -> None:

@@ -36,8 +36,9 @@ def test_recalibrated_costs_by_hand() -> None:
     drift = drift_of(make_timing(), rows, "wall")
     table = Table(recalibrated(make_timing(), drift))
     assert table.verify_s(1, 1, 8) == pytest.approx(14.0)
-    # The first draft step has no anchor: its excess over a further one is paid with the verify.
-    assert table.verify_s(9, 1, 8) == pytest.approx(12.0 + 0.5)
+    assert table.verify_s(9, 1, 8) == pytest.approx(12.0)
+    # The first draft step has no anchor: its excess over a further one is paid once a round.
+    assert table.draft_start_s(1, 8) == pytest.approx(0.5)
     assert table.draft_step_s(1, 8) == pytest.approx(0.5)
     again = dataclasses.replace(make_timing())
     assert recalibrated(again, ()).cells == again.cells

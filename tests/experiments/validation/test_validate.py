@@ -17,6 +17,7 @@ from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
 from policies.base import Policy, State
 from policies.fixed import Fixed
+from policies.overhead import charged
 from policies.registry import label, parse_policies
 from real_backend.decoding.interleaving import Sitting
 from real_backend.decoding.measured import PLACEBO
@@ -358,7 +359,7 @@ def test_price_of_replayed_rounds_is_what_the_replay_charged(spec: str, costs: S
     trace = lively_trace()
     (policy,) = parse_policies(spec)
     log = replay(policy, trace, costs)
-    assert price_log(log, costs, spec == "tail-pruning").tolist() == log.elapsed_s.tolist()
+    assert price_log(log, charged(policy, costs)).tolist() == log.elapsed_s.tolist()
 
 
 def test_residual_is_blamed_on_the_right_term() -> None:

@@ -32,6 +32,9 @@ class Steps:
     def prefill_s(self, tokens: float, batch: int) -> float:
         return 0.0
 
+    def draft_start_s(self, batch: int, context_tokens: float) -> float:
+        return 0.0
+
     def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
         return 0.0
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from traces.costs.pricing import prices_of, round_seconds, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
-from traces.timing import OPERATIONS, Cell, Grid, Timing, read_timing
+from traces.timing import OPERATIONS, Cell, Timing, read_timing
+from traces.timing_grid import Grid
 
 
 def make_timing(generator: np.random.Generator, batches: int, contexts: int, tokens: int) -> Timing:
