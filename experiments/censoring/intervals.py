@@ -212,12 +212,8 @@ def left_open(
     )
     faster = ratios(by_question(base[2:], questions), seconds, **how)
     category = np.asarray(chosen.category)
-    rated = _Rated(
-        chosen.reply_tokens,
-        base,
-        fixed_s,
-        {task: category == task for task in dict.fromkeys(chosen.category)},
-    )
+    of_task = {task: category == task for task in dict.fromkeys(chosen.category)}
+    rated = _Rated(chosen.reply_tokens, base, fixed_s, of_task)
     return Censoring(
         rows=tuple(
             _open(name, sums, rated, _Others(*others))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from experiments.censoring.intervals import (
 from experiments.common.statistics import RESAMPLES
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import ORDERS, Player, Plays, runner_up, simplest, twins
-from experiments.comparison.rows import held_of, rows_of
+from experiments.comparison.rows import Held, held_of, rows_of
 from experiments.comparison.sensitivity import sensitivity
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
@@ -45,7 +46,7 @@ Step = Callable[[], object]
 
 def step_costs(timing: Timing, trace: Trace) -> StepCosts:
     """The measured costs at batch 1, as wide and as long as the trace needs, on the clock that
-    Timing.on chose or else the timing's default one (traces.costs.Table).
+    Timing.on chose or else the timing's default one (traces.costs.table.Table).
     """
     return tabulate_for(trace, Table(timing))
 
@@ -93,52 +94,40 @@ def compare(
     bar.
     Raises InputError if the trace cannot be split or a policy cannot be replayed on it.
     """
-    train_rows, test_rows = split_rows(trace, seed=seed)
-    completed = None if trace.censored is None else complete(trace, seed=seed)
-    played = trace if completed is None else completed.first_draw
-    train, test = played.select(train_rows), played.select(test_rows)
+    halves = _halves(trace, seed)
+    train, test = halves.train, halves.test
     tuned_gamma, _ = best_fixed(train, costs)
     curve = fixed_logs(test, costs, seed)
-    hindsight_gamma = fastest(curve)
-
-    tuned_name = label(Fixed(tuned_gamma))
-    entrants: dict[str, Policy] = {"never": Never(), tuned_name: Fixed(tuned_gamma)}
-    roles = {"never": "never", tuned_name: "tuned"}
+    hindsight_gamma, tuned = fastest(curve), label(Fixed(tuned_gamma))
+    entrants: dict[str, Policy] = {"never": Never(), tuned: Fixed(tuned_gamma)}
     for policy in policies:
         entrants.setdefault(label(policy), policy)
+    roles = dict.fromkeys(entrants, "policy") | {"never": "never", tuned: "tuned"}
+    judged = [name for name, role in roles.items() if role == "policy"]
     player = Player(train, test, costs, redrawn, orders, seed)
     plays = {}
     for name, policy in entrants.items():
         plays[name] = player.play(policy)
-        roles.setdefault(name, "policy")
         step()
     ranked = _ranked(plays)
-    plays["best fixed"] = player.ceiling(
-        lambda at: replay(Fixed(hindsight_gamma), test, at, seed=seed)
-    )
+    best = Fixed(hindsight_gamma)
+    plays["best fixed"] = player.ceiling(lambda at: replay(best, test, at, seed=seed))
     plays["clairvoyant"] = player.ceiling(lambda at: clairvoyant(test, at))
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
-
     censoring = None
-    if completed is not None:
-        chosen = entrants | {"best fixed": Fixed(hindsight_gamma)}
-        held_out = select(completed, test_rows, trace)
-        judged = [name for name in entrants if roles[name] == "policy"]
-        censoring = _left_open(held_out, chosen, costs, tuned_name, judged, resamples)
-    held = held_of(test, plays, tuned_name, seed, resamples)
+    if halves.completed is not None:
+        chosen = entrants | {"best fixed": best}
+        held_out = select(halves.completed, halves.test_rows, trace)
+        censoring = _left_open(held_out, chosen, costs, tuned, judged, resamples)
+    held = held_of(test, plays, tuned, seed, resamples)
     rows, family = rows_of(plays, roles, held)
+    verdicts = {row.name: row.verdict for row in rows if row.name in entrants}
     return Comparison(
         rows=rows,
         detectable_percent=_median(family.detectable_percent()),
         detectable_among_percent=_median(family.detectable_percent(family.critical)),
         sensitivity=sensitivity(
-            entrants,
-            test,
-            costs,
-            {row.name: row.verdict for row in rows if row.name in entrants},
-            reference=tuned_name,
-            control_s=control_s,
-            seed=seed,
+            entrants, test, costs, verdicts, reference=tuned, control_s=control_s, seed=seed
         ),
         tuning_first=min(entrants, key=lambda name: plays[name].train_s),
         recommended=ranked[0],
@@ -149,24 +138,48 @@ def compare(
         tuned_gamma=tuned_gamma,
         hindsight_gamma=hindsight_gamma,
         fixed_curve=tuple(plays["never"].decode_s / float(log.elapsed_s.sum()) for log in curve),
-        train_rows=tuple(train_rows),
-        test_rows=tuple(test_rows),
-        test_categories=test.category,
-        test_requests=test.request_id,
-        questions=len(set(held.question_index.tolist())),
-        tasks=tuple(held.tasks),
-        exactness=trace.meta.exactness,
-        censored_positions=censored_positions(trace),
         seed=seed,
         resamples=resamples,
         logs={name: one.log for name, one in plays.items()},
-        unpriced=tuple(
-            name
-            for name, policy in entrants.items()
-            if roles[name] == "policy" and not is_known(policy, costs.own_s)
-        ),
+        unpriced=tuple(name for name in judged if not is_known(entrants[name], costs.own_s)),
         censoring=censoring,
+        **_basis(trace, halves, held),
     )
+
+
+class _Halves(NamedTuple):
+    """The halves of a trace, and which rows of it they are. completed: of a censored trace all
+    imputations, of which the halves are the first; else None.
+    """
+
+    train: Trace
+    test: Trace
+    train_rows: list[int]
+    test_rows: list[int]
+    completed: Completed | None
+
+
+def _halves(trace: Trace, seed: int) -> _Halves:
+    train_rows, test_rows = split_rows(trace, seed=seed)
+    completed = None if trace.censored is None else complete(trace, seed=seed)
+    played = trace if completed is None else completed.first_draw
+    return _Halves(
+        played.select(train_rows), played.select(test_rows), train_rows, test_rows, completed
+    )
+
+
+def _basis(trace: Trace, halves: _Halves, held: Held) -> dict[str, Any]:
+    """What the rows of a Comparison rest on."""
+    return {
+        "train_rows": tuple(halves.train_rows),
+        "test_rows": tuple(halves.test_rows),
+        "test_categories": halves.test.category,
+        "test_requests": halves.test.request_id,
+        "questions": len(set(held.question_index.tolist())),
+        "tasks": tuple(held.tasks),
+        "exactness": trace.meta.exactness,
+        "censored_positions": censored_positions(trace),
+    }
 
 
 def _ranked(plays: Mapping[str, Plays]) -> list[str]:

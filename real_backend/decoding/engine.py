@@ -128,9 +128,8 @@ class Engine:
         size and for the longest draft of the round.
         state: continue with this policy state instead of a new one; first: number of requests that
         it has seen, so that draws go on as in one run. began: moment (time.perf_counter) from which
-        start_s counts, default now. acceptance: a trace with a row
-        per request whose acceptance, tokens and signals stand in for what the models say, while
-        every forward is real. emit: see Emit.
+        start_s counts, default now. acceptance: a trace with a row per request whose acceptance,
+        tokens and signals stand in for the models' own; every forward is real. emit: see Emit.
 
         Raises InputError if a prompt does not fit into the pair's context, or a model says NaN.
         """
