@@ -22,7 +22,7 @@ from experiments.censoring.intervals import (
     left_open,
     select,
 )
-from experiments.common.statistics import RESAMPLES
+from experiments.common.statistics import RESAMPLES, Family
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import ORDERS, Player, Plays, runner_up, simplest, twins
 from experiments.comparison.rows import Held, held_of, rows_of
@@ -89,9 +89,8 @@ def compare(
 
     control_s: the part of costs.verify_s that is the engine's fixed seconds per round, 0 if not
     known; only the sensitivity asks. redrawn: the costs by resampled timings, shaped like `costs`;
-    none: the timing's spread is left out. orders: shuffled orders of the replies, at least 1. step
-    is called once per policy, never drafting and the tuned fixed gamma included, for a progress
-    bar.
+    none: the timing's spread is left out. orders: shuffled orders of the replies, at least 1. step:
+    called once per policy, never drafting and the tuned fixed gamma included.
     Raises InputError if the trace cannot be split or a policy cannot be replayed on it.
     """
     halves = _halves(trace, seed)
@@ -102,30 +101,18 @@ def compare(
     entrants: dict[str, Policy] = {"never": Never(), tuned: Fixed(tuned_gamma)}
     for policy in policies:
         entrants.setdefault(label(policy), policy)
-    roles = dict.fromkeys(entrants, "policy") | {"never": "never", tuned: "tuned"}
-    judged = [name for name, role in roles.items() if role == "policy"]
+    judged = [name for name in entrants if name not in ("never", tuned)]
     player = Player(train, test, costs, redrawn, orders, seed)
-    plays = {}
-    for name, policy in entrants.items():
-        plays[name] = player.play(policy)
-        step()
-    ranked = _ranked(plays)
     best = Fixed(hindsight_gamma)
-    plays["best fixed"] = player.ceiling(lambda at: replay(best, test, at, seed=seed))
-    plays["clairvoyant"] = player.ceiling(lambda at: clairvoyant(test, at))
+    chosen = entrants | {"best fixed": best}
+    plays, ranked = _play_all(player, entrants, best, test, seed, step)
+    roles = dict.fromkeys(entrants, "policy") | {"never": "never", tuned: "tuned"}
     roles |= {"best fixed": "hindsight", "clairvoyant": "clairvoyant"}
-    censoring = None
-    if halves.completed is not None:
-        chosen = entrants | {"best fixed": best}
-        held_out = select(halves.completed, halves.test_rows, trace)
-        censoring = _left_open(held_out, chosen, costs, tuned, judged, resamples)
     held = held_of(test, plays, tuned, seed, resamples)
     rows, family = rows_of(plays, roles, held)
     verdicts = {row.name: row.verdict for row in rows if row.name in entrants}
     return Comparison(
         rows=rows,
-        detectable_percent=_median(family.detectable_percent()),
-        detectable_among_percent=_median(family.detectable_percent(family.critical)),
         sensitivity=sensitivity(
             entrants, test, costs, verdicts, reference=tuned, control_s=control_s, seed=seed
         ),
@@ -142,9 +129,29 @@ def compare(
         resamples=resamples,
         logs={name: one.log for name, one in plays.items()},
         unpriced=tuple(name for name in judged if not is_known(entrants[name], costs.own_s)),
-        censoring=censoring,
+        censoring=_left_open(halves, trace, chosen, costs, tuned, judged, resamples),
+        **_detectable(family),
         **_basis(trace, halves, held),
     )
+
+
+def _play_all(
+    player: Player,
+    entrants: Mapping[str, Policy],
+    best: Policy,
+    test: Trace,
+    seed: int,
+    step: Step,
+) -> tuple[dict[str, Plays], list[str]]:
+    """The plays of all entrants and of the two ceilings, and the entrants as they are ranked."""
+    plays = {}
+    for name, policy in entrants.items():
+        plays[name] = player.play(policy)
+        step()
+    ranked = _ranked(plays)
+    plays["best fixed"] = player.ceiling(lambda at: replay(best, test, at, seed=seed))
+    plays["clairvoyant"] = player.ceiling(lambda at: clairvoyant(test, at))
+    return plays, ranked
 
 
 class _Halves(NamedTuple):
@@ -194,21 +201,33 @@ def _ranked(plays: Mapping[str, Plays]) -> list[str]:
 
 
 def _left_open(
-    completed: Completed,
+    halves: _Halves,
+    trace: Trace,
     chosen: Mapping[str, Policy],
     costs: StepCosts,
     reference: str,
     judged: Sequence[str],
     resamples: int,
-) -> Censoring:
-    """What censoring leaves open about these policies and the clairvoyant schedule."""
+) -> Censoring | None:
+    """What censoring leaves open about these policies and the clairvoyant schedule, if anything."""
+    if halves.completed is None:
+        return None
+    held_out = select(halves.completed, halves.test_rows, trace)
     schedules: dict[str, Schedule] = {
         name: functools.partial(replay, policy, costs=costs) for name, policy in chosen.items()
     }
     schedules["clairvoyant"] = lambda trace, *, seed: clairvoyant(trace, costs)
     return left_open(
-        completed, schedules, reference=reference, controllers=judged, resamples=resamples
+        held_out, schedules, reference=reference, controllers=judged, resamples=resamples
     )
+
+
+def _detectable(family: Family) -> dict[str, float]:
+    """What would have been found 8 times in 10: of one controller alone, and among all of them."""
+    return {
+        "detectable_percent": _median(family.detectable_percent()),
+        "detectable_among_percent": _median(family.detectable_percent(family.critical)),
+    }
 
 
 def _median(percents: FloatArray) -> float:
