@@ -222,7 +222,7 @@ def _left_open(
     )
 
 
-def _detectable(family: Family) -> dict[str, float]:
+def _detectable(family: Family) -> dict[str, Any]:
     """What would have been found 8 times in 10: of one controller alone, and among all of them."""
     return {
         "detectable_percent": _median(family.detectable_percent()),
