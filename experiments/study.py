@@ -7,14 +7,14 @@ folder.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,18 +27,19 @@ from experiments.common.results import (
 )
 from experiments.comparison.command import compare_files
 from experiments.comparison.headline import headline_text
+from experiments.options import CompareOptions, StudyOptions, ValidateOptions
 from experiments.report.report import write_report
 from experiments.sweep.suites import GREEDY, TIMING
 from experiments.validation.command import validate_files
 from policies.registry import SHELF
-from real_backend.options import refuse_shape
+from real_backend.options import CaptureOptions, MeasureOptions, refuse_shape
 from real_backend.partial_file import finished, partial_path
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace, write_atomically
 from traces.timing import read_timing
 
-SETTINGS = ("pair", "target", "draft", "device", "dtype", "threads", "quick", "seed")
+OF_THE_PAIR = ("target", "draft", "device", "dtype", "threads")
 FILES = (
     "study.json",
     "prompts.jsonl",
@@ -71,25 +72,28 @@ FULL = Effort(0, 128, (1,), 150, 0, 1)
 QUICK = Effort(5, 64, (1,), 30, 0, 1)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: StudyOptions) -> int:
     """`gammalab study`: 0 also if a claim was contradicted, which the first screen then says."""
-    refuse_shape(args.pair, "study")
-    out: Path = args.out
-    effort = QUICK if args.quick else FULL
-    settings = _settings(args, out)
-    if args.quick and args.trace is None:
-        args.prompts = _few_prompts(args, effort, out / "prompts.jsonl")
-    trace, timing = args.trace or out / "trace.parquet", out / "timing.json"
+    refuse_shape(options.pair, "study")
+    out = options.out
+    effort = QUICK if options.quick else FULL
+    settings = _settings(options, out)
+    if options.quick and options.trace is None:
+        few = _few_prompts(options, effort, out / "prompts.jsonl")
+        options = dataclasses.replace(options, prompts=few)
+    trace, timing = options.trace or out / "trace.parquet", out / "timing.json"
     print(f"gammalab: study: {', '.join(STAGES)}; each says how long it takes", file=sys.stderr)
-    _stage("capture", trace, trace.exists(), lambda: _capture(args, effort, out))
+    _stage("capture", trace, trace.exists(), lambda: _capture(options, effort, trace))
     if not (out / "study.json").exists():  # only now: a study that never began leaves no trace
         write_result("study", {"settings": settings}, out / "study.json", overwrite=False)
-    _stage("measure", timing, timing.exists(), lambda: _measure(args, effort, out))
+    _stage("measure", timing, timing.exists(), lambda: _measure(options, effort, trace))
     inputs = inputs_of(trace, timing)
     compared, validated = out / "compare.json", out / "validate.json"
-    _stage("compare", compared, _is_of(compared, inputs), lambda: _compare(args, out))
+    _stage("compare", compared, _is_of(compared, inputs), lambda: _compare(options, trace))
     print((out / "compare.txt").read_text("utf-8"), flush=True)  # the sitting takes a while
-    _stage("validate", validated, _is_of(validated, inputs), lambda: _validate(args, effort, out))
+    _stage(
+        "validate", validated, _is_of(validated, inputs), lambda: _validate(options, effort, trace)
+    )
     print((out / "validate.txt").read_text("utf-8"))
     (part,) = read_result("compare", compared)["comparisons"]
     print(headline_text(part, read_result("validate", validated)))
@@ -145,17 +149,23 @@ def _compiling() -> Iterator[None]:
         yield
 
 
-def _settings(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+def _settings(options: StudyOptions, out: Path) -> dict[str, Any]:
     """This study's settings, after a look at those of the study that lies in the folder.
 
     Raises InputError naming the first setting that differs.
     """
-    if args.force:
+    if options.force:
         for name in FILES:
             (out / name).unlink(missing_ok=True)
-    settings: dict[str, Any] = {name: getattr(args, name) for name in SETTINGS}
-    settings["pair"] = settings["pair"] or (None if args.target else "embedded")
-    settings |= {"prompts": _identity(args.prompts), "trace": _identity(args.trace)}
+    pair = options.pair
+    settings: dict[str, Any] = {
+        "pair": pair.name or (None if pair.target else "embedded"),
+        **{name: getattr(pair, name) for name in OF_THE_PAIR},
+        "quick": options.quick,
+        "seed": options.seed,
+        "prompts": _identity(options.prompts),
+        "trace": _identity(options.trace),
+    }
     path = out / "study.json"
     if not path.exists():
         return settings
@@ -178,15 +188,15 @@ def _identity(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _few_prompts(args: argparse.Namespace, effort: Effort, path: Path) -> Path:
+def _few_prompts(options: StudyOptions, effort: Effort, path: Path) -> Path:
     """The first questions of every task, as a prompt file in the study's folder."""
     from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 
-    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
+    if options.prompts is None and not options.pair.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
     counts: dict[str, int] = {}
     lines = []
-    for question in read_questions(args.prompts or EMBEDDED_PROMPTS):
+    for question in read_questions(options.prompts or EMBEDDED_PROMPTS):
         counts[question.task] = counts.get(question.task, 0) + 1
         if counts[question.task] <= effort.questions_per_task:
             fields = {name: getattr(question, name) for name in ("question_id", "category")}
@@ -196,43 +206,40 @@ def _few_prompts(args: argparse.Namespace, effort: Effort, path: Path) -> Path:
     return path
 
 
-def _options(
-    args: argparse.Namespace, adders: Sequence[Callable[[argparse.ArgumentParser], None]], out: Path
-) -> argparse.Namespace:
-    """The defaults of another command, with this study's pair options."""
-    parser = argparse.ArgumentParser()
-    for add in adders:
-        add(parser)
-    options = parser.parse_args(["--out", str(out)])
-    for name in ("pair", "target", "draft", "device", "dtype", "threads", "no_graphs"):
-        setattr(options, name, getattr(args, name))
-    options.force = args.force
-    return options
-
-
-def _capture(args: argparse.Namespace, effort: Effort, out: Path) -> None:
-    from real_backend.options import add_capture_arguments, add_pair_arguments
+def _capture(options: StudyOptions, effort: Effort, out: Path) -> None:
     from real_backend.recording.capture import run as capture
 
-    adders = (add_pair_arguments, add_capture_arguments)
-    options = _options(args, adders, out / "trace.parquet")
-    options.prompts, options.seed = args.prompts, args.seed
-    options.max_new_tokens, options.resume = effort.max_new_tokens, not args.force
     with _compiling():
-        capture(options)
+        capture(
+            CaptureOptions(
+                pair=options.pair,
+                prompts=options.prompts,
+                out=out,
+                seed=options.seed,
+                max_new_tokens=effort.max_new_tokens,
+                resume=not options.force,
+                force=options.force,
+            )
+        )
 
 
-def _measure(args: argparse.Namespace, effort: Effort, out: Path) -> None:
-    from real_backend.options import add_measure_arguments, add_pair_arguments
+def _measure(options: StudyOptions, effort: Effort, trace: Path) -> None:
     from real_backend.recording.measure import run as measure
 
-    options = _options(args, (add_pair_arguments, add_measure_arguments), out / "timing.json")
-    options.batch, options.repeats = list(effort.batches), effort.measure_repeats
-    trace = read_trace(args.trace or out / "trace.parquet")
-    options.context = contexts_of(trace)
-    options.temperature, options.top_p = trace.meta.temperature, trace.meta.top_p
-    finished(partial_path(out / "measured"))  # a sitting on another timing does not go on
-    measure(options)
+    recorded = read_trace(trace)
+    finished(partial_path(options.out / "measured"))  # a sitting on another timing does not go on
+    measure(
+        MeasureOptions(
+            pair=options.pair,
+            out=options.out / "timing.json",
+            batch=effort.batches,
+            context=tuple(contexts_of(recorded)),
+            repeats=effort.measure_repeats,
+            temperature=recorded.meta.temperature,
+            top_p=recorded.meta.top_p,
+            force=options.force,
+        )
+    )
 
 
 def contexts_of(trace: Trace) -> list[int]:
@@ -246,23 +253,30 @@ def contexts_of(trace: Trace) -> list[int]:
     return sorted({max(1, longest // 4), max(1, longest)})
 
 
-def _compare(args: argparse.Namespace, out: Path) -> None:
-    trace = args.trace or out / "trace.parquet"
-    compare_files([trace], out / "timing.json", seed=args.seed, out=out, force=True)
+def _compare(options: StudyOptions, trace: Path) -> None:
+    out = options.out
+    timing = out / "timing.json"
+    compare_files(
+        CompareOptions(trace=(trace,), timing=timing, seed=options.seed, out=out, force=True)
+    )
 
 
-def _validate(args: argparse.Namespace, effort: Effort, out: Path) -> None:
-    options = argparse.Namespace(**vars(args))
-    options.trace = args.trace or out / "trace.parquet"
-    options.timing, options.policies = out / "timing.json", None
-    options.acceptance, options.measured = "own", None
+def _validate(options: StudyOptions, effort: Effort, trace: Path) -> None:
+    out = options.out
     (compared,) = read_result("compare", out / "compare.json")["comparisons"]
     withdraw(out / "validate.json")  # not force: a sitting that was stopped goes on
     validate_files(
-        options,
-        repeats=effort.validate_repeats,
-        limit=effort.validate_replies,
-        out=out,
+        ValidateOptions(
+            pair=options.pair,
+            trace=trace,
+            timing=out / "timing.json",
+            prompts=options.prompts,
+            repeats=effort.validate_repeats,
+            limit=effort.validate_replies,
+            max_error=options.max_error,
+            seed=options.seed,
+            out=out,
+        ),
         winner=compared["recommended"],
         runner_up=compared["runner_up"],
     )

@@ -10,7 +10,6 @@ the same command goes on where the time ran out.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -28,8 +27,9 @@ import numpy as np
 
 from policies.overhead import charged
 from policies.registry import file_name, parse_policy
+from real_backend.command_line import run_module
 from real_backend.decoding.measured import PLACEBO, read_measured
-from real_backend.options import add_session_arguments, run_module
+from real_backend.options import SessionOptions
 from real_backend.session_plan import FULL, SMALL, Confirmed, Plan, Stage, plan_of
 from traces.costs.pricing import price_log, tabulate
 from traces.costs.table import Table
@@ -183,24 +183,24 @@ def prediction_table(confirmed: Confirmed) -> str:
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> None:
-    """The session; see real_backend.options."""
+def run(options: SessionOptions) -> None:
+    """The session."""
     import torch
 
-    if not 0 < args.minutes < math.inf:
-        raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
-    device = args.device
+    if not 0 < options.minutes < math.inf:
+        raise InputError(f"--minutes is {options.minutes:g}; it must be above 0")
+    device = options.device
     if device == "auto":  # named once, so that no stage silently runs elsewhere later
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not _answers(device):
         raise InputError(f"--device {device} cannot be used; try --device cpu --small")
-    args.out.mkdir(parents=True, exist_ok=True)
-    shapes = [shape for shape in args.shapes.split(",") if shape]
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = [shape for shape in options.shapes.split(",") if shape]
     if any("+" not in shape for shape in shapes):
-        raise InputError(f"--shapes {args.shapes}: give TARGET+DRAFT, separated by commas")
-    effort = SMALL if args.small else FULL
+        raise InputError(f"--shapes {options.shapes}: give TARGET+DRAFT, separated by commas")
+    effort = SMALL if options.small else FULL
     dtype = "float32" if device == "cpu" else "bfloat16"
-    plan = plan_of(args.out.resolve(), device, shapes, dtype, effort)
+    plan = plan_of(options.out.resolve(), device, shapes, dtype, effort)
     # A terminated session must not leave its stage behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs = {c.title: c for c in plan.confirmed}
@@ -210,9 +210,9 @@ def run(args: argparse.Namespace) -> None:
             print("\n" + prediction_table(runs[stage.name]) + "\n", flush=True)
 
     try:
-        Session(args.out, args.minutes).run(plan.stages, device, table)
+        Session(options.out, options.minutes).run(plan.stages, device, table)
     finally:
-        print("\n" + _all_tables(plan, args.out / "predictions.txt"), flush=True)
+        print("\n" + _all_tables(plan, options.out / "predictions.txt"), flush=True)
 
 
 def _all_tables(plan: Plan, path: Path) -> str:
@@ -227,4 +227,4 @@ def _all_tables(plan: Plan, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_module("gpu_session", __doc__, [add_session_arguments], run))
+    sys.exit(run_module("real_backend.gpu_session", __doc__, SessionOptions, run))

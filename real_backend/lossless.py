@@ -18,7 +18,6 @@ Letters: L positions of a reply, V vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -31,15 +30,11 @@ import torch
 
 from policies.base import Policy
 from policies.registry import label, parse_policies
+from real_backend.command_line import run_module
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, decode_reference, parting, plain, spacing
-from real_backend.models.pair import Pair, pair_from_args, resolve_pair
-from real_backend.options import (
-    add_lossless_arguments,
-    add_pair_arguments,
-    refuse_shape,
-    run_module,
-)
+from real_backend.models.pair import Pair, pair_from, resolve_pair
+from real_backend.options import LosslessOptions, refuse_shape
 from real_backend.progress import progress
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from traces.costs.pricing import make_step_costs
@@ -170,28 +165,31 @@ def text_of(report: Report) -> str:
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The lossless command; see real_backend.options. 1 if anything differs that is no tie."""
-    refuse_shape(args.pair, "lossless")
-    policies = parse_policies(args.policies)
-    spec = resolve_pair(args.pair, args.target, args.draft)
-    if args.prompts is None and spec.name != "embedded":
+def run(options: LosslessOptions) -> int:
+    """The lossless command. 1 if anything differs that is no tie."""
+    refuse_shape(options.pair, "lossless")
+    policies = parse_policies(options.policies)
+    named = options.pair
+    spec = resolve_pair(named.name, named.target, named.draft)
+    if options.prompts is None and spec.name != "embedded":
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    if args.out is not None and args.out.exists() and not args.force:
-        raise InputError(f"{args.out} exists; choose another name or pass --force")
-    questions = read_questions(args.prompts or EMBEDDED_PROMPTS, args.limit)
-    pair = pair_from_args(args)
+    if options.out is not None and options.out.exists() and not options.force:
+        raise InputError(f"{options.out} exists; choose another name or pass --force")
+    questions = read_questions(options.prompts or EMBEDDED_PROMPTS, options.limit)
+    pair = pair_from(named)
     requests = [request_for(pair, question, 0, []) for question in questions]
-    report = check(pair, requests, policies, args.batch, args.max_new_tokens)
-    meta = pair.describe() | {"max_new_tokens": args.max_new_tokens}
+    report = check(pair, requests, policies, options.batch, options.max_new_tokens)
+    meta = pair.describe() | {"max_new_tokens": options.max_new_tokens}
     print(f"{pair.name}, {pair.dtype}, {meta['engine']} forward, {meta['device_name']}")
     print(text_of(report))
-    if args.out is not None:
+    if options.out is not None:
         raw = {"kind": "lossless", "meta": meta, **dataclasses.asdict(report)}
         text = json.dumps(raw | {"lossless": report.lossless}, indent=1, allow_nan=False)
-        write_atomically(args.out, lambda path: path.write_text(text + "\n", "utf-8"), args.force)
+        write_atomically(
+            options.out, lambda path: path.write_text(text + "\n", "utf-8"), options.force
+        )
     return 0 if report.lossless else 1
 
 
 if __name__ == "__main__":
-    sys.exit(run_module("lossless", __doc__, [add_pair_arguments, add_lossless_arguments], run))
+    sys.exit(run_module("real_backend.lossless", __doc__, LosslessOptions, run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from real_backend.options import SHAPE_PREFIX
+from real_backend.options import SHAPE_PREFIX, PairOptions
 from traces.errors import InputError, warn
 from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace, refuse_censored
@@ -212,16 +211,16 @@ def requests_of_trace(questions: list[Question], trace: Trace, pair: Pair) -> li
     return requests
 
 
-def questions_of(args: argparse.Namespace) -> list[Question]:
-    """The questions behind a trace: --prompts, or the embedded pair's own."""
-    if (args.pair or "").startswith(SHAPE_PREFIX):
+def questions_of(pair: PairOptions, prompts: Path | None) -> list[Question]:
+    """The questions behind a trace: of the prompt file, or the embedded pair's own."""
+    if (pair.name or "").startswith(SHAPE_PREFIX):
         raise InputError(
-            f"--pair {args.pair} has random weights and cannot repeat the trace's replies; take "
+            f"--pair {pair.name} has random weights and cannot repeat the trace's replies; take "
             "acceptance from the trace with --acceptance trace"
         )
-    if args.prompts is None and (args.target or args.pair not in (None, "embedded")):
+    if prompts is None and not pair.is_embedded:
         raise InputError("--prompts is needed: the prompt file that the trace was captured from")
-    return read_questions(args.prompts or EMBEDDED_PROMPTS)
+    return read_questions(prompts or EMBEDDED_PROMPTS)
 
 
 def forced_requests(trace: Trace, pair: Pair) -> list[Request]:

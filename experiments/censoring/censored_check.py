@@ -12,7 +12,6 @@ other questions are held against the ratio on the whole trace.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -27,13 +26,13 @@ from experiments.censoring.intervals import DRAWS, FloatArray, by_question, comp
 from experiments.censoring.rubin import LEAST, ratios
 from experiments.common.text_table import number, percent, table
 from policies.registry import parse_policy
+from real_backend.command_line import flag, option, run_module
+from real_backend.command_line import options as again
 from real_backend.number_options import count, workers
-from real_backend.options import Parser
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate_for
-from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import named_generator
 from traces.store import concatenate, read_trace
@@ -253,45 +252,47 @@ def check(
         return [case for part in pool.map(one, range(resamples)) for case in part]
 
 
-def answer(args: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CensoredCheckOptions:
+    """What is hidden by which recorder, and how often."""
+
+    trace: Path = option("an exact trace", Path, EXACT)
+    recorder: tuple[str, ...] | None = again("policy that records; repeatable", str, None)
+    reference: str = option("what the ratio is to", default=REFERENCE)
+    others: bool = flag("intervals for other questions")
+    resamples: int = option("draws of requests", count, 200)
+    requests: int = option("requests of a draw", count, 40)
+    workers: int = option("local processes", workers(), 1)
+
+
+def answer(options: CensoredCheckOptions) -> None:
     """Print coverage tables for every recorder."""
-    trace = read_trace(args.trace)
-    noise = number(100 * float(np.sqrt(0.95 * 0.05 / args.resamples)), 1)
-    for recorder in args.recorder or RECORDERS:
+    trace = read_trace(options.trace)
+    noise = number(100 * float(np.sqrt(0.95 * 0.05 / options.resamples)), 1)
+    for recorder in options.recorder or RECORDERS:
         found = check(
             trace,
             recorder,
-            resamples=args.resamples,
-            requests=args.requests,
-            workers=args.workers,
-            reference=args.reference,
-            others=args.others,
+            resamples=options.resamples,
+            requests=options.requests,
+            workers=options.workers,
+            reference=options.reference,
+            others=options.others,
         )
         print(
-            f"recorder {recorder}: {args.resamples} resamples of {args.requests} requests; one "
-            f"policy's 95 % would come out as 95 +- {noise}\n"
+            f"recorder {recorder}: {options.resamples} resamples of {options.requests} requests; "
+            f"one policy's 95 % would come out as 95 +- {noise}\n"
         )
-        for of, title in ((SPEED, SPEED), (RATIO, f"ratio to {args.reference}")):
+        for of, title in ((SPEED, SPEED), (RATIO, f"ratio to {options.reference}")):
             if group := [case for case in found if case.number == of]:
                 print(f"{title}\n{coverage_table(coverage(group))}\n", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = Parser(prog="python -m experiments.censoring.censored_check", description=__doc__)
-    parser.add_argument("--trace", type=Path, default=EXACT, help="an exact trace")
-    parser.add_argument("--recorder", action="append", help="policy that records; repeatable")
-    parser.add_argument("--reference", default=REFERENCE, help="whom the ratio is to")
-    parser.add_argument("--others", action="store_true", help="intervals for other questions")
-    parser.add_argument("--resamples", type=count, default=200)
-    parser.add_argument("--requests", type=count, default=40)
-    parser.add_argument("--workers", type=workers(), default=1)
-    try:
-        answer(parser.parse_args(arguments))
-    except InputError as error:
-        print(f"censored_check: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_module(
+        "experiments.censoring.censored_check", __doc__, CensoredCheckOptions, answer, argv
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ imputations, draws of questions and the controllers' lots.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -26,8 +26,9 @@ from experiments.censoring.intervals_text import (
 from experiments.censoring.rubin import FEWEST_IMPUTATIONS
 from experiments.common.results import dumps
 from policies.registry import label, parse_policies
+from real_backend.command_line import flag, option, run_module
 from real_backend.number_options import count, number, whole, workers
-from real_backend.options import Parser, add_seed
+from real_backend.options import seed_of
 from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
@@ -55,61 +56,59 @@ def over_seeds(
     return left_open(completed, schedules, reference=reference)
 
 
-def answer(args: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CensoredRunOptions:
+    """Costs typed by hand, and how surely."""
+
+    trace: Path = option("a censored trace", Path)
+    round_ms: float = option("a round without a draft", number(0.0, above=False))
+    draft_ms: float = option("every drafted token", number(0.0, above=False))
+    plain_ms: float | None = option(
+        "plain decoding, per token; else gamma 0", number(0.0, above=False), None
+    )
+    policies: str = option("beside the reference", default=POLICIES)
+    reference: str = option("what vs fixed is over", default="fixed:gamma=3")
+    draws: int = option("imputations", count, DRAWS)
+    seed: int = seed_of("all draws")
+    seeds: int = option("count verdicts over that many seeds", whole(0, 1000), 0)
+    workers: int = option("local processes", workers(), 1)
+    json: bool = flag("results as JSON on stdout")
+
+
+def answer(options: CensoredRunOptions) -> None:
     """Print the tables of one trace."""
-    if args.draws < FEWEST_IMPUTATIONS:
-        raise InputError(f"--draws is {args.draws}; at least {FEWEST_IMPUTATIONS}")
-    trace = read_trace(args.trace)
+    if options.draws < FEWEST_IMPUTATIONS:
+        raise InputError(f"--draws is {options.draws}; at least {FEWEST_IMPUTATIONS}")
+    trace = read_trace(options.trace)
     if trace.censored is None:
-        raise InputError(f"{args.trace} is not censored: `gammalab compare` says all there is")
-    names = f"{args.policies},{args.reference}"
-    schedules = schedules_of(trace, names, args.round_ms / 1e3, args.draft_ms / 1e3)
-    if args.seeds:
-        one = functools.partial(over_seeds, trace, schedules, args.reference, draws=args.draws)
-        with ProcessPoolExecutor(args.workers) as pool:
-            jobs = [pool.submit(one, seed=seed) for seed in range(args.seeds)]
+        raise InputError(f"{options.trace} is not censored: `gammalab compare` says all there is")
+    names = f"{options.policies},{options.reference}"
+    schedules = schedules_of(trace, names, options.round_ms / 1e3, options.draft_ms / 1e3)
+    if options.seeds:
+        one = functools.partial(
+            over_seeds, trace, schedules, options.reference, draws=options.draws
+        )
+        with ProcessPoolExecutor(options.workers) as pool:
+            jobs = [pool.submit(one, seed=seed) for seed in range(options.seeds)]
             print(seed_table([job.result() for job in jobs]))
         return
-    completed = complete(trace, draws=args.draws, seed=args.seed)
+    completed = complete(trace, draws=options.draws, seed=options.seed)
     found = left_open(
         completed,
         schedules,
-        reference=args.reference,
-        plain_s_per_token=None if args.plain_ms is None else args.plain_ms / 1e3,
+        reference=options.reference,
+        plain_s_per_token=None if options.plain_ms is None else options.plain_ms / 1e3,
     )
     parts = [open_table(found), open_task_table(found)]
     parts += [rate_table(trace), survival_table(trace, completed)]
-    print(dumps(found) if args.json else "\n\n".join(parts))
+    print(dumps(found) if options.json else "\n\n".join(parts))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = Parser(prog="python -m experiments.censoring.censored_run", description=__doc__)
-    parser.add_argument("--trace", type=Path, required=True, help="a censored trace")
-    parser.add_argument(
-        "--round-ms", type=number(0.0, above=False), required=True, help="a round without a draft"
+    return run_module(
+        "experiments.censoring.censored_run", __doc__, CensoredRunOptions, answer, argv
     )
-    parser.add_argument(
-        "--draft-ms", type=number(0.0, above=False), required=True, help="every drafted token"
-    )
-    parser.add_argument(
-        "--plain-ms", type=number(0.0, above=False), help="plain decoding, per token; else gamma 0"
-    )
-    parser.add_argument("--policies", default=POLICIES)
-    parser.add_argument("--reference", default="fixed:gamma=3", help="whom vs fixed is over")
-    parser.add_argument("--draws", type=count, default=DRAWS, help="imputations")
-    add_seed(parser, "all draws")
-    parser.add_argument(
-        "--seeds", type=whole(0, 1000), default=0, help="count verdicts over that many seeds"
-    )
-    parser.add_argument("--workers", type=workers(), default=1)
-    parser.add_argument("--json", action="store_true")
-    try:
-        answer(parser.parse_args(arguments))
-    except InputError as error:
-        print(f"censored_run: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from experiments.comparison.compare_text import text_of, to_dict, write_logs
 from experiments.comparison.headline import headline_text
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
+from experiments.options import CompareOptions
 from policies.base import Policy
 from policies.registry import parse_policies
 from real_backend.progress import progress
@@ -33,30 +33,25 @@ from traces.store import refuse_existing
 from traces.timing import Timing
 
 
-def compare_files(
-    trace_paths: Sequence[Path],
-    timing_path: Path,
-    *,
-    specs: str | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    force: bool = False,
-) -> tuple[str, dict[str, Any]]:
+def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
     """Compare on every trace; the printed text and the content of compare.json.
 
     With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
     of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
     """
+    out, seed = options.out, options.seed
+    if len({path.name for path in options.trace}) < len(options.trace):
+        raise InputError("two traces have the same file name; rename one, results go by it")
     if out is not None:
-        refuse_existing(out / "compare.json", force)
-    policies = parse_policies(specs) if specs else None
-    traces, timing = read_inputs(trace_paths, timing_path)
+        refuse_existing(out / "compare.json", options.force)
+    policies = parse_policies(options.policies) if options.policies else None
+    traces, timing = read_inputs(options.trace, options.timing)
     texts, entries, done = [], [], []
-    for path, trace in zip(trace_paths, traces, strict=True):
+    for path, trace in zip(options.trace, traces, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
         entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
-        entry |= {"timing": timing_path.name, "logs": f"simulated/{path.stem}"}
+        entry |= {"timing": options.timing.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
         parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
         texts.append("\n\n".join(filter(None, parts)))
@@ -68,7 +63,7 @@ def compare_files(
         for stem, comparison in done:
             write_logs(comparison, out / "simulated" / stem)
         write_text(text, out / "compare.txt")
-        write_result("compare", result, out / "compare.json", overwrite=force)
+        write_result("compare", result, out / "compare.json", overwrite=options.force)
     return text, result
 
 
@@ -95,18 +90,8 @@ def _compare_one(
         raise InputError(f"{path}: {error}") from None
 
 
-def run_compare(args: argparse.Namespace) -> int:
+def run(options: CompareOptions) -> int:
     """`gammalab compare`."""
-    names = [path.name for path in args.trace]
-    if len(set(names)) < len(names):
-        raise InputError("two traces have the same file name; rename one, results go by it")
-    text, result = compare_files(
-        args.trace,
-        args.timing,
-        specs=args.policies,
-        seed=args.seed,
-        out=args.out,
-        force=args.force,
-    )
-    print(dumps(result) if args.json else text)
+    text, result = compare_files(options)
+    print(dumps(result) if options.json else text)
     return 0

@@ -8,7 +8,6 @@ Everything else becomes the best fixed length, by batch size where the engine ha
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterable
 
@@ -26,6 +25,7 @@ from experiments.export.replay import (
 )
 from experiments.export.result import BatchRow, Export, Predicted
 from experiments.export.text import advice, export_json, export_text
+from experiments.options import ExportOptions
 from policies.base import Policy, uses_signals
 from policies.confidence.roc import HFRocConfidence
 from policies.confidence.thresholds import HFConfidence
@@ -185,23 +185,23 @@ def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Se
     return {"transformers' own defaults": Setting(20, 0.4, moving=True)}
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: ExportOptions) -> int:
     """`gammalab export`."""
-    policy, engine = parse_policy(args.policy), find_engine(args.to)
-    if args.out is not None:
-        refuse_existing(args.out, args.force)
-    (trace,), timing = read_inputs([args.trace], args.timing)
+    policy, engine = parse_policy(options.policy), find_engine(options.to)
+    if options.out is not None:
+        refuse_existing(options.out, options.force)
+    (trace,), timing = read_inputs([options.trace], options.timing)
     refuse_censored(trace, "export")
-    result = export(policy, engine, trace, timing, args.seed)
-    form = export_json if args.json else export_text
-    text = form(result, trace, args.trace.name, timing, args.timing.name)
+    result = export(policy, engine, trace, timing, options.seed)
+    form = export_json if options.json else export_text
+    text = form(result, trace, options.trace.name, timing, options.timing.name)
     if said := advice(result):
         warn(said)
-    if args.out is None:
+    if options.out is None:
         print(text)
         return 0
     write_atomically(
-        args.out, lambda temporary: temporary.write_text(text + "\n", "utf-8"), args.force
+        options.out, lambda temporary: temporary.write_text(text + "\n", "utf-8"), options.force
     )
-    print(f"{args.out}: {label(policy)} for {engine.title}")
+    print(f"{options.out}: {label(policy)} for {engine.title}")
     return 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,12 @@ import numpy as np
 from experiments.common.results import dumps
 from experiments.common.statistics import divide
 from experiments.common.text_table import number, table
+from experiments.options import (
+    PoliciesOptions,
+    TraceCheckOptions,
+    TraceInfoOptions,
+    TraceSplitOptions,
+)
 from policies.base import Policy, uses_signals
 from policies.fields import allowed, origins, short_field
 from policies.registry import SHELF, find_policy
@@ -26,11 +30,12 @@ BESIDE = 3 + max(map(len, SHELF))
 FIELD_COLUMNS = ("field", "default", "range", "the default comes from")
 
 
-def show_policies(name: str | None, *, as_json: bool) -> int:
+def show_policies(options: PoliciesOptions) -> int:
     """All controllers in a table, or one in full."""
+    name = options.name
     classes = [find_policy(name)] if name else list(SHELF.values())
     described = [describe_policy(cls()) for cls in classes]
-    if as_json:
+    if options.json:
         print(dumps(described[0] if name else described))
     elif name:
         print(_policy_page(described[0]))
@@ -143,11 +148,11 @@ def by_task(trace: Trace) -> dict[str, Acceptance]:
     return {task: acceptance(trace.select(rows[task])) for task in tasks}
 
 
-def show_trace(path: Path, *, as_json: bool) -> int:
+def show_trace(options: TraceInfoOptions) -> int:
     """Meta, size and acceptance of a trace."""
-    trace = read_trace(path)
+    trace = read_trace(options.trace)
     overall, tasks = acceptance(trace), by_task(trace)
-    if as_json:
+    if options.json:
         facts = {
             "meta": trace.meta.to_dict(),
             "content_sha256": content_hash(trace),
@@ -185,8 +190,9 @@ def _acceptance_row(task: str, facts: Acceptance) -> list[str]:
     ]
 
 
-def check_trace(path: Path) -> int:
+def check_trace(options: TraceCheckOptions) -> int:
     """0 if the file reads, fits the schema and its hash; 1 if it is a damaged trace."""
+    path = options.trace
     try:
         trace = read_trace(path)
     except TraceError as error:
@@ -197,16 +203,16 @@ def check_trace(path: Path) -> int:
     return 0
 
 
-def split_trace(args: argparse.Namespace) -> int:
+def split_trace(options: TraceSplitOptions) -> int:
     """Write the two parts of a trace."""
-    trace = read_trace(args.trace)
-    for path in (args.out_train, args.out_test):
-        refuse_existing(path, args.force)
-    if args.out_train.resolve() == args.out_test.resolve():
-        raise InputError(f"--out-train and --out-test are the same file {args.out_test}")
-    train, test = split_rows(trace, args.fraction, args.seed)
-    for path, rows in ((args.out_train, train), (args.out_test, test)):
+    trace = read_trace(options.trace)
+    for path in (options.out_train, options.out_test):
+        refuse_existing(path, options.force)
+    if options.out_train.resolve() == options.out_test.resolve():
+        raise InputError(f"--out-train and --out-test are the same file {options.out_test}")
+    train, test = split_rows(trace, options.fraction, options.seed)
+    for path, rows in ((options.out_train, train), (options.out_test, test)):
         part = trace.select(rows)
-        write_trace(part, path, overwrite=args.force)
+        write_trace(part, path, overwrite=options.force)
         print(f"{path}: {part.requests} requests, {part.positions} positions")
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.options import TraceImportOptions
 from traces.errors import InputError
 from traces.importers import FORMATS, spec_bench
 from traces.importers.common import Options
@@ -18,49 +18,49 @@ from traces.store import refuse_existing, write_trace
 from traces.timing import Timing
 
 
-def run(args: argparse.Namespace) -> int:
+def run(asked: TraceImportOptions) -> int:
     """Read everything, then write; a file that holds counts only is shown and refused."""
-    options = _options(args)
-    for path in (args.out, args.timing_out):
+    options = _options(asked)
+    for path in (asked.out, asked.timing_out):
         if path is not None:
-            refuse_existing(path, args.force)
+            refuse_existing(path, asked.force)
     try:
-        trace = FORMATS[args.format](args.input[0], options)
+        trace = FORMATS[asked.format](asked.input[0], options)
     except MarginalsOnly as refused:
         print(refused.marginals.table())
         raise
-    timing = fit_timing(args.input[0], options) if args.timing_out else None
-    write_trace(trace, args.out, overwrite=args.force)
-    print(describe(trace, args.out))
-    if timing is not None:
-        timing.write(args.timing_out, overwrite=args.force)
-        print(describe_fit(timing, args.timing_out))
+    timing = fit_timing(asked.input[0], options) if asked.timing_out else None
+    write_trace(trace, asked.out, overwrite=asked.force)
+    print(describe(trace, asked.out))
+    if timing is not None and asked.timing_out is not None:
+        timing.write(asked.timing_out, overwrite=asked.force)
+        print(describe_fit(timing, asked.timing_out))
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(options: TraceImportOptions) -> Options:
     """The importer's options; raises InputError for what does not go together."""
-    if args.format not in FORMATS:
-        raise InputError(f"--format {args.format} is unknown; known: {', '.join(FORMATS)}")
-    if args.timing_out is not None and args.format != spec_bench.NAME:
+    if options.format not in FORMATS:
+        raise InputError(f"--format {options.format} is unknown; known: {', '.join(FORMATS)}")
+    if options.timing_out is not None and options.format != spec_bench.NAME:
         raise InputError(f"--timing-out needs --format {spec_bench.NAME}: only it has wall times")
-    if args.vanilla is not None and args.timing_out is None:
+    if options.vanilla is not None and options.timing_out is None:
         raise InputError("--vanilla is for the timing; say where it goes with --timing-out")
-    ours = [path.resolve() for path in (args.out, args.timing_out) if path is not None]
-    given = [p.resolve() for p in (*args.input, *([args.vanilla] if args.vanilla else []))]
+    ours = [path.resolve() for path in (options.out, options.timing_out) if path is not None]
+    given = [p.resolve() for p in (*options.input, *([options.vanilla] if options.vanilla else []))]
     if len({*ours, *given}) < len(ours) + len(set(given)):
         raise InputError("an output file is named twice, or is also an input")
     if len(set(given)) < len(given):
         raise InputError("an input file is named twice")
     return Options(
-        schedule=args.schedule,
-        key=args.key,
-        merge=tuple(args.input[1:]),
-        vanilla=args.vanilla,
-        depth=args.depth,
-        temperature=args.temperature,
-        max_new_tokens=args.max_new_tokens,
-        strict=args.strict,
+        schedule=options.schedule,
+        key=options.key,
+        merge=tuple(options.input[1:]),
+        vanilla=options.vanilla,
+        depth=options.depth,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        strict=options.strict,
     )
 
 

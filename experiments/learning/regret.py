@@ -11,8 +11,8 @@ The clairvoyant schedule is the line no one can cross.
 
 from __future__ import annotations
 
-import argparse
 import csv
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,14 +35,14 @@ from experiments.common.text_table import table
 from experiments.comparison.compare import step_costs
 from policies.base import Policy
 from policies.registry import label, parse_policies, read_policies, title
+from real_backend.command_line import option, run_module, several
 from real_backend.number_options import count
-from real_backend.options import Parser, add_seed
+from real_backend.options import seed_of
 from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts
-from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import read_trace
@@ -161,23 +161,36 @@ def curves_figure(curves: dict[str, Path]) -> Picture:
     )
 
 
-def answer(args: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegretOptions:
+    """Which learners, on which recording."""
+
+    trace: Path = option("a recording", Path, GREEDY)
+    timing: Path = option("its step costs", Path, TIMING)
+    policies: str = option("learners", default=LEARNERS)
+    networks: tuple[Path, ...] = several("policy files", Path, ())
+    passes: int = option("over the held-out half", count, 4)
+    seed: int = seed_of("all draws")
+    out: Path = option("folder of the figures", Path)
+
+
+def answer(options: RegretOptions) -> None:
     """Regret of online learners and networks on the held-out half; figures to --out."""
-    whole = read_trace(args.trace)
-    trace = orders(whole.select(split_rows(whole)[1]), args.passes, args.seed)
-    costs = step_costs(read_timing(args.timing), trace)
-    policies = {title(label(policy)): policy for policy in parse_policies(args.policies)}
-    for path in args.networks:
+    whole = read_trace(options.trace)
+    trace = orders(whole.select(split_rows(whole)[1]), options.passes, options.seed)
+    costs = step_costs(read_timing(options.timing), trace)
+    policies = {title(label(policy)): policy for policy in parse_policies(options.policies)}
+    for path in options.networks:
         for number, policy in enumerate(read_policies(path)):
             policies[f"{path.stem}{f'-{number + 1}' * (number > 0)} ({policy.name})"] = policy
     gamma, _ = best_fixed(trace, costs)
-    tokens, lost = regrets(trace, costs, policies, seed=args.seed)
+    tokens, lost = regrets(trace, costs, policies, seed=options.seed)
     pictures = [regret_figure(tokens, lost, f"gamma = {gamma}")]
-    curves = {path.stem: path.with_suffix(".run") / "curve.csv" for path in args.networks}
+    curves = {path.stem: path.with_suffix(".run") / "curve.csv" for path in options.networks}
     if curves := {name: path for name, path in curves.items() if path.is_file()}:
         pictures.append(curves_figure(curves))
-    write_pictures(pictures, args.out)
-    quarter = len(tokens) // args.passes
+    write_pictures(pictures, options.out)
+    quarter = len(tokens) // options.passes
     rows = [
         [
             name,
@@ -187,29 +200,16 @@ def answer(args: argparse.Namespace) -> None:
         ]
         for name, line in sorted(lost.items(), key=lambda item: item[1][-1])
     ]
-    head = ["policy", "after one pass, s", f"after {args.passes}, s", "us per token"]
+    head = ["policy", "after one pass, s", f"after {options.passes}, s", "us per token"]
     print(
         f"regret to gamma = {gamma}, the best fixed length in hindsight; {tokens[-1]:,.0f} tokens"
     )
     print(table(head, [("", rows)]))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = Parser(prog="python -m experiments.learning.regret", description=__doc__)
-    parser.add_argument("--trace", type=Path, default=GREEDY)
-    parser.add_argument("--timing", type=Path, default=TIMING)
-    parser.add_argument("--policies", default=LEARNERS)
-    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="policy files")
-    parser.add_argument("--passes", type=count, default=4, help="over the held-out half")
-    add_seed(parser, "all draws")
-    parser.add_argument("--out", type=Path, required=True)
-    try:
-        answer(parser.parse_args(arguments))
-    except InputError as error:
-        print(f"regret: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_module("experiments.learning.regret", __doc__, RegretOptions, answer, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ at the end.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -26,6 +25,7 @@ from experiments.comparison.result import Comparison
 from experiments.learning import ppo
 from experiments.learning.cloning import clone, demonstrations
 from experiments.learning.task import Progress, Task, make_task, note
+from experiments.options import TrainOptions
 from policies.base import Policy
 from policies.learned.neural import WIDEST, neural_policy, quantise
 from policies.overhead import own_seconds
@@ -144,44 +144,52 @@ def charge(policy: Any) -> Any:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: TrainOptions) -> int:
     """Train, export, and say what the network is worth on the held-out half."""
-    out = args.out if args.out.suffix == ".json" else args.out.with_name(args.out.name + ".json")
-    if args.algo not in ALGORITHMS:
-        raise InputError(f"--algo is {args.algo!r}; known: {', '.join(ALGORITHMS)}")
-    if args.hidden > WIDEST:
-        raise InputError(f"--hidden is {args.hidden}; a layer holds at most {WIDEST} numbers")
-    refuse_existing(out, args.force)
-    traces, timing = read_inputs(args.trace, args.timing)
-    ratios = [0.0] if args.cost_ratios is None else numbers("--cost-ratios", args.cost_ratios)
-    task = make_task(traces, timing, unit=args.unit, ratios=ratios, seed=args.split_seed)
+    out = (
+        options.out
+        if options.out.suffix == ".json"
+        else options.out.with_name(options.out.name + ".json")
+    )
+    if options.algo not in ALGORITHMS:
+        raise InputError(f"--algo is {options.algo!r}; known: {', '.join(ALGORITHMS)}")
+    if options.hidden > WIDEST:
+        raise InputError(f"--hidden is {options.hidden}; a layer holds at most {WIDEST} numbers")
+    refuse_existing(out, options.force)
+    traces, timing = read_inputs(options.trace, options.timing)
+    ratios = [0.0] if options.cost_ratios is None else numbers("--cost-ratios", options.cost_ratios)
+    task = make_task(traces, timing, unit=options.unit, ratios=ratios, seed=options.split_seed)
     settings = ppo.Settings(
-        iterations=args.iterations, hidden=args.hidden, seed=args.seed, learning_rate=args.rate
+        iterations=options.iterations,
+        hidden=options.hidden,
+        seed=options.seed,
+        learning_rate=options.rate,
     )
     folder = out.with_suffix(".run")
     about = {
-        "algo": args.algo, "unit": args.unit, "lanes": args.lanes, "warm_start": args.warm_start,
+        "algo": options.algo, "unit": options.unit, "lanes": options.lanes,
+        "warm_start": options.warm_start,
         "settings": dataclasses.asdict(settings), "cost_ratios": ratios,
-        "split_seed": args.split_seed, "traces": [content_hash(trace) for trace in traces],
+        "split_seed": options.split_seed, "traces": [content_hash(trace) for trace in traces],
         "timing": timing.meta, "torch": torch.__version__,
     }  # fmt: skip
-    begin(folder, about, force=args.force)
-    found = train(args.algo, task, settings, args.lanes, folder, warm=args.warm_start)
+    begin(folder, about, force=options.force)
+    found = train(options.algo, task, settings, options.lanes, folder, warm=options.warm_start)
     policy = charge(neural_policy(quantise(*found.best)))
     judged = [
         (
             f"{path.name}, {f'c = {ratio:g}' if ratio else 'measured costs'}",
-            compare(trace, costs, entrants(policy), seed=args.split_seed),
+            compare(trace, costs, entrants(policy), seed=options.split_seed),
         )
-        for path, trace in zip(args.trace, traces, strict=True)
+        for path, trace in zip(options.trace, traces, strict=True)
         for ratio, costs in zip(ratios, task.fit.costs, strict=True)
     ]
     meta = about | {"versions": versions(), "validation": found.best_score}
-    write_policies([policy], out, meta, overwrite=args.force)
+    write_policies([policy], out, meta, overwrite=options.force)
     text = "\n\n".join(held_out(where, part) for where, part in judged)
     steps = f"{found.curve[-1]['steps']:,.0f} steps in {found.curve[-1]['seconds']:.0f} s"
     lines = [text, "", f"{out}: {title(label(policy))}; {steps}; curve in {folder / 'curve.csv'}"]
-    print(dumps({"policy": str(out), "curve": found.curve}) if args.json else "\n".join(lines))
+    print(dumps({"policy": str(out), "curve": found.curve}) if options.json else "\n".join(lines))
     return 0
 
 

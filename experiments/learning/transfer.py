@@ -10,7 +10,6 @@ DIR/runs and are not made twice; what they were made of is noted in DIR/run.json
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -27,13 +26,12 @@ from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
 from policies.registry import parse_policy
+from real_backend.command_line import option, run_module
 from real_backend.number_options import count
-from real_backend.options import Parser
 from real_backend.progress import progress
 from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.totals import tally
 from traces.costs.pricing import StepCosts
-from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_trace, write_atomically
@@ -119,41 +117,44 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def answer(args: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferOptions:
+    """What is trained on what."""
+
+    trace: Path = option("a recording", Path, GREEDY)
+    timing: Path = option("its step costs", Path, TIMING)
+    unit: str = option("decide per token or round", default="token")
+    iterations: int = option("iterations of ppo", count, 200)
+    lanes: int = option("environments of ppo", count, 256)
+    out: Path = option("folder of all results; a stopped study goes on there", Path)
+
+
+def answer(options: TransferOptions) -> None:
     """Train where there is no run yet, judge, print and write."""
-    trace, timing = read_trace(args.trace), read_timing(args.timing)
-    worlds = worlds_of(trace, timing, args.unit)
-    settings = ppo.Settings(iterations=args.iterations)
+    trace, timing = read_trace(options.trace), read_timing(options.timing)
+    worlds = worlds_of(trace, timing, options.unit)
+    settings = ppo.Settings(iterations=options.iterations)
     about = {
-        "trace": content_hash(trace), "timing": timing.meta, "unit": args.unit, "lanes": args.lanes,
+        "trace": content_hash(trace), "timing": timing.meta, "unit": options.unit,
+        "lanes": options.lanes,
         "settings": dataclasses.asdict(settings),
     }  # fmt: skip
-    begin(args.out, about, force=False)
-    scores = study(worlds, settings, args.lanes, args.out / "runs")
+    begin(options.out, about, force=False)
+    scores = study(worlds, settings, options.lanes, options.out / "runs")
     text = text_of(worlds, scores)
     result = {"worlds": [world.name for world in worlds], "scores": scores}
     write_atomically(
-        args.out / "transfer.json", lambda to: to.write_text(dumps(result), "utf-8"), overwrite=True
+        options.out / "transfer.json",
+        lambda to: to.write_text(dumps(result), "utf-8"),
+        overwrite=True,
     )
-    write_text(text, args.out / "transfer.txt")
+    write_text(text, options.out / "transfer.txt")
     print(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
-    parser = Parser(prog="python -m experiments.learning.transfer", description=__doc__)
-    parser.add_argument("--trace", type=Path, default=GREEDY)
-    parser.add_argument("--timing", type=Path, default=TIMING)
-    parser.add_argument("--unit", default="token", help="decide per token or round")
-    parser.add_argument("--iterations", type=count, default=200)
-    parser.add_argument("--lanes", type=count, default=256)
-    parser.add_argument("--out", type=Path, required=True)
-    try:
-        answer(parser.parse_args(arguments))
-    except InputError as error:
-        print(f"transfer: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_module("experiments.learning.transfer", __doc__, TransferOptions, answer, argv)
 
 
 if __name__ == "__main__":

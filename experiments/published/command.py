@@ -5,17 +5,17 @@ Nothing published is shipped: every suite reads the files that it is given.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 from experiments.common.results import command_line, dumps, versions, write_result
+from experiments.options import PublishedOptions
 from traces.errors import InputError
 from traces.store import refuse_existing
 
-Study = Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]
+Study = Callable[[PublishedOptions], tuple[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +51,27 @@ def find_suite(name: str) -> Suite:
     return SUITES[name]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: PublishedOptions) -> int:
     """The whole command."""
-    suite = find_suite(args.name)
+    suite = find_suite(options.name)
     for option in ("vanilla", "timing"):
-        given = getattr(args, option) is not None
+        given = getattr(options, option) is not None
         if option in suite.needs and not given:
-            raise InputError(f"{args.name} needs --{option} FILE beside --data")
+            raise InputError(f"{options.name} needs --{option} FILE beside --data")
         if given and option not in suite.needs:
-            raise InputError(f"{args.name} takes no --{option}")
-    if args.out is not None:
-        refuse_existing(args.out, args.force)
+            raise InputError(f"{options.name} takes no --{option}")
+    if options.out is not None:
+        refuse_existing(options.out, options.force)
     study: Study = importlib.import_module(f"experiments.published.{suite.module}").study
-    text, found = study(args)
+    text, found = study(options)
     result = {
-        "suite": args.name,
+        "suite": options.name,
         "command": command_line(),
         "versions": versions(),
-        "data": [path.name for path in args.data],
+        "data": [path.name for path in options.data],
         **found,
     }
-    if args.out is not None:
-        write_result("study-published", result, args.out, overwrite=args.force)
-    print(dumps(result) if args.json else text)
+    if options.out is not None:
+        write_result("study-published", result, options.out, overwrite=options.force)
+    print(dumps(result) if options.json else text)
     return 0

@@ -8,7 +8,6 @@ average in the replay.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from experiments.common.results import describe_inputs, read_inputs
 from experiments.common.text_table import number, percent, table
 from experiments.comparison.compare import step_costs
+from experiments.options import PublishedOptions
 from experiments.published.laws import fit_alpha
 from policies.fixed import Fixed
 from real_backend.progress import progress
@@ -112,13 +112,16 @@ def rates(trace: Trace) -> tuple[FloatArray, FloatArray, FloatArray]:
     return np.full(trace.requests, sums.sum() / count.sum()), by_task[task], sums / count
 
 
-def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def study(options: PublishedOptions) -> tuple[str, dict[str, Any]]:
     """The suite: text and result."""
-    if len(args.data) != 1:
-        raise InputError(f"iid takes one trace, got {len(args.data)}")
-    (trace,), timing = read_inputs(args.data, args.timing)
+    if len(options.data) != 1:
+        raise InputError(f"iid takes one trace, got {len(options.data)}")
+    assert options.timing is not None  # the command refuses to go on without
+    (trace,), timing = read_inputs(options.data, options.timing)
     if trace.meta.depth < 2:
-        raise InputError(f"{args.data[0]}: depth {trace.meta.depth}; there is nothing to compare")
+        raise InputError(
+            f"{options.data[0]}: depth {trace.meta.depth}; there is nothing to compare"
+        )
     costs = step_costs(timing, trace)
     tasks = list(dict.fromkeys(trace.category))
     with progress((min(MOST_GAMMA, trace.meta.depth) + 1) * (1 + len(tasks)), "replay") as step:
@@ -152,8 +155,8 @@ def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             [coin_tokens_per_round(trace, per_request, g) for g in lengths]
         ),
     }
-    result = describe_inputs(trace, args.data[0].name, timing) | {
-        "timing": args.timing.name,
+    result = describe_inputs(trace, options.data[0].name, timing) | {
+        "timing": options.timing.name,
         "alpha": alphas,
         "hazard": hazards(trace, max(lengths)),
         "tokens_per_round": curve.tokens_per_round.tolist(),

@@ -7,7 +7,6 @@ shape and device are known, a roofline of the data sheet's figures stands beside
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.text_table import number, percent, table
+from experiments.options import PublishedOptions
 from experiments.published.table import CsvRow, Errors, FloatArray, errors, read_csv, relative
 from traces.costs.roofline import roofline_s
 from traces.costs.table import Table
@@ -172,9 +172,9 @@ def by_range(layers: Iterable[tuple[Layer, FloatArray]]) -> dict[str, Errors]:
     return {name: errors(signed[part]) for name, part in parts.items() if part.any()}
 
 
-def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def study(options: PublishedOptions) -> tuple[str, dict[str, Any]]:
     """The suite: text and result."""
-    layers = read_layers(read_csv(args.data, COLUMNS))
+    layers = read_layers(read_csv(options.data, COLUMNS))
     told = [(layer, predictions(layer)) for layer in layers]
     groups: dict[str, list[tuple[Layer, dict[str, FloatArray]]]] = {"all": told}
     for layer, predicted in told:

@@ -6,7 +6,6 @@ gets the same tables without them.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from experiments.common.text_table import number, percent, table
 from experiments.comparison.compare import step_costs
+from experiments.options import PublishedOptions
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Never
 from simulator.replay.metrics import per_request
@@ -119,15 +119,15 @@ def speedups(
     }
 
 
-def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def study(options: PublishedOptions) -> tuple[str, dict[str, Any]]:
     """The suite: text and result."""
-    if len(args.data) != 1:
-        raise InputError(f"spec-bench takes one answer file, got {len(args.data)}")
-    path = args.data[0]
-    options = Options(schedule=f"heuristic:{GAMMA0}")
-    trace, run = read(path, options), read_runs(path, options)[0]
-    plain = read_run(args.vanilla, Options())
-    timing = fit_timing(path, dataclasses.replace(options, vanilla=args.vanilla))
+    if len(options.data) != 1:
+        raise InputError(f"spec-bench takes one answer file, got {len(options.data)}")
+    assert options.vanilla is not None  # the command refuses to go on without
+    path, importing = options.data[0], Options(schedule=f"heuristic:{GAMMA0}")
+    trace, run = read(path, importing), read_runs(path, importing)[0]
+    plain = read_run(options.vanilla, Options())
+    timing = fit_timing(path, dataclasses.replace(importing, vanilla=options.vanilla))
     costs = step_costs(timing, trace)
     log = replay(HFHeuristic(gamma0=GAMMA0), trace, costs)
     rounds = recorded_rounds(run, trace)

@@ -9,7 +9,6 @@ between the two.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.text_table import number, percent, table
+from experiments.options import PublishedOptions
 from experiments.published.laws import LAWS, MAIN_LAW, fit_alpha, fit_survival
 from experiments.published.table import (
     CsvRow,
@@ -165,9 +165,9 @@ def iid_speedups(chains: Chains, alphas: Sequence[float]) -> FloatArray:
     return expected
 
 
-def study(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def study(options: PublishedOptions) -> tuple[str, dict[str, Any]]:
     """The suite: text and result."""
-    chains = read_chains(read_csv(args.data, COLUMNS))
+    chains = read_chains(read_csv(options.data, COLUMNS))
     tokens = predict_tokens(chains)
     speedups = {name: predict_speedup(chains, values) for name, values in tokens.items()}
     at_5, fast_5 = chains.accept_length[:, 1], chains.speedup[:, 1]

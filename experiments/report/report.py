@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.common.plots import Json, Picture, write_pictures
 from experiments.common.results import other_input, read_result
 from experiments.comparison.headline import headline
+from experiments.options import ReportOptions
 from experiments.report.figures import (
     by_role,
     controllers,
@@ -73,13 +73,13 @@ GLOSSARY = (
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: ReportOptions) -> int:
     """`gammalab report`: write a page and DIR/figures again, from the files of DIR."""
     try:
-        print(write_report(args.dir))
+        print(write_report(options.dir))
     except (LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
         raise InputError(
-            f"{args.dir}: a result lacks something, or was altered ({type(error).__name__}: "
+            f"{options.dir}: a result lacks something, or was altered ({type(error).__name__}: "
             f"{error}); compare or validate again, or --debug"
         ) from error
     return 0

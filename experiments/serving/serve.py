@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from experiments.common.results import (
     write_result,
     write_text,
 )
+from experiments.options import FleetOptions, ServeOptions
 from experiments.serving.figures import series_figure
 from experiments.serving.policy_runs import costs_for, run_policies, service_table
 from experiments.serving.timeline import write_timeline
@@ -72,21 +72,23 @@ def basis(
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: ServeOptions) -> int:
     """The command."""
-    out: Path | None = args.out
+    out: Path | None = options.out
     if out is not None:
-        refuse_existing(out / "serve.json", args.force)
-    trace, priced = read_trace(args.trace), read_costs(args.timing)
-    server = settings(Server(), args.server, "--server")
-    objective = settings(Objective(), args.slo, "--slo")
-    workload = parse_workload(args.workload, args.requests)
-    policies = parse_policies(args.policies or DEFAULT_POLICIES)
-    if not args.policies:
+        refuse_existing(out / "serve.json", options.force)
+    trace, priced = read_trace(options.trace), read_costs(options.timing)
+    server = settings(Server(), options.server, "--server")
+    objective = settings(Objective(), options.slo, "--slo")
+    workload = parse_workload(options.workload, options.requests)
+    policies = parse_policies(options.policies or DEFAULT_POLICIES)
+    if not options.policies:
         policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
-    check_inputs(trace, priced, server, args)
+    if options.timeline and options.out is None:
+        raise InputError("--timeline needs --out, the folder it is written to")
+    say_what_is_stretched(trace, priced, server, options)
     costs = costs_for(priced, trace, server)
-    seeds = range(args.seed, args.seed + args.seeds)
+    seeds = range(options.seed, options.seed + options.seeds)
 
     series, written = dict[str, Any](), list[str]()
 
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     with progress(len(policies) * len(seeds), "serve") as step:
         rows = run_policies(
             policies, trace, workload, costs, server, objective=objective, seeds=seeds,
-            warmup=args.warmup, keep=keep, step=step,
+            warmup=options.warmup, keep=keep, step=step,
         )  # fmt: skip
     text = "\n\n".join([basis(trace, priced, workload, server, objective), service_table(rows)])
     result = {
@@ -114,30 +116,28 @@ def run(args: argparse.Namespace) -> int:
         "costs": priced.about,
         "rows": jsonable(rows),
         "logs": sorted(written),
-    } | describe_inputs(trace, args.trace.name, priced.about)
+    } | describe_inputs(trace, options.trace.name, priced.about)
     if out is not None:
-        if args.timeline:
-            look(policies, trace, workload, costs, server, args.seed, out)
+        if options.timeline:
+            look(policies, trace, workload, costs, server, options.seed, out)
         write_pictures([series_figure(series, server.bin_s)], out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
         write_text(text, out / "serve.txt")
-    print(dumps(result) if args.json else text)
+    print(dumps(result) if options.json else text)
     return 0
 
 
-def check_inputs(trace: Trace, priced: Priced, server: Server, args: argparse.Namespace) -> None:
-    """Refuse what cannot be meant, and say what was stretched."""
-    if not 0.0 <= args.warmup < 1.0:
-        raise InputError(f"--warmup is {args.warmup}; give a share of the requests, 0 to below 1")
-    if args.timeline and args.out is None:
-        raise InputError("--timeline needs --out, the folder it is written to")
+def say_what_is_stretched(
+    trace: Trace, priced: Priced, server: Server, options: ServeOptions | FleetOptions
+) -> None:
+    """Warn of costs beyond what was measured, and of acceptance that is only bounded."""
     if priced.slots and server.slots > priced.slots:
         warn(
-            f"{args.timing} was measured up to batch {priced.slots}; larger batches are priced on "
-            "the slope of its last two"
+            f"{options.timing} was measured up to batch {priced.slots}; larger batches are priced "
+            "on the slope of its last two"
         )
     if trace.censored is not None:
-        warn(f"{args.trace} is censored: accepted lengths are lower bounds here")
+        warn(f"{options.trace} is censored: accepted lengths are lower bounds here")
 
 
 def settings(default: Any, text: str, option: str) -> Any:

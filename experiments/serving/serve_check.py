@@ -11,9 +11,7 @@ have been measured at these batch sizes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,18 +24,17 @@ from experiments.common.text_table import number, percent, table
 from experiments.serving.policy_runs import costs_for
 from policies.base import Policy
 from policies.registry import parse_policies, parse_policy
+from real_backend.command_line import flag, option, run_module
 from real_backend.decoding.interleaving import Sitting, baseline_of
 from real_backend.decoding.measured import PLACEBO
-from real_backend.decoding.sitting import sitting_from_args
-from real_backend.interruption import interrupted
+from real_backend.decoding.sitting import load_sitting
 from real_backend.number_options import integers, repeats, whole
-from real_backend.options import Parser, add_pair_arguments
+from real_backend.options import PairOptions, pair_part
 from real_backend.partial_file import finished, partial_path
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts, tabulate_for
 from traces.costs.table import Table
-from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace, refuse_existing
 from traces.timing import read_timing
@@ -85,64 +82,57 @@ def at_batch(sitting: Sitting, batch: int, kept: Path | None) -> Sitting:
     )
 
 
-def parser() -> Parser:
-    """The options."""
-    options = Parser(
-        prog="python -m experiments.serving.serve_check",
-        description="the serving simulator against the real engine",
-    )
-    add_pair_arguments(options)
-    options.add_argument("--prompts", type=Path, help="the trace's prompt file")
-    options.add_argument("--trace", type=Path, required=True, help="what was recorded of this pair")
-    options.add_argument("--timing", type=Path, required=True, help="measured at these batch sizes")
-    options.add_argument("--batch", type=integers, default=[1, 2, 4, 8], help="requests at once")
-    options.add_argument("--policies", default=POLICIES, help="beside the placebo")
-    options.add_argument("--limit", type=whole(0), default=64, help="replies, all tasks alike")
-    options.add_argument("--repeats", type=repeats, default=3, help="rounds of the sitting")
-    options.add_argument("--out", type=Path, help="the tables, a file; a stopped check goes on")
-    options.add_argument("--force", action="store_true", help="begin anew, overwrite")
-    options.set_defaults(acceptance="own", seed=0)
-    return options
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeCheckOptions:
+    """What is decoded in batches, and simulated."""
+
+    pair: PairOptions = pair_part()
+    prompts: Path | None = option("the trace's prompt file", Path, None)
+    trace: Path = option("what was recorded of this pair", Path)
+    timing: Path = option("measured at these batch sizes", Path)
+    batch: tuple[int, ...] = option("requests at once", integers, (1, 2, 4, 8))
+    policies: str = option("beside the placebo", default=POLICIES)
+    limit: int = option("replies, all tasks alike", whole(0), 64)
+    repeats: int = option("rounds of the sitting", repeats, 3)
+    out: Path | None = option("the tables, a file; a stopped check goes on", Path, None)
+    force: bool = flag("begin anew, overwrite")
+
+
+def answer(options: ServeCheckOptions) -> None:
+    """Run the check and print its tables."""
+    print(check(options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the check and print its tables."""
-    args = parser().parse_args(argv)
-    try:
-        text = check(args)
-    except InputError as error:
-        print(f"serve_check: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"serve_check: {interrupted('serve-check', args)}", file=sys.stderr)
-        return 130
-    print(text)
-    return 0
+    """Run from the command line; the exit code."""
+    return run_module("experiments.serving.serve_check", __doc__, ServeCheckOptions, answer, argv)
 
 
-def check(args: argparse.Namespace) -> str:
+def check(options: ServeCheckOptions) -> str:
     """Every batch size on the engine and in the simulator; the tables."""
-    kept = {batch: begin_batch(args.out, batch, args.force) for batch in args.batch}
-    if args.out is not None:
-        refuse_existing(args.out, args.force)
-    trace, policies = read_trace(args.trace), parse_policies(args.policies)
-    timing = read_timing(args.timing)
-    costs = tabulate_for(trace, Table(timing), range(1, max(args.batch) + 1))
-    begun = kept[args.batch[0]]
-    loaded = sitting_from_args(args, trace, costs, timing, limit=args.limit, kept=begun)
+    kept = {batch: begin_batch(options.out, batch, options.force) for batch in options.batch}
+    if options.out is not None:
+        refuse_existing(options.out, options.force)
+    trace, policies = read_trace(options.trace), parse_policies(options.policies)
+    timing = read_timing(options.timing)
+    costs = tabulate_for(trace, Table(timing), range(1, max(options.batch) + 1))
+    begun = kept[options.batch[0]]
+    loaded = load_sitting(
+        options.pair, trace, costs, timing, prompts=options.prompts, limit=options.limit, kept=begun
+    )
     baseline = baseline_of(policies)
     rows = list[tuple[int, str, Speed, list[Speed]]]()
     for batch, path in kept.items():
         sitting, what = at_batch(loaded, batch, path), f"serve-check, batch {batch}"
-        ran = sitting.run(policies, baseline, repeats=args.repeats, what=what).timed
-        tables = costs_for(read_costs(str(args.timing)), sitting.trace, Server(slots=batch))
+        ran = sitting.run(policies, baseline, repeats=options.repeats, what=what).timed
+        tables = costs_for(read_costs(str(options.timing)), sitting.trace, Server(slots=batch))
         for seat, logs in ran.items():
             policy = baseline if seat == PLACEBO else parse_policy(seat)
             told = predicted(policy, sitting, tables)
             rows.append((batch, seat, told, [speed_of(log) for log in logs]))
-    text = text_of(rows, len(loaded.requests), args.repeats)
-    if args.out is not None:
-        write_text(text, args.out)
+    text = text_of(rows, len(loaded.requests), options.repeats)
+    if options.out is not None:
+        write_text(text, options.out)
         for path in kept.values():
             finished(path)
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from experiments.common.plots import write_pictures
 from experiments.common.results import dumps, read_result, write_result, write_text
+from experiments.options import SweepOptions
 from experiments.sweep.jobs import World, jobs_of, sweep, worlds_of, write_rows
 from experiments.sweep.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.sweep.paper import paper_figure, paper_text
@@ -22,43 +22,43 @@ from traces.store import content_hash, read_trace
 from traces.timing import Timing, read_timing
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: SweepOptions) -> int:
     """Sweep, then tune and compare; prints the tables of every world."""
-    suite = suite_of(args)
-    traces = read_traces(args.trace or suite.traces)
-    timing = timing_of(args, suite)
+    suite = suite_of(options)
+    traces = read_traces(options.trace or suite.traces)
+    timing = timing_of(options, suite)
     worlds = worlds_of(traces, suite.costs, suite.seeds, timing)
     jobs = jobs_of(suite, worlds)
     if not jobs:
         raise InputError("no policy of the suite can be replayed on these traces")
-    out: Path = args.out
-    begin(args.suite, suite, traces, timing, out, force=args.force)
-    rows = sweep(worlds, jobs, out, workers=args.workers, ray=args.ray)
+    out: Path = options.out
+    begin(options.suite, suite, traces, timing, out, force=options.force)
+    rows = sweep(worlds, jobs, out, workers=options.workers, ray=options.ray)
     write_rows(rows, out / "rows.parquet", overwrite=True)
-    text = conclude(args.suite, worlds, rows, traces, timing, out)
+    text = conclude(options.suite, worlds, rows, traces, timing, out)
     write_text(text, out / "sweep.txt")
-    result = {"suite": args.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
-    print(dumps(result) if args.json else text)
+    result = {"suite": options.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
+    print(dumps(result) if options.json else text)
     return 0
 
 
-def suite_of(args: argparse.Namespace) -> Suite:
+def suite_of(options: SweepOptions) -> Suite:
     """The suite by name, with what the command line replaces in it."""
-    if args.suite not in SUITES:
+    if options.suite not in SUITES:
         known = "; ".join(f"{name}: {suite.about}" for name, suite in SUITES.items())
-        raise InputError(f"unknown suite {args.suite!r}; known: {known}")
-    suite, changes = SUITES[args.suite], dict[str, Any]()
-    if args.policies:
-        bare = [piece for piece in args.policies.split(",") if piece]
+        raise InputError(f"unknown suite {options.suite!r}; known: {known}")
+    suite, changes = SUITES[options.suite], dict[str, Any]()
+    if options.policies:
+        bare = [piece for piece in options.policies.split(",") if piece]
         given = bare if all(piece in known_names() for piece in bare) else None
-        changes["policies"] = tuple(given or map(label, parse_policies(args.policies)))
+        changes["policies"] = tuple(given or map(label, parse_policies(options.policies)))
     for name in ("search", "trials"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
-    if args.cost:
-        changes["costs"] = tuple(args.cost.split(","))
-    if args.seed is not None:
-        changes["seeds"] = (args.seed,)
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    if options.cost:
+        changes["costs"] = tuple(options.cost.split(","))
+    if options.seed is not None:
+        changes["seeds"] = (options.seed,)
     return dataclasses.replace(suite, **changes)
 
 
@@ -79,15 +79,15 @@ def read_traces(paths: Sequence[Path]) -> dict[str, Trace]:
     return found
 
 
-def timing_of(args: argparse.Namespace, suite: Suite) -> Timing | None:
+def timing_of(options: SweepOptions, suite: Suite) -> Timing | None:
     """The timing of the measured cost, and the seconds that cost ratios and rules' own arithmetic
     are in; the shipped one goes with the shipped traces alone.
     """
-    if args.timing is None and args.trace:
+    if options.timing is None and options.trace:
         if MEASURED not in suite.costs:
             return None
         raise InputError("--timing is missing: the measured cost of your trace; or --cost c=8")
-    return read_timing(args.timing or TIMING)
+    return read_timing(options.timing or TIMING)
 
 
 def begin(

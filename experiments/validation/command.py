@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from experiments.common.results import (
     write_text,
 )
 from experiments.comparison.compare import step_costs
+from experiments.options import ValidateOptions
 from experiments.validation.result import Validation
 from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
@@ -100,51 +100,43 @@ def _plain(name: str | None) -> str | None:
 
 
 def validate_files(
-    args: argparse.Namespace,
-    *,
-    repeats: int,
-    limit: int,
-    out: Path | None,
-    force: bool = False,
-    winner: str | None = None,
-    runner_up: str | None = None,
+    options: ValidateOptions, *, winner: str | None = None, runner_up: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Run the validation that `args` describe; the printed text and the content of validate.json.
+    """Run the validation that is asked for; the printed text and the content of validate.json.
 
     winner, runner_up: see validation_policies.
 
-    args: pair options, trace, timing, prompts, policies, acceptance, measured, seed, max_error.
     With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
     real_backend.decoding.sitting) and out/predicted/; a sitting that was stopped goes on there.
     """
-    kept = None
-    if out is not None and args.measured is None:
+    kept, out, force = None, options.out, options.force
+    if out is not None and options.measured is None:
         kept = begin_sitting(out, out / "validate.json", force)
     elif out is not None:
         refuse_existing(out / "validate.json", force)
-    (trace,), timing = read_inputs([args.trace], args.timing)
-    if args.measured is None:
+    (trace,), timing = read_inputs([options.trace], options.timing)
+    if options.measured is None:
         chosen = validation_policies(
-            trace, step_costs(timing, trace), args.policies, args.seed, winner, runner_up
+            trace, step_costs(timing, trace), options.policies, options.seed, winner, runner_up
         )
-        outcome = _sit(args, trace, timing, chosen, repeats, limit, kept)
+        outcome = _sit(options, trace, timing, chosen, kept)
     else:
-        outcome = judge_folder(args.measured, trace, timing, args.policies)
+        outcome = judge_folder(options.measured, trace, timing, options.policies)
     note = random_weights_note(timing.meta, trace.meta.pair)
     text = "\n\n".join(filter(None, [note, validation_text(outcome)]))
     about = next(iter(outcome.measured.timed.values()))[0].meta
-    result = describe_inputs(trace, args.trace.name, timing) | validation_dict(outcome)
+    result = describe_inputs(trace, options.trace.name, timing) | validation_dict(outcome)
     result |= {
-        "timing": args.timing.name,
+        "timing": options.timing.name,
         "command": command_line(),
         "machine": {name: about[name] for name in MACHINE if name in about},
         "versions": versions() | about.get("versions", {}),
-        "max_error_allowed": args.max_error / 100,
-        "findings": findings(outcome, args.max_error),
+        "max_error_allowed": options.max_error / 100,
+        "findings": findings(outcome, options.max_error),
     }
     if out is not None:
         withdraw(out / "validate.json")
-        if args.measured is None or args.measured.resolve() != out.resolve():
+        if options.measured is None or options.measured.resolve() != out.resolve():
             write_measured(outcome.measured, out)
         write_rounds(
             (out / "predicted" / f"{file_name(n)}.parquet", log)
@@ -157,22 +149,21 @@ def validate_files(
 
 
 def _sit(
-    args: argparse.Namespace,
-    trace: Trace,
-    timing: Timing,
-    chosen: Chosen,
-    repeats: int,
-    limit: int,
-    kept: Path | None,
+    options: ValidateOptions, trace: Trace, timing: Timing, chosen: Chosen, kept: Path | None
 ) -> Validation:
     """Load the pair, run the policies on it, judge them."""
     from real_backend.decoding.sitting import (
-        sitting_from_args,  # torch: only once the files are good
+        load_sitting,  # torch: only once the files are good
     )
 
     costs = step_costs(timing, trace)
-    sitting = sitting_from_args(args, trace, costs, timing, limit=limit, kept=kept)
-    measured = sitting.run(chosen.policies, chosen.baseline, repeats=repeats, what="validate")
+    sitting = load_sitting(
+        options.pair, trace, costs, timing, prompts=options.prompts,
+        acceptance=options.acceptance, seed=options.seed, limit=options.limit, kept=kept,
+    )  # fmt: skip
+    measured = sitting.run(
+        chosen.policies, chosen.baseline, repeats=options.repeats, what="validate"
+    )
     return judge(
         measured,
         sitting.trace,
@@ -222,14 +213,12 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     return judge(measured._replace(timed=timed), ran, timing, policies, seed=about["seed"])
 
 
-def run_validate(args: argparse.Namespace) -> int:
+def run(options: ValidateOptions) -> int:
     """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
     missed its bound.
     """
-    text, result = validate_files(
-        args, repeats=args.repeats, limit=args.limit, out=args.out, force=args.force
-    )
-    print(dumps(result) if args.json else text)
+    text, result = validate_files(options)
+    print(dumps(result) if options.json else text)
     for line in result["findings"]:
         warn(line)
     return 1 if result["findings"] else 0

@@ -10,7 +10,6 @@ sides and needs no such assumption.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ from scipy import stats
 from experiments.common.results import read_inputs
 from experiments.comparison.compare import step_costs
 from policies.registry import label, parse_policies
-from real_backend.options import Parser, add_pair_arguments, add_seed
+from real_backend.command_line import option, run_module
+from real_backend.command_line import options as again
+from real_backend.options import PairOptions, pair_part, seed_of
 from real_backend.progress import progress
 from simulator.replay.replay import replay
 from traces.errors import InputError
@@ -122,19 +123,31 @@ def text_of(checks: Sequence[LawCheck]) -> str:
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> list[LawCheck]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InLawOptions:
+    """Which sampled traces are decoded once more."""
+
+    pair: PairOptions = pair_part()
+    trace: tuple[Path, ...] = again("sampled; may be given again", Path)
+    timing: Path = option("step costs shown to policies", Path)
+    prompts: Path | None = option("the traces' prompt file", Path, None)
+    policies: str = option("under which to decode", default=DEFAULT_POLICIES)
+    seed: int = seed_of("the real runs' own draws", 1000)
+
+
+def run(options: InLawOptions) -> list[LawCheck]:
     """Decode every trace's prompts once more with fresh draws, per policy, and compare."""
     from real_backend.decoding.engine import Engine
-    from real_backend.models.pair import pair_from_args
+    from real_backend.models.pair import pair_from
     from real_backend.prompts import questions_of, requests_of_trace
 
-    policies = parse_policies(args.policies)
-    traces, timing = read_inputs(args.trace, args.timing)
-    for path, trace in zip(args.trace, traces, strict=True):
+    policies = parse_policies(options.policies)
+    traces, timing = read_inputs(options.trace, options.timing)
+    for path, trace in zip(options.trace, traces, strict=True):
         if trace.meta.exactness != "in-law":
             raise InputError(f"{path} is {trace.meta.exactness}, not sampled; give sampled traces")
-    questions = questions_of(args)
-    pair = pair_from_args(args)
+    questions = questions_of(options.pair, options.prompts)
+    pair = pair_from(options.pair)
     checks = []
     with progress(len(policies) * sum(t.requests for t in traces), "in law") as step:
         for policy in policies:
@@ -146,7 +159,7 @@ def run(args: argparse.Namespace) -> list[LawCheck]:
                     requests_of_trace(questions, trace, pair),
                     temperature=meta.temperature,
                     top_p=meta.top_p,
-                    seed=args.seed + meta.seed,
+                    seed=options.seed + meta.seed,
                     max_new_tokens=meta.max_new_tokens,
                     clock="model",
                     progress=step,
@@ -157,21 +170,14 @@ def run(args: argparse.Namespace) -> list[LawCheck]:
     return checks
 
 
-def main() -> int:
-    """`python -m experiments.validation.in_law`."""
-    parser = Parser(prog="python -m experiments.validation.in_law", description=__doc__)
-    add_pair_arguments(parser)
-    parser.add_argument("--trace", type=Path, action="append", required=True, help="sampled")
-    parser.add_argument("--timing", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, help="the traces' prompt file")
-    parser.add_argument("--policies", default=DEFAULT_POLICIES)
-    add_seed(parser, "the real runs' own draws", default=1000)
-    try:
-        print(text_of(run(parser.parse_args())))
-    except InputError as error:
-        print(f"in_law: {error}", file=sys.stderr)
-        return 2
-    return 0
+def answer(options: InLawOptions) -> None:
+    """The whole check."""
+    print(text_of(run(options)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    return run_module("experiments.validation.in_law", __doc__, InLawOptions, answer, argv)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ Run by hand: `python -m real_backend.decoding.sitting`.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
 from policies.registry import parse_policies
+from real_backend.command_line import run_module
 from real_backend.decoding.interleaving import Sitting, baseline_of
 from real_backend.decoding.measured import write_measured
-from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
+from real_backend.options import PairOptions, SittingOptions
 from real_backend.partial_file import finished, partial_path
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
@@ -31,36 +31,39 @@ from traces.store import read_trace, refuse_existing
 from traces.timing import Timing, read_timing
 
 
-def sitting_from_args(
-    args: argparse.Namespace,
+def load_sitting(
+    named: PairOptions,
     trace: Trace,
     costs: StepCosts,
     timing: Timing,
     *,
+    prompts: Path | None = None,
+    acceptance: str = "own",
+    seed: int = 0,
     limit: int = 0,
     batch: int = 1,
     kept: Path | None = None,
 ) -> Sitting:
-    """Load the pair that `args` name and make its engine ready for about `limit` of the held-out
+    """Load the pair that is named and make its engine ready for about `limit` of the held-out
     requests.
 
-    costs: as for Engine, of `timing`, whose steps are the anchors at batch 1. args: pair options,
-    prompts, acceptance, seed. kept: see Sitting. Raises InputError if the pair is not the trace's,
-    unless acceptance is "trace".
+    costs: as for Engine, of `timing`, whose steps are the anchors at batch 1. prompts: of the
+    trace, None: the embedded pair's. kept: see Sitting. Raises InputError if the pair is not the
+    trace's, unless acceptance is "trace".
     """
     from real_backend.decoding.anchors import Anchors
     from real_backend.decoding.engine import Engine
-    from real_backend.models.pair import pair_from_args
+    from real_backend.models.pair import pair_from
     from real_backend.prompts import forced_requests, questions_of, requests_of_trace
 
-    forced = args.acceptance == "trace"
-    questions = None if forced else questions_of(args)
-    pair = pair_from_args(args, kept)
+    forced = acceptance == "trace"
+    questions = None if forced else questions_of(named, prompts)
+    pair = pair_from(named, kept)
     if questions is None:
         requests = forced_requests(trace, pair)
     else:
         requests = requests_of_trace(questions, trace, pair)
-    rows = held_out_rows(trace, limit, args.seed)
+    rows = held_out_rows(trace, limit, seed)
     engine = Engine(pair, costs, max_gamma=trace.meta.depth)
     chosen = [requests[row] for row in rows]
     longest = max(len(request.prompt_ids) for request in chosen)
@@ -69,11 +72,11 @@ def sitting_from_args(
         engine,
         trace.select(rows),
         chosen,
-        args.seed,
+        seed,
         batch,
         forced,
         block=1 if batch == 1 else 4 * batch,
-        anchors=Anchors(pair, timing, args.seed) if batch == 1 else None,
+        anchors=Anchors(pair, timing, seed) if batch == 1 else None,
         kept=kept,
         about=pair.describe() | {"steps": "", "gpu": "", "timing": timing.sha256()},
     )
@@ -92,24 +95,25 @@ def begin_sitting(folder: Path, result: Path, force: bool) -> Path:
     return kept
 
 
-def run(args: argparse.Namespace) -> None:
+def run(options: SittingOptions) -> None:
     """Decode a trace's held-out requests under every policy in one sitting, and save it."""
-    policies = parse_policies(args.policies)
-    trace, timing = read_trace(args.trace), read_timing(args.timing)
-    kept = begin_sitting(args.out, args.out / "measured", args.force)
+    policies = parse_policies(options.policies)
+    trace, timing = read_trace(options.trace), read_timing(options.timing)
+    kept = begin_sitting(options.out, options.out / "measured", options.force)
     longest = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
-    sizes, width = range(1, args.batch + 1), trace.meta.depth + 2
+    sizes, width = range(1, options.batch + 1), trace.meta.depth + 2
     costs = tabulate(Table(timing), sizes, max_context=longest, width=width)
-    sitting = sitting_from_args(
-        args, trace, costs, timing, limit=args.limit, batch=args.batch, kept=kept
-    )
+    sitting = load_sitting(
+        options.pair, trace, costs, timing, prompts=options.prompts, acceptance=options.acceptance,
+        seed=options.seed, limit=options.limit, batch=options.batch, kept=kept,
+    )  # fmt: skip
     measured = sitting.run(
         policies,
         baseline_of(policies),
-        repeats=args.repeats,
-        seconds=args.seconds or math.inf,
+        repeats=options.repeats,
+        seconds=options.seconds or math.inf,
     )
-    write_measured(measured, args.out)
+    write_measured(measured, options.out)
     finished(kept)
     for seat, logs in measured.timed.items():
         speed = sum(log.emitted.sum() for log in logs) / sum(log.elapsed_s.sum() for log in logs)
@@ -117,6 +121,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_module("decoding.sitting", __doc__, [add_pair_arguments, add_decode_arguments], run)
-    )
+    sys.exit(run_module("real_backend.decoding.sitting", __doc__, SittingOptions, run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import platform
 import sys
@@ -26,7 +25,7 @@ from real_backend.models.device import GIB, choose_device, describe_device, devi
 from real_backend.models.model import Model, check_layout
 from real_backend.models.threads import choose_threads
 from real_backend.number_options import MOST_THREADS
-from real_backend.options import SHAPE_PREFIX
+from real_backend.options import SHAPE_PREFIX, PairOptions
 from real_backend.partial_file import kept_threads
 from traces.errors import InputError
 
@@ -249,15 +248,14 @@ def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
         )
 
 
-def pair_from_args(args: argparse.Namespace, unfinished: Path | None = None) -> Pair:
-    """The pair that the options of real_backend.options.add_pair_arguments describe, with the
-    threads of an unfinished run (real_backend.partial_file) unless they are given.
+def pair_from(options: PairOptions, unfinished: Path | None = None, threads: int = 0) -> Pair:
+    """The pair that the options describe, with `threads` or those of an unfinished run
+    (real_backend.partial_file) unless they say themselves.
     """
-    spec = resolve_pair(args.pair, args.target, args.draft)
     return load_pair(
-        spec,
-        device=args.device,
-        dtype=args.dtype,
-        threads=args.threads or kept_threads(unfinished),
-        graphs=not args.no_graphs,
+        resolve_pair(options.name, options.target, options.draft),
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads or threads or kept_threads(unfinished),
+        graphs=not options.no_graphs,
     )

@@ -8,7 +8,6 @@ recorded flags have the right joint law for every causal policy.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,15 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from real_backend.command_line import run_module
 from real_backend.decoding.verify import draw, signals
 from real_backend.models.finite import check_finite
-from real_backend.models.pair import Pair, pair_from_args, resolve_pair, versions
-from real_backend.options import (
-    add_capture_arguments,
-    add_pair_arguments,
-    refuse_shape,
-    run_module,
-)
+from real_backend.models.pair import Pair, pair_from, resolve_pair, versions
+from real_backend.options import CaptureOptions, refuse_shape
 from real_backend.progress import Step, progress
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,
@@ -232,27 +227,30 @@ def capture(
     return writer.finish(total, overwrite=force)
 
 
-def run(args: argparse.Namespace) -> Trace:
-    """The capture command; see real_backend.options."""
-    refuse_shape(args.pair, "capture")
-    settings = Settings(
-        args.max_new_tokens, args.temperature, args.top_p, args.depth, args.seed, args.batch
-    )
-    spec = resolve_pair(args.pair, args.target, args.draft)
-    if args.prompts is None and spec.name != "embedded":
+def run(options: CaptureOptions) -> Trace:
+    """The capture command."""
+    o, named = options, options.pair
+    refuse_shape(named, "capture")
+    settings = Settings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
+    spec = resolve_pair(named.name, named.target, named.draft)
+    if o.prompts is None and spec.name != "embedded":
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    questions = read_questions(args.prompts or EMBEDDED_PROMPTS, args.limit)
-    if args.out.exists() and not args.force:
-        raise InputError(f"{args.out} exists; choose another name or pass --force")
-    if args.resume and not args.threads:  # another trial might choose otherwise
-        args.threads = int(TraceWriter.conditions_of(args.out).get("threads", 0))
-    pair = pair_from_args(args)
-    trace = capture(pair, questions, args.out, settings, resume=args.resume, force=args.force)
-    print(f"{args.out}: {trace.requests} replies, {trace.positions} tokens", file=sys.stderr)
+    questions = read_questions(o.prompts or EMBEDDED_PROMPTS, o.limit)
+    if o.out.exists() and not o.force:
+        raise InputError(f"{o.out} exists; choose another name or pass --force")
+    # Begun with so many threads: another trial might choose otherwise.
+    threads = int(TraceWriter.conditions_of(o.out).get("threads", 0)) if o.resume else 0
+    pair = pair_from(named, threads=threads)
+    trace = capture(pair, questions, o.out, settings, resume=o.resume, force=o.force)
+    print(f"{o.out}: {trace.requests} replies, {trace.positions} tokens", file=sys.stderr)
     return trace
 
 
+def command(options: CaptureOptions) -> int:
+    """`gammalab capture`."""
+    run(options)
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(
-        run_module("recording.capture", __doc__, [add_pair_arguments, add_capture_arguments], run)
-    )
+    sys.exit(run_module("real_backend.recording.capture", __doc__, CaptureOptions, run))

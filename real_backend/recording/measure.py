@@ -11,7 +11,6 @@ their own arithmetic is measured apart (policies.overhead).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -25,6 +24,7 @@ import torch
 
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.registry import SHELF
+from real_backend.command_line import run_module
 from real_backend.decoding.bench import (
     DRAFTED,
     LAGS,
@@ -34,8 +34,8 @@ from real_backend.decoding.bench import (
     Samples,
 )
 from real_backend.decoding.steps import GREEDY, Law
-from real_backend.models.pair import Pair, check_caches, pair_from_args
-from real_backend.options import add_measure_arguments, add_pair_arguments, run_module
+from real_backend.models.pair import Pair, check_caches, pair_from
+from real_backend.options import MeasureOptions
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress
 from real_backend.recording.coupling import Settings
@@ -209,30 +209,39 @@ def measure(
     return dataclasses.replace(timing.on(WALL), chosen=None)
 
 
-def run(args: argparse.Namespace) -> Timing:
-    """The measure command; see real_backend.options."""
-    unfinished = partial_path(args.out)
-    if args.force:
+def run(options: MeasureOptions) -> Timing:
+    """The measure command."""
+    unfinished = partial_path(options.out)
+    if options.force:
         unfinished.unlink(missing_ok=True)
-    refuse_existing(args.out, args.force or unfinished.exists())  # begun with --force
-    law = Law(args.temperature, args.top_p)
+    refuse_existing(options.out, options.force or unfinished.exists())  # begun with --force
+    law = Law(options.temperature, options.top_p)
     Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
-    pair = pair_from_args(args, unfinished)
+    pair = pair_from(options.pair, unfinished)
     timing = measure(
         pair,
-        batches=args.batch,
-        contexts=args.context,
-        repeats=args.repeats,
+        batches=options.batch,
+        contexts=options.context,
+        repeats=options.repeats,
         law=law,
         partial_file=unfinished,
-        seconds=args.seconds or math.inf,
+        seconds=options.seconds or math.inf,
     )
-    timing.write(args.out, overwrite=True)
+    timing.write(options.out, overwrite=True)
     finished(unfinished)
     return timing
 
 
-if __name__ == "__main__":
-    sys.exit(
-        run_module("recording.measure", __doc__, [add_pair_arguments, add_measure_arguments], run)
+def command(options: MeasureOptions) -> int:
+    """`gammalab measure`."""
+    timing = run(options)
+    label = ", random weights" if timing.meta.get("weights") == "random" else ""
+    print(
+        f"{options.out}: {len(timing.cells)} cells of {timing.meta['pair']}{label}, on "
+        f"{timing.meta['device_name']}"
     )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_module("real_backend.recording.measure", __doc__, MeasureOptions, run))

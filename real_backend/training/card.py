@@ -1,13 +1,12 @@
 """Measure the embedded pair on its held-out prompts and write the model card."""
 
-import argparse
 import json
 import os
 import platform
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -17,6 +16,9 @@ from real_backend.training.core import EOS, Llama, Packer, token_id
 from real_backend.training.dialogue import Dialogue
 from real_backend.training.loop import Progress, read_progress
 from traces.store import write_atomically
+
+if TYPE_CHECKING:
+    from real_backend.training.train_pair import TrainPairOptions
 
 HELD_OUT_BATCHES = 16
 
@@ -129,7 +131,7 @@ def _score_table(scores: Sequence[TaskScore]) -> str:
     return "\n".join(lines)
 
 
-def _model_table(options: argparse.Namespace, packer: Packer) -> str:
+def _model_table(options: TrainPairOptions, packer: Packer) -> str:
     lines = [
         "| model | layers x hidden | parameters | trained on, tokens | minutes "
         "| training loss, last 100 steps | held-out loss | held-out loss, replies only |",
@@ -137,7 +139,7 @@ def _model_table(options: argparse.Namespace, packer: Packer) -> str:
     ]
     for name in ("target", "draft"):
         model = export.read_back(options.out / name)
-        note: Progress = read_progress(options.work / f"{name}.ckpt.safetensors")
+        note: Progress = read_progress(options.folder / f"{name}.ckpt.safetensors")
         count = sum(weight.numel() for weight in model.parameters())
         tokens = note.step * options.rows * options.row_tokens
         recent = [loss for _, loss in note.losses[-4:]]
@@ -150,7 +152,7 @@ def _model_table(options: argparse.Namespace, packer: Packer) -> str:
     return "\n".join(lines)
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(options: TrainPairOptions) -> str:
     skipped = {"out", "work", "stage", "checkpoint_s"}
     parts = [
         f"--{name.replace('_', '-')} {value:g}"
@@ -217,7 +219,7 @@ deviation of the mean greedy acceptance of a reply.
 """
 
 
-def write_card(options: argparse.Namespace, packer: Packer, prompts: Sequence[Dialogue]) -> None:
+def write_card(options: TrainPairOptions, packer: Packer, prompts: Sequence[Dialogue]) -> None:
     """Score every task, write ``README.md`` in the pair's folder."""
     scores = [
         score_task(

@@ -13,8 +13,9 @@ that is generated or ships with Python (``real_backend.training.corpus``). Stage
 Checkpoints and replies live in ``--work``; ``--out`` receives only what is to be shipped.
 """
 
-import argparse
+import dataclasses
 import os
+import sys
 from pathlib import Path
 from random import Random
 
@@ -23,8 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
+from real_backend.command_line import option, run_module
 from real_backend.number_options import count, number, positive
-from real_backend.options import add_seed
+from real_backend.options import seed_of
 from real_backend.training import card, core, corpus, export, replies
 from real_backend.training.copying import plant_copying
 from real_backend.training.core import Llama, Packer, Shape
@@ -38,38 +40,36 @@ DRILL_PART = 5  # a fifth of the target's steps with many copy drills, then fewe
 DATA_SHARE = 0.1  # of the draft's loss: plain cross-entropy next to the divergence
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The options; every default is what the shipped pair was made with."""
-    parser = argparse.ArgumentParser(
-        prog="python -m real_backend.training.train_pair", description=__doc__
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainPairOptions:
+    """Every default is what the shipped pair was made with."""
+
+    out: Path = option("folder of the pair", Path)
+    work: Path | None = option(
+        "folder of checkpoints (default: OUT with -work appended)", Path, None
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the pair")
-    add("--work", type=Path, help="folder of checkpoints (default: OUT with -work appended)")
-    add("--stage", choices=(*STAGES, "all"), default="all")
-    add_seed(parser, "all draws")
-    add("--vocab", type=count, default=2048, help="tokens of the vocabulary")
-    add("--target-tokens", type=positive, default=3.5e6)
-    add("--target-layers", type=count, default=8)
-    add("--target-hidden", type=count, default=160, help=f"a multiple of {HEAD_SIZE}, 96 at least")
-    add("--target-rate", type=positive, default=2e-3, help="peak learning rate")
-    add("--draft-tokens", type=positive, default=1.5e6)
-    add("--draft-layers", type=count, default=1)
-    add("--draft-hidden", type=count, default=128, help=f"a multiple of {HEAD_SIZE}")
-    add("--draft-rate", type=positive, default=4e-3, help="peak learning rate")
-    add("--reply-tokens", type=positive, default=6e4, help="tokens the target writes for the draft")
-    add("--rows", type=count, default=3, help="rows of a batch")
-    add("--row-tokens", type=count, default=384, help="tokens of a row")
-    add("--max-new-tokens", type=count, default=128, help="longest reply")
-    add("--prompts-per-task", type=count, default=25, help="held-out prompts of each task")
-    add(
-        "--checkpoint-s",
-        type=number(0.0, above=False),
-        default=60.0,
-        help="seconds between checkpoints",
-    )
-    return parser
+    stage: str = option("which stage", default="all", choices=(*STAGES, "all"))
+    seed: int = seed_of("all draws")
+    vocab: int = option("tokens of the vocabulary", count, 2048)
+    target_tokens: float = option("tokens the target is trained on", positive, 3.5e6)
+    target_layers: int = option("layers of the target", count, 8)
+    target_hidden: int = option(f"a multiple of {HEAD_SIZE}, 96 at least", count, 160)
+    target_rate: float = option("peak learning rate of the target", positive, 2e-3)
+    draft_tokens: float = option("tokens the draft is trained on", positive, 1.5e6)
+    draft_layers: int = option("layers of the draft", count, 1)
+    draft_hidden: int = option(f"a multiple of {HEAD_SIZE}", count, 128)
+    draft_rate: float = option("peak learning rate of the draft", positive, 4e-3)
+    reply_tokens: float = option("tokens the target writes for the draft", positive, 6e4)
+    rows: int = option("rows of a batch", count, 3)
+    row_tokens: int = option("tokens of a row", count, 384)
+    max_new_tokens: int = option("longest reply", count, 128)
+    prompts_per_task: int = option("held-out prompts of each task", count, 25)
+    checkpoint_s: float = option("seconds between checkpoints", number(0.0, above=False), 60.0)
+
+    @property
+    def folder(self) -> Path:
+        """Of checkpoints and replies."""
+        return self.work or self.out.with_name(self.out.name + "-work")
 
 
 def train_tokenizer(seed: int, vocab: int, dialogues: int = 9000, windows: int = 300) -> Tokenizer:
@@ -103,31 +103,31 @@ def _shape(layers: int, hidden: int, vocab: int) -> Shape:
     return Shape(layers, hidden, hidden // HEAD_SIZE, inner, vocab)
 
 
-def _recipe(options: argparse.Namespace, tokens: float, rate: float) -> Recipe:
+def _recipe(options: TrainPairOptions, tokens: float, rate: float) -> Recipe:
     steps = int(tokens / (options.rows * options.row_tokens))
     return Recipe(steps, rate, options.checkpoint_s)
 
 
-def _packer(options: argparse.Namespace) -> Packer:
+def _packer(options: TrainPairOptions) -> Packer:
     tokenizer = tokenizer_of(options)
     steps = _recipe(options, options.target_tokens, options.target_rate).steps
     return Packer(tokenizer, options.seed, options.rows, options.row_tokens, steps // DRILL_PART)
 
 
-def tokenizer_of(options: argparse.Namespace) -> Tokenizer:
+def tokenizer_of(options: TrainPairOptions) -> Tokenizer:
     """The tokenizer of the work folder."""
-    return Tokenizer.from_file(str(options.work / "tokenizer.json"))
+    return Tokenizer.from_file(str(options.folder / "tokenizer.json"))
 
 
-def run_tokenizer(options: argparse.Namespace) -> None:
+def run_tokenizer(options: TrainPairOptions) -> None:
     """Stage 1."""
-    path = options.work / "tokenizer.json"
+    path = options.folder / "tokenizer.json"
     if not path.exists():
         tokenizer = train_tokenizer(options.seed, options.vocab)
         write_atomically(path, lambda to: tokenizer.save(str(to)))
 
 
-def run_target(options: argparse.Namespace) -> None:
+def run_target(options: TrainPairOptions) -> None:
     """Stage 2."""
     packer = _packer(options)
     shape = _shape(options.target_layers, options.target_hidden, options.vocab)
@@ -139,7 +139,7 @@ def run_target(options: argparse.Namespace) -> None:
         return core.weighted_loss(model(batch.ids[:, :-1]), batch)
 
     recipe = _recipe(options, options.target_tokens, options.target_rate)
-    train(model, loss_of, recipe, options.work / "target.ckpt.safetensors")
+    train(model, loss_of, recipe, options.folder / "target.ckpt.safetensors")
     export.export(model, packer.tokenizer, options.out / "target")
 
 
@@ -168,7 +168,7 @@ def distillation_loss(draft: Llama, target: Llama, batch: core.Batch) -> Tensor:
     return (1 - DATA_SHARE) * distilled + DATA_SHARE * core.weighted_loss(logits, batch)
 
 
-def _mixed_packer(options: argparse.Namespace) -> MixedPacker:
+def _mixed_packer(options: TrainPairOptions) -> MixedPacker:
     """Batches of the draft; the target writes its replies first, if they are not there yet."""
     tokenizer = tokenizer_of(options)
     packer = MixedPacker(tokenizer, options.seed + 1, options.rows, options.row_tokens)
@@ -177,13 +177,13 @@ def _mixed_packer(options: argparse.Namespace) -> MixedPacker:
         tokenizer,
         options.seed,
         int(options.reply_tokens),
-        options.work / "replies",
+        options.folder / "replies",
         options.max_new_tokens,
     )
     return packer
 
 
-def run_draft(options: argparse.Namespace) -> None:
+def run_draft(options: TrainPairOptions) -> None:
     """Stage 3."""
     packer = _mixed_packer(options)
     target = export.read_back(options.out / "target")
@@ -195,11 +195,11 @@ def run_draft(options: argparse.Namespace) -> None:
         return distillation_loss(draft, target, packer.batch(step))
 
     recipe = _recipe(options, options.draft_tokens, options.draft_rate)
-    train(draft, loss_of, recipe, options.work / "draft.ckpt.safetensors")
+    train(draft, loss_of, recipe, options.folder / "draft.ckpt.safetensors")
     export.export(draft, packer.tokenizer, options.out / "draft")
 
 
-def run_card(options: argparse.Namespace) -> None:
+def run_card(options: TrainPairOptions) -> None:
     """Stage 4."""
     prompts = corpus.held_out_prompts(options.seed, options.prompts_per_task)
     packer, mixed = _packer(options), _mixed_packer(options)
@@ -210,24 +210,27 @@ def run_card(options: argparse.Namespace) -> None:
     card.write_card(options, packer, prompts)
 
 
-def main(argv: list[str] | None = None) -> None:
+def run(options: TrainPairOptions) -> None:
     """Run the stages asked for."""
-    options = arguments().parse_args(argv)
-    options.work = options.work or options.out.with_name(options.out.name + "-work")
     options.out.mkdir(parents=True, exist_ok=True)
-    options.work.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stages = STAGES if options.stage == "all" else (options.stage,)
-    run = {
+    work = {
         "tokenizer": run_tokenizer,
         "target": run_target,
         "draft": run_draft,
         "card": run_card,
     }
     for stage in stages:
-        run[stage](options)
+        work[stage](options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    return run_module("real_backend.training.train_pair", __doc__, TrainPairOptions, run, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,14 @@ from experiments.common.results import (
     write_result,
     write_text,
 )
+from experiments.options import FleetOptions
 from experiments.serving.fleet.break_even import break_even
 from experiments.serving.fleet.bursts import bursts
 from experiments.serving.fleet.capacity import slo_capacity
 from experiments.serving.fleet.gamma_table import best_table
 from experiments.serving.fleet.placement import placement
 from experiments.serving.fleet.question import Answer, Setting
-from experiments.serving.serve import check_inputs, settings
+from experiments.serving.serve import say_what_is_stretched, settings
 from policies.base import uses_signals
 from policies.registry import parse_policies
 from real_backend.progress import progress
@@ -44,49 +44,48 @@ QUESTIONS: dict[str, Callable[[Setting], Answer]] = {
 }
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: FleetOptions) -> int:
     """The command."""
-    if args.question not in QUESTIONS:
-        raise InputError(f"unknown question {args.question!r}; known: {', '.join(QUESTIONS)}")
-    out: Path | None = args.out
+    if options.question not in QUESTIONS:
+        raise InputError(f"unknown question {options.question!r}; known: {', '.join(QUESTIONS)}")
+    out: Path | None = options.out
     if out is not None:
-        refuse_existing(out / "fleet.json", args.force)
-    ask = setting(args)
-    with progress(None, args.question) as step:
-        answer = QUESTIONS[args.question](dataclasses.replace(ask, step=step))
+        refuse_existing(out / "fleet.json", options.force)
+    ask = setting(options)
+    with progress(None, options.question) as step:
+        answer = QUESTIONS[options.question](dataclasses.replace(ask, step=step))
     about = {
-        "command": command_line(), "versions": versions(), "question": args.question,
-        "costs": ask.priced.about, "server": jsonable(ask.server), "trace": args.trace.name,
+        "command": command_line(), "versions": versions(), "question": options.question,
+        "costs": ask.priced.about, "server": jsonable(ask.server), "trace": options.trace.name,
     }  # fmt: skip
     result = about | {"answer": jsonable(answer.result)}
-    text = f"{basis_of(ask, args)}\n\n{answer.text}"
+    text = f"{basis_of(ask, options)}\n\n{answer.text}"
     if out is not None:
         write_pictures(list(answer.pictures), out / "figures")
         write_result("fleet", result, out / "fleet.json", overwrite=True)
         write_text(text, out / "fleet.txt")
-    print(dumps(result) if args.json else text)
+    print(dumps(result) if options.json else text)
     return 0
 
 
-def setting(args: argparse.Namespace) -> Setting:
+def setting(options: FleetOptions) -> Setting:
     """The setting that the options describe."""
-    trace, priced = read_trace(args.trace), read_costs(args.timing)
-    server = settings(Server(slots=priced.slots or 64), args.server, "--server")
-    args.warmup, args.timeline = 0.1, False
-    check_inputs(trace, priced, server, args)
-    policies = parse_policies(args.policies or ADAPTIVE)
-    if args.policies and args.question == "table":
+    trace, priced = read_trace(options.trace), read_costs(options.timing)
+    server = settings(Server(slots=priced.slots or 64), options.server, "--server")
+    say_what_is_stretched(trace, priced, server, options)
+    policies = parse_policies(options.policies or ADAPTIVE)
+    if options.policies and options.question == "table":
         raise InputError("--policies is not for `fleet table`, which is about fixed lengths alone")
-    if not args.policies:
+    if not options.policies:
         policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
-    seeds = range(args.seed, args.seed + args.seeds)
-    objective = settings(Objective(), args.slo, "--slo")
-    return Setting(trace, priced, server, objective, args.requests, seeds, tuple(policies))
+    seeds = range(options.seed, options.seed + options.seeds)
+    objective = settings(Objective(), options.slo, "--slo")
+    return Setting(trace, priced, server, objective, options.requests, seeds, tuple(policies))
 
 
-def basis_of(ask: Setting, args: argparse.Namespace) -> str:
+def basis_of(ask: Setting, options: FleetOptions) -> str:
     """What the answer rests on."""
     return (
-        f"acceptance of {ask.trace.meta.pair} ({args.trace.name}), costs {args.timing}, "
-        f"{ask.server.slots} slots, {args.requests} requests or more, {len(ask.seeds)} seeds"
+        f"acceptance of {ask.trace.meta.pair} ({options.trace.name}), costs {options.timing}, "
+        f"{ask.server.slots} slots, {options.requests} requests or more, {len(ask.seeds)} seeds"
     )
