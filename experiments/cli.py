@@ -161,7 +161,7 @@ def load(name: str) -> Callable[[Any], int]:
 
 
 def one_line(error: Exception) -> str | None:
-    """What to tell the user; None if the error is a bug of ours, which deserves its traceback."""
+    """The line for the user; None if the error is a bug of ours, which deserves its traceback."""
     if isinstance(error, InputError):
         return brief(str(error))
     if isinstance(error, OSError) and error.strerror:

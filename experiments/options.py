@@ -44,6 +44,11 @@ def as_json(what: str = "results as JSON on stdout") -> Any:
     return flag(what)
 
 
+def as_csv() -> Any:
+    """`--csv`."""
+    return flag("the rows as comma-separated values on stdout")
+
+
 def forced(what: str = "overwrite") -> Any:
     """`--force`."""
     return flag(what)
@@ -93,6 +98,7 @@ class CompareOptions:
     out: Path | None = maybe("folder for compare.json, compare.txt and simulated rounds")
     seed: int = seed_of(HALVES)
     json: bool = as_json()
+    csv: bool = as_csv()
     force: bool = forced()
 
 
@@ -122,6 +128,7 @@ class ValidateOptions:
     max_error: float = largest_error()
     seed: int = seed_of("the split into halves, the order and all draws")
     json: bool = as_json()
+    csv: bool = as_csv()
     force: bool = forced()
 
 
@@ -197,12 +204,13 @@ class ServeOptions:
     out: Path | None = maybe("folder for serve.json and request logs")
     timeline: bool = flag("rounds and a Perfetto timeline of 300 requests")
     json: bool = as_json()
+    csv: bool = as_csv()
     force: bool = forced()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FleetOptions:
-    """What an operator asks of a server."""
+    """A question that an operator asks of a server."""
 
     question: str = argument("table, break-even, bursts, capacity or placement")
     trace: Path = recording()
@@ -215,6 +223,7 @@ class FleetOptions:
     seed: int = seed_of("the first run")
     out: Path | None = maybe("folder for fleet.json, table and figures")
     json: bool = as_json()
+    csv: bool = as_csv()
     force: bool = forced()
 
 
@@ -264,7 +273,7 @@ class PublishedOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceInfoOptions:
-    """What a trace holds."""
+    """The contents of a trace."""
 
     trace: Path = argument("a trace, Parquet", Path)
     json: bool = as_json("as JSON")

@@ -113,7 +113,7 @@ def _stage(name: str, result: Path, there: bool, work: Callable[[], object]) -> 
 
 
 def inputs_of(trace: Path, timing: Path) -> dict[str, Any]:
-    """What a comparison and a validation of these files are made of."""
+    """The inputs of a comparison and a validation of these files."""
     return describe_inputs(read_trace(trace), trace.name, read_timing(timing))
 
 

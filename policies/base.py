@@ -39,7 +39,7 @@ State = Any
 
 
 class View(NamedTuple):
-    """What a server knows when it chooses gamma for one slot.
+    """The facts that a server knows when it chooses gamma for one slot.
 
     context_tokens: prompt and output tokens fixed so far, the newest included.
     batch_size: running slots, this one included. waiting: requests in the queue.
@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What the draft model shows after one more drafted token.
+    """Signals of the draft model after one more drafted token.
 
     drafted: tokens drafted so far in this round, >= 1.
     top1_prob: largest probability of the distribution the newest token was taken from, 0..1.
@@ -72,7 +72,7 @@ class Draft(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one round produced.
+    """The result of one round.
 
     gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
     `proceed` stopped); where drafts run ahead of the target, those that were judged in this round,
@@ -143,7 +143,7 @@ class Policy:
         return True
 
     def control_s(self) -> tuple[float, float]:
-        """What the policy itself says its arithmetic takes: seconds per round and per drafted
+        """The policy's own word on its arithmetic: seconds per round and per drafted
         token, the latter only if it overrides `proceed`. Charged where no timing knows the policy
         by its name; see policies.overhead.
         """

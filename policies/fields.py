@@ -79,7 +79,7 @@ def short_field(field: str) -> str:
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """What a field may be, in words."""
+    """The domain of a field, in words."""
     if "domain" not in field.metadata:
         return "finite, and 64 bits if whole"
     if isinstance(field.default, bool):

@@ -1,5 +1,5 @@
-"""What a rule's own arithmetic costs: measured as the real engine pays it, and added to what steps
-cost, in every runtime the same.
+"""The price of a rule's own arithmetic: measured as the real engine pays it, and added to what
+steps cost, in every runtime the same.
 
 own_s throughout: by policy name (seconds per round, seconds per drafted token), as `measure` writes
 it into a Timing and traces.costs.pricing.tabulate hands it on.
@@ -27,7 +27,7 @@ NANOSECONDS = 9  # digits kept: the clock says no more
 
 
 def seconds_of(policy: Policy, own_s: OwnSeconds | None) -> tuple[float, float]:
-    """What this policy's own arithmetic costs, per round and per drafted token.
+    """The price of this policy's own arithmetic, per round and per drafted token.
 
     By its name in own_s, whatever its fields. `arbiter/X` that is not there itself: X's seconds and
     the share that the arbiter has of another rule known bare and wrapped. Else what the policy says
@@ -60,8 +60,8 @@ def _measured(name: str, own_s: OwnSeconds) -> tuple[float, float] | None:
 
 
 def charged(policy: Policy, costs: StepCosts, *, signals: bool | None = None) -> StepCosts:
-    """What this policy pays, as rounds are priced: the step costs with its own arithmetic, on which
-    nothing is left to charge. The one way to add a controller's overhead.
+    """The table that this policy pays, as rounds are priced: the step costs with its own
+    arithmetic, on which nothing is left to charge. The one way to add a controller's overhead.
 
     Rows decide one after the other, so in a batch of b rows b pay: per round with the target's
     step, per drafted token with the draft's. signals: they are read; default: by the policy alone.

@@ -39,7 +39,7 @@ def mix(h: int, value: int) -> int:
 
 
 def request_key(seed: int, request: int) -> int:
-    """What all rounds of request number `request` share in the run with this seed."""
+    """The key that all rounds of request number `request` share in the run with this seed."""
     return mix(mix(0x2545F491, seed), request)
 
 

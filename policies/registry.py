@@ -89,7 +89,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
     "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback),
 }  # fmt: skip
 DEFAULT = HFConfidence.name
-"""What to use before anything was tuned: with its own arithmetic charged, in shuffled orders and in
+"""The default before anything was tuned: with its own arithmetic charged, in shuffled orders and in
 sittings on the real engine nothing else was ahead of it reliably (docs/sweeps.md).
 """
 

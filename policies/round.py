@@ -17,7 +17,7 @@ from traces.costs.pricing import StepCosts
 
 
 class Limits(NamedTuple):
-    """What bounds a draft, tokens. max_context 0: no limit known."""
+    """Bounds of a draft, tokens. max_context 0: no limit known."""
 
     max_gamma: int
     max_new_tokens: int
@@ -49,7 +49,7 @@ def view_at(
     waiting: int,
     room: int,
 ) -> View:
-    """What a policy is shown before a round; row, bucket: of the tables, by batch and context."""
+    """The view of a policy before a round; row, bucket: of the tables, by batch and context."""
     step_s = float(costs.draft_s[row, bucket, 1]) + costs.signal_s
     return View(context_tokens, batch_size, waiting, room, step_s, costs.verify_s[row, bucket])
 
@@ -65,7 +65,7 @@ class Settled(NamedTuple):
 
 
 def settle(drafted: int, accept_len: int, left: int) -> Settled:
-    """What a round comes to. accept_len: drafted tokens that the target would accept, <= left;
+    """The outcome of a round. accept_len: drafted tokens that the target would accept, <= left;
     left: tokens of the reply from here to its end, >= 1.
     """
     accepted = min(drafted, accept_len)

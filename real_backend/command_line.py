@@ -141,7 +141,7 @@ def _add(field: dataclasses.Field[Any], how: dict[str, Any], where: Any) -> None
 
 
 def options_of(cls: type[Options], found: argparse.Namespace) -> Options:
-    """What argparse found, as options; lists become tuples."""
+    """Options from argparse's namespace; lists become tuples."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, by contract
         how = field.metadata[_NAMED]

@@ -35,7 +35,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fault_of(error: BaseException, doing: str, remedy: str) -> InputError | None:
-    """What to tell the user of a fault of the device; None if it is something else.
+    """The line for the user on a fault of the device; None if it is something else.
 
     A DeviceLost means that the device itself failed (driver reset, unplugged, a failed kernel),
     after which the process must be started again.

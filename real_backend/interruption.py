@@ -1,4 +1,4 @@
-"""What Ctrl-C leaves behind of each command, and how it goes on, in the words of one line."""
+"""One line after Ctrl-C: the command's remains, and how it goes on."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def seconds_until(what: str) -> Any:
 
 
 def whose_acceptance() -> Any:
-    """Whose acceptance decides."""
+    """The source of acceptance: the models, or the trace."""
     return option(
         "trace: the forwards are real, but what they accept is what the trace recorded, for pairs "
         "that cannot have made it (shape:...)",
@@ -125,7 +125,7 @@ def refuse_shape(pair: PairOptions, command: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptureOptions:
-    """What to record."""
+    """A recording."""
 
     pair: PairOptions = pair_part()
     prompts: Path | None = maybe(OWN_PROMPTS)
@@ -147,7 +147,7 @@ class CaptureOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """What to time."""
+    """A measurement."""
 
     pair: PairOptions = pair_part()
     out: Path = out_of("the timing, a JSON file")
@@ -162,7 +162,7 @@ class MeasureOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SittingOptions:
-    """What the real engine decodes, and under which policies."""
+    """A sitting: requests, policies, and how often."""
 
     pair: PairOptions = pair_part()
     trace: Path = option("the requests, limits and sampling", Path)
@@ -181,7 +181,7 @@ class SittingOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What a GPU session does in which time."""
+    """A GPU session: its time, and how much it does."""
 
     out: Path = out_of("folder of all results")
     minutes: float = option("stop after so many minutes", positive, 20.0)
@@ -196,7 +196,7 @@ class SessionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LosslessOptions:
-    """What to decode, and in which ways."""
+    """A check that greedy output is the target's."""
 
     pair: PairOptions = pair_part()
     prompts: Path | None = maybe(f"{OWN_PROMPTS}; first turns only")

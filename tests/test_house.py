@@ -116,3 +116,13 @@ def test_the_rules_of_a_round_stand_once() -> None:
             if re.search(pattern, path.read_text())
         }
         assert found == homes, pattern
+
+
+def test_docstrings_lead_with_what_the_thing_is() -> None:
+    """Not with a question, and not with a pointer elsewhere alone."""
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                said = ast.get_docstring(node) or ""
+                assert not re.match(r"(What|Who|Whose|Whom) ", said), f"{path}: {said[:60]}"
+                assert not re.fullmatch(r"See [^\n]*", said), f"{path}: {said[:60]}"

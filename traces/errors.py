@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 def missing(what: str, library: str, package: str) -> InputError:
-    """What to say where `what` needs a library that is not installed; package: for pip."""
+    """The error where `what` needs a library that is not installed; package: for pip."""
     return InputError(f"{what} needs {library}: pip install '{package}'")
 
 

@@ -30,9 +30,10 @@ from traces.timing_grid import Grid, grid_of
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
 STEP, BLOCK, HOST = DRAFT_KINDS = ("step", "block", "host")
-"""What a draft costs. step: a forward per token (an independent model, EAGLE); block: one forward
-whatever the length (DFlash, Medusa), so that a further token is free; host: no forward (look-up),
-only the processor's time, row by row."""
+"""Kinds of draft by their price. step: a forward per token (an independent model, EAGLE); block:
+one forward whatever the length (DFlash, Medusa), so that a further token is free; host: no forward
+(look-up), only the processor's time, row by row.
+"""
 WALL, CPU = "wall", "cpu"
 TIMING_VERSION = 2
 READABLE = (1, 2)
@@ -88,7 +89,7 @@ class Repeats:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What `gammalab measure` found on one machine for one pair.
+    """Seconds that `gammalab measure` found on one machine for one pair.
 
     meta: pair, target, draft, draft_kind, weights ("loaded" or "random"), device, device_name,
     dtype, engine, threads, versions and fingerprints.

@@ -1,4 +1,4 @@
-"""What a timing cannot say, and what it hardly can: every file is held against this when read."""
+"""Checks of a timing when it is read: impossible values are refused, unlikely ones said."""
 
 from __future__ import annotations
 

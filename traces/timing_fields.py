@@ -51,8 +51,8 @@ def seconds_of(value: Any, where: str) -> float:
 
 
 def meta_fields(meta: Any, kinds: Sequence[str]) -> dict[str, Any]:
-    """What every command may rely on: a pair and a device, texts and numbers where known; kinds: of
-    drafts.
+    """The facts that every command may rely on: a pair and a device, texts and numbers where known;
+    kinds: of drafts.
     """
     if not isinstance(meta, dict):
         raise InputError("field meta must be an object")

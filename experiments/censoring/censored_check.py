@@ -254,7 +254,7 @@ def check(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CensoredCheckOptions:
-    """What is hidden by which recorder, and how often."""
+    """A check of intervals: recorders, and how often."""
 
     trace: Path = option("an exact trace", Path, EXACT)
     recorder: tuple[str, ...] | None = again("policy that records; repeatable", str, None)

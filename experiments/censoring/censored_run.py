@@ -51,7 +51,7 @@ def schedules_of(trace: Trace, names: str, round_s: float, draft_s: float) -> di
 def over_seeds(
     trace: Trace, schedules: dict[str, Schedule], reference: str, *, draws: int, seed: int
 ) -> Censoring:
-    """What is left open, by the imputations of this seed."""
+    """Intervals by the imputations of this seed."""
     completed = complete(trace, draws=draws, seed=seed)
     return left_open(completed, schedules, reference=reference)
 

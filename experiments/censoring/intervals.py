@@ -44,7 +44,7 @@ class Schedule(Protocol):
 
 
 class Span(NamedTuple):
-    """What censoring leaves of one number: the interval [low, high] around the median `value`, and
+    """One number of a censored trace: the interval [low, high] around the median `value`, and
     its replays with every censored position stopping and going on.
     """
 
@@ -84,7 +84,7 @@ class Open:
 
 @dataclasses.dataclass(frozen=True)
 class Censoring:
-    """What a censored trace leaves open, schedule by schedule.
+    """Intervals of a censored trace, schedule by schedule.
 
     draws: imputations; resamples: draws of questions in each. controllers: rows that are judged
     together, level: the p of its own that makes one of them significant. unknown, positions: of the
@@ -187,7 +187,7 @@ def left_open(
     plain_s_per_token: float | None = None,
     resamples: int = RESAMPLES,
 ) -> Censoring:
-    """What censoring leaves open about these schedules, on the requests of `completed`.
+    """Intervals of these schedules, on the requests of `completed`.
 
     reference: the schedule of vs_fixed, one of them. controllers: those judged together (default:
     all but the reference and "never"). Speed-ups are over the schedule "never", or over plain

@@ -1,4 +1,4 @@
-"""What censoring leaves open, as text tables."""
+"""Intervals of censored traces, as text tables."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What several rooms share: result files, statistics, tables, plots, cost sources."""
+"""Common parts of several rooms: result files, statistics, tables, plots, cost sources."""

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.common.results import jsonable
-from experiments.common.text_table import number, percent, table, with_interval
+from experiments.common.text_table import fill, number, percent, table, with_interval
 
 Row = Mapping[str, Any]
 Group = tuple[str, pd.DataFrame]
@@ -88,6 +88,17 @@ def interval(
     )  # fmt: skip
 
 
+def mean_interval(
+    name: str, header: str | None, title: str | None, meaning: str, digits: int = 2
+) -> Column:
+    """A column of means over seeds (mean, low, high)."""
+    fields = tuple(f"{name}.{part}" for part in ("mean", "low", "high"))
+    return Column(
+        name, header, title, "", meaning, fields,
+        lambda row: with_interval([row[field] for field in fields], digits),
+    )  # fmt: skip
+
+
 def frame_of(rows: Iterable[Any]) -> pd.DataFrame:
     """A frame of dataclasses, named tuples or records: nested fields by their path, numbers plain,
     NaN as None.
@@ -141,13 +152,11 @@ def csv_of(columns: Sequence[Column], frame: pd.DataFrame) -> str:
 
 
 def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """What the columns are, for the JSON."""
+    """A description of the columns, for the JSON."""
     return [
         {
             "name": column.name,
-            "header": (column.header or column.title or column.name)
-            .replace("-\n", "")
-            .replace("\n", " "),
+            "header": one_line(column.header or column.title or column.name),
             "unit": column.unit,
             "meaning": column.meaning,
             "fields": list(column.fields),
@@ -158,10 +167,15 @@ def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
 
 def meanings(columns: Sequence[Column]) -> str:
     """Lines that say what the columns of a terminal's table mean."""
-    said = [(_one_line(column.header), column.meaning) for column in columns if column.header]
+    said = [(one_line(column.header), column.meaning) for column in columns if column.header]
     width = max(len(header) for header, meaning in said if meaning)
-    return "\n".join(f"{header:{width}}  {meaning}" for header, meaning in said if meaning)
+    return "\n".join(
+        fill(f"{header:{width}}  {meaning}", indent=width + 2)
+        for header, meaning in said
+        if meaning
+    )
 
 
-def _one_line(header: str) -> str:
+def one_line(header: str) -> str:
+    """A header of two lines as one."""
     return header.replace("-\n", "").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What all figures share: colours, canvas, title and rendering.
+"""Common parts of all figures: colours, canvas, title and rendering.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; no figure relies on colour alone.
 """

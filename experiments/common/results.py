@@ -51,7 +51,7 @@ def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: boo
 
 
 def write_text(text: str, path: Path) -> None:
-    """What a command printed, beside its result, atomically."""
+    """Write a command's printed text beside its result, atomically."""
     write_atomically(path, lambda to: to.write_text(text + "\n", "utf-8"), overwrite=True)
 
 
@@ -128,7 +128,7 @@ def describe_inputs(
 
 
 def mismatches(trace: Trace, timing: Timing) -> list[str]:
-    """What a trace and a timing disagree about, one line each; empty if they belong together.
+    """Disagreements of a trace and a timing, one line each; empty if they belong together.
 
     A replay over a foreign timing is legal (what would this pair do on that machine?), so these
     are warnings. A timing of random weights belongs to no trace: one line says what is whose.
@@ -166,7 +166,9 @@ def read_inputs(traces: Sequence[Path], timing_path: Path) -> tuple[list[Trace],
 
 
 def random_weights_note(timing_meta: Mapping[str, Any], pair: str) -> str:
-    """Whose seconds and whose acceptance a result combines, if the seconds are a shape's; or ""."""
+    """A note on whose seconds and whose acceptance a result combines, if the seconds are a shape's;
+    or "".
+    """
     if timing_meta.get("weights") != "random":
         return ""
     return (
@@ -177,7 +179,9 @@ def random_weights_note(timing_meta: Mapping[str, Any], pair: str) -> str:
 
 
 def forced_note(about: Mapping[str, Any]) -> str:
-    """Whose forwards and whose acceptance a run of this meta combines, if they are two's; or ""."""
+    """A note on whose forwards and whose acceptance a run of this meta combines, if they are two's;
+    or "".
+    """
     if about.get("acceptance", "own") == "own":
         return ""
     return (

@@ -254,7 +254,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """See Interval."""
+    """The interval of these values over seeds."""
     from scipy.stats import t as student
 
     mean, count = float(np.mean(values)), len(values)

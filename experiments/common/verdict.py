@@ -35,7 +35,7 @@ PLACEBO_CONFIDENCE = 0.99  # it voids the whole sitting: once in a hundred by ch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Turns:
-    """What one seat did, turn by turn, repeat after repeat.
+    """The turns of one seat, one by one, repeat after repeat.
 
     tokens, seconds, priced [T]: emitted, measured, and what the timing charges for the rounds that
     ran, own arithmetic included.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from experiments.common.frames import csv_of, frame_of, words
 from experiments.common.results import (
     command_line,
     describe_inputs,
@@ -18,8 +21,9 @@ from experiments.common.results import (
     write_result,
     write_text,
 )
+from experiments.comparison.columns import COLUMNS
 from experiments.comparison.compare import compare, default_policies, step_costs
-from experiments.comparison.compare_text import text_of, to_dict, write_logs
+from experiments.comparison.compare_text import comparison_text, to_dict, write_logs
 from experiments.comparison.headline import headline_text
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
@@ -31,6 +35,8 @@ from traces.errors import InputError, warn
 from traces.schema import Trace
 from traces.store import refuse_existing
 from traces.timing import Timing
+
+TRACE, ROLE = words("trace", None, None, "its file"), words("role", None, None, "of the row")
 
 
 def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
@@ -53,7 +59,7 @@ def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
         entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
         entry |= {"timing": options.timing.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
-        parts = [note, text_of(comparison, path.name), headline_text(entries[-1], None)]
+        parts = [note, comparison_text(comparison, path.name), headline_text(entries[-1], None)]
         texts.append("\n\n".join(filter(None, parts)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
@@ -93,5 +99,11 @@ def _compare_one(
 def run(options: CompareOptions) -> int:
     """`gammalab compare`."""
     text, result = compare_files(options)
+    if options.csv:
+        parts = [frame_of(entry["rows"]) for entry in result["comparisons"]]
+        for part, entry in zip(parts, result["comparisons"], strict=True):
+            part.insert(0, "trace", entry["trace"])
+        print(csv_of((TRACE, ROLE, *COLUMNS), pd.concat(parts)), end="")
+        return 0
     print(dumps(result) if options.json else text)
     return 0

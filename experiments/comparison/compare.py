@@ -176,7 +176,7 @@ def _halves(trace: Trace, seed: int) -> _Halves:
 
 
 def _basis(trace: Trace, halves: _Halves, held: Held) -> dict[str, Any]:
-    """What the rows of a Comparison rest on."""
+    """The basis of a Comparison's rows."""
     return {
         "train_rows": tuple(halves.train_rows),
         "test_rows": tuple(halves.test_rows),
@@ -209,7 +209,7 @@ def _left_open(
     judged: Sequence[str],
     resamples: int,
 ) -> Censoring | None:
-    """What censoring leaves open about these policies and the clairvoyant schedule, if anything."""
+    """The intervals that censoring leaves for these policies and the clairvoyant, if any."""
     if halves.completed is None:
         return None
     held_out = select(halves.completed, halves.test_rows, trace)
@@ -223,7 +223,9 @@ def _left_open(
 
 
 def _detectable(family: Family) -> dict[str, Any]:
-    """What would have been found 8 times in 10: of one controller alone, and among all of them."""
+    """The differences that would have been found 8 times in 10: of one controller alone, and among
+    all of them.
+    """
     return {
         "detectable_percent": _median(family.detectable_percent()),
         "detectable_among_percent": _median(family.detectable_percent(family.critical)),

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.censoring.intervals_text import open_table, open_task_table
+from experiments.common.frames import Group, described, figure, frame_of, meanings, text_of
 from experiments.common.results import jsonable
 from experiments.common.statistics import FEW, SAME, TIE, VERDICTS
-from experiments.common.text_table import fill, number, percent, table, with_interval
+from experiments.common.text_table import fill
 from experiments.comparison.certainty_text import certainty, stale
-from experiments.comparison.result import ROLES, Comparison, Row
+from experiments.comparison.columns import COLUMNS
+from experiments.comparison.result import ROLES, Comparison
 from policies.registry import file_name, title
 from traces.roundlog import write_roundlog
 from traces.schema import EXACTNESS
 
-HEADER = (
-    "policy",
-    "speed-up\n95 %",
-    "vs tuned fixed\n95 %",
-    "free",
-    "shuf-\nfled",
-    "verdict",
-    "head-\nroom",
-    "per\nround",
-    "mean\ndraft",
-    "tok/s",
-)
-
-NOTES = f"""\
-speed-up   tokens/s over never drafting, token-weighted, with its 95 % bootstrap interval
-vs tuned   tokens/s over the best fixed gamma of the training half; interval of the row alone
-free       the same if no rule paid for its own arithmetic
-shuffled   the same in other orders of the replies, mean
-verdict    of a controller: corrected for their number (max-t over the same resamples, p < 0.05);
-           of any other row: by its interval, not corrected
-           {SAME}: {VERDICTS[SAME]}, at the same cost
-           {TIE}: {VERDICTS[TIE]}
-           {FEW}: {VERDICTS[FEW]}
-headroom   (t_fixed - t) / (t_fixed - t_clairvoyant), t in seconds; negative: slower than fixed
-per round  tokens emitted; draft: tokens drafted per round"""
+VERDICT_WORDS = "\n".join(f"{word}: {VERDICTS[word]}" for word in (SAME, TIE, FEW))
 
 
 STAND_IN = (
@@ -48,38 +28,22 @@ STAND_IN = (
 )
 
 
-def _cells(row: Row) -> list[str]:
-    fixed = row.role == "tuned"
-    return [
-        title(row.name),
-        with_interval(row.speedup),
-        "1.000" if fixed else with_interval(row.vs_fixed, 3),
-        number(row.uncharged, 3),
-        "" if row.orders is None else number(row.orders.value, 3),
-        "-" if fixed else row.verdict,
-        percent(row.headroom.value),
-        number(row.tokens_per_round),
-        number(row.mean_drafted, 1),
-        number(row.tokens_per_s, 0),
-    ]
-
-
-def _groups(
-    comparison: Comparison, cells: Any, roles: Sequence[str] = tuple(ROLES)
-) -> list[tuple[str, list[list[str]]]]:
+def groups_of(comparison: Comparison, frame: pd.DataFrame) -> list[Group]:
+    """The rows of a frame by role, under their headings."""
     groups = []
-    for role in roles:
-        heading = ROLES[role]
+    for role, heading in ROLES.items():
         if role == "hindsight":
             heading += f" (gamma = {comparison.hindsight_gamma})"
-        groups.append((heading, [cells(row) for row in comparison.rows if row.role == role]))
+        groups.append((heading, frame[frame["role"] == role]))
     return groups
 
 
 def policy_table(comparison: Comparison) -> str:
     """All rows, with the meaning of the columns below."""
-    same = twin_line(comparison)
-    return "\n\n".join([table(HEADER, _groups(comparison, _cells)), *same, NOTES])
+    frame = frame_of(comparison.rows)
+    shown = text_of(COLUMNS, groups_of(comparison, frame))
+    said = f"{meanings(COLUMNS)}\n{VERDICT_WORDS}"
+    return "\n\n".join([shown, *twin_line(comparison), said])
 
 
 def twin_line(comparison: Comparison) -> list[str]:
@@ -94,21 +58,19 @@ def twin_line(comparison: Comparison) -> list[str]:
 def task_table(comparison: Comparison) -> str:
     """Speed-up over never drafting by task and over all, in both conventions."""
 
-    def cells(row: Row) -> list[str]:
-        by_task = (number(row.tasks[task].value) for task in comparison.tasks)
-        return [
-            title(row.name),
-            *by_task,
-            number(row.speedup.value),
-            number(row.speedup_by_question),
-        ]
-
-    header = ("speed-up", *map(_two_lines, comparison.tasks), "all,\nby token", "all, by\nquestion")
+    columns = [
+        COLUMNS[0],
+        *(figure(f"tasks.{task}.value", _two_lines(task), task, "") for task in comparison.tasks),
+        figure("speedup.value", "all,\nby token", None, ""),
+        figure("speedup_by_question", "all, by\nquestion", None, ""),
+    ]
+    columns[0] = dataclasses.replace(columns[0], header="speed-up")
     notes = (
         "by token: all tokens over all seconds, as in every task column; by question: the way of\n"
         "Spec-Bench, mean tokens/s of the questions over the baseline's mean"
     )
-    return table(header, _groups(comparison, cells)) + "\n\n" + notes
+    groups = groups_of(comparison, frame_of(comparison.rows))
+    return text_of(columns, groups) + "\n\n" + notes
 
 
 def _two_lines(task: str) -> str:
@@ -116,7 +78,7 @@ def _two_lines(task: str) -> str:
 
 
 def basis_lines(comparison: Comparison, trace_name: str) -> str:
-    """What the numbers rest on: requests, exactness, censored positions, seed."""
+    """The basis of the numbers: requests, exactness, censored positions, seed."""
     tokens = int(comparison.logs["never"].emitted.sum())
     lines = [
         f"trace {trace_name}, {comparison.exactness}",
@@ -155,7 +117,7 @@ def percent_change(ratio: float) -> str:
     return f"{abs(ratio - 1) * 100:.1f} % {'faster' if ratio >= 1 else 'slower'}"
 
 
-def text_of(comparison: Comparison, trace_name: str) -> str:
+def comparison_text(comparison: Comparison, trace_name: str) -> str:
     """Everything `gammalab compare` prints for one trace."""
     found = comparison.censoring
     parts = [
@@ -174,6 +136,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         for field in comparison.__dataclass_fields__
         if field != "logs"
     }
+    raw["columns"] = described(COLUMNS)
     raw["certainty"] = certainty(comparison)
     raw["stale"] = stale(comparison)
     raw["sensitivity"]["settled"] = comparison.sensitivity.settled

@@ -75,7 +75,9 @@ def _in_full(part: Json) -> list[Line]:
 
 
 def _set(part: Json, validation: Json | None) -> str:
-    """What to set; never what decodes slower than the target alone, predicted or measured."""
+    """The setting to use; never one that decodes slower than the target alone, predicted or
+    measured.
+    """
     name = part["recommended"]
     row, first = row_of(part, name), part["tuning_first"]
     if row["role"] == "never":

@@ -1,4 +1,4 @@
-"""What a comparison found: a row for every schedule, and what the rows rest on."""
+"""The result of a comparison: a row for every schedule, and what the rows rest on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ratio hangs on besides the questions: the order of the replies, and the timing's chance.
+"""Other chances in a ratio than the questions: the order of the replies, and the timing's chance.
 
 Letters: R requests, B resamples of the questions, D timings: the one at hand, then resampled ones.
 """

@@ -34,7 +34,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Held:
-    """What every row is measured against: sums by request of the references, bootstrap weights;
+    """The references of every row: sums by request of the references, bootstrap weights;
     plays: all schedules by row; tuned: the name of the tuned fixed gamma.
     """
 
@@ -69,7 +69,7 @@ class Held:
         return names[: names.index(name)]
 
     def timing_error(self, name: str) -> float:
-        """See Row."""
+        """The verdict of a row, as in Row."""
         return timing_error(self.plays[self.tuned].drawn, self.plays[name].drawn)
 
 

@@ -105,7 +105,7 @@ def scale_verify(costs: StepCosts, control_s: float, factor: float) -> StepCosts
 
 
 def scale_growth(costs: StepCosts, control_s: float, factor: float) -> StepCosts:
-    """What a target step of n tokens costs beyond one of a single token."""
+    """The price of a target step of n tokens beyond one of a single token."""
     verify_s, narrow = costs.verify_s.copy(), costs.verify_s[..., 1:2]
     verify_s[..., 1:] = narrow + (verify_s[..., 1:] - narrow) * factor
     return costs._replace(verify_s=verify_s)

@@ -1,4 +1,4 @@
-"""What five engines accept: their fields, the text a user pastes, and where each field is from.
+"""Settings of five engines: their fields, the text a user pastes, and where each field is from.
 
 Every field was read in the engine's source, documentation or pull request named beside it, last in
 September 2026; transformers' in its installed source. Nothing here computes; see
@@ -21,7 +21,7 @@ Range = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What an engine is told. gamma: most tokens to draft in a round, 0: do not speculate.
+    """An engine's setting. gamma: most tokens to draft in a round, 0: do not speculate.
 
     threshold: draft no further than a token whose probability is below it; 0: no such stop.
     moving: transformers adapts the threshold. schedule: its num_assistant_tokens_schedule.

@@ -46,7 +46,7 @@ THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bench:
-    """What settings are chosen on (train) and reported on (test).
+    """Halves that settings are chosen on (train) and reported on (test).
 
     costs: of one request alone. on_train, on_test: every fixed length in lock-step batches; at
     batch 1 only if the engine's setting cannot be about batches.
@@ -173,7 +173,7 @@ def batch_rows(setting: Setting, engine: Engine, bench: Bench) -> tuple[BatchRow
 
 
 def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Setting]:
-    """What else a user of the engine may end up with.
+    """Other settings that a user of the engine may end up with.
 
     transformers moves a threshold if scikit-learn is installed; its defaults are 20 and 0.4.
     """

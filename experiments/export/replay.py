@@ -1,4 +1,4 @@
-"""What an exported setting would cost: the replay of what an engine does with it.
+"""The price of an exported setting: the replay of an engine that follows it.
 
 Most settings are a controller of the shelf. Two things are not: a batch in which all requests get
 the same draft length, and llama.cpp's stop, which drops the doubtful token unverified.

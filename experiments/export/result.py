@@ -1,4 +1,4 @@
-"""What an export comes to: the setting in the engine's terms, and the speeds that were replayed."""
+"""The result of an export: the setting in the engine's terms, and the speeds that were replayed."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def advice(result: Export) -> str:
 
 
 def lost(result: Export) -> str:
-    """What of the policy the engine cannot do."""
+    """The parts of the policy that the engine cannot do."""
     policy, engine, name = result.policy, result.engine, label(result.policy)
     if isinstance(policy, Never):
         return "Nothing is lost: this is the engine without a draft model."
@@ -144,7 +144,7 @@ def batch_table(rows: Iterable[BatchRow]) -> str:
 
 
 def notes(result: Export) -> list[str]:
-    """What a user must know about this translation."""
+    """Caveats of this translation."""
     setting, engine = result.setting, result.engine
     if setting.gamma == 0:
         return []

@@ -65,7 +65,7 @@ def _options(options: TraceImportOptions) -> Options:
 
 
 def describe(trace: Trace, path: Path) -> str:
-    """What was read, with every count that the importer kept."""
+    """The trace that was read, with every count that the importer kept."""
     unknown = 0 if trace.censored is None else int(np.count_nonzero(trace.censored))
     share = unknown / trace.positions
     lines = [

@@ -37,7 +37,7 @@ def schedules(pool: Pool) -> IntArray:
 
 
 def demonstrations(env: LaneVectorEnv, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """What the clairvoyant saw and did: observations (steps * L, K), actions (steps * L)."""
+    """Demonstrations of the clairvoyant: observations (steps * L, K), actions (steps * L)."""
     env.reset(seed=seed)
     choice, world = schedules(env.stage.pool), env.stage.world
     seen, done = [], []

@@ -1,4 +1,4 @@
-"""What a network is to learn, on which requests and costs, and how it is judged on the way.
+"""The task of a network: on which requests and costs, and how it is judged on the way.
 
 The questions of every trace are split as in `gammalab compare`; of the tuning half a quarter is
 kept to decide when to stop, the rest is trained on. The held-out half has no part in it.
@@ -58,7 +58,7 @@ class Half:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be learned: a decision per `unit`, on these requests and costs. ratios: of the
+    """The task: a decision per `unit`, on these requests and costs. ratios: of the
     costs, 0 for the measured ones.
     """
 

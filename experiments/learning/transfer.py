@@ -119,7 +119,7 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransferOptions:
-    """What is trained on what."""
+    """A study of transfer: networks and their worlds."""
 
     trace: Path = option("a recording", Path, GREEDY)
     timing: Path = option("its step costs", Path, TIMING)

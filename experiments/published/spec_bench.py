@@ -54,7 +54,7 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rounds:
-    """What was recorded, one row per round, K in all: reply (row of the trace), drafted and emitted
+    """Recorded rounds, a row each, K in all: reply (row of the trace), drafted and emitted
     tokens; the last round of a reply emits no more than the reply has.
     """
 

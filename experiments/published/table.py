@@ -1,4 +1,6 @@
-"""What the suites of published numbers share: other people's CSV files in, tables of errors out."""
+"""Common parts of the suites of published numbers: other people's CSV files in, tables of errors
+out.
+"""
 
 from __future__ import annotations
 

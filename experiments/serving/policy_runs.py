@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 
 from experiments.common.cost_sources import Priced
+from experiments.common.frames import frame_of, meanings, text_of
 from experiments.common.statistics import Interval, interval
-from experiments.common.text_table import number, percent, table
+from experiments.serving.columns import COLUMNS
 from policies.base import Policy
-from policies.registry import label, title
+from policies.registry import label
 from simulator.serving.metrics import ANYTHING, Objective, Service, service
 from simulator.serving.options import Server
 from simulator.serving.result import Served
@@ -104,47 +105,6 @@ def seed_ratio(
     return interval([read(a) / read(b) if read(b) else math.nan for a, b in pairs])
 
 
-HEADER = (
-    "policy", "tokens\n/s", "over first\n95 %", "good-\nput/s", "kept", "TTFT s\np50/p99",
-    "TPOT ms\np50/p99", "gap ms\np99", "batch/\nqueue", "in\nvain",
-)  # fmt: skip
-
-NOTES = """\
-tokens/s; goodput: requests/s within the objective, kept: their share; both of finished requests
-over first: tokens/s over the first policy's, seed by seed{interval}
-TTFT, TPOT, gap: time to first token, per token behind it, between two emissions of a request
-batch/queue: mean requests that decode, and wait, while the machine works (idle time left out)
-in vain: tokens drafted in vain per token"""
-
-
 def service_table(rows: Sequence[Row]) -> str:
     """One line per policy, means over seeds."""
-    several = len(rows[0].runs) > 1
-    cells = [_cells(row) for row in rows]
-    text = ", with its 95 % interval" if several else ""
-    return table(HEADER, [("", cells)]) + "\n\n" + NOTES.format(interval=text)
-
-
-def _cells(row: Row) -> list[str]:
-    def mean(name: str, digits: int, factor: float = 1.0) -> str:
-        return number(factor * row.intervals[name].mean, digits)
-
-    ratio = row.tokens_ratio
-    text = number(ratio.mean, 3)
-    if math.isfinite(ratio.low):
-        text += f" {number(ratio.low)}-{number(ratio.high)}"
-    ttft = mean("ttft.p50", 2) + "/" + mean("ttft.p99", 2)
-    tpot = mean("tpot.p50", 1, 1e3) + "/" + mean("tpot.p99", 1, 1e3)
-    load = mean("mean_running", 1) + "/" + mean("mean_waiting", 1)
-    return [
-        title(row.policy),
-        mean("tokens_per_s", 0),
-        text,
-        mean("goodput_per_s", 2),
-        percent(row.intervals["goodput_share"].mean),
-        ttft,
-        tpot,
-        mean("gap_p99_s", 1, 1e3),
-        load,
-        mean("wasted_drafts", 2),
-    ]
+    return f"{text_of(COLUMNS, [('', frame_of(rows))])}\n\n{meanings(COLUMNS)}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.common.cost_sources import Priced, read_costs
+from experiments.common.frames import csv_of, described, frame_of
 from experiments.common.plots import write_pictures
 from experiments.common.results import (
     command_line,
@@ -24,6 +25,7 @@ from experiments.common.results import (
     write_text,
 )
 from experiments.options import FleetOptions, ServeOptions
+from experiments.serving.columns import COLUMNS
 from experiments.serving.figures import series_figure
 from experiments.serving.policy_runs import costs_for, run_policies, service_table
 from experiments.serving.timeline import write_timeline
@@ -42,7 +44,7 @@ from traces.store import read_trace, refuse_existing, write_atomically
 from traces.workload.arrivals import demand
 from traces.workload.files import parse_workload
 from traces.workload.workload import Workload
-from traces.workload.workload import title as described
+from traces.workload.workload import title as load_title
 
 DEFAULT_POLICIES = (
     "never,fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,vllm-dynamic,sglang-tiers,"
@@ -54,14 +56,14 @@ TIMELINE_REQUESTS = 300
 def basis(
     trace: Trace, priced: Priced, workload: Workload, server: Server, objective: Objective
 ) -> str:
-    """What a table rests on."""
+    """The basis of a table."""
     shown = {
         field.name: getattr(server, field.name)
         for field in dataclasses.fields(server)
         if getattr(server, field.name) != field.default or field.name == "slots"
     }
     lines = [
-        f"{workload.requests} requests, {described(workload)}, drawn from {trace.requests} "
+        f"{workload.requests} requests, {load_title(workload)}, drawn from {trace.requests} "
         f"replies of {trace.meta.pair} ({trace.meta.exactness})",
         f"costs: {priced.about['timing']} ({priced.about.get('device_name', 'unknown device')})",
         "server: " + ", ".join(f"{name} {value}" for name, value in shown.items()),
@@ -114,6 +116,7 @@ def run(options: ServeOptions) -> int:
         "server": jsonable(server),
         "objective": jsonable(objective),
         "costs": priced.about,
+        "columns": described(COLUMNS),
         "rows": jsonable(rows),
         "logs": sorted(written),
     } | describe_inputs(trace, options.trace.name, priced.about)
@@ -123,7 +126,10 @@ def run(options: ServeOptions) -> int:
         write_pictures([series_figure(series, server.bin_s)], out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
         write_text(text, out / "serve.txt")
-    print(dumps(result) if options.json else text)
+    if options.csv:
+        print(csv_of(COLUMNS, frame_of(rows)), end="")
+    else:
+        print(dumps(result) if options.json else text)
     return 0
 
 

@@ -84,7 +84,7 @@ def at_batch(sitting: Sitting, batch: int, kept: Path | None) -> Sitting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeCheckOptions:
-    """What is decoded in batches, and simulated."""
+    """A check of the serving simulator: batches, policies, replies."""
 
     pair: PairOptions = pair_part()
     prompts: Path | None = option("the trace's prompt file", Path, None)

@@ -67,7 +67,7 @@ FITS: dict[str, Callable[[Trace], Policy]] = {
     SpecDecPlusPlus.name: fit_specdec,
     speckv.SpecKV.name: fit_speckv,
 }
-"""What trains a controller on a trace, by its name."""
+"""Trainers of controllers on a trace, by name."""
 
 
 def _with_weights(policy: P, names: Sequence[str], weights: FloatArray) -> P:

@@ -127,7 +127,9 @@ def conclude(
     timing: Timing | None,
     out: Path,
 ) -> str:
-    """What the rows say: the paper's table for its suite, else a leaderboard of every world."""
+    """The conclusion of the rows: the paper's table for its suite, else a leaderboard of every
+    world.
+    """
     if name == "paper":
         write_pictures([paper_figure(worlds, rows)], out / "figures")
         return paper_text(worlds, rows)

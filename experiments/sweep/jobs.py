@@ -187,7 +187,7 @@ def code_fingerprint() -> str:
 
 
 def fingerprints(worlds: Sequence[World], jobs: Sequence[Job]) -> list[str]:
-    """What each job's rows depend on, as 20 hex digits each; the name of its file."""
+    """Digests of all that each job's rows depend on, 20 hex digits each; its file's name."""
     code = code_fingerprint()
     about = []
     for world in worlds:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.frames import frame_of, text_of
 from experiments.common.plots import Picture
 from experiments.common.results import (
     command_line,
@@ -17,11 +18,12 @@ from experiments.common.results import (
     write_result,
 )
 from experiments.common.statistics import bootstrap_weights, ratio_of_sums
-from experiments.common.text_table import fill, number, percent, table, with_interval
+from experiments.common.text_table import fill, with_interval
 from experiments.comparison.certainty_text import certainty
+from experiments.comparison.columns import RANKING, chosen
 from experiments.comparison.compare import compare
 from experiments.comparison.compare_text import to_dict, unpriced_lines, write_logs
-from experiments.comparison.result import Comparison, Row
+from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from experiments.sweep.figures import cost_ratio_figure
 from experiments.sweep.jobs import World, costs_of, rows_of, tuned
@@ -33,15 +35,13 @@ from traces.schema import Trace
 from traces.split import question_of
 from traces.timing import Timing
 
-HEADER = (
-    "policy",
-    "over plain\n95 %",
-    "over tuned fixed\n95 %",
-    "free",
-    "shuf-\nfled",
-    "verdict",
-    "head-\nroom",
-)
+HEADINGS = {
+    "policy": "",
+    "never": "plain decoding",
+    "tuned": "the best fixed length of the training half",
+    "clairvoyant": "bound: knows what will be accepted",
+}
+BOUNDS = "bounds: the setting chosen on the held-out half itself"
 
 
 def compare_worlds(
@@ -96,39 +96,27 @@ def world_text(
     world: World, settings: int, comparison: Comparison, bounds: Sequence[Ceiling]
 ) -> str:
     """The leaderboard of one world: controllers, baselines, bounds, and the settings chosen."""
-    by_role: dict[str, list[Row]] = {}
-    for row in comparison.rows:
-        by_role.setdefault(row.role, []).append(row)
-    groups = [
-        (heading, [_cells(row) for row in by_role.get(role, [])])
-        for role, heading in (
-            ("policy", ""),
-            ("never", "plain decoding"),
-            ("tuned", "the best fixed length of the training half"),
-            ("clairvoyant", "bound: knows what will be accepted"),
-        )
-    ]
-    never_s = float(comparison.logs["never"].elapsed_s.sum())
-    fixed_s = float(comparison.logs[by_role["tuned"][0].name].elapsed_s.sum())
-    best_s = float(comparison.logs["clairvoyant"].elapsed_s.sum())
+    frame = frame_of(comparison.rows)
+    groups = [(heading, frame[frame["role"] == role]) for role, heading in HEADINGS.items()]
+    tuned = next(row.name for row in comparison.rows if row.role == "tuned")
+    never_s, fixed_s, best_s = (
+        float(comparison.logs[name].elapsed_s.sum()) for name in ("never", tuned, "clairvoyant")
+    )
     known = [
-        [
-            bound.name,
-            number(never_s / bound.decode_s),
-            number(fixed_s / bound.decode_s, 3),
-            "",
-            "",
-            "",
-            percent((fixed_s - bound.decode_s) / (fixed_s - best_s)),
-        ]
+        {
+            "name": bound.name,
+            "speedup": {"value": never_s / bound.decode_s},
+            "vs_fixed": {"value": fixed_s / bound.decode_s},
+            "headroom": {"value": (fixed_s - bound.decode_s) / (fixed_s - best_s)},
+        }
         for bound in bounds
     ]
-    groups.append(("bounds: the setting chosen on the held-out half itself", known))
+    groups.append((BOUNDS, frame_of(known).reindex(columns=frame.columns, fill_value=None)))
     lines = [
         f"{world.trace}, cost {world.cost}, seed {world.seed}: {settings} settings tried on "
         f"{world.train.requests} replies, judged on {world.test.requests} others "
         f"({comparison.exactness})",
-        table(HEADER, groups),
+        text_of(chosen(RANKING), groups),
         "",
         *unpriced_lines(comparison),
         *(fill(f"- {line}") for line in certainty(comparison)),
@@ -145,19 +133,6 @@ def _but(comparison: Comparison) -> str:
         return ""
     speed = comparison.row(comparison.tuning_first).speedup.value
     return f", but {speed:.2f} times as fast as plain decoding on the other half: do not draft"
-
-
-def _cells(row: Row) -> list[str]:
-    fixed = row.role == "tuned"
-    return [
-        title(row.name),
-        with_interval(row.speedup),
-        "1.000" if fixed else with_interval(row.vs_fixed, 3),
-        number(row.uncharged, 3),
-        "" if row.orders is None else number(row.orders.value, 3),
-        "-" if fixed else row.verdict,
-        percent(row.headroom.value),
-    ]
 
 
 def duel_lines(tried: Sequence[dict[str, Any]], comparison: Comparison) -> list[str]:

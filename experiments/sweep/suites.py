@@ -20,12 +20,12 @@ PAPER_VARIANTS = (
     "gammatune+:early_stop=1,gamma0",
     "gammatune+:early_stop=2,gamma0",
 )
-"""What the port's worked example leaves open, answered otherwise than by default."""
+"""Other answers than the defaults to the port's open questions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What a sweep goes through.
+    """A sweep as data.
 
     policies: specs; a bare name is searched over its space, one with fields is taken as it is.
     costs: "measured" (the timing), or "c=8": a target step costs 8 draft steps, whatever its width.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common.frames import csv_of
 from experiments.common.results import (
     command_line,
     describe_inputs,
@@ -20,6 +21,7 @@ from experiments.common.results import (
 )
 from experiments.comparison.compare import step_costs
 from experiments.options import ValidateOptions
+from experiments.validation.columns import RATIOS, SPEEDS, checks_of
 from experiments.validation.result import Validation
 from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
@@ -56,7 +58,7 @@ MACHINE = (  # of a round log's meta: what ran, and where
 
 
 class Chosen(NamedTuple):
-    """What a sitting decodes. winner, runner_up: whose claims are judged, None: the fastest."""
+    """The policies of a sitting. winner, runner_up: whose claims are judged, None: the fastest."""
 
     policies: list[Policy]
     baseline: Policy
@@ -218,7 +220,10 @@ def run(options: ValidateOptions) -> int:
     missed its bound.
     """
     text, result = validate_files(options)
-    print(dumps(result) if options.json else text)
+    if options.csv:
+        print(csv_of((*RATIOS, *SPEEDS[1:]), checks_of(result)), end="")
+    else:
+        print(dumps(result) if options.json else text)
     for line in result["findings"]:
         warn(line)
     return 1 if result["findings"] else 0

@@ -1,4 +1,4 @@
-"""What a validation found: a check for every policy, and what they say together."""
+"""The result of a validation: a check for every policy, and what they say together."""
 
 from __future__ import annotations
 

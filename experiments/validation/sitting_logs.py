@@ -1,4 +1,4 @@
-"""What the round logs of a sitting say by themselves, before anything is predicted: the clock that
+"""Facts in the round logs of a sitting by themselves, before anything is predicted: the clock that
 they can be judged by, seconds, acceptance, energy.
 """
 
@@ -60,7 +60,7 @@ def waiting_share(logs: Sequence[RoundLog]) -> float:
 
 
 def acceptance_of(measured: Measured) -> str:
-    """Whose acceptance the runs had: "own" or "trace of PAIR"; raises InputError if both."""
+    """The source of the runs' acceptance: "own" or "trace of PAIR"; raises InputError if both."""
     logs = [log for some in measured.timed.values() for log in some]
     found = {log.meta.get("acceptance", "own") for log in logs}
     if len(found) > 1:

@@ -66,7 +66,7 @@ def judge(
 
 
 class _Judge:
-    """What `judge` needs again and again."""
+    """Quantities that `judge` needs again and again."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Judge:
         self.calibrated = step_costs(recalibrated(self.timing, drift), trace) if drift else None
 
     def policy(self, seat: str) -> Policy:
-        """Who sits there."""
+        """The policy of a seat."""
         return self.policies[self.measured.baseline if seat == PLACEBO else seat]
 
     def _price(self, seat: str, log: RoundLog) -> FloatArray:
@@ -151,7 +151,7 @@ class _Judge:
         return float(log.emitted.sum() / log.elapsed_s.sum())
 
     def _reference(self, ours: str, theirs: str) -> Turns:
-        """What `ours` is held against: of the baseline both copies, unless `ours` is one."""
+        """The reference of `ours`: of the baseline both copies, unless `ours` is one."""
         turns = self.turns[theirs]
         if theirs == self.measured.baseline and ours != PLACEBO:
             return turns.plus(self.turns[PLACEBO])
@@ -272,7 +272,7 @@ class _Judge:
         )
 
     def _course(self) -> tuple[tuple[float, float], ...]:
-        """See Validation."""
+        """The course of the sitting, as in Validation."""
         spent = np.sum([turns.seconds for turns in self.turns.values()], axis=0)
         priced = np.sum([turns.priced for turns in self.turns.values()], axis=0)
         starts = [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 
+import pandas as pd
+
+from experiments.common.frames import meanings, text_of
 from experiments.common.statistics import Estimate
-from experiments.common.text_table import number, percent, table
-from experiments.common.verdict import Ratio
+from experiments.common.text_table import number, table
 from experiments.validation.agreement import REASONS, Cell
+from experiments.validation.columns import RATIOS, SPEEDS
 from experiments.validation.result import Check, Validation
 
 CLOCKS = {
@@ -18,89 +21,17 @@ CLOCKS = {
 }
 
 
-def ratio_table(outcome: Validation) -> str:
+def ratio_table(frame: pd.DataFrame, baseline: str) -> str:
     """Every policy over the baseline, fastest first."""
-    base = outcome.check(outcome.baseline).recalibrated_tokens_per_s
-    rows = []
-    for check in sorted(outcome.checks, key=lambda check: -check.measured_tokens_per_s):
-        ratio, again = check.ratio, check.recalibrated_tokens_per_s
-        if ratio is None:
-            rows.append([check.policy, "1", "1", "", "", "", "baseline"])
-            continue
-        rows.append(
-            [
-                check.policy,
-                _with_error(ratio),
-                number(ratio.measured, 3),
-                low_to_high(ratio.time, 3),
-                low_to_high(ratio.others, 3),
-                "-" if again is None or base is None else number(again / base, 3),
-                ratio.word,
-            ]
-        )
-    header = (
-        f"over {outcome.baseline}",
-        "predicted",
-        "measured",
-        "95 %,\nthese replies",
-        "95 %, other\nquestions",
-        "by the\nanchors",
-        "",
-    )
-    notes = (
-        "ratios of tokens/s; predicted -+ the standard error that the timing's repeats give it\n"
-        "contradicted: the prediction lies outside the interval of these replies, the timing's\n"
-        "error added; confirmed: inside, and the interval over other questions excludes 1 on its\n"
-        "side\n"
-        "by the anchors: the prediction with step times measured again during the sitting"
-    )
-    return table(header, [("", rows)]) + "\n\n" + notes
+    head = dataclasses.replace(RATIOS[0], header=f"over {baseline}")
+    return f"{text_of([head, *RATIOS[1:]], [('', frame)])}\n\n{meanings(RATIOS)}"
 
 
-def _with_error(ratio: Ratio) -> str:
-    if not math.isfinite(ratio.timing_error):
-        return number(ratio.predicted, 3)
-    return f"{ratio.predicted:.3f} -+ {ratio.predicted * ratio.timing_error:.3f}"
-
-
-def speed_table(outcome: Validation) -> str:
+def speed_table(frame: pd.DataFrame, clock: str) -> str:
     """Measured beside predicted tokens/s, per policy, fastest first."""
-    rows = [
-        [
-            check.policy,
-            number(check.predicted_tokens_per_s, 1),
-            number(check.measured_tokens_per_s, 1),
-            number(check.wall_tokens_per_s, 1),
-            signed(check.error),
-            percent(check.request_error, 1),
-            _milliseconds(check.measured_s - check.predicted_s),
-            _milliseconds(check.costs_s),
-            _milliseconds(check.decisions_s),
-        ]
-        for check in sorted(outcome.checks, key=lambda check: -check.measured_tokens_per_s)
-    ]
-    header = (
-        "tokens/s",
-        "predicted",
-        "measured",
-        "wall clock",
-        "error",
-        "one reply",
-        "missed ms",
-        "by costs",
-        "by rounds",
-    )
-    notes = (
-        "predicted, measured, error: all tokens over all seconds of all repeats, without prefill,\n"
-        f"by {CLOCKS[outcome.clock]}; one reply: the median of their absolute errors, each alone\n"
-        "missed: measured - predicted, of which\n"
-        "by costs: the rounds that ran cost more than the model says; by rounds: other rounds ran"
-    )
-    return table(header, [("", rows)]) + "\n\n" + notes
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:+.0f}"
+    head = dataclasses.replace(SPEEDS[0], header="tokens/s")
+    shown = text_of([head, *SPEEDS[1:]], [("", frame)])
+    return f"{shown}\n\n{meanings(SPEEDS)}\nseconds are by {CLOCKS[clock]}"
 
 
 def rounds_table(outcome: Validation) -> str:

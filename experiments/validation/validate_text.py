@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from experiments.common.frames import described
 from experiments.common.results import forced_note, jsonable
 from experiments.common.statistics import FEWEST, Estimate
 from experiments.common.text_table import fill, with_interval
 from experiments.common.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
+from experiments.validation.columns import RATIOS, SPEEDS, checks_of
 from experiments.validation.result import Validation
 from experiments.validation.validate_tables import (
     drift_table,
@@ -48,7 +50,7 @@ def placebo_line(outcome: Validation) -> str:
 
 
 def claim_lines(outcome: Validation) -> list[str]:
-    """What the sitting says, most important first."""
+    """Claims of the sitting, most important first."""
     lines = [claim_line(claim) for claim in outcome.claims]
     if outcome.questions < FEWEST:
         lines.append(
@@ -98,7 +100,7 @@ def ranking_line(outcome: Validation) -> str:
 
 
 def basis_line(outcome: Validation) -> str:
-    """Who decoded what, and how it was ordered."""
+    """The basis of the sitting: requests, policies and their order."""
     times = "once" if outcome.repeats == 1 else f"{outcome.repeats} times"
     return (
         f"{outcome.requests} held-out replies of {outcome.questions} questions, {times}; for each, "
@@ -120,7 +122,12 @@ def validation_text(outcome: Validation) -> str:
     head = [*claim_lines(outcome), *machine_lines(outcome), basis_line(outcome), note]
     lines = "\n".join(fill(line) for line in head if line)
     rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
-    tables = [ratio_table(outcome), speed_table(outcome), drift_table(outcome)]
+    frame = checks_of(validation_dict(outcome))
+    tables = [
+        ratio_table(frame, outcome.baseline),
+        speed_table(frame, outcome.clock),
+        drift_table(outcome),
+    ]
     parts = [lines, *tables, energy_table(outcome), rounds, error_table(outcome)]
     prefill = (
         f"prefill of the {outcome.requests} prompts, not part of the speeds: predicted "
@@ -131,7 +138,7 @@ def validation_text(outcome: Validation) -> str:
 
 
 def findings(outcome: Validation, max_error_percent: float) -> list[str]:
-    """What is wrong, one line each: a placebo that is no tie, contradicted claims, and all the
+    """Findings, one line each: a placebo that is no tie, contradicted claims, and all the
     policies whose prediction missed the bound.
     """
     found = [] if outcome.placebo_tie else [placebo_line(outcome)]
@@ -156,6 +163,7 @@ def validation_dict(outcome: Validation) -> dict[str, Any]:
     for check, shown in zip(outcome.checks, raw["checks"], strict=True):
         if check.agreement is not None:
             shown["agreement"]["differing"] = check.agreement.differing
+    raw["columns"] = {"ratios": described(RATIOS), "speeds": described(SPEEDS)}
     raw["reasons"] = {check.policy: why(check, outcome) for check in outcome.checks}
     raw["lines"] = {"claims": claim_lines(outcome), "machine": machine_lines(outcome)}
     raw["basis"] = basis_line(outcome)

@@ -30,7 +30,7 @@ def log_odds(prob: float) -> float:
 
 
 def features(draft: Draft) -> tuple[float, float, float, float]:
-    """What the models see of a drafted token: log odds of its top-1 probability, entropy (nats),
+    """Features of a drafted token: log odds of its top-1 probability, entropy (nats),
     square root of the entropy, logarithm of the token's number in the round.
     """
     entropy = max(0.0, draft.entropy)  # rounding may leave it below 0

@@ -13,7 +13,7 @@ from policies.fields import DRAFT, WEIGHT, hyper
 from policies.randomness import Rng
 
 GAMMAS = (2, 4, 6, 8)
-"""What is chosen from, tokens."""
+"""The lengths that are chosen from, tokens."""
 
 WEIGHTS = ("bias", "w_mean_entropy", "w_max_entropy", "w_mean_top1", "w_min_top1", "w_gamma")
 """The fields that hold the weights of the regression: of 1, the last round's four, and gamma."""

@@ -1,4 +1,4 @@
-"""What operators write into a configuration: a length per batch size, and a switch-off."""
+"""Tables as operators write them: a length per batch size, and a switch-off."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def close_window(self: Any, state: State) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Arbitration(Policy):
-    """What `arbiter` adds to a policy: its hyper-parameters and its state.
+    """The arbiter's addition to a policy: its hyper-parameters and its state.
 
     Two modes: speculate (the policy inside decides) and serial (gamma = 0, and the policy inside
     learns nothing). Each keeps an exponential average of delivered tokens per second over windows

@@ -88,7 +88,7 @@ def quantise(
 
 
 def fault(network: Network) -> str:
-    """What is wrong with a network, '' if nothing: field and reason."""
+    """The fault of a network, '' if there is none: field and reason."""
     for name, array in zip(Network._fields, network, strict=True):
         if array.ndim != (2 if name[0] == "w" else 1):
             return f"{name} has shape {list(array.shape)}, not that of a weight or bias"
@@ -133,9 +133,9 @@ def show_round(state: NeuralState, slot: int, view: View) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Neural(Policy):
-    """What both kinds share. The network is no field: it is as large as it likes, and all networks
-    share one compiled kernel. It travels with the object through pickle and copy, but not through
-    dataclasses.replace: make another one with neural_policy.
+    """Common parts of both kinds. The network is no field: it is as large as it likes, and all
+    networks share one compiled kernel. It travels with the object through pickle and copy, but not
+    through dataclasses.replace: make another one with neural_policy.
     """
 
     digest: int = hyper(0, Domain(0, (1 << 48) - 1), "ours: the network's, see digest_of")

@@ -1,4 +1,4 @@
-"""What a learned controller sees of a request: numbers that a server could know, in -1..1.
+"""Observations of a learned controller: numbers that a server could know, in -1..1.
 
 The environments of simulator.envs and the networks of policies.learned.neural call these functions,
 so that a network meets in an engine what it was trained on. Every number lies on a grid of 1/1024:

@@ -85,7 +85,7 @@ def descend(
 
 
 def seconds_per_token(state: MarginalState) -> float:
-    """What one token has cost so far: what an accepted one is worth."""
+    """The price of a token so far, which an accepted one is worth."""
     return float(state.clock[1]) / float(state.clock[0])
 
 

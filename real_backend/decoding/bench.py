@@ -58,7 +58,7 @@ class Marks:
             self._marks.append((time.perf_counter(), time.thread_time()))
 
     def seconds(self) -> list[Spent]:
-        """What passed between one mark and the next."""
+        """Seconds between one mark and the next."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         if self.cuda:
             wait_for(self.device)

@@ -20,7 +20,7 @@ class Rows(Protocol):
     """One model with a cache per row."""
 
     def holds(self, context: int) -> bool:
-        """See Steps."""
+        """True if every row's caches can be read on from `context`."""
 
     def read(self, feeds: Sequence[tuple[int, int, int]], tokens: Tensor, last: bool) -> Tensor:
         """Logits [N, V] behind each of tokens [N], or [A, V] behind each row's last.
@@ -41,7 +41,7 @@ class LeanRows:
         return True
 
     def read(self, feeds: Sequence[tuple[int, int, int]], tokens: Tensor, last: bool) -> Tensor:
-        """See Rows."""
+        """Logits of these tokens, read behind what the cache holds."""
         if len(feeds) == 1:
             row, start, _ = feeds[0]
             cache = self.cache if self.batch == 1 else self.cache[:, :, row : row + 1]
@@ -57,11 +57,11 @@ class GeneralRows:
         self.readers: list[Reader] = [GeneralReader(model.module, capacity) for _ in range(batch)]
 
     def holds(self, context: int) -> bool:
-        """See Steps."""
+        """True if every row's caches can be read on from `context`."""
         return all(reader.held >= context for reader in self.readers)
 
     def read(self, feeds: Sequence[tuple[int, int, int]], tokens: Tensor, last: bool) -> Tensor:
-        """See Rows."""
+        """Logits of these tokens, read behind what the cache holds."""
         parts = torch.split(tokens, [width for _, _, width in feeds])
         logits = [
             self.readers[row].read(part[None], start, last=1 if last else None)[0]

@@ -15,7 +15,7 @@ from real_backend.models.pair import Pair
 
 
 class EagerSteps:
-    """See Steps."""
+    """Steps of separate operations, of any pair and batch."""
 
     def __init__(self, pair: Pair, batch: int, capacity: int) -> None:
         self.pair, self.batch, self.capacity = pair, batch, capacity
@@ -34,14 +34,14 @@ class EagerSteps:
         self._fed: Tensor | None = None  # what the draft read first
 
     def holds(self, context: int) -> bool:
-        """See Steps."""
+        """True if every row's caches can be read on from `context`."""
         return self.target.holds(context) and self.draft.holds(context)
 
     def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
         """Nothing: eager steps come as they are."""
 
     def prefill(self, feed: Feed) -> None:
-        """See Steps."""
+        """Both models read a prompt."""
         tokens, span = self._tensor(feed.ids), (feed.row, feed.start, len(feed.ids))
         self.target.read([span], tokens, last=True)
         self.draft.read([span], tokens, last=True)
@@ -49,7 +49,7 @@ class EagerSteps:
     def draft_first(
         self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
-        """See Steps."""
+        """The first draft step of a round, which reads what the draft lacks."""
         order = by_row([feed.row for feed in feeds])
         feeds, uniforms = [feeds[k] for k in order], [uniforms[k] for k in order]
         rows = [feed.row for feed in feeds]
@@ -61,7 +61,7 @@ class EagerSteps:
         return None if seen is None else put_back(seen, order)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
-        """See Steps."""
+        """One more token for these rows."""
         order = by_row(rows)
         rows = [rows[k] for k in order]
         before, tokens = self._steps[-1], self._tokens[-1]
@@ -92,7 +92,7 @@ class EagerSteps:
         return seen
 
     def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
-        """See Steps."""
+        """The target judges each row's draft; one read-back."""
         order = by_row([feed.row for feed in newest])
         newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
         rows, drafted = [feed.row for feed in newest], self._drafted_by()

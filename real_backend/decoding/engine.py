@@ -38,7 +38,7 @@ from traces.schema import Trace
 
 
 class Run(NamedTuple):
-    """What decode returns: one token list per request (end token included) and the rounds."""
+    """The result of decode: one token list per request (end token included) and the rounds."""
 
     tokens: list[list[int]]
     log: RoundLog

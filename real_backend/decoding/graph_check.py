@@ -31,8 +31,8 @@ class Check(NamedTuple):
 
 
 def recorder_of(pair: Pair) -> Recorder | None:
-    """What records this pair's graphs; None: its steps run eagerly. Checks them at the first call
-    and says on stderr in one line how that went.
+    """The recorder of this pair's graphs; None: its steps run eagerly. Checks them at the first
+    call and says on stderr in one line how that went.
     """
     if not graphs_possible(pair) or not pair.graphs.allowed:
         return None
@@ -78,8 +78,8 @@ def _dtypes(pair: Pair) -> list[torch.dtype]:
 
 
 def _round(pair: Pair, record: Recorder) -> tuple[list[torch.Tensor], list[int]]:
-    """What a round leaves on the device, and the tokens that came back; run twice, so that a graph
-    is replayed at least once after it has been recorded.
+    """State that a round leaves on the device, and the tokens that came back; run twice, so that a
+    graph is replayed at least once after it has been recorded.
     """
     steps, none = GraphSteps(pair, 1, _CAPACITY, record), [list[float]()]
     ids = [(7 * k + 3) % pair.vocab_size for k in range(_PROMPT)]

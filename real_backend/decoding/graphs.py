@@ -31,7 +31,7 @@ SHORTEST_SPAN = 256  # tokens of cache that attention covers; doubled up to the 
 
 
 class Chosen(NamedTuple):
-    """What a set of graphs was made for: how tokens are chosen, and whether signals are read."""
+    """The purpose of a set of graphs: how tokens are chosen, and whether signals are read."""
 
     law: Law
     looks: bool
@@ -44,7 +44,7 @@ def graphs_possible(pair: Pair) -> bool:
 
 
 def judged_as(law: Law) -> Chosen:
-    """What a verify is recorded for: signals are the draft's."""
+    """The purpose of a recorded verify: signals are the draft's."""
     return Chosen(law, False)
 
 
@@ -62,7 +62,7 @@ def spans(capacity: int) -> tuple[int, ...]:
 
 
 class GraphSteps:
-    """See real_backend.decoding.steps.Steps; both models must be lean. record: makes the graphs."""
+    """Steps of recorded graphs; both models must be lean. record: makes the graphs."""
 
     def __init__(self, pair: Pair, batch: int, capacity: int, record: Recorder = eagerly) -> None:
         assert pair.target.lean is not None and pair.draft.lean is not None
@@ -117,7 +117,7 @@ class GraphSteps:
                 self._graph("next", 1, span, chosen)
 
     def prefill(self, feed: Feed) -> None:
-        """See Steps."""
+        """Both models read a prompt."""
         tokens = torch.tensor([feed.ids], device=self.pair.device)
         for model, cache in zip((self.target, self.draft), self.caches, strict=True):
             model.forward(tokens, cache[:, :, feed.row : feed.row + 1], feed.start, last=1)
@@ -125,7 +125,7 @@ class GraphSteps:
     def draft_first(
         self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
-        """See Steps."""
+        """The first draft step of a round, which reads what the draft lacks."""
         feeds = [self._caught_up(feed) for feed in feeds]
         self._begin(Chosen(law, looks), feeds)
         width = at_least(LACKING, max(len(feed.ids) for feed in feeds))
@@ -143,7 +143,7 @@ class GraphSteps:
         return self._drafted("first", width, [feed.row for feed in feeds])
 
     def _caught_up(self, feed: Feed) -> Feed:
-        """What is left for the first step of a draft that lags more than a step can hold, as after
+        """The rest for the first step of a draft that lags more than a step can hold, as after
         a long run of rounds without a draft.
         """
         early = len(feed.ids) - LACKING[-1]
@@ -155,7 +155,7 @@ class GraphSteps:
         return Feed(feed.row, feed.ids[early:], feed.start + early)
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
-        """See Steps."""
+        """One more token for these rows."""
         return self._drafted("next", 1, rows)
 
     def _drafted(self, kind: str, width: int, rows: Sequence[int]) -> list[list[float]] | None:
@@ -170,7 +170,7 @@ class GraphSteps:
         return [seen[row] for row in rows]
 
     def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
-        """See Steps."""
+        """The target judges each row's draft; one read-back."""
         counts = [self._counts.get(feed.row, 0) for feed in newest]
         width = at_least(VERIFIED, max(counts) + 1)
         lines = [[0, self.capacity - 1, 0]] * self.batch

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What a sitting needs of real_backend.decoding.engine.Engine."""
+    """The part of real_backend.decoding.engine.Engine that a sitting needs."""
 
     def decode(
         self,
@@ -121,7 +121,7 @@ class Sitting:
         return Measured(timed, label(baseline), anchors)
 
     def _asked(self, seats: Mapping[str, Policy], baseline: Policy, repeats: int) -> dict[str, Any]:
-        """What decides the rounds of a sitting."""
+        """Facts that decide the rounds of a sitting."""
         settings = {
             name: getattr(self, name) for name in ("seed", "batch", "forced", "block", "carries")
         }
@@ -241,7 +241,7 @@ def seats_of(policies: Sequence[Policy], baseline: Policy) -> dict[str, Policy]:
 
 
 def baseline_of(policies: Sequence[Policy]) -> Policy:
-    """Whose second copy is the placebo where nobody says: the first fixed length, or else the
+    """The policy whose second copy is the placebo by default: the first fixed length, or else the
     first policy.
     """
     return next((policy for policy in policies if isinstance(policy, Fixed)), policies[0])

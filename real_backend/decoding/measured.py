@@ -1,5 +1,5 @@
-"""What a sitting measured, and the folder it lies in, DIR/measured/: a log per seat and repeat, and
-the anchors.
+"""The measurements of a sitting, and the folder it lies in, DIR/measured/: a log per seat and
+repeat, and the anchors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Anchor(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What ran, by seat: one log per repeat. A seat is a policy's label, or PLACEBO, a second copy
-    of `baseline`.
+    """The logs of a sitting, by seat: one log per repeat. A seat is a policy's label, or PLACEBO, a
+    second copy of `baseline`.
     """
 
     timed: dict[str, list[RoundLog]]

@@ -37,7 +37,7 @@ class Forced(NamedTuple):
         return int(self.trace.offsets[self.row + 1] - self.trace.offsets[self.row])
 
     def verdict(self, emitted: int, drafted: list[int]) -> Verdict:
-        """What the trace says of a round that starts behind `emitted` tokens of the reply."""
+        """The trace's verdict on a round that starts behind `emitted` tokens of the reply."""
         at = int(self.trace.offsets[self.row]) + emitted
         accepted = min(len(drafted), int(self.trace.accept_len[at]))
         tokens = self.trace.token_ids
@@ -133,12 +133,12 @@ class Slot:
         return wish
 
     def lacking(self) -> Feed:
-        """What the draft reads first: all that its cache lacks."""
+        """The tokens that the draft's cache lacks, read first."""
         start = len(self.ids) - self.lag
         return Feed(self.row, self.ids[start:], start)
 
     def newest(self) -> Feed:
-        """What the target reads before the drafted tokens."""
+        """The newest token, which the target reads before the drafted ones."""
         return Feed(self.row, self.ids[-1:], len(self.ids) - 1)
 
     def goes_on(self, policy: Policy, state: State, seen: list[float] | None) -> bool:

@@ -22,7 +22,7 @@ STRIP = 32  # tokens a strip holds before anybody says how many a round may have
 
 
 class SoloSteps:
-    """See real_backend.decoding.steps.Steps; batch 1."""
+    """Steps of batch 1."""
 
     batch = 1
 
@@ -50,17 +50,17 @@ class SoloSteps:
         self._both = [strip[:, :k] for k in range(width + 1)]
 
     def holds(self, context: int) -> bool:
-        """See Steps."""
+        """True if every row's caches can be read on from `context`."""
         return self.target.holds(context) and self.draft.holds(context)
 
     def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
-        """See Steps."""
+        """Make ready, ahead of the clock, for a run from `shortest` tokens on."""
         if max_gamma + 1 > len(self._cells):
             self._lay_out(max_gamma + 1)
             self._known, self._known_ids = None, []
 
     def prefill(self, feed: Feed) -> None:
-        """See Steps."""
+        """Both models read a prompt."""
         tokens, span = self._sent(feed.ids), [(0, feed.start, len(feed.ids))]
         self.target.read(span, tokens, last=True)
         self.draft.read(span, tokens, last=True)
@@ -74,7 +74,7 @@ class SoloSteps:
     def draft_first(
         self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
-        """See Steps."""
+        """The first draft step of a round, which reads what the draft lacks."""
         ((_, ids, start),) = feeds
         self._law, self._looks, self._numbers = law, looks, uniforms[0]
         tokens = self._sent(ids)
@@ -82,7 +82,7 @@ class SoloSteps:
         return self._draft(start, tokens, len(ids))
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
-        """See Steps."""
+        """One more token for these rows."""
         self._at += 1
         return self._draft(self._at - 1, self._cells[self._drafted], 1)
 
@@ -108,7 +108,7 @@ class SoloSteps:
         return seen
 
     def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
-        """See Steps."""
+        """The target judges each row's draft; one read-back."""
         ((_, ids, start),) = newest
         width, self._drafted = self._drafted + 1, 0
         self._cells[0].fill_(ids[-1])

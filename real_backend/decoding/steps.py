@@ -24,7 +24,7 @@ GREEDY = Law()
 
 
 class Feed(NamedTuple):
-    """What a row reads next: token ids, and where in its cache the first of them stands."""
+    """The next tokens of a row: token ids, and where in its cache the first of them stands."""
 
     row: int
     ids: list[int]
@@ -32,7 +32,7 @@ class Feed(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What one row's round came to: tokens drafted, how many were accepted, the target's own."""
+    """The verdict on one row's round: tokens drafted, how many were accepted, the target's own."""
 
     drafted: list[int]
     accepted: int
@@ -44,7 +44,9 @@ Uniforms = list[list[float]]
 
 
 class Steps(Protocol):
-    """See the module docstring. rows: 0 <= row < batch; positions stay below `capacity`."""
+    """The device half of a round, as the module docstring says. rows: 0 <= row < batch; positions
+    stay below `capacity`.
+    """
 
     batch: int
     capacity: int

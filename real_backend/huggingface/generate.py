@@ -50,7 +50,7 @@ def speculate(
     max_gamma: int = 20,
     batch: int = 8,
 ) -> Speculation:
-    """What to give to a transformers model's `generate` as `custom_generate`; see Speculation.
+    """The callable for a transformers model's `generate` as `custom_generate`; see Speculation.
 
     draft: a loaded causal language model with the target's vocabulary, device and dtype. policy: a
     Policy, or one as on the command line ("fixed:gamma=4"). timing: a Timing of this pair, or its
@@ -270,7 +270,7 @@ def _check_timing(timing: Timing, pair: Pair) -> None:
 
 
 def _costs(timing: Timing | None, pair: Pair, width: int, batch: int) -> StepCosts:
-    """What a View shows at each batch size; without a timing zeros, which no policy reads."""
+    """Step costs of a View at each batch size; without a timing zeros, which no policy reads."""
     if timing is None:
         nothing = np.zeros((1, width))
         return make_step_costs(nothing, nothing, bucket_tokens=_PRICED_CONTEXT)

@@ -107,7 +107,7 @@ def _wrapped(module: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
 
 
 class Recorder:
-    """What was recorded; made by `record`.
+    """The recorded calls; made by `record`.
 
     category: task name of the calls to come, set it between them. requests: the recorded calls.
     """
@@ -201,7 +201,7 @@ class Recorder:
         return trace
 
     def _about(self) -> dict[str, Any]:
-        """What the two models tell of themselves, for the meta."""
+        """Facts of the two models, for the meta."""
         models = self.model, self.assistant
         names = [Path(m.name_or_path).name or type(m).__name__ for m in models]
         contexts = [int(getattr(m.config, "max_position_embeddings", 0) or 0) for m in models]

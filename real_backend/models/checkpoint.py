@@ -56,7 +56,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _dtype_on(device: str, dtype: str) -> torch.dtype | None:
-    """What --dtype means there; None: as the checkpoint says."""
+    """The dtype that --dtype names there; None: the checkpoint's."""
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.float32 if device == "cpu" else None  # half precision on a CPU is emulated

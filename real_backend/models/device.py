@@ -35,7 +35,7 @@ def choose_device(device: str) -> str:
 
 
 def _settle(device: str) -> None:
-    """What must be the same in every run on a CUDA device.
+    """Settings that must be the same in every run on a CUDA device.
 
     Streams, events and graphs are made on the current device. cuDNN's attention is left out: it
     builds a plan for every shape, which a decode meets one by one.
@@ -52,7 +52,7 @@ def device_name(device: str) -> str:
 
 
 def describe_device(device: str) -> dict[str, Any]:
-    """What a measurement on a CUDA device must say beside its name; empty elsewhere.
+    """Facts of a CUDA device for a measurement, beside its name; empty elsewhere.
 
     cuda, cudnn: versions torch was built with. sdpa: the kernels that attention may take. driver,
     clocks_mhz: as NVML reports them (nvidia-ml-py), left out where it does not.
@@ -118,8 +118,8 @@ def free_bytes(device: str) -> int | None:
 
 
 def weights_bytes(folder: Path, dtype: torch.dtype | None) -> int:
-    """What the safetensors files of a model folder need once loaded, by their headers alone; dtype
-    None: as they are stored. 0 if there are none.
+    """Bytes that the safetensors files of a model folder need once loaded, by their headers alone;
+    dtype None: as they are stored. 0 if there are none.
     """
     from safetensors import safe_open
 

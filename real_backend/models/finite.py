@@ -38,7 +38,7 @@ class Watch:
         return tokens
 
     def law(self, logits: Tensor, temperature: float, top_p: float) -> Tensor:
-        """See verify.distribution; a row with NaN or +inf is NaN in every place."""
+        """verify.distribution, watched: a row with NaN or +inf is NaN in every place."""
         probs = distribution(logits, temperature, top_p)
         self.note(probs[..., 0])
         return probs

@@ -20,7 +20,7 @@ from real_backend.models.llama import LeanLlama, additive
 
 
 class Reader(Protocol):
-    """See the module docstring; capacity in tokens."""
+    """A model and its cache; capacity in tokens."""
 
     capacity: int
 
@@ -59,7 +59,7 @@ class LeanReader:
         mask: Tensor | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """See the module docstring."""
+        """Logits [B, T, V] of the tokens, read from `start` on."""
         return self.model.forward(tokens, self.cache, start, positions, mask, last)
 
 
@@ -86,7 +86,7 @@ class GeneralReader:
         mask: Tensor | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """See the module docstring."""
+        """Logits [B, T, V] of the tokens, read from `start` on."""
         if start == 0 and self.held:
             self.cache = DynamicCache(config=self.model.config)
         elif self.held > start:

@@ -111,7 +111,7 @@ class Pair:
     graphs: GraphUse = dataclasses.field(default_factory=GraphUse, compare=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a Timing or a report must know of the pair and the machine; JSON-ready."""
+        """Facts of the pair and the machine for a Timing or a report; JSON-ready."""
         return {
             "pair": self.name,
             "target": Path(self.spec.target).name,

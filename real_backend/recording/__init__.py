@@ -1,1 +1,1 @@
-"""What a pair and a machine leave as files: traces (capture) and timings (measure)."""
+"""Files of a pair and a machine: traces (capture) and timings (measure)."""

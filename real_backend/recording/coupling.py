@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to record; see real_backend.options for the meaning of each field."""
+    """Settings of a recording, as in real_backend.options.CaptureOptions."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0

@@ -1,4 +1,4 @@
-"""What the draft would say G steps deep from every position, in one pass and G - 1 small ones.
+"""The draft's signals G steps deep from every position, in one pass and G - 1 small ones.
 
 Letters: P prompt tokens, L reply tokens, G depth, M branches. At position i the draft proposes a
 token; let j be the first position at or after i whose proposal is rejected. Up to and including j

@@ -1,4 +1,4 @@
-"""What the engine adds to a round beyond its steps, timed on real rounds.
+"""The engine's overhead of a round beyond its steps, timed on real rounds.
 
 The rule that plays here does next to nothing, and what that takes is taken off
 (policies.overhead.own_seconds): no rule's arithmetic is in it, since every rule is charged for its

@@ -1,4 +1,4 @@
-"""What a generator of task text returns, and the few phrases they share."""
+"""The result of a generator of task text, and the few phrases they share."""
 
 from collections.abc import Callable, Sequence
 from random import Random

@@ -21,7 +21,7 @@ _Turn = tuple[str, str, str]  # prompt, reply, content key
 
 
 def _trap_turn(rng: Random, about: _About) -> _Turn:
-    """What to do about a pitfall."""
+    """A remedy for a pitfall."""
     name, (things, tips, _, _), tip, trap, joy = about
     ask = rng.choice(
         [

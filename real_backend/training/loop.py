@@ -68,7 +68,7 @@ def save_checkpoint(
 
 
 def read_progress(path: Path) -> Progress:
-    """What a checkpoint says about the run that wrote it."""
+    """A checkpoint's record of the run that wrote it."""
     with safe_open(path, framework="pt") as stored:
         note = json.loads(stored.metadata()["note"])
     losses = tuple((int(step), float(loss)) for step, loss in note["losses"])

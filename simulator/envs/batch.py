@@ -129,7 +129,7 @@ class Stage:
         self.pinned.reset()
 
     def view(self, lane: int) -> View:
-        """What a policy is shown of a lane before its round."""
+        """The view of a lane before its round."""
         world = self.world
         state = world.lanes[lane]
         cost, room = int(state["cost"]), int(state["room"])
@@ -156,6 +156,6 @@ class Stage:
         return float(self.world.rates[self.world.lanes[lane]["cost"], UNIT_S])
 
     def draft(self, drafted: int, at: int) -> Draft:
-        """What the draft showed with token number `drafted` of the round at this position."""
+        """The draft's signals with token number `drafted` of the round at this position."""
         top1 = float(self.world.top1_prob[at, drafted - 1])
         return Draft(drafted, top1, float(self.world.entropy[at, drafted - 1]))

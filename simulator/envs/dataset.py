@@ -1,4 +1,4 @@
-"""What episodes are drawn from: requests of recorded traces, and what a machine charges."""
+"""The pool that episodes are drawn from: requests of recorded traces and tables of costs."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Pool:
         return np.ascontiguousarray(found, dtype=np.float32)
 
     def choose(self, options: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """What options allow to draw: numbers of requests and of tables.
+        """Requests and tables that options allow to draw: numbers of requests and of tables.
 
         Raises InputError for an option that is unknown or names what is not there.
         """

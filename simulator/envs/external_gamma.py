@@ -38,7 +38,7 @@ BATCH = (
     "1 if the last iteration had no draft, so that the next one with a draft pays reentry_s",
     "seconds that the first of the waiting line has waited, in plain rounds x, as x / (1 + x)",
 )
-"""What is shown of the server beside the mean of its rows (policies.learned.observation.ROUND). A
+"""Observations of the server beside the mean of its rows (policies.learned.observation.ROUND). A
 plain round here: one token, one row, shortest context."""
 
 LEARNED, ENTERED = range(2)  # entries of CommandState.counts

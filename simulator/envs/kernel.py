@@ -258,7 +258,7 @@ def end_round(world: Lanes, i: int, gamma: int, drafted: int) -> int:
 
 
 def close_step(world: Lanes, i: int, seconds: float, emitted: int) -> None:
-    """What a step hands back: reward, the end of the episode and what follows it, what is seen."""
+    """The results of a step: reward, the end of the episode and what follows it, what is seen."""
     lane = world.lanes[i]
     if world.rules[AVERAGE] == 1:
         world.rewards[i] = emitted - float(world.rates[lane.cost, RHO]) * seconds

@@ -34,7 +34,7 @@ def observation_space(tokens: bool) -> Any:
 
 
 class LaneEnv(gymnasium.Env[Observation, np.int64]):
-    """What Round-v0 and Token-v0 share.
+    """Common parts of Round-v0 and Token-v0.
 
     An episode is one reply; terminated at its end, truncated (by gymnasium's TimeLimit) after
     max_episode_steps. Seeds decide what is drawn; without one, a reset goes on drawing.

@@ -222,7 +222,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         return shown, reward, self._ended, False, info
 
     def served(self, name: str = Commanded.name) -> Served:
-        """What the episode has come to so far; `name` stands for the policy."""
+        """The episode's result so far; `name` stands for the policy."""
         meta = self._run.meta | {"policy": name}
         return collect([self._world], [[]], self._run.replica_of, self.trace, self.server, meta)
 
@@ -268,7 +268,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         }
 
     def _view(self, row: list[int], waiting: int) -> View:
-        """What a policy is shown of a row, as simulator.serving.scheduler.view_of has it."""
+        """The view of a row, as simulator.serving.scheduler.view_of has it."""
         costs, n, context = self._world.costs, self._n, row[CONTEXT]
         view = view_at(costs, n - 1, row[BUCKET], context, n, waiting, row[ROOM])
         return view._replace(verify_s=view.verify_s.copy())

@@ -38,7 +38,7 @@ def _not_begun(pins: Any) -> int:
 
 
 class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int64], Any]):
-    """What the vector forms of Round-v0 and Token-v0 share; arguments as
+    """Common parts of the vector forms of Round-v0 and Token-v0; arguments as
     simulator.envs.round_token.LaneEnv, and
 
         num_envs: lanes. max_episode_steps: truncates an episode, 0: never (make_vec passes the
@@ -106,7 +106,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self._step: Callable[[Any], int] = _not_begun
 
     def charge(self, player: Policy | None) -> None:
-        """See simulator.envs.round_token.LaneEnv.charge."""
+        """Charge this policy's arithmetic, as simulator.envs.round_token.LaneEnv.charge does."""
         self.stage.charge(player)
         self._bind()
 
@@ -209,7 +209,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         }
 
     def view(self, lane: int) -> View:
-        """What a policy is shown of a lane before its round."""
+        """The view of a lane before its round."""
         return self.stage.view(lane)
 
     def outcome(self, lane: int) -> Outcome:

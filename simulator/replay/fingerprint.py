@@ -41,7 +41,7 @@ _shared: dict[Any, Any] = {}  # dispatchers, by function and what it takes from 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is to be compiled: a plain function, and values for some of the names that it, or a
+    """A recipe of a kernel: a plain function, and values for some of the names that it, or a
     function of its module that it calls, uses.
 
     owner: names of what the kernel is made for, its module first. fields: those of the NamedTuple
@@ -185,7 +185,7 @@ class Namespace:
 
 
 def _content(value: Any) -> Any:
-    """What a compiled function takes from one of its globals, hashable."""
+    """The part of a global that a compiled function takes, hashable."""
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, value.tobytes()
     return value if callable(value) else repr(value)

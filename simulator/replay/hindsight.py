@@ -95,7 +95,7 @@ def best_fixed(
 
 
 class Ceiling(NamedTuple):
-    """What could have been had if the best setting had been known: a bound, not a controller.
+    """Seconds that could have been had with the best setting: a bound, not a controller.
 
     decode_s: seconds of all requests. setting: which one it was, "" if it differs by request.
     """

@@ -129,7 +129,7 @@ def recipe(
     variant: str,
     lower: str = "",
 ) -> Recipe:
-    """What to compile for a policy class: a loop, and what it finds under these names. variant:
+    """The recipe of a policy class: a loop, and what it finds under these names. variant:
     tells the kernels of one class apart. lower: see Recipe.
     """
     fields = tuple(field.name for field in dataclasses.fields(cls))

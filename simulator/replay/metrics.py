@@ -1,4 +1,4 @@
-"""What a RoundLog says: tokens, seconds, waste, and the distance to the best possible.
+"""Metrics of a RoundLog: tokens, seconds, waste, and the distance to the best possible.
 
 Letters: K rounds, R requests (the length of prefill_s). Two bases, always named: *decode* seconds
 are the sum of elapsed_s over a request's rounds, *total* seconds add its prefill. Regret and

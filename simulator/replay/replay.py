@@ -104,7 +104,7 @@ def check_inputs(
 
 
 def layout(costs: StepCosts) -> tuple[Any, ...]:
-    """What two tables must share for a row of one to be that row of the other."""
+    """The layout that two tables must share for a row of one to be that row of the other."""
     return costs.bucket_tokens, costs.batch_sizes.tolist(), costs.buckets, costs.width
 
 
@@ -138,7 +138,7 @@ def run(
 
 
 def low_bits(seed: int) -> int:
-    """What of a seed enters the key of a round: so masked, any Python integer will do."""
+    """The bits of a seed that enter the key of a round: so masked, any Python integer will do."""
     return seed & 0xFFFFFFFF
 
 

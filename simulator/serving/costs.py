@@ -1,4 +1,4 @@
-"""What an iteration of a running batch costs: rows draft in lock step, and one verify serves all.
+"""The price of an iteration of a running batch: rows draft in lock step, and one verify serves all.
 
 With one row every function here gives the seconds of traces.costs.pricing.round_seconds, bit for
 bit. Letters as there; costs are tabulated at every batch size 1..S.

@@ -1,4 +1,4 @@
-"""What runs along with a server: its clock, totals, time series, and each request's own figures.
+"""Counters of a server: its clock, totals, time series, and each request's own figures.
 
 Plain Python of plain arithmetic, compiled with simulator.serving.scheduler, which calls it.
 """

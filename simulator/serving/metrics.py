@@ -1,4 +1,4 @@
-"""What a served workload says: latencies, throughput, goodput, waste, load, fairness.
+"""Metrics of a served workload: latencies, throughput, goodput, waste, load, fairness.
 
 Definitions. TTFT: from a request's arrival to the end of the iteration that gave its first tokens.
 Queueing: from its arrival to its slot. End to end: from its arrival to its last token. TPOT: (end

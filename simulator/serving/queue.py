@@ -1,4 +1,5 @@
-"""Who is served next, and what memory a request holds: plain arithmetic, compiled with the server.
+"""The order of the queue, and the memory that a request holds: plain arithmetic, compiled with the
+server.
 
 The waiting line is a binary heap of records (key, number of the request): the smallest key goes
 first, ties to the smaller number. A request that lost its place keeps its key.

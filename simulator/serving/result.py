@@ -1,4 +1,4 @@
-"""What serving came to: a row per request, totals, time series, rounds."""
+"""The result of serving: a row per request, totals, time series, rounds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOTALS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Served:
-    """What a run came to. Letters: Q requests, B bins.
+    """The result of a run. Letters: Q requests, B bins.
 
     arrival_s, admitted_s, first_s, finish_s [Q]: seconds since the run began; finish_s NaN if the
     run was cut off before. prefill_s, longest_s [Q]; prompt_tokens, tokens, rounds, drafted,

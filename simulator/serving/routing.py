@@ -46,7 +46,7 @@ full; began_s, finished: its clock and its finished replies when it last began t
 
 
 class Fleet(NamedTuple):
-    """What the router keeps. router: place in ROUTERS; users: of a closed loop, else 0. desk [1]
+    """The router's record. router: place in ROUTERS; users: of a closed loop, else 0. desk [1]
     ROUTER; stands [R] STAND; events: the calendar, a heap; replica_of [Q] int32.
     """
 

@@ -174,7 +174,7 @@ def decoding(world: World) -> int:
 
 
 def view_of(world: World, slot: Record) -> View:
-    """What the policy is shown of a slot before its round, and again when it learns from it."""
+    """The view of a slot before its round, and again when it learns from it."""
     desk, batch = world.desk[0], int(world.desk[0].asked)
     context = int(slot.prompt) + int(slot.at) - int(slot.begin)
     waiting, room = int(desk.asked_waiting), int(slot.room)
@@ -289,7 +289,7 @@ def load(world: World, n: int) -> tuple[int, int, int]:
 
 
 def judge(world: World, slot: Record) -> Settled:
-    """What a row's round comes to: of its verified tokens, and tokens that the row emits.
+    """The outcome of a row's round: of its verified tokens, and tokens that the row emits.
 
     Pipelined, the token that the target adds to those drafted an iteration ago is the first of the
     new draft, or else the whole new draft is thrown away; the others of it are verified next.

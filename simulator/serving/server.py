@@ -98,7 +98,7 @@ def _routed(run: Run) -> tuple[list[World], list[list[Records]]]:
 
 
 class Run:
-    """What all replicas share."""
+    """Common parts of all replicas."""
 
     def __init__(
         self,

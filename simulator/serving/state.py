@@ -1,4 +1,4 @@
-"""What a running server consists of: records, laid out as C would, and its rules.
+"""The state of a running server: records, laid out as C would, and its rules.
 
 What changes lies in arrays of records (numpy.recarray), which compiled code reads and writes as C
 does a struct. Letters: Q requests, S slots, G depth of a trace's signals, B time bins.

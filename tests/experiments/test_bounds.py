@@ -21,15 +21,10 @@ from experiments.common import parallel as workers
 from experiments.common.results import read_result
 from experiments.learning import task as learning
 from policies.registry import read_policies
+from real_backend.command_line import Parser, add_options, print_anything
 from real_backend.decoding.engine import Engine
 from real_backend.models import pair as models
-from real_backend.options import (
-    Parser,
-    add_decode_arguments,
-    add_lossless_arguments,
-    add_session_arguments,
-    print_anything,
-)
+from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
 from real_backend.prompts import read_questions
 from tests.command import gammalab, refused
 from traces.errors import InputError, brief
@@ -37,7 +32,7 @@ from traces.json_text import read_json
 from traces.timing import read_timing
 from traces.workload.files import read_workload
 
-ADDERS = (add_decode_arguments, add_lossless_arguments, add_session_arguments)
+MODULES = (SittingOptions, LosslessOptions, SessionOptions)
 TIMING = Path(models.__file__).parents[2] / "traces/data/timing-x86_64-cpu.json"
 TRACE = TIMING.with_name("embedded-greedy.parquet")
 UNBOUNDED = ("--max-error", "--seconds", "--minutes")  # any finite number
@@ -55,9 +50,9 @@ def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]
 
 def modules() -> Iterator[argparse.ArgumentParser]:
     """Those of `python -m real_backend.NAME`, beyond what the commands have."""
-    for add in ADDERS:
-        parser = Parser(prog=f"python -m real_backend.{add.__name__}")
-        add(parser)
+    for cls in MODULES:
+        parser = Parser(prog=f"python -m real_backend: {cls.__name__}")
+        add_options(cls, parser)
         yield parser
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import simulator.envs.round_token  # registers the environments
 from experiments.comparison.compare import compare
-from experiments.comparison.compare_text import text_of, to_dict
+from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.sweep.jobs import costs_of, fingerprints, jobs_of, worlds_of
 from experiments.sweep.suites import Suite
 from policies.base import Outcome, Policy, State, View
@@ -216,7 +216,7 @@ def test_compare_has_an_uncharged_column_and_names_who_is_not_known() -> None:
         assert row.uncharged == two.row(row.name).uncharged
     assert one.row("gammatune").uncharged > one.row("gammatune").vs_fixed.value
     assert one.unpriced == ("mine:gamma=2",) and two.unpriced == ()
-    text = text_of(one, "x")
+    text = comparison_text(one, "x")
     assert "not charged: mine:gamma=2\n" in text and "free" in text
     assert to_dict(one)["rows"][0]["uncharged"] == one.rows[0].uncharged
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from policies.fixed import Never
 from policies.registry import parse_policies
 from real_backend import greedy_reference, lossless
+from real_backend.command_line import run_module
 from real_backend.decoding import eager, solo, verify
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, parting, plain, spacing
 from real_backend.lossless import Difference, check, text_of, weigh
 from real_backend.models.llama import LeanLlama
 from real_backend.models.pair import load_pair, resolve_pair
-from real_backend.options import add_lossless_arguments, add_pair_arguments, run_module
+from real_backend.options import LosslessOptions
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from tests.specimens import write_prompts
 from traces.costs.pricing import StepCosts
@@ -61,8 +62,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def call(*argv: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["lossless", *map(str, argv)])
-        adders = [add_pair_arguments, add_lossless_arguments]
-        code = run_module("lossless", lossless.__doc__, adders, lossless.run)
+        code = run_module("lossless", lossless.__doc__, LosslessOptions, lossless.run)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

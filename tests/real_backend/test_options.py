@@ -10,28 +10,23 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.serving import serve_check
-from real_backend import options
+from experiments.serving.serve_check import ServeCheckOptions
+from real_backend.command_line import Parser, add_options
 from real_backend.interruption import interrupted
+from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
 
 UNITS = (
     r"tokens|seconds|minutes|requests|replies|questions|prompts|rounds|runs|times|percent|share|"
     r"whole number|a number|numbers|processes|threads|iterations|environments|settings|"
     r"0 is greedy"
 )
-MODULES = (
-    options.add_pair_arguments,
-    options.add_decode_arguments,
-    options.add_session_arguments,
-    options.add_lossless_arguments,
-)
+MODULES = (SittingOptions, SessionOptions, LosslessOptions, ServeCheckOptions)
 
 
-def module_parser() -> argparse.ArgumentParser:
-    """The options of `python -m real_backend.NAME` that no verb has."""
-    parser = argparse.ArgumentParser(formatter_class=options.Defaults, conflict_handler="resolve")
-    for add in MODULES:
-        add(parser)
+def module_parser(cls: type) -> argparse.ArgumentParser:
+    """The options of a `python -m` command that is no verb."""
+    parser = Parser(prog=cls.__name__)
+    add_options(cls, parser)
     return parser
 
 
@@ -44,7 +39,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(below)
 
 
-ALL = [*parsers(cli.build_parser()), serve_check.parser(), module_parser()]
+ALL = [*parsers(cli.build_parser()), *map(module_parser, MODULES)]
 
 
 @pytest.mark.parametrize("parser", ALL, ids=lambda parser: parser.prog)
@@ -58,9 +53,9 @@ def test_every_option_with_a_value_says_its_default_and_its_unit(
         shown = formatter._expand_help(action) if action.help else ""
         assert shown, action.option_strings
         assert action.required or "default" in shown, shown
-        if isinstance(action.default, int | float | list) and action.type is not None:
+        if isinstance(action.default, int | float | tuple) and action.type is not None:
             assert re.search(UNITS, shown), shown
-            first = action.default[0] if isinstance(action.default, list) else action.default
+            first = action.default[0] if isinstance(action.default, tuple) else action.default
             assert str(first) in shown
 
 
@@ -78,7 +73,7 @@ def test_every_verb_is_looked_at() -> None:
         ("capture", {"out": Path("t"), "resume": True, "force": True}, "same command goes on"),
         ("validate", {"out": Path("o"), "measured": None}, "the same command goes on"),
         ("validate", {"out": None, "measured": None}, "nothing is kept, with --out"),
-        ("serve-check", {"out": None}, "nothing is kept, with --out"),
+        ("serve_check", {"out": None}, "nothing is kept, with --out"),
         ("train", {"out": Path("n.json"), "algo": "ppo"}, "the same command goes on"),
         ("train", {"out": Path("n.json"), "algo": "clone"}, "nothing is kept, it begins anew"),
         ("compare", {"out": Path("o")}, "nothing is kept, it begins anew"),

@@ -41,7 +41,7 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """What fills in a trace: `fitted` regimes, and how far to trust them (see `rehearse`)."""
+    """The filling of a trace: `fitted` regimes, and how far to trust them (see `rehearse`)."""
 
     fitted: Regimes
     spread: Spread

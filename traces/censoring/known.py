@@ -53,8 +53,8 @@ def bounds(trace: Trace) -> tuple[Trace, Trace]:
 
 
 def censor(trace: Trace, log: RoundLog) -> Trace:
-    """What a recorder of these rounds would have seen of a complete trace: no signals, and unknown
-    flags where nothing was drafted.
+    """The part of a complete trace that a recorder of these rounds would have seen: no signals, and
+    unknown flags where nothing was drafted.
 
     Raises TraceError if the rounds are not of this trace.
     """

@@ -1,1 +1,1 @@
-"""What steps cost: cost models side by side, and the one table that every runtime prices with."""
+"""Prices of steps: cost models side by side, and the one table that every runtime prices with."""

@@ -13,7 +13,7 @@ from traces.timing import OwnSeconds
 
 
 class CostModel(Protocol):
-    """What a machine and a pair charge, seconds.
+    """Prices of a machine and a pair, seconds.
 
     What a draft is made of depends on its kind (traces.timing.DRAFT_KINDS): of a further forward
     per token draft_step_s is the price; one forward for the whole block, or a look-up, is
@@ -24,7 +24,7 @@ class CostModel(Protocol):
         """Both models read a prompt of `tokens` in each of `batch` rows."""
 
     def draft_start_s(self, batch: int, context_tokens: float) -> float:
-        """What a draft costs once a round, whatever its length, beyond its steps."""
+        """The price of a draft once a round, whatever its length, beyond its steps."""
 
     def draft_step_s(self, batch: int, context_tokens: float, tokens: float = 1) -> float:
         """One more drafted token; `tokens` per row are read for it (above 1: the cache lags)."""

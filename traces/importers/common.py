@@ -1,4 +1,4 @@
-"""What every importer shares: the options, JSON lines with their line numbers, replies -> Trace."""
+"""Common parts of the importers: options, JSON lines with their line numbers, replies -> Trace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANY_FORMAT = ("depth", "temperature", "max_new_tokens", "strict")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What an importer may be told; each reads a few of these and refuses the others.
+    """Options of an importer; each reads a few of these and refuses the others.
 
     schedule: how gamma was set, "heuristic:5" or "fixed:5", one for all files or one per file with
     commas; key: which of several objects of a row; merge: further runs of the same requests;

@@ -40,7 +40,7 @@ def read(path: Path, options: Options) -> Trace:
 
 
 def counts_in(text: str, file: str) -> Marginals:
-    """What the log or the responses of a server count; raises InputError if there is nothing."""
+    """Counts in the log or the responses of a server; raises InputError if there is nothing."""
     if _LOG.search(text):
         return from_log(text, file)
     drafted = accepted = found = 0

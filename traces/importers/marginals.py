@@ -1,4 +1,4 @@
-"""What counters tell of acceptance: how often a step kept at least d tokens, and no more.
+"""Acceptance as counters have it: how often a step kept at least d tokens, and no more.
 
 A Trace needs to know which position of which reply was accepted. Counters have lost that, and with
 it how acceptance clusters; a replay made from them would assume that it does not. So they are shown

@@ -1,4 +1,4 @@
-"""What serving engines answer: JSON objects, in them the ordered verification steps of a request.
+"""Answers of serving engines: JSON objects, in them the ordered verification steps of a request.
 
 Two habits of engines decide where a step lies. The first token of a reply comes from the prefill,
 without a draft, so the first step starts at output position 1; and steps without a draft are not

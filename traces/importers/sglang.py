@@ -82,7 +82,7 @@ def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
 
 
 def _meta_of(row: dict[str, Any]) -> dict[str, Any]:
-    """What a response says of its speculation, wherever it stands, with usage and meta_info."""
+    """A response's own account of its speculation, wherever it stands, with usage and meta_info."""
     meta = dict(object_of(row.get("usage")))
     choice = object_of(row.get("choices"))
     for part in (row.get("meta_info"), choice.get("meta_info"), row.get("sglext")):

@@ -245,7 +245,9 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def about_model(model_id: str) -> dict[str, Any]:
-    """What a model_id such as "vicuna-7b-v1.3-sps-68m-float16-temp-0.0" tells, for TraceMeta."""
+    """The facts that a model_id such as "vicuna-7b-v1.3-sps-68m-float16-temp-0.0" tells, for
+    TraceMeta.
+    """
     match = _MODEL_ID.match(model_id)
     if not match:
         return {"pair": model_id} if model_id else {}

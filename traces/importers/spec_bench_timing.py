@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def fit_timing(path: Path, options: Options) -> Timing:
-    """What a reply's wall time says of the costs of a round, by least squares over all replies.
+    """Costs of a round from the wall times of replies, by least squares over all replies.
 
     wall = start + rounds * round + drafted * step. The Timing charges `start` as prefill, `step`
     for each drafted token and `round` for a verify of two or more tokens. A verify of one token

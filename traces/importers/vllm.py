@@ -199,7 +199,7 @@ def response_of(
     accepted: Sequence[int],
     drafted: Sequence[int],
 ) -> dict[str, Any]:
-    """What a server that logs as vLLM does would answer for rounds that fill a whole reply.
+    """The answer of a server that logs as vLLM does for rounds that fill a whole reply.
 
     For loops of one's own: the first round starts before the first token, rounds without a draft
     count too.

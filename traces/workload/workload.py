@@ -44,7 +44,7 @@ _LEAST_PER_CYCLE = 0.01  # requests; below, bursts are a Poisson process drawn a
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What to send; every field is checked, InputError names the one that is wrong.
+    """A load; every field is checked, InputError names the one that is wrong.
 
     requests: Q. process: one of PROCESSES; fields of another process keep their defaults.
     poisson, gamma: rate_per_s; cv: coefficient of variation of the gaps (1: Poisson).

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.common.cost_sources import read_costs
+from experiments.common.frames import csv_of
 from experiments.common.plots import write_pictures
 from experiments.common.results import (
     command_line,
@@ -52,6 +53,8 @@ def run(options: FleetOptions) -> int:
     if out is not None:
         refuse_existing(out / "fleet.json", options.force)
     ask = setting(options)
+    if options.csv and options.question != "table":
+        raise InputError(f"--csv: the answer to {options.question} is no one table; take --json")
     with progress(None, options.question) as step:
         answer = QUESTIONS[options.question](dataclasses.replace(ask, step=step))
     about = {
@@ -64,7 +67,10 @@ def run(options: FleetOptions) -> int:
         write_pictures(list(answer.pictures), out / "figures")
         write_result("fleet", result, out / "fleet.json", overwrite=True)
         write_text(text, out / "fleet.txt")
-    print(dumps(result) if options.json else text)
+    if answer.frame is not None and options.csv:
+        print(csv_of(answer.columns, answer.frame), end="")
+    else:
+        print(dumps(result) if options.json else text)
     return 0
 
 
@@ -84,7 +90,7 @@ def setting(options: FleetOptions) -> Setting:
 
 
 def basis_of(ask: Setting, options: FleetOptions) -> str:
-    """What the answer rests on."""
+    """The basis of the answer."""
     return (
         f"acceptance of {ask.trace.meta.pair} ({options.trace.name}), costs {options.timing}, "
         f"{ask.server.slots} slots, {options.requests} requests or more, {len(ask.seeds)} seeds"

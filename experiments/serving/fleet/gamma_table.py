@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from experiments.common.frames import described, figure, frame_of, mean_interval, text_of
 from experiments.common.statistics import SMALLEST, Interval
-from experiments.common.text_table import number, table
 from experiments.serving.figures import table_figure
-from experiments.serving.fleet.question import Answer, Setting, shown, spread_line
+from experiments.serving.fleet.question import Answer, Setting, spread_line
 from policies.counts.tables import BatchTable
 from policies.fixed import Fixed
 from traces.workload.workload import Workload
@@ -35,25 +35,36 @@ def best_table(ask: Setting) -> Answer:
     ranges = merged(sizes, best)
     vllm = {"num_speculative_tokens_per_batch_size": [list(row) for row in ranges]}
     trtllm = {"draft_len_schedule": {high: gamma for _, high, gamma in ranges}}
-    cells = [
-        [str(size), *(number(v / line[0], 2) for v in line), str(gamma),
-         shown(gain[gamma])]
+    frame = frame_of(
+        {"users": size, "best": gamma, "gain": gain[gamma]}
+        | {f"g={g}": v / line[0] for g, v in zip(gammas, line, strict=True)}
         for size, line, gamma, gain in zip(sizes, speeds, best, gains, strict=True)
-    ]  # fmt: skip
-    header = ("users", *(f"g={gamma}" for gamma in gammas), "best", "gain")
+    )
+    columns = (
+        figure("users", "users", None, "requests at once, as many slots", 0),
+        *(figure(f"g={g}", f"g={g}", None, "tokens/s over plain decoding") for g in gammas),
+        figure("best", "best", None, "the smallest gamma within half a percent of the fastest", 0),
+        mean_interval("gain", "gain", None, "of the best over plain decoding, over seeds"),
+    )
     text = "\n\n".join([
         "tokens/s of every fixed gamma over plain decoding, by users (= slots)\nbest: the smallest "
         "gamma within half a percent of the fastest",
         spread_line([one for line in gains for one in line]),
-        table(header, [("", cells)]),
+        text_of(columns, [("", frame)]),
         "vLLM:         --speculative-config field " + json.dumps(vllm),
         "TensorRT-LLM: speculative_config field " + json.dumps(trtllm),
     ])  # fmt: skip
-    result = {"users": sizes, "gammas": gammas, "tokens_per_s": speeds, "best": best}
+    result = {
+        "columns": described(columns),
+        "users": sizes,
+        "gammas": gammas,
+        "tokens_per_s": speeds,
+        "best": best,
+    }
     result["gain"] = [gain[gamma] for gain, gamma in zip(gains, best, strict=True)]
     return Answer(text, result | {"vllm": vllm, "trtllm": trtllm}, (
         table_figure(sizes, gammas, speeds, best),
-    ))  # fmt: skip
+    ), columns, frame)  # fmt: skip
 
 
 def choose(line: Sequence[float]) -> int:

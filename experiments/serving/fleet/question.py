@@ -1,4 +1,4 @@
-"""What every question is asked of, and what an answer is made of."""
+"""The setting of every question, and the parts of an answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.common.cost_sources import Priced
+from experiments.common.frames import Column
 from experiments.common.plots import Picture
 from experiments.common.statistics import Interval
 from experiments.common.text_table import with_interval
@@ -26,7 +28,7 @@ from traces.workload.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all questions are asked of. step: called after every run of a policy."""
+    """The setting of all questions. step: called after every run of a policy."""
 
     trace: Trace
     priced: Priced
@@ -53,11 +55,15 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """text: for a terminal; result: JSON-ready; pictures: figures."""
+    """text: for a terminal; result: JSON-ready; pictures: figures. columns, frame: the answer's one
+    table, for CSV; none of an answer that is more than one.
+    """
 
     text: str
     result: dict[str, Any]
     pictures: tuple[Picture, ...] = ()
+    columns: tuple[Column, ...] = ()
+    frame: pd.DataFrame | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,9 @@ from experiments.common.statistics import (
 )
 from experiments.comparison.command import compare_files
 from experiments.comparison.compare import censored_positions, compare, default_policies, step_costs
-from experiments.comparison.compare_text import text_of, to_dict
+from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.comparison.rows import by_question_speed
+from experiments.options import CompareOptions
 from policies.fixed import Fixed
 from policies.registry import parse_policies
 from simulator.replay.metrics import PerRequest
@@ -228,7 +229,7 @@ def test_verdicts_on_controllers_are_corrected_and_the_others_are_not() -> None:
     same, other = found.row("fixed:gamma=9"), found.row("gammatune")
     assert (same.twin, same.verdict, other.twin) == ("fixed:gamma=4", "same", None)
     assert np.isnan(same.adjusted_p) and np.isnan(same.detectable_percent)
-    assert "fixed:gamma=9 = fixed:gamma=4" in text_of(found, "t.parquet")
+    assert "fixed:gamma=9 = fixed:gamma=4" in comparison_text(found, "t.parquet")
     known = [row.detectable_percent for row in found.rows if not np.isnan(row.detectable_percent)]
     assert len(known) == 2 and other.detectable_percent in known
     assert found.detectable_percent == pytest.approx(np.median(known))
@@ -252,7 +253,7 @@ def test_text_fits_a_terminal_and_names_everything() -> None:
     trace = lively_trace()
     costs = step_costs(make_timing(), trace)
     found = compare(trace, costs, parse_policies("gammatune,ucb"), resamples=20)
-    text = text_of(found, "t.parquet")
+    text = comparison_text(found, "t.parquet")
     assert max(map(len, text.splitlines())) <= 100
     for word in ("gammatune", "ucb", "clairvoyant", "best fixed", "exact", "censored", "easy"):
         assert word in text
@@ -263,7 +264,7 @@ def test_text_fits_a_terminal_and_names_everything() -> None:
 def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     make_timing(control_s=0.5).write(timing, overwrite=True)
-    _, result = compare_files([trace], timing, specs="gammatune")
+    _, result = compare_files(CompareOptions(trace=(trace,), timing=timing, policies="gammatune"))
     found = result["comparisons"][0]["sensitivity"]
     assert {case["term"] for case in found["cases"]} == {"draft steps", "verify", "control"}
     assert found["settled"] is all(case["race"]["lead"] > -0.001 for case in found["cases"])
@@ -271,7 +272,9 @@ def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
 
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
-    _, result = compare_files([trace], timing, specs="gammatune", out=tmp_path / "out")
+    _, result = compare_files(
+        CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out")
+    )
     stored = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert stored["comparisons"] == result["comparisons"]
     (entry,) = stored["comparisons"]
@@ -280,8 +283,16 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
         row = next(row for row in entry["rows"] if row["name"] == name)
         assert log.emitted.sum() / log.elapsed_s.sum() == pytest.approx(row["tokens_per_s"])
     with pytest.raises(InputError, match="exists"):
-        compare_files([trace], timing, specs="gammatune", out=tmp_path / "out")
-    compare_files([trace], timing, specs="gammatune", out=tmp_path / "out", force=True)
+        compare_files(
+            CompareOptions(
+                trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out"
+            )
+        )
+    compare_files(
+        CompareOptions(
+            trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out", force=True
+        )
+    )
 
 
 def test_an_old_result_does_not_outlive_its_rounds(
@@ -289,12 +300,16 @@ def test_an_old_result_does_not_outlive_its_rounds(
 ) -> None:
     """Stopped while the rounds are overwritten: no comparison stays that names others."""
     trace, timing = save_inputs(tmp_path)
-    compare_files([trace], timing, specs="gammatune", out=tmp_path)
+    compare_files(CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path))
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("experiments.comparison.command.write_logs", stopped)
     with pytest.raises(KeyboardInterrupt):
-        compare_files([trace], timing, specs="gammatune", out=tmp_path, force=True)
+        compare_files(
+            CompareOptions(
+                trace=(trace,), timing=timing, policies="gammatune", out=tmp_path, force=True
+            )
+        )
     assert not (tmp_path / "compare.json").exists()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
+
+from experiments.options import PublishedOptions
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -42,5 +43,5 @@ def write_layers(path: Path, ms: dict[int, float]) -> Path:
     return path
 
 
-def arguments(*data: Path, **more: Path) -> argparse.Namespace:
-    return argparse.Namespace(data=list(data), **more)
+def arguments(*data: Path, **more: Path) -> PublishedOptions:
+    return PublishedOptions(name="by hand", data=data, **more)

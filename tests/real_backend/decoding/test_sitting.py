@@ -16,6 +16,7 @@ from experiments.validation.validate import judge
 from experiments.validation.validate_text import validation_text
 from policies.fixed import Fixed
 from policies.registry import SHELF, label, parse_policies
+from real_backend.command_line import run_module
 from real_backend.decoding import sitting
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.interleaving import Sitting, baseline_of
@@ -31,7 +32,7 @@ from real_backend.decoding.measured import (
 )
 from real_backend.decoding.sitting import begin_sitting
 from real_backend.decoding.sitting_file import load_states, saved_state
-from real_backend.options import add_decode_arguments, add_pair_arguments, run_module
+from real_backend.options import SittingOptions
 from real_backend.prompts import read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import Settings
@@ -65,9 +66,7 @@ def decode(monkeypatch: pytest.MonkeyPatch, files: Files, out: Path, *more: obje
     options = ["--pair", pair, "--prompts", prompts, "--trace", trace, "--timing", timing]
     options += ["--device", "cpu", "--out", out, *POLICIES, *more]
     monkeypatch.setattr("sys.argv", ["sitting", *map(str, options)])
-    return run_module(
-        "decoding.sitting", "", [add_pair_arguments, add_decode_arguments], sitting.run
-    )
+    return run_module("real_backend.decoding.sitting", "", SittingOptions, sitting.run)
 
 
 def test_logs_of_elsewhere_are_judged_here(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from policies.fixed import Fixed
+from real_backend.command_line import Parser, read_options
 from real_backend.decoding import engine
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
@@ -18,7 +18,7 @@ from real_backend.models import checkpoint, device, threads
 from real_backend.models import pair as models
 from real_backend.models.kvcache import LeanReader
 from real_backend.models.pair import load_pair, resolve_pair
-from real_backend.options import add_measure_arguments, add_pair_arguments
+from real_backend.options import MeasureOptions, PairOptions
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import Settings
@@ -220,10 +220,7 @@ def test_graphs_can_be_forbidden(pair_folder: Path, monkeypatch: pytest.MonkeyPa
     from real_backend.decoding import graph_check
 
     monkeypatch.setattr(graph_check, "graphs_possible", lambda _: True)
-    parser = argparse.ArgumentParser()
-    add_pair_arguments(parser)
-    words = ["--pair", str(pair_folder), "--device", "cpu", "--no-graphs"]
-    plain = models.pair_from_args(parser.parse_args(words))
+    plain = models.pair_from(PairOptions(name=str(pair_folder), device="cpu", no_graphs=True))
     assert graph_check.recorder_of(plain) is None and plain.describe()["steps"] == "eager"
 
 
@@ -235,8 +232,6 @@ def test_impossible_threads_are_refused(pair_folder: Path, threads: int) -> None
 
 @pytest.mark.parametrize("seconds", ["-5", "nan", "inf", "soon"])
 def test_impossible_seconds_are_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    add_measure_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--out", "t.json", "--seconds", seconds])
+        read_options(MeasureOptions, Parser(), ["--out", "t.json", "--seconds", seconds])
     assert "--seconds" in capsys.readouterr().err

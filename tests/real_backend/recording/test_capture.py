@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from torch import Tensor
 from real_backend.decoding.verify import distribution, draw, signals
 from real_backend.models.kvcache import Reader
 from real_backend.models.pair import load_pair, resolve_pair
-from real_backend.options import add_capture_arguments, add_pair_arguments
+from real_backend.options import CaptureOptions, PairOptions
 from real_backend.prompts import read_questions, request_for, requests_of_trace
 from real_backend.recording import capture as capture_module
 from real_backend.recording.capture import capture, run, run_lengths
@@ -332,21 +331,18 @@ def test_a_resumed_capture_has_the_threads_of_the_first(
     """A trial of threads may choose otherwise on a busier machine; the bytes may depend on it."""
     asked: list[int] = []
 
-    def load(args: Any) -> Any:
-        asked.append(args.threads)
+    def load(named: PairOptions, threads: int = 0) -> Any:
+        asked.append(named.threads or threads)
         raise InputError("enough")
 
     out = tmp_path / "t.parquet"
     TraceWriter(out, lively_trace().meta, conditions={"threads": 7})
-    monkeypatch.setattr("real_backend.recording.capture.pair_from_args", load)
-    parser = argparse.ArgumentParser()
-    add_pair_arguments(parser)
-    add_capture_arguments(parser)
+    monkeypatch.setattr("real_backend.recording.capture.pair_from", load)
     prompts = write_prompts(tmp_path / "p.jsonl", questions=1)
-    for more in (["--resume"], [], ["--resume", "--threads", "2"]):
-        words = ["--pair", str(pair_folder), "--prompts", str(prompts), "--out", str(out), *more]
+    for resume, threads in ((True, 0), (False, 0), (True, 2)):
+        named = PairOptions(name=str(pair_folder), threads=threads)
         with pytest.raises(InputError, match="enough"):
-            run(parser.parse_args(words))
+            run(CaptureOptions(pair=named, prompts=prompts, out=out, resume=resume))
     assert asked == [7, 0, 2]
 
 

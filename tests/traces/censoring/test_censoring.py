@@ -17,7 +17,7 @@ from experiments.censoring import censored_check, censored_run
 from experiments.censoring.censored_check import Case, cases, costs_for, coverage, modelled
 from experiments.censoring.intervals import complete, left_open, span
 from experiments.comparison.compare import compare, step_costs
-from experiments.comparison.compare_text import text_of, to_dict
+from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.report.tables import comparison_view
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
@@ -398,10 +398,10 @@ def test_compare_prints_intervals_on_a_censored_trace_and_points_on_an_exact_one
     points, open_ = (
         compare(t, step_costs(timing, t), policies, resamples=40) for t in (exact, seen)
     )
-    assert points.censoring is None and "imputation" not in text_of(points, "t")
+    assert points.censoring is None and "imputation" not in comparison_text(points, "t")
     assert to_dict(points)["censoring"] is None
     assert open_.exactness == "censored" and open_.censoring is not None
-    text = text_of(open_, "t")
+    text = comparison_text(open_, "t")
     assert max(map(len, text.splitlines())) <= 100
     for word in ("what censoring", "leaves open", "extremes", "gammatune", "clairvoyant"):
         assert word in text

@@ -1,0 +1,128 @@
+"""One frame and one list of columns: what all renderings of a result are made of."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from experiments.common.frames import (
+    Column,
+    csv_of,
+    described,
+    figure,
+    frame_of,
+    interval,
+    meanings,
+    page_of,
+    share,
+    text_of,
+    words,
+)
+from experiments.comparison.columns import COLUMNS, SHORT, left_open
+from experiments.serving.columns import COLUMNS as SERVED
+from experiments.validation.columns import RATIOS, SPEEDS
+from tests.command import gammalab
+from tests.results import save_inputs
+
+
+class Estimate(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    name: str
+    speed: Estimate
+    part: float | None
+
+
+ROWS = (
+    Found("a", Estimate(1.5, 1.25, 1.75), 0.5),
+    Found("b", Estimate(2.0, float("nan"), 2), None),
+)
+LIST = (
+    words("name", "policy", "controller", ""),
+    interval("speed", "speed-\nup", "speed-up (95 %)", "over plain decoding"),
+    share("part", "kept", "kept", "of all"),
+)
+
+
+def test_a_frame_by_hand() -> None:
+    frame = frame_of(ROWS)
+    assert list(frame) == ["name", "speed.value", "speed.low", "speed.high", "part"]
+    assert frame["speed.low"].tolist() == [1.25, None] and frame["part"].tolist() == [0.5, None]
+    lines = text_of(LIST, [("all", frame)]).splitlines()
+    assert [line.split() for line in lines[-2:]] == [
+        ["a", "1.50", "1.25-1.75", "50%"],
+        ["b", "2.00", "-"],
+    ]
+    assert page_of(LIST, [("all", frame), ("none", frame[:0])]) == {
+        "header": ["controller", "speed-up (95 %)", "kept"],
+        "groups": [{"title": "all", "rows": [["a", "1.50 1.25-1.75", "50%"], ["b", "2.00", "-"]]}],
+    }
+    assert csv_of(LIST, frame).splitlines() == [
+        "name,speed.value,speed.low,speed.high,part", "a,1.5,1.25,1.75,0.5", "b,2.0,,2.0,",
+    ]  # fmt: skip
+    assert described(LIST)[1]["header"] == "speedup" and described(LIST)[2]["unit"] == "1"
+    assert meanings(LIST).splitlines()[0].split("  ") == ["speedup", "over plain decoding"]
+
+
+def renderings(columns: tuple[Column, ...], frame: pd.DataFrame) -> list[str]:
+    """Terminal, page, JSON and CSV."""
+    groups = [("", frame)]
+    told = json.dumps(described(columns))
+    return [text_of(columns, groups), json.dumps(page_of(columns, groups)), told,
+            csv_of(columns, frame)]  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(1, len(LIST)))
+def test_a_changed_column_changes_all_four(k: int) -> None:
+    before, frame = renderings(LIST, frame_of(ROWS)), frame_of(ROWS)
+    gone = (*LIST[:k], *LIST[k + 1 :])
+    other = figure("speed.value", "other", "other", "another one", 4)
+    for columns in (gone, (*LIST[:k], other, *LIST[k + 1 :])):
+        after = renderings(columns, frame)
+        assert all(one != two for one, two in zip(before, after, strict=True))
+
+
+def test_every_list_names_a_column_once() -> None:
+    for columns in (COLUMNS, left_open(), RATIOS, SPEEDS, SERVED):
+        names = [column.name for column in columns]
+        assert len(set(names)) == len(names)
+        assert all(column.header is not None or column.title is not None for column in columns)
+    assert set(SHORT) <= {column.name for column in COLUMNS}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    folder = tmp_path_factory.mktemp("compared")
+    trace, timing = save_inputs(folder)
+    asked = ["compare", "--trace", trace, "--timing", timing, "--policies", "gammatune,ucb"]
+    return folder, asked
+
+
+def test_terminal_page_json_and_csv_of_a_comparison_are_one(compared: Any) -> None:
+    folder, asked = compared
+    done = gammalab(*asked, "--out", folder / "out")
+    assert done.code == 0 and gammalab("report", folder / "out").code == 0
+    result = json.loads((folder / "out" / "compare.json").read_text())["comparisons"][0]
+    page = (folder / "out" / "report.html").read_text()
+    rows = list(csv.DictReader(io.StringIO(gammalab(*asked, "--csv").out)))
+    assert [row["name"] for row in rows] == [row["name"] for row in result["rows"]]
+    assert result["columns"] == json.loads(json.dumps(described(COLUMNS)))
+    for row, told in zip(rows, result["rows"], strict=True):
+        assert float(row["tokens_per_s"]) == told["tokens_per_s"]
+        assert f"{told['tokens_per_s']:.0f}" in done.out and f"{told['tokens_per_s']:.0f}" in page
+    for column in COLUMNS:
+        assert column.title is None or column.title in page
+        if column.header is not None:
+            assert column.header.split("\n")[0] in done.out
