@@ -120,24 +120,25 @@ def add_options(cls: type[Any], parser: argparse.ArgumentParser) -> None:
 
 
 def _add(field: dataclasses.Field[Any], how: dict[str, Any], where: Any) -> None:
-    kind, about, read = how.pop("kind"), how.pop("about"), how.pop("read", None)
+    kind, about, read = how.pop("kind"), how.pop("about"), how.pop("read", str)
     name = how.pop("name", field.name)
     spelled = "--" + name.replace("_", "-")
     given = field.default is not dataclasses.MISSING
-    common = {"help": about.replace("%", "%%"), "dest": name}
+    common: dict[str, Any] = {"help": about.replace("%", "%%")}
+    kinds = {} if read is str else {"type": read}
     if kind in ("argument", "arguments"):
         nargs = {"nargs": "+"} if kind == "arguments" else {"nargs": "?"} if given else {}
         default = {"default": field.default} if given else {}
-        where.add_argument(field.name, type=read, help=common["help"], **nargs, **default)
+        where.add_argument(field.name, **kinds, **nargs, **default, **common)
     elif kind == "flag":
-        where.add_argument(spelled, action="store_true", **common)
+        where.add_argument(spelled, action="store_true", dest=name, **common)
     elif kind == "switch":
         action = argparse.BooleanOptionalAction
-        where.add_argument(spelled, action=action, default=field.default, **common)
+        where.add_argument(spelled, action=action, default=field.default, dest=name, **common)
     else:
         shape = {"again": {"action": "append"}, "several": {"nargs": "+"}}.get(kind, {})
         presence = {"default": field.default} if given else {"required": True}
-        where.add_argument(spelled, type=read, **shape, **presence, **how, **common)
+        where.add_argument(spelled, dest=name, **kinds, **shape, **presence, **how, **common)
 
 
 def options_of(cls: type[Options], found: argparse.Namespace) -> Options:

@@ -126,3 +126,11 @@ def test_docstrings_lead_with_what_the_thing_is() -> None:
                 said = ast.get_docstring(node) or ""
                 assert not re.match(r"(What|Who|Whose|Whom) ", said), f"{path}: {said[:60]}"
                 assert not re.fullmatch(r"See [^\n]*", said), f"{path}: {said[:60]}"
+
+
+def test_environments_need_no_import_of_ours() -> None:
+    """gymnasium (since 1.0) loads no plugins: the id names the module that registers it."""
+    loaded = imported_by(
+        "import gymnasium; gymnasium.make('simulator.envs:gammalab/Round-v0').reset(seed=0)"
+    )
+    assert {"gymnasium", "simulator"} <= loaded

@@ -1,5 +1,7 @@
 """Measure the embedded pair on its held-out prompts and write the model card."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform

@@ -13,6 +13,8 @@ that is generated or ships with Python (``real_backend.training.corpus``). Stage
 Checkpoints and replies live in ``--work``; ``--out`` receives only what is to be shipped.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import sys

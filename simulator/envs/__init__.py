@@ -1,7 +1,8 @@
-"""The choice of gamma as Gymnasium environments. Importing this package registers them:
+"""The choice of gamma as Gymnasium environments. Importing this package registers them; so does
+naming it, in a process that has imported nothing else of ours:
 
-    import gymnasium, simulator.envs
-    env = gymnasium.make("gammalab/Round-v0", trace="trace.parquet", timing="timing.json")
+    import gymnasium
+    env = gymnasium.make("simulator.envs:gammalab/Round-v0", trace="t.parquet", timing="t.json")
 
 gammalab/Round-v0: one step is one round, the action how many tokens to draft. gammalab/Token-v0:
 one step is one drafted token, the action whether to draft it (both round_token). gammalab/Serve-v0:

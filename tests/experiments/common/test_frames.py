@@ -47,7 +47,7 @@ class Found:
 
 ROWS = (
     Found("a", Estimate(1.5, 1.25, 1.75), 0.5),
-    Found("b", Estimate(2.0, float("nan"), 2), None),
+    Found("b", Estimate(2.0, float("nan"), 2.0), None),
 )
 LIST = (
     words("name", "policy", "controller", ""),

@@ -105,7 +105,7 @@ def test_page_says_what_the_files_say(study: Path) -> None:
         assert row["name"] in text
     assert f"{part['rows'][0]['tokens_per_s']:.0f}" in text
     never = next(check for check in validation["checks"] if check["policy"] == "never")
-    assert f"{100 * never['error']:+.1f} %" in text and 0.2 < never["error"] < 0.3
+    assert f"{100 * never['error']:+.1f}%" in text and 0.2 < never["error"] < 0.3
     assert part["trace_sha256"] in text and "exact" in text
     assert "<a CPU>" in text and "<a CPU>" not in html  # escaped
     assert text.count("Glossary") == 1
