@@ -16,6 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import options as o
+from experiments.inspect.options import (
+    TraceCheckOptions,
+    TraceImportOptions,
+    TraceInfoOptions,
+    TraceSplitOptions,
+)
 from real_backend.command_line import Parser, add_options, options_of, print_anything
 from real_backend.interruption import interrupted
 from real_backend.options import CaptureOptions, MeasureOptions
@@ -100,22 +106,22 @@ VERBS = {
     ),
     "trace info": Verb(
         "what a trace holds, and how its acceptance behaves",
-        o.TraceInfoOptions,
+        TraceInfoOptions,
         "experiments.inspect.show:show_trace",
     ),
     "trace check": Verb(
         "schema and content hash; exit 1 if damaged",
-        o.TraceCheckOptions,
+        TraceCheckOptions,
         "experiments.inspect.show:check_trace",
     ),
     "trace split": Verb(
         "by question, task by task, into two traces",
-        o.TraceSplitOptions,
+        TraceSplitOptions,
         "experiments.inspect.show:split_trace",
     ),
     "trace import": Verb(
         "another program's recording into a trace",
-        o.TraceImportOptions,
+        TraceImportOptions,
         "experiments.inspect.trace_import:run",
     ),
 }
@@ -189,7 +195,7 @@ def build_parser() -> Parser:
         if group not in commands:
             about = GROUPS[group]
             inner = commands[""].add_parser(group, help=about, description=about)
-            commands[group] = _commands(inner, "ACTION")
+            commands[group] = _commands(inner, None)
         sub = commands[group].add_parser(action, help=verb.about, description=verb.about)
         sub.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
@@ -199,5 +205,5 @@ def build_parser() -> Parser:
     return parser
 
 
-def _commands(parser: Parser, metavar: str) -> Any:
+def _commands(parser: Parser, metavar: str | None) -> Any:
     return parser.add_subparsers(metavar=metavar, required=True, parser_class=Parser)

@@ -11,12 +11,8 @@ import numpy as np
 from experiments.common.results import dumps
 from experiments.common.statistics import divide
 from experiments.common.text_table import number, table
-from experiments.options import (
-    PoliciesOptions,
-    TraceCheckOptions,
-    TraceInfoOptions,
-    TraceSplitOptions,
-)
+from experiments.inspect.options import TraceCheckOptions, TraceInfoOptions, TraceSplitOptions
+from experiments.options import PoliciesOptions
 from policies.base import Policy, uses_signals
 from policies.fields import allowed, origins, short_field
 from policies.registry import SHELF, find_policy

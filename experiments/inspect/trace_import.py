@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.options import TraceImportOptions
+from experiments.inspect.options import TraceImportOptions
 from traces.errors import InputError
 from traces.importers import FORMATS, spec_bench
 from traces.importers.common import Options

@@ -265,7 +265,7 @@ def test_policies_that_need_signals(
 
 def test_missing_options_are_one_line(gammalab: Any) -> None:
     refused(gammalab("compare"), "--trace", "--timing", "gammalab compare --help")
-    refused(gammalab("trace"), "info, check, split or import")
+    refused(gammalab("trace"), "info", "check", "split", "import")
     refused(gammalab("nonsense"), "invalid choice")
     refused(gammalab("validate", "--max-error", "0"), "above 0")
 

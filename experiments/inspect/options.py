@@ -1,0 +1,60 @@
+"""The options of `gammalab trace`, a class for every action, without heavy imports."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from real_backend.command_line import argument, arguments, flag, option
+from real_backend.number_options import count, number, temperature
+from real_backend.options import maybe, out_of, seed_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceInfoOptions:
+    """The contents of a trace."""
+
+    trace: Path = argument("a trace, Parquet", Path)
+    json: bool = flag("as JSON")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceCheckOptions:
+    """Is a trace whole?"""
+
+    trace: Path = argument("a trace, Parquet", Path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceSplitOptions:
+    """A trace in two."""
+
+    trace: Path = argument("a trace, Parquet", Path)
+    out_train: Path = out_of("to tune on, Parquet")
+    out_test: Path = out_of("to judge on, Parquet")
+    fraction: float = option("share of the training part", number(0.0, 1.0), 0.5)
+    seed: int = seed_of("the split")
+    force: bool = flag("overwrite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraceImportOptions:
+    """Another program's recording."""
+
+    input: tuple[Path, ...] = arguments(
+        "spec-bench: further runs of the same questions as well", Path
+    )
+    format: str = option("spec-bench, acc-len, jsonl, vllm, sglang or llama.cpp")
+    out: Path = out_of("the trace, Parquet")
+    schedule: str = option(
+        "spec-bench: how gamma was set, heuristic:5 or fixed:5; one per file with commas",
+        default="",
+    )
+    key: str = option("acc-len: the object to read, a dotted path", default="")
+    vanilla: Path | None = maybe("spec-bench: the run without a draft")
+    timing_out: Path | None = maybe("spec-bench: fit a timing to wall times")
+    depth: int = option("deepest draft of a replay, in tokens", count, 0)
+    temperature: float = option("of the recorded run, 0 is greedy", temperature, 0.0)
+    max_new_tokens: int = option("its reply limit, in tokens", count, 0)
+    strict: bool = flag("mend and leave out nothing")
+    force: bool = flag("overwrite")
