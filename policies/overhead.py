@@ -69,7 +69,7 @@ def charged(policy: Policy, costs: StepCosts, *, signals: bool | None = None) ->
     """
     reads = uses_signals(policy) if signals is None else signals
     round_s, token_s = seconds_of(policy, costs.own_s)
-    rows = costs.batch_sizes[:, None, None]
+    rows = np.asarray(costs.sizes)[:, None, None]
     draft_s, verify_s = costs.draft_s, costs.verify_s
     if round_s > 0.0:
         verify_s = verify_s.copy()

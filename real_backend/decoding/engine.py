@@ -233,7 +233,7 @@ class _Loop:
         start_s = began - self.began
         self.processor.start()
         costs = self.costs
-        row = min(len(running), len(costs.batch_sizes)) - 1
+        row = min(len(running), costs.draft_s.shape[0]) - 1
         wish: int | None = None
         for slot in running:
             told = slot.plan(policy, state, costs, row, len(running), wish)

@@ -87,7 +87,6 @@ class Stage:
         rates[:, UNIT_S] = units
         rates[:, RHO] = 1.0 / units if self.rho is None else self.rho
         return {
-            "batch_sizes": np.concatenate([table.batch_sizes for table in tables]),
             "draft_s": np.concatenate([table.draft_s for table in tables]),
             "verify_s": verify_s,
             "rates": rates,
@@ -134,7 +133,7 @@ class Stage:
         state = world.lanes[lane]
         cost, room = int(state["cost"]), int(state["room"])
         context = int(state["prompt"]) + int(state["at"]) - int(state["begin"])
-        costs, batch_size = costs_at(world, cost), int(world.batch_sizes[cost])
+        costs, batch_size = costs_at(world, cost), list(self.pool.tables)[cost].load
         view = view_at(costs, cost, int(state["bucket"]), context, batch_size, 0, room)
         return view._replace(verify_s=view.verify_s.copy())
 

@@ -71,7 +71,7 @@ class Lanes(NamedTuple):
 
     requests [R, 4] int64: begin, end (positions), prompt (tokens), last (no draft reaches beyond
     output position last - 1). accept_len [N]; top1_prob, entropy [N, G] float32 or [0, 0].
-    batch_sizes [M] int64; draft_s, verify_s [M, C, W] seconds, a plane per cost table. rates
+    draft_s, verify_s [M, C, W] seconds, a plane per cost table. rates
     [M, 3]: seconds of a signal, seconds that count as 1 in the reward, tokens per second in the
     average-reward form. facts [M, C, 6] float32: what policies.learned.observation shows of costs
     and load. choices [any] int64. rules [5] int64: mode, limit (steps of an episode, 0: none),
@@ -85,7 +85,6 @@ class Lanes(NamedTuple):
     accept_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
-    batch_sizes: IntArray
     draft_s: FloatArray
     verify_s: FloatArray
     rates: FloatArray
@@ -211,7 +210,7 @@ def open_round(world: Lanes, i: int) -> None:
 def costs_at(world: Lanes, cost: int) -> StepCosts:
     """All cost tables, a plane each, with the signals' price at this one; prompts cost nothing."""
     return StepCosts(
-        world.batch_sizes,
+        None,
         int(world.rules[BUCKET_TOKENS]),
         world.draft_s[cost, 0],
         world.draft_s,

@@ -122,7 +122,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         )
         self.costs = prices_of(self._uncharged, signals=True)
         self.limits = check(
-            Commanded(), self.trace, every_row(self.trace.requests), self.costs, self.server
+            Commanded(), self.trace, every_row(self.trace.requests), self._uncharged, self.server
         )
         if self.limits.max_gamma < 1:
             raise InputError("max_gamma is 0, which leaves nothing to choose; take at least 1")

@@ -87,9 +87,8 @@ def check_inputs(
             f"policy {label(policy)!r} reads the draft's signals, but the trace has no top1_prob "
             "and entropy; capture it again, or choose a per-round policy"
         )
-    sizes = costs.batch_sizes.tolist()
-    if sizes != [1]:
-        raise InputError(f"a replay is one request at a time; the costs are at batch {sizes}")
+    if costs.draft_s.shape[0] != 1 or costs.sizes not in ([], [1]):
+        raise InputError(f"a replay is one request at a time; the costs are at batch {costs.sizes}")
     if costs.width < cap + 2:
         raise InputError(
             f"the costs cover steps of up to {costs.width - 1} tokens, a round of gamma {cap} "
@@ -105,7 +104,7 @@ def check_inputs(
 
 def layout(costs: StepCosts) -> tuple[Any, ...]:
     """The layout that two tables must share for a row of one to be that row of the other."""
-    return costs.bucket_tokens, costs.batch_sizes.tolist(), costs.buckets, costs.width
+    return costs.bucket_tokens, costs.draft_s.shape
 
 
 def run(

@@ -141,9 +141,10 @@ def check(policy: Policy, trace: Trace, demand: Demand, costs: StepCosts, server
         )
     if len(demand.row) == 0:
         raise InputError("the workload has no request")
-    sizes = costs.batch_sizes[: server.slots].tolist()
+    planes = int(costs.draft_s.shape[0])
+    sizes = (costs.sizes or [*range(1, planes + 1)])[: server.slots]
     if sizes != [*range(1, server.slots + 1)] or costs.width < depth + 2:
-        known = f"{len(costs.batch_sizes)} rows of {costs.width - 1} tokens"
+        known = f"{planes} rows of {costs.width - 1} tokens"
         raise InputError(
             f"the costs cover {known}; {server.slots} slots and gamma {depth} need more: tabulate "
             "them for both"

@@ -117,7 +117,7 @@ class Contest:
     def sinks(self) -> tuple[Tally, Any]:
         """Fresh sums and step counts."""
         whole = (np.zeros(self.trace.requests, dtype=np.int64) for _ in range(3))
-        counts = np.zeros((2, *self.costs.draft_s.shape), dtype=np.int64)
+        counts = np.zeros((2, self.costs.buckets, self.costs.width), dtype=np.int64)
         return Tally(np.zeros(self.trace.requests), *whole), counts
 
     def ours(self) -> tuple[float, int, bytes]:

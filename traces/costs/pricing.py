@@ -29,7 +29,7 @@ _ENDLESS = 1 << 62  # more context than anybody has
 class StepCosts(NamedTuple):
     """Seconds of the steps of a round, by batch size and context.
 
-    batch_sizes: [S] int64, rows of the batch that each plane is about.
+    batch_sizes: [S] int64, rows of the batch that each plane is about; None as own_s is.
     bucket_tokens: context tokens of a bucket; the last bucket is open.
     prefill_s: [C], both models read one prompt whose length falls into the bucket.
     draft_s: [S, C, W], one more drafted token in each row, for which the draft reads n = index
@@ -41,13 +41,18 @@ class StepCosts(NamedTuple):
         nothing is left to add, the only form that compiled code takes.
     """
 
-    batch_sizes: IntArray
+    batch_sizes: IntArray | None
     bucket_tokens: int
     prefill_s: FloatArray
     draft_s: FloatArray
     verify_s: FloatArray
     signal_s: float
     own_s: OwnSeconds | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the batches that were tabulated; none where nothing is left to add."""
+        return [] if self.batch_sizes is None else [int(size) for size in self.batch_sizes]
 
     @property
     def buckets(self) -> int:
@@ -156,7 +161,7 @@ def prices_of(costs: StepCosts, *, signals: bool) -> StepCosts:
     their price if they are read, else for nothing.
     """
     return StepCosts(
-        read_only(costs.batch_sizes, np.int64),
+        None,  # every array of a table costs a call inside compiled code
         int(costs.bucket_tokens),
         read_only(costs.prefill_s, np.float64),
         read_only(costs.draft_s, np.float64),
