@@ -58,7 +58,7 @@ def test_damaged_files_are_refused_in_one_line(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(capture, "pair_from", lambda args: pair)  # loaded once
+    monkeypatch.setattr(capture, "pair_from", lambda *_, **__: pair)  # loaded once
     inputs, out = tmp_path / "in", tmp_path / "out"
     inputs.mkdir()
     path = kind.write(inputs)

@@ -116,9 +116,17 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]
             yield path + name, item
 
 
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+class _Fields(dict[str, Any]):
+    """A row of a frame; a field that no row of it has is None."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
     """Its rows by field, as columns show them."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    return [_Fields({str(name): value for name, value in row.items()})
+            for row in frame.to_dict("records")]  # fmt: skip
 
 
 def text_of(columns: Sequence[Column], groups: Sequence[Group], *, left: int = 1) -> str:

@@ -76,6 +76,13 @@ def test_a_frame_by_hand() -> None:
     assert meanings(LIST).splitlines()[0].split("  ") == ["speedup", "over plain decoding"]
 
 
+def test_a_field_that_no_row_has_is_not_known() -> None:
+    """A sitting of the baseline alone has no ratio."""
+    frame = frame_of([{"name": "a", "speed": None}])
+    assert text_of(LIST, [("", frame)]).splitlines()[-1].split() == ["a", "-", "-"]
+    assert csv_of(LIST, frame).splitlines() == ["name", "a"]
+
+
 def renderings(columns: tuple[Column, ...], frame: pd.DataFrame) -> list[str]:
     """Terminal, page, JSON and CSV."""
     groups = [("", frame)]
