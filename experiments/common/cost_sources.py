@@ -1,4 +1,6 @@
-"""Cost models by name: a timing file, or a roofline of two known shapes on a known device."""
+"""Cost models by name: a timing file, or a roofline of two known shapes on a known device; and the
+step costs of a timing for a trace.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from traces.costs.model import CostModel
+from traces.costs.pricing import StepCosts, tabulate_for
 from traces.costs.roofline import Roofline
 from traces.costs.table import Table
 from traces.errors import InputError
-from traces.timing import read_timing
+from traces.schema import Trace
+from traces.timing import Timing, read_timing
 
 PREFIX = "roofline:"
 
@@ -49,6 +53,13 @@ def read_costs(name: str) -> Priced:
     return Priced(
         roofline(device, pair), {"timing": name, "device_name": f"{device} (roofline)"}, 0
     )
+
+
+def step_costs(timing: Timing, trace: Trace) -> StepCosts:
+    """The measured costs at batch 1, as wide and as long as the trace needs, on the clock that
+    Timing.on chose or else the timing's default one (traces.costs.table.Table).
+    """
+    return tabulate_for(trace, Table(timing))
 
 
 def roofline(device: str, pair: str) -> Roofline:

@@ -19,7 +19,8 @@ from experiments.common.text_table import fill, number, percent, table, with_int
 
 Row = Mapping[str, Any]
 Group = tuple[str, pd.DataFrame]
-INTERVAL = ("value", "low", "high")
+ESTIMATE = ("value", "low", "high")  # experiments.common.statistics.Estimate
+OVER_SEEDS = ("mean", "low", "high")  # and its Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +58,11 @@ def figure(
     digits: int = 2,
     *,
     unit: str = "",
-    times: float = 1.0,
 ) -> Column:
-    """A column of numbers; times: between the frame's unit and the one shown."""
-
-    def show(row: Row) -> str:
-        value = row[name]
-        return number(None if value is None else times * value, digits)
-
-    return Column(name, header, title, unit, meaning, (name,), show)
+    """A column of numbers."""
+    return Column(
+        name, header, title, unit, meaning, (name,), lambda row: number(row[name], digits)
+    )
 
 
 def share(
@@ -78,23 +75,19 @@ def share(
 
 
 def interval(
-    name: str, header: str | None, title: str | None, meaning: str, digits: int = 2
+    name: str,
+    header: str | None,
+    title: str | None,
+    meaning: str,
+    digits: int = 2,
+    *,
+    unit: str = "",
+    parts: tuple[str, ...] = ESTIMATE,
 ) -> Column:
-    """A column of estimates (value, low, high)."""
-    fields = tuple(f"{name}.{part}" for part in INTERVAL)
+    """A column of numbers with their intervals; parts: ESTIMATE, or OVER_SEEDS."""
+    fields = tuple(f"{name}.{part}" for part in parts)
     return Column(
-        name, header, title, "", meaning, fields,
-        lambda row: with_interval([row[field] for field in fields], digits),
-    )  # fmt: skip
-
-
-def mean_interval(
-    name: str, header: str | None, title: str | None, meaning: str, digits: int = 2
-) -> Column:
-    """A column of means over seeds (mean, low, high)."""
-    fields = tuple(f"{name}.{part}" for part in ("mean", "low", "high"))
-    return Column(
-        name, header, title, "", meaning, fields,
+        name, header, title, unit, meaning, fields,
         lambda row: with_interval([row[field] for field in fields], digits),
     )  # fmt: skip
 
@@ -129,11 +122,11 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
             for row in frame.to_dict("records")]  # fmt: skip
 
 
-def text_of(columns: Sequence[Column], groups: Sequence[Group], *, left: int = 1) -> str:
+def text_of(columns: Sequence[Column], groups: Sequence[Group]) -> str:
     """An aligned table for a terminal; groups: a title ("": none) and a frame each."""
     shown = [column for column in columns if column.header is not None]
     cells = [(title, _cells(shown, frame)) for title, frame in groups]
-    return table([column.header or "" for column in shown], cells, left=left)
+    return table([column.header or "" for column in shown], cells)
 
 
 def page_of(columns: Sequence[Column], groups: Sequence[Group]) -> dict[str, Any]:
@@ -182,6 +175,12 @@ def meanings(columns: Sequence[Column]) -> str:
         for header, meaning in said
         if meaning
     )
+
+
+def page_meanings(columns: Sequence[Column]) -> list[str]:
+    """A sentence for every column of the page that needs one."""
+    said = [f"{column.title}: {column.meaning}" for column in columns if column.title]
+    return [line[0].upper() + line[1:] for line in said if not line.endswith(": ")]
 
 
 def one_line(header: str) -> str:

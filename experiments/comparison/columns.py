@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from experiments.common.frames import Column, Row, figure, interval, share
 from experiments.common.text_table import with_interval
 from policies.registry import title
@@ -91,13 +89,10 @@ def chosen(names: tuple[str, ...]) -> tuple[Column, ...]:
 
 def left_open() -> tuple[Column, ...]:
     """The columns of a censored trace: intervals over imputations where points would stand."""
-    intervals = {"tokens_per_round": 2, "tokens_per_s": 1}
+    digits = {"tokens_per_round": 2, "tokens_per_s": 1}
     return tuple(
-        dataclasses.replace(
-            interval(column.name, column.header, column.title, column.meaning, digits),
-            unit=column.unit,
-        )
-        if (digits := intervals.get(column.name)) is not None
-        else column
-        for column in COLUMNS
+        interval(c.name, c.header, c.title, c.meaning, digits[c.name], unit=c.unit)
+        if c.name in digits
+        else c
+        for c in COLUMNS
     )

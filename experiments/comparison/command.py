@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.frames import csv_of, frame_of, words
 from experiments.common.results import (
     command_line,
@@ -22,7 +23,7 @@ from experiments.common.results import (
     write_text,
 )
 from experiments.comparison.columns import COLUMNS
-from experiments.comparison.compare import compare, default_policies, step_costs
+from experiments.comparison.compare import compare, default_policies
 from experiments.comparison.compare_text import comparison_text, to_dict, write_logs
 from experiments.comparison.headline import headline_text
 from experiments.comparison.result import Comparison

@@ -33,22 +33,13 @@ from policies.overhead import is_known
 from policies.registry import SHELF, label
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.replay import replay
-from traces.costs.pricing import StepCosts, tabulate_for
-from traces.costs.table import Table
+from traces.costs.pricing import StepCosts
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import split_rows
-from traces.timing import Timing
 
 FloatArray = npt.NDArray[np.float64]
 Step = Callable[[], object]
-
-
-def step_costs(timing: Timing, trace: Trace) -> StepCosts:
-    """The measured costs at batch 1, as wide and as long as the trace needs, on the clock that
-    Timing.on chose or else the timing's default one (traces.costs.table.Table).
-    """
-    return tabulate_for(trace, Table(timing))
 
 
 def censored_positions(trace: Trace) -> int:

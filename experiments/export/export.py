@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.results import read_inputs
-from experiments.comparison.compare import step_costs
 from experiments.export.engines import Engine, Names, Setting, find_engine
 from experiments.export.replay import (
     Batches,

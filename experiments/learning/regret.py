@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.plots import (
     BLUE,
     GREY,
@@ -32,7 +33,6 @@ from experiments.common.plots import (
     write_pictures,
 )
 from experiments.common.text_table import table
-from experiments.comparison.compare import step_costs
 from policies.base import Policy
 from policies.registry import label, parse_policies, read_policies, title
 from real_backend.command_line import option, run_module, several

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.results import describe_inputs, read_inputs
 from experiments.common.text_table import number, percent, table
-from experiments.comparison.compare import step_costs
 from experiments.options import PublishedOptions
 from experiments.published.laws import fit_alpha
 from policies.fixed import Fixed

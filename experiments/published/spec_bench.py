@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.text_table import number, percent, table
-from experiments.comparison.compare import step_costs
 from experiments.options import PublishedOptions
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Never

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common.frames import Column, Group, frame_of, page_of
+from experiments.common.frames import Column, Group, frame_of, page_meanings, page_of
 from experiments.common.plots import Json, Picture
 from experiments.common.results import forced_note, random_weights_note
 from experiments.common.statistics import VERDICTS
@@ -47,6 +47,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
             page_of(short, best) | {"summary": ""},
             page_of(columns, groups) | {"summary": _summary(groups)},
         ],
+        "meanings": page_meanings(columns),
         "recommended": title(part["recommended"]),
         "resamples": part["resamples"],
         "orders": part["orders"],
@@ -158,12 +159,11 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
 def _table(title: str, columns: Sequence[Column], frame: pd.DataFrame) -> dict[str, Any]:
     """A table without groups, and what its columns mean."""
     shown = page_of(columns, [("", frame)])
-    said = [f"{column.title}: {column.meaning}" for column in columns if column.meaning]
     return {
         "title": title,
         "header": shown["header"],
         "rows": shown["groups"][0]["rows"],
-        "note": ". ".join(line[0].upper() + line[1:] for line in said) + ".",
+        "note": ". ".join(page_meanings(columns)) + ".",
     }
 
 

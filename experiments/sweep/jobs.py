@@ -25,8 +25,8 @@ import policies
 import simulator
 import traces
 from experiments.censoring.intervals import complete
+from experiments.common.cost_sources import step_costs
 from experiments.common.parallel import run_jobs
-from experiments.comparison.compare import step_costs
 from experiments.sweep.classifiers import FITS
 from experiments.sweep.suites import MEASURED, Suite
 from experiments.sweep.tuning import candidates

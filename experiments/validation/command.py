@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.frames import csv_of
 from experiments.common.results import (
     command_line,
@@ -19,7 +20,6 @@ from experiments.common.results import (
     write_result,
     write_text,
 )
-from experiments.comparison.compare import step_costs
 from experiments.options import ValidateOptions
 from experiments.validation.columns import RATIOS, SPEEDS, checks_of
 from experiments.validation.result import Validation

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.results import read_inputs
-from experiments.comparison.compare import step_costs
 from policies.registry import label, parse_policies
 from real_backend.command_line import option, run_module
 from real_backend.command_line import options as again

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.statistics import RESAMPLES, bootstrap_weights, divide, enough
 from experiments.common.verdict import Ratio, Turns, is_tie, rank_agreement, ratio_of, tau_of_all
-from experiments.comparison.compare import step_costs
 from experiments.validation.agreement import agree, fit_residual, residual_cells
 from experiments.validation.drift import drift_of, recalibrated
 from experiments.validation.result import Check, Validation

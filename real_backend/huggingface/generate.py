@@ -34,7 +34,7 @@ from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from traces.roundlog import ROUND, RoundLog, join_logs, log_of
 from traces.timing import Timing, read_timing
 
 LOGGED_CALLS = 1_000  # a server may call generate for days
@@ -279,14 +279,13 @@ def _costs(timing: Timing | None, pair: Pair, width: int, batch: int) -> StepCos
 
 
 def _joined(parts: list[tuple[float, RoundLog]], meta: dict[str, Any]) -> RoundLog:
-    """Logs of calls that began at the given seconds, as one; its meta is the last one's."""
-    pieces: dict[str, list[Any]] = {name: [np.empty(0, t)] for name, t in ROUND_DTYPES.items()}
-    prefill_s = np.empty(0)
-    for began, log in parts:
-        for name, dtype in ROUND_DTYPES.items():
-            shift = {"request": len(prefill_s), "start_s": began - parts[0][0]}.get(name, 0)
-            pieces[name].append((getattr(log, name) + shift).astype(dtype))
-        prefill_s = np.concatenate([prefill_s, log.prefill_s])
-        meta = log.meta
-    columns: dict[str, Any] = {name: np.concatenate(column) for name, column in pieces.items()}
-    return RoundLog(**columns, prefill_s=prefill_s, meta=meta)
+    """Logs of calls that began at the given seconds, as one; its meta is the last one's, or `meta`
+    where there is none.
+    """
+    if not parts:
+        return log_of(np.empty(0, ROUND), np.empty(0), meta)
+    first_s = parts[0][0]
+    logs = [
+        dataclasses.replace(log, start_s=log.start_s + (began - first_s)) for began, log in parts
+    ]
+    return dataclasses.replace(join_logs(logs, one_clock=True), meta=logs[-1].meta)

@@ -155,7 +155,8 @@ def test_a_cpu_gets_no_half_precision(tmp_path: Path) -> None:
 
 def test_prediction_table_by_hand(tmp_path: Path) -> None:
     """never runs 25 % slower than priced, fixed 3 in half of the priced time."""
-    trace, timing = lively_trace(), make_timing()
+    own_s = {"never": (1e-3, 0.0), "fixed": (0.5, 0.0)}  # paid in the replay, and in the table
+    trace, timing = lively_trace(), dataclasses.replace(make_timing(), own_s=own_s)
     write_trace(trace, tmp_path / "t.parquet")
     timing.write(tmp_path / "m.json")
     costs = tabulate(Table(timing), max_context=1024, width=trace.meta.depth + 2)

@@ -24,6 +24,7 @@ IntArray = npt.NDArray[np.int64]
 
 _MOST_ROWS = 4096  # of a table, or a context of millions takes minutes
 _ENDLESS = 1 << 62  # more context than anybody has
+UNKNOWN: OwnSeconds = {}  # own_s where no rule's is known; never written to
 
 
 class StepCosts(NamedTuple):
@@ -73,29 +74,32 @@ def make_step_costs(
     bucket_tokens: int = 32,
     prefill_s: npt.ArrayLike | None = None,
     signal_s: float = 0.0,
-    own_s: OwnSeconds | None = None,
+    own_s: OwnSeconds | None = UNKNOWN,
 ) -> StepCosts:
     """The table of these seconds; draft_s, verify_s: [S, C, W], or [C, W] of one batch size.
 
-    prefill_s: [C], default 0. own_s: default unknown, so that a rule pays what it says of itself.
-    Raises InputError for a negative or infinite time, ValueError for tables of other shapes.
+    prefill_s: [C], default 0. own_s: as in StepCosts; a rule that is unknown there pays what it
+    says of itself. Raises InputError for a negative or infinite time, ValueError for tables of
+    other shapes.
     """
     draft, verify = np.asarray(draft_s, np.float64), np.asarray(verify_s, np.float64)
-    shape = (len(batch_sizes), *verify.shape[-2:])
-    if draft.ndim not in (2, 3) or draft.size != verify.size or verify.size != np.prod(shape):
-        raise ValueError(f"draft_s {draft.shape} and verify_s {verify.shape} must be {shape}")
+    if draft.ndim == verify.ndim == 2:
+        draft, verify = draft[None], verify[None]
+    if draft.shape != verify.shape or draft.ndim != 3 or len(draft) != len(batch_sizes):
+        sizes = len(batch_sizes)
+        raise ValueError(f"draft_s {draft.shape}, verify_s {verify.shape}: must be [{sizes}, C, W]")
     for name, table in (("draft_s", draft), ("verify_s", verify)):
         if not bool((np.isfinite(table) & (table >= 0)).all()):
             raise InputError(f"{name} holds a negative or infinite time")
-    prefill = np.zeros(shape[1]) if prefill_s is None else prefill_s
+    prefill = np.zeros(draft.shape[1]) if prefill_s is None else prefill_s
     return StepCosts(
         read_only(batch_sizes, np.int64),
         bucket_tokens,
         read_only(prefill, np.float64),
-        read_only(draft.reshape(shape), np.float64),
-        read_only(verify.reshape(shape), np.float64),
+        read_only(draft, np.float64),
+        read_only(verify, np.float64),
         float(signal_s),
-        {} if own_s is None else own_s,
+        own_s,
     )
 
 
@@ -103,14 +107,12 @@ def tabulate(
     model: CostModel,
     batch_sizes: Sequence[int] = (1,),
     *,
-    draft_model: CostModel | None = None,
     max_context: int = 4096,
     width: int = 34,
     bucket_tokens: int = 32,
 ) -> StepCosts:
     """The step costs of a model, evaluated at the middle of each context bucket.
 
-    draft_model: prices draft steps and signals, if the draft runs on a device of its own.
     max_context: tokens covered, C = max_context // bucket_tokens + 1 rows, of wider buckets where
     they were too many; longer contexts are priced as the last one. width: W, so gamma <= W - 2.
     """
@@ -118,7 +120,7 @@ def tabulate(
         raise InputError("costs need width >= 2, bucket_tokens >= 1, max_context >= 0, batch >= 1")
     bucket_tokens = max(bucket_tokens, -(-max_context // _MOST_ROWS))
     middles = [(c + 0.5) * bucket_tokens for c in range(max_context // bucket_tokens + 1)]
-    drafts, control = draft_model or model, model.control_s()
+    control = model.control_s()
 
     def fill(seconds: Callable[[int, float, int], float]) -> list[list[list[float]]]:
         return [
@@ -133,13 +135,13 @@ def tabulate(
         return seconds + control
 
     return make_step_costs(
-        fill(lambda b, x, n: drafts.draft_step_s(b, x, n)),
+        fill(lambda b, x, n: model.draft_step_s(b, x, n)),
         fill(target_s),
         batch_sizes=batch_sizes,
         bucket_tokens=bucket_tokens,
         prefill_s=[model.prefill_s(x, 1) for x in middles],
-        signal_s=drafts.signal_s(),
-        own_s=model.own_s() if isinstance(model, KnowsRules) else {},
+        signal_s=model.signal_s(),
+        own_s=model.own_s() if isinstance(model, KnowsRules) else UNKNOWN,
     )
 
 
@@ -226,10 +228,8 @@ def price_log(log: RoundLog, costs: StepCosts, row: int = 0) -> FloatArray:
 
     costs: what the log's policy pays (policies.overhead.charged). Rounds of a request are in order.
     """
-    lag, bucket = (
-        lags_of(log),
-        np.minimum(log.context_tokens // costs.bucket_tokens, costs.buckets - 1),
-    )
+    lag = lags_of(log)
+    bucket = np.minimum(log.context_tokens // costs.bucket_tokens, costs.buckets - 1)
     drafted, some = log.drafted.astype(np.int64), log.drafted > 0
     draft_s, verify_s = costs.draft_s[row], costs.verify_s[row]
     seconds = np.where(some, draft_s[bucket, np.minimum(lag, costs.width - 1)], 0.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.statistics import (
     Estimate,
     bootstrap_weights,
@@ -18,7 +19,7 @@ from experiments.common.statistics import (
     verdict_among,
 )
 from experiments.comparison.command import compare_files
-from experiments.comparison.compare import censored_positions, compare, default_policies, step_costs
+from experiments.comparison.compare import censored_positions, compare, default_policies
 from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.comparison.rows import by_question_speed
 from experiments.options import CompareOptions

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.statistics import bootstrap_weights, ratio_of_sums
-from experiments.comparison.compare import step_costs
 from experiments.comparison.robust import (
     Player,
     Plays,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.comparison.compare import step_costs
+from experiments.common.cost_sources import step_costs
 from experiments.export.engines import ENGINES, Setting, find_engine
 from experiments.export.export import THRESHOLDS, Export, export
 from experiments.export.replay import (

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from experiments.common.cost_sources import step_costs
 from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
-from experiments.comparison.compare import step_costs
 from experiments.validation.agreement import agree, fit_residual, residual_cells
 from experiments.validation.result import Validation
 from experiments.validation.validate import judge

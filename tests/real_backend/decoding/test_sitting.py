@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.comparison.compare import step_costs
+from experiments.common.cost_sources import step_costs
 from experiments.validation.validate import judge
 from experiments.validation.validate_text import validation_text
 from policies.fixed import Fixed
@@ -39,10 +39,11 @@ from real_backend.recording.coupling import Settings
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, join_logs
 from traces.split import split_rows
-from traces.store import read_trace
+from traces.store import read_trace, write_trace
 
 Files = tuple[Path, Path, Path, Path]
 POLICIES = ["--policies", "never,fixed:gamma=2,gammatune,hf-confidence"]
@@ -401,3 +402,25 @@ def test_rounds_are_written_where_they_are_looked_for(tmp_path: Path) -> None:
     assert timed_path(tmp_path, "fixed:gamma=3", 0).name == "fixed-gamma-3-1.parquet"
     write_rounds([])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sitting_is_priced_at_every_size_of_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of three shrinks to two and one at its end."""
+    seen: list[StepCosts] = []
+
+    def stop(_: object, __: object, costs: StepCosts, *___: object, **____: object) -> None:
+        seen.append(costs)
+        raise InputError("enough")
+
+    write_trace(lively_trace(), tmp_path / "t.parquet")
+    make_timing().write(tmp_path / "m.json")
+    monkeypatch.setattr(sitting, "load_sitting", stop)
+    asked = SittingOptions(
+        trace=tmp_path / "t.parquet", timing=tmp_path / "m.json", policies="never",
+        out=tmp_path / "out", batch=3,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="enough"):
+        sitting.run(asked)
+    assert seen[0].sizes == [1, 2, 3]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from experiments.censoring import censored_check, censored_run
 from experiments.censoring.censored_check import Case, cases, costs_for, coverage, modelled
 from experiments.censoring.intervals import complete, left_open, span
-from experiments.comparison.compare import compare, step_costs
+from experiments.common.cost_sources import step_costs
+from experiments.comparison.compare import compare
 from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.report.tables import comparison_view
 from policies.counts.heuristic import HFHeuristic

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from traces.costs.affine import Affine
-from traces.costs.pricing import bucket_end, bucket_of, prices_of, tabulate
+from traces.costs.pricing import bucket_end, bucket_of, make_step_costs, prices_of, tabulate
 from traces.errors import InputError
 
 
@@ -52,3 +53,26 @@ def test_a_context_of_millions_needs_no_more_rows() -> None:
     assert costs.bucket_tokens == 1 << 19 and costs.verify_s.shape == (1, 4097, 2)
     assert costs.verify_s[0, 3, 1] == pytest.approx(1e-2 + 1e-6 * 3.5 * (1 << 19))
     assert tabulate(model, max_context=1 << 17, width=2).bucket_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("draft", "verify", "sizes"),
+    [
+        ((3, 2), (2, 3), (1,)),
+        ((2, 3), (2, 3), (1, 2)),
+        ((2, 2, 3), (1, 2, 3), (1,)),
+        ((3,), (3,), (1,)),
+    ],
+)
+def test_tables_of_other_shapes_are_refused(
+    draft: tuple[int, ...], verify: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        make_step_costs(np.ones(draft), np.ones(verify), batch_sizes=sizes)
+
+
+def test_nothing_left_to_charge_is_kept() -> None:
+    assert make_step_costs([[0.0, 1.0]], [[0.0, 1.0]]).own_s == {}
+    assert make_step_costs([[0.0, 1.0]], [[0.0, 1.0]], own_s=None).own_s is None
+    with pytest.raises(InputError, match="verify_s holds a negative"):
+        make_step_costs([[0.0, 1.0]], [[0.0, -1.0]])
