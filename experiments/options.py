@@ -211,7 +211,7 @@ class ServeOptions:
 class FleetOptions:
     """A question that an operator asks of a server."""
 
-    question: str = argument("table, break-even, bursts, capacity or placement")
+    question: str = argument("table, break-even, bursts, capacity, placement or routing")
     trace: Path = recording()
     timing: str = option("as for `gammalab serve`")
     policies: str | None = option("beside plain decoding and fixed lengths", default=None)

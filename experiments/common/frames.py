@@ -109,6 +109,11 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]
             yield path + name, item
 
 
+def fields_of(frame: pd.DataFrame, start: str = "") -> list[str]:
+    """The names of its fields that begin so."""
+    return [name for name in map(str, frame) if name.startswith(start)]
+
+
 class _Fields(dict[str, Any]):
     """A row of a frame; a field that no row of it has is None."""
 
@@ -169,7 +174,7 @@ def described(columns: Sequence[Column]) -> list[dict[str, Any]]:
 def meanings(columns: Sequence[Column]) -> str:
     """Lines that say what the columns of a terminal's table mean."""
     said = [(one_line(column.header), column.meaning) for column in columns if column.header]
-    width = max(len(header) for header, meaning in said if meaning)
+    width = max((len(header) for header, meaning in said if meaning), default=0)
     return "\n".join(
         fill(f"{header:{width}}  {meaning}", indent=width + 2)
         for header, meaning in said

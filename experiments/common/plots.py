@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,11 @@ def mark(axes: Axes, x: float, text: str, *, rows: int, tier: int = 0, style: st
     axes.plot([x, x], [-0.6, top], color=INK, linewidth=1.1, linestyle=style, zorder=0)
     name = axes.text(x, top + 0.05, text, ha="center", va="bottom", fontsize=9, color=INK, zorder=3)
     name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a line may pass behind
+
+
+def captions(pictures: Sequence[Picture]) -> list[Json]:
+    """Everything but the pictures themselves, for a result file."""
+    return [{"name": p.name, "title": p.title, "caption": p.caption} for p in pictures]
 
 
 def write_pictures(pictures: list[Picture], folder: Path, prefix: str = "") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.plots import Json, Picture, write_pictures
-from experiments.common.results import other_input, read_result
+from experiments.common.results import MAKERS, other_input, read_result
 from experiments.comparison.headline import headline
 from experiments.options import ReportOptions
 from experiments.report.figures import (
@@ -20,6 +20,7 @@ from experiments.report.figures import (
 )
 from experiments.report.figures_runs import ledger_figure, lively_request, reply_figure
 from experiments.report.figures_sitting import drift_figure, prediction_figure
+from experiments.report.table_page import table_view
 from experiments.report.tables import comparison_view, validation_view
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PAGES = {  # of which result: the page, and what its figures' names begin with
     "compare": ("report.html", ""),
     "leaderboard": ("leaderboard.html", "leaderboard-"),
+    "serve": ("serve.html", ""),
+    "fleet": ("fleet.html", ""),
 }
 GLOSSARY = (
     (
@@ -88,12 +91,25 @@ def run(options: ReportOptions) -> int:
 def write_report(where: Path) -> Path:
     """The page and its figures; returns the page's path.
 
-    where: compare.json or leaderboard.json, with the simulated rounds beside it, or the folder of
-    one of them; validate.json is used beside compare.json if it is there. Raises InputError if a
-    file is missing or foreign, or the results do not belong together.
+    where: compare.json or leaderboard.json, with the simulated rounds beside it, serve.json or
+    fleet.json, with its figures, or the folder of one of them; validate.json is used beside
+    compare.json if it is there. Raises InputError if a file is missing or foreign, or the results
+    do not belong together.
     """
     kind, folder = _page_of(where)
-    compared = read_result(kind, folder / f"{kind}.json")
+    found = read_result(kind, folder / f"{kind}.json")
+    if kind in ("serve", "fleet"):
+        view = table_view(kind, found, folder)
+        html = render("table", **view, provenance=[{"title": "", "facts": _facts(view["facts"])}])
+    else:
+        html = _study_page(kind, found, folder)
+    page = folder / PAGES[kind][0]
+    write_atomically(page, lambda to: to.write_text(html, "utf-8"), overwrite=True)
+    return page
+
+
+def _study_page(kind: str, compared: Json, folder: Path) -> str:
+    """The page of a comparison, with its validation if there is one; writes its figures."""
     measured = folder / "validate.json"
     validation = None
     if kind == "compare" and measured.exists():
@@ -102,38 +118,48 @@ def write_report(where: Path) -> Path:
     parts = compared["comparisons"]
     pictures = [comparison_pictures(part, folder) for part in parts]
     checked = [prediction_figure(validation), drift_figure(validation)] if validation else []
-    page, prefix = PAGES[kind]
+    prefix = PAGES[kind][1]
     for part, group in zip(parts, pictures, strict=True):
         of_part = f"{Path(part['trace']).stem}-" if len(parts) > 1 else ""
         write_pictures(group, folder / "figures", prefix + of_part)
     write_pictures(checked, folder / "figures")
-    html = render(compared, validation, pictures, checked)
-    write_atomically(
-        folder / page, lambda temporary: temporary.write_text(html, "utf-8"), overwrite=True
+    return render(
+        "report",
+        title=f"GammaLab study of {parts[0]['trace_meta']['pair']}",
+        screens=[
+            {"trace": part["trace"], "lines": headline(part, _about(part, validation))}
+            for part in parts
+        ],
+        comparisons=[
+            comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
+        ],
+        validation=validation_view(validation, checked) if validation else None,
+        provenance=provenance_view(compared, validation),
+        glossary=GLOSSARY,
     )
-    return folder / page
 
 
 def _page_of(where: Path) -> tuple[str, Path]:
     """The kind of result that a page is made of, and its folder."""
     if where.suffix == ".json":
         if where.stem not in PAGES:
-            raise InputError(f"{where}: a page is made of compare.json or leaderboard.json")
+            made = " or ".join(f"{kind}.json" for kind in PAGES)
+            raise InputError(f"{where}: a page is made of {made}")
         return where.stem, where.parent
     if not where.is_dir():
         raise InputError(f"{where}: no such folder; `gammalab study --out {where}` makes it")
     there = [kind for kind in PAGES if (where / f"{kind}.json").exists()]
     if len(there) > 1:
+        makers = " and of ".join(f"`gammalab {MAKERS.get(kind, kind)}`" for kind in there)
+        named = " or ".join(f"{where}/{kind}.json" for kind in there)
         raise InputError(
-            f"{where} holds results of `gammalab compare` and of `gammalab sweep`, and a page is "
-            f"made of one: name {where}/compare.json or {where}/leaderboard.json"
+            f"{where} holds results of {makers}, and a page is made of one: name {named}"
         )
-    for other in ("sweep", "serve", "fleet"):
-        if not there and (where / f"{other}.json").is_file():
-            raise InputError(
-                f"{where} holds the result of `gammalab {other}`, which has no page; its tables "
-                f"are in {other}.txt"
-            )
+    if not there and (where / "sweep.json").is_file():
+        raise InputError(
+            f"{where} holds the result of `gammalab sweep`, which has no page; its tables are in "
+            "sweep.txt"
+        )
     return next(iter(there), "compare"), where
 
 
@@ -175,32 +201,16 @@ def unbroken(text: str) -> Markup:
     return Markup(re.sub(r"\S*\w-\w\S*", r"<span>\g<0></span>", str(escape(text))))
 
 
-def render(
-    compared: Json,
-    validation: Json | None,
-    pictures: list[list[Picture]],
-    checked: list[Picture],
-) -> str:
-    """The page as a string."""
-    from jinja2 import Environment, StrictUndefined
+def render(template: str, **view: Any) -> str:
+    """The page as a string. template: NAME.html.j2 beside this module."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True,
+    )  # fmt: skip
     environment.filters["whole"] = unbroken
-    parts = compared["comparisons"]
-    return environment.from_string(template).render(
-        title=f"GammaLab study of {parts[0]['trace_meta']['pair']}",
-        screens=[
-            {"trace": part["trace"], "lines": headline(part, _about(part, validation))}
-            for part in parts
-        ],
-        comparisons=[
-            comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
-        ],
-        validation=validation_view(validation, checked) if validation else None,
-        provenance=provenance_view(compared, validation),
-        glossary=GLOSSARY,
-    )
+    return environment.get_template(f"{template}.html.j2").render(view)
 
 
 def _about(part: Json, validation: Json | None) -> Json | None:

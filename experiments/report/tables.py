@@ -8,22 +8,25 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common.frames import Column, Group, frame_of, page_meanings, page_of
+from experiments.common.frames import (
+    Column,
+    Group,
+    figure,
+    frame_of,
+    interval,
+    page_meanings,
+    page_of,
+)
 from experiments.common.plots import Json, Picture
 from experiments.common.results import forced_note, random_weights_note
 from experiments.common.statistics import VERDICTS
-from experiments.common.text_table import number, with_interval
 from experiments.comparison.columns import COLUMNS, SHORT, left_open
 from experiments.comparison.result import ROLES
 from experiments.report.figures import by_role, featured_rows, fixed_rows, is_twin
-from experiments.validation.columns import RATIOS, SPEEDS, checks_of
+from experiments.validation.columns import CELLS, RATIOS, SPEEDS, cells_of, checks_of
+from experiments.validation.validate_tables import fitted
 from policies.registry import title
 from traces.schema import EXACTNESS
-
-
-def interval(estimate: Json, digits: int = 2) -> str:
-    """Value and interval of an estimate."""
-    return with_interval([estimate[k] for k in ("value", "low", "high")], digits)
 
 
 def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
@@ -56,12 +59,7 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "words": "; ".join(f"{word}: {VERDICTS[word]}" for word in VERDICTS),
         "certainty": part["certainty"],
         "depth": part["trace_meta"]["depth"],
-        "tasks": [task.replace("_", " ") for task in part["tasks"]],
-        "task_rows": [
-            [title(row["name"]), *(_task(row, known, task) for task in part["tasks"])]
-            for row in part["rows"]
-            if not is_twin(row, part)
-        ],
+        "by_task": page_of(task_columns(part, known), [("", pd.concat(f for _, f in groups))]),
         "pictures": [embedded(picture) for picture in pictures],
     }
 
@@ -98,6 +96,7 @@ def _open(known: Json) -> Json:
         "verdict": known["verdict"],
         "tokens_per_round": known["tokens_per_round"],
         "tokens_per_s": known["tokens_per_s"],
+        "tasks": known["tasks"],
         "speedup_by_question": None,
         "adjusted_p": None,
     }
@@ -128,10 +127,14 @@ OPEN = (
 )
 
 
-def _task(row: Json, known: Json, task: str) -> str:
-    if known:
-        return interval(known[row["name"]]["tasks"][task])
-    return number(row["tasks"][task]["value"])
+def task_columns(part: Json, known: Json) -> list[Column]:
+    """The speed-up of every task; intervals over imputations where acceptance is open."""
+    return [COLUMNS[0]] + [
+        interval(f"tasks.{task}", None, said, "")
+        if known
+        else figure(f"tasks.{task}.value", None, said, "")
+        for task, said in ((task, task.replace("_", " ")) for task in part["tasks"])
+    ]
 
 
 def embedded(picture: Picture) -> dict[str, str]:
@@ -151,7 +154,8 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
         "tables": [
             _table(f"Ratios to {validation['baseline']}", RATIOS, frame),
             _table("Tokens per second, and the rounds behind them", SPEEDS, frame),
-            _missed(validation),
+            _table("Where the error comes from", CELLS, cells_of(validation))
+            | {"note": fitted(validation["residual"]).capitalize() + "."},
         ],
     }
 
@@ -159,43 +163,4 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
 def _table(title: str, columns: Sequence[Column], frame: pd.DataFrame) -> dict[str, Any]:
     """A table without groups, and what its columns mean."""
     shown = page_of(columns, [("", frame)])
-    return {
-        "title": title,
-        "header": shown["header"],
-        "rows": shown["groups"][0]["rows"],
-        "note": ". ".join(page_meanings(columns)) + ".",
-    }
-
-
-def _missed(validation: Json) -> dict[str, Any]:
-    fit = validation["residual"]
-    total = sum(cell["rounds"] for cell in validation["cells"])
-    return {
-        "title": "Where the error comes from",
-        "header": (
-            "signals read",
-            "tokens drafted",
-            "rounds",
-            "model, ms",
-            "measured, ms",
-            "missed, ms",
-        ),
-        "rows": [
-            [
-                "yes" if cell["signals"] else "no",
-                cell["drafted"],
-                cell["rounds"],
-                number(1000 * cell["priced_s"], 3),
-                number(1000 * cell["measured_s"], 3),
-                f"{1000 * cell['residual_s']:+.3f}",
-            ]
-            for cell in validation["cells"]
-            if cell["rounds"] * 100 >= total  # rarer kinds of round are left out
-        ],
-        "note": (
-            "Of one round, medians; missed: their difference. "
-            f"Fitted to these rounds, the model misses {1e6 * fit['round_s']:+.0f} µs per round, "
-            f"{1e6 * fit['draft_s']:+.0f} µs per drafted token and {1e6 * fit['signal_s']:+.0f} µs "
-            "per token whose signals are read."
-        ),
-    }
+    return shown | {"title": title, "note": ". ".join(page_meanings(columns)) + "."}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.common.frames import Column, Row
+from experiments.common.frames import Column, Row, one_line
 from experiments.common.text_table import number, percent
 from policies.registry import title
 
@@ -22,7 +22,7 @@ def _one(
     name: str, header: str, meaning: str, digits: int, unit: str, times: float = 1.0
 ) -> Column:
     return Column(
-        name, header, None, unit, meaning, (f"intervals.{name}.mean",),
+        name, header, one_line(header), unit, meaning, (f"intervals.{name}.mean",),
         lambda row: _cell(row, name, digits, times),
     )  # fmt: skip
 
@@ -32,22 +32,24 @@ def _two(
     times: float = 1.0,
 ) -> Column:  # fmt: skip
     return Column(
-        name, header, None, unit, meaning, tuple(f"intervals.{part}.mean" for part in parts),
+        name, header, one_line(header), unit, meaning,
+        tuple(f"intervals.{part}.mean" for part in parts),
         lambda row: "/".join(_cell(row, part, digits, times) for part in parts),
     )  # fmt: skip
 
 
+POLICY = Column("policy", "policy", "policy", "", "", ("policy",), lambda row: title(row["policy"]))
 COLUMNS = (
-    Column("policy", "policy", None, "", "", ("policy",), lambda row: title(row["policy"])),
+    POLICY,
     _one("tokens_per_s", "tokens\n/s", "of finished requests", 0, "1/s"),
     Column(
-        "tokens_ratio", "over first\n95 %", None, "",
+        "tokens_ratio", "over first\n95 %", "over first, 95 %", "",
         "tokens/s over the first policy's, seed by seed, with its 95 % interval if several",
         ("tokens_ratio.mean", "tokens_ratio.low", "tokens_ratio.high"), _over_first,
     ),
     _one("goodput_per_s", "good-\nput/s", "requests/s within the objective", 2, "1/s"),
     Column(
-        "goodput_share", "kept", None, "1", "their share", ("intervals.goodput_share.mean",),
+        "goodput_share", "kept", "kept", "1", "their share", ("intervals.goodput_share.mean",),
         lambda row: percent(row["intervals.goodput_share.mean"]),
     ),
     _two("ttft", "TTFT s\np50/p99", "time to first token", ("ttft.p50", "ttft.p99"), 2, "s"),

@@ -1,4 +1,4 @@
-"""Policies on one workload and server, run by run over several seeds, and their table.
+"""Policies on one workload and server, run by run over several seeds.
 
 Every policy meets the same requests at the same times (common random numbers), so ratios between
 policies are taken seed by seed.
@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from experiments.common.cost_sources import Priced
-from experiments.common.frames import frame_of, meanings, text_of
 from experiments.common.statistics import Interval, interval
-from experiments.serving.columns import COLUMNS
 from policies.base import Policy
 from policies.registry import label
 from simulator.serving.metrics import ANYTHING, Objective, Service, service
@@ -103,8 +101,3 @@ def seed_ratio(
     """One number of our runs over that of theirs, seed by seed."""
     pairs = zip(ours, theirs, strict=True)
     return interval([read(a) / read(b) if read(b) else math.nan for a, b in pairs])
-
-
-def service_table(rows: Sequence[Row]) -> str:
-    """One line per policy, means over seeds."""
-    return f"{text_of(COLUMNS, [('', frame_of(rows))])}\n\n{meanings(COLUMNS)}"

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.common.cost_sources import Priced, read_costs
-from experiments.common.frames import csv_of, described, frame_of
-from experiments.common.plots import write_pictures
+from experiments.common.frames import csv_of, described, frame_of, meanings, text_of
+from experiments.common.plots import captions, write_pictures
 from experiments.common.results import (
     command_line,
     describe_inputs,
@@ -27,7 +27,7 @@ from experiments.common.results import (
 from experiments.options import FleetOptions, ServeOptions
 from experiments.serving.columns import COLUMNS
 from experiments.serving.figures import series_figure
-from experiments.serving.policy_runs import costs_for, run_policies, service_table
+from experiments.serving.policy_runs import costs_for, run_policies
 from experiments.serving.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.registry import file_name, label, parse_policies
@@ -108,8 +108,11 @@ def run(options: ServeOptions) -> int:
             policies, trace, workload, costs, server, objective=objective, seeds=seeds,
             warmup=options.warmup, keep=keep, step=step,
         )  # fmt: skip
-    text = "\n\n".join([basis(trace, priced, workload, server, objective), service_table(rows)])
+    said, frame = basis(trace, priced, workload, server, objective), frame_of(rows)
+    text = "\n\n".join([said, text_of(COLUMNS, [("", frame)]), meanings(COLUMNS)])
+    pictures = [series_figure(series, server.bin_s)]
     result = {
+        "basis": said,
         "command": command_line(),
         "versions": versions(),
         "workload": jsonable(workload),
@@ -118,16 +121,17 @@ def run(options: ServeOptions) -> int:
         "costs": priced.about,
         "columns": described(COLUMNS),
         "rows": jsonable(rows),
+        "pictures": captions(pictures),
         "logs": sorted(written),
     } | describe_inputs(trace, options.trace.name, priced.about)
     if out is not None:
         if options.timeline:
             look(policies, trace, workload, costs, server, options.seed, out)
-        write_pictures([series_figure(series, server.bin_s)], out / "figures")
+        write_pictures(pictures, out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
         write_text(text, out / "serve.txt")
     if options.csv:
-        print(csv_of(COLUMNS, frame_of(rows)), end="")
+        print(csv_of(COLUMNS, frame), end="")
     else:
         print(dumps(result) if options.json else text)
     return 0

@@ -1,4 +1,4 @@
-"""The columns of a validation's two tables of policies, for terminal, page, JSON and CSV alike."""
+"""The columns of a validation's tables, for terminal, page, JSON and CSV alike."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def checks_of(found: dict[str, Any]) -> pd.DataFrame:
         }
         rows.append(check | more)
     return frame_of(rows)
+
+
+def cells_of(found: dict[str, Any]) -> pd.DataFrame:
+    """The kinds of round of a validate.json that make up at least one in a hundred."""
+    total = sum(cell["rounds"] for cell in found["cells"])
+    return frame_of(cell for cell in found["cells"] if cell["rounds"] * 100 >= total)
 
 
 def is_baseline(row: Row) -> bool:
@@ -64,8 +70,19 @@ def _signed(row: Row) -> str:
     return f"{100 * row['error']:+.1f}%"
 
 
-def _milliseconds(name: str) -> Any:
-    return lambda row: f"{1000 * row[name]:+.0f}"
+def _milliseconds(name: str, digits: int = 0) -> Any:
+    return lambda row: f"{1000 * row[name]:+.{digits}f}"
+
+
+def _of_a_round(name: str, header: str, title: str, meaning: str) -> Column:
+    return Column(
+        name, header, title, "s", meaning, (name,), lambda row: number(1000 * row[name], 3)
+    )
+
+
+def _mebibytes(row: Row) -> str:
+    peak = row["peak_memory_bytes"]
+    return number(None if peak is None else peak / 2**20, 0)
 
 
 POLICY = words("policy", "controller", "controller", "")
@@ -144,4 +161,39 @@ SPEEDS = (
     words("replies", None, "replies as recorded", "whose tokens are the trace's"),
     figure("joules_per_token", None, "joules per token", "prompts included", 3, unit="J"),
     words("why", None, "why", "a rule that reads the clock may decide otherwise here"),
+)  # fmt: skip
+ROUNDS = (
+    POLICY,
+    figure("agreement.rounds", "rounds", None, "of the first time", 0),
+    figure("agreement.differing", "differ", None,
+           "in (drafted, accepted, emitted) from the replay of the same replies", 0),
+    words("replies", "replies=trace", None, ""),
+    words("why", "why", None, ""),
+)  # fmt: skip
+DRIFT = (
+    Column("step", "step, tokens", None, "", "", ("operation", "tokens"),
+           lambda row: f"{row['operation']} {row['tokens']}"),
+    figure("factor", "of timing", None,
+           "seconds of the step during the sitting over those of the timing, median", 3),
+    figure("begin", "first third", None, "", 3),
+    figure("end", "last third", None, "", 3),
+    Column("blocks", "blocks", None, "", "how often it was measured again", ("points",),
+           lambda row: str(len(row["points"]))),
+)  # fmt: skip
+ENERGY = (
+    POLICY,
+    figure("joules_per_token", "J/token", None, "of the whole board, prompts included", 3,
+           unit="J"),
+    Column("peak_memory_bytes", "peak MiB", None, "byte", "what torch held at most",
+           ("peak_memory_bytes",), _mebibytes),
+)  # fmt: skip
+CELLS = (
+    Column("signals", "signals read", "signals read", "", "", ("signals",),
+           lambda row: "yes" if row["signals"] else "no"),
+    figure("drafted", "drafted", "tokens drafted", "", 0),
+    figure("rounds", "rounds", "rounds", "", 0),
+    _of_a_round("priced_s", "model ms", "model, ms", "of one round, median"),
+    _of_a_round("measured_s", "measured ms", "measured, ms", "the same, measured"),
+    Column("residual_s", "missed ms", "missed, ms", "s", "their difference", ("residual_s",),
+           _milliseconds("residual_s", 3)),
 )  # fmt: skip

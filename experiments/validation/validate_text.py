@@ -11,18 +11,14 @@ from experiments.common.results import forced_note, jsonable
 from experiments.common.statistics import FEWEST, Estimate
 from experiments.common.text_table import fill, with_interval
 from experiments.common.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
-from experiments.validation.columns import RATIOS, SPEEDS, checks_of
+from experiments.validation.columns import RATIOS, SPEEDS
 from experiments.validation.result import Validation
 from experiments.validation.validate_tables import (
-    drift_table,
-    energy_table,
     error_table,
     low_to_high,
-    ratio_table,
     reasons,
-    rounds_table,
     signed,
-    speed_table,
+    tables,
     why,
 )
 from real_backend.decoding.measured import timed_path
@@ -121,20 +117,15 @@ def validation_text(outcome: Validation) -> str:
     note = forced_note(next(iter(outcome.measured.timed.values()))[0].meta)
     head = [*claim_lines(outcome), *machine_lines(outcome), basis_line(outcome), note]
     lines = "\n".join(fill(line) for line in head if line)
-    rounds = "\n".join([rounds_table(outcome), *reasons(outcome)])
-    frame = checks_of(validation_dict(outcome))
-    tables = [
-        ratio_table(frame, outcome.baseline),
-        speed_table(frame, outcome.clock),
-        drift_table(outcome),
-    ]
-    parts = [lines, *tables, energy_table(outcome), rounds, error_table(outcome)]
+    found = validation_dict(outcome)
+    *first, rounds = tables(found)
+    rounds = "\n".join([rounds, *reasons(outcome)])
     prefill = (
         f"prefill of the {outcome.requests} prompts, not part of the speeds: predicted "
         f"{outcome.prefill_predicted_s:.3f} s, measured {outcome.prefill_measured_s:.3f} s\n"
         "(median over policies and repeats)"
     )
-    return "\n\n".join([*filter(None, parts), prefill])
+    return "\n\n".join([lines, *first, rounds, error_table(found), prefill])
 
 
 def findings(outcome: Validation, max_error_percent: float) -> list[str]:
@@ -164,7 +155,7 @@ def validation_dict(outcome: Validation) -> dict[str, Any]:
         if check.agreement is not None:
             shown["agreement"]["differing"] = check.agreement.differing
     raw["columns"] = {"ratios": described(RATIOS), "speeds": described(SPEEDS)}
-    raw["reasons"] = {check.policy: why(check, outcome) for check in outcome.checks}
+    raw["reasons"] = {check.policy: why(check) for check in outcome.checks}
     raw["lines"] = {"claims": claim_lines(outcome), "machine": machine_lines(outcome)}
     raw["basis"] = basis_line(outcome)
     folder = Path()

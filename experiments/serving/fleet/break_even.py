@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pandas as pd
+
+from experiments.common.frames import Column, fields_of, figure, frame_of, words
 from experiments.common.statistics import Interval
-from experiments.common.text_table import number, table
+from experiments.common.text_table import number
+from experiments.serving.columns import POLICY
 from experiments.serving.figures import loads_figure
 from experiments.serving.fleet.question import (
     Answer,
@@ -18,7 +22,7 @@ from experiments.serving.fleet.question import (
 )
 from experiments.serving.policy_runs import seed_ratio
 from policies.fixed import Fixed, Never
-from policies.registry import label, title
+from policies.registry import label
 from traces.workload.workload import Workload
 
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
@@ -39,21 +43,34 @@ def break_even(ask: Setting) -> Answer:
             found[row.policy].append(seconds[0] / value)
             spreads.append(seed_ratio(rows[0].runs, row.runs, reply_s))
         running.append(rows[0].intervals["mean_running"].mean)
-    cells = [
-        [title(name), *(number(v, 2) for v in line), crossing(LOADS, line)]
+    frame = frame_of(
+        {"policy": name, "pays_up_to": crossing(LOADS, line)}
+        | {f"load={load:g}": value for load, value in zip(LOADS, line, strict=True)}
         for name, line in found.items()
-    ]
-    header = ("policy", *(f"{load:g}" for load in LOADS), "pays up\nto load")
-    text = "\n\n".join([
+    )
+    return Answer(
         "mean seconds of a reply under plain decoding over those under a policy (above 1: "
         f"faster), by load;\nload 1: {full:.2f} requests/s, what plain decoding finishes with all "
         f"{ask.server.slots} slots busy",
-        table(header, [("", cells), ("", [
-            ["(running while busy)", *(number(v, 1) for v in running), ""]])]),
-        spread_line(spreads),
-    ])  # fmt: skip
-    result = {"loads": LOADS, "capacity_per_s": full, "faster": found, "running": running}
-    return Answer(text, result, (loads_figure(LOADS, found),))
+        frame,
+        (
+            "requests that decode under plain decoding while it is busy, by load: "
+            + ", ".join(number(value, 1) for value in running),
+            spread_line(spreads),
+        ),
+        {"capacity_per_s": full, "running": running},
+        (loads_figure(LOADS, found),),
+    )
+
+
+def columns(frame: pd.DataFrame) -> tuple[Column, ...]:
+    """The table's columns: one for every load."""
+    loads = fields_of(frame, "load=")
+    return (
+        POLICY,
+        *(figure(name, name.removeprefix("load="), name.replace("=", " "), "") for name in loads),
+        words("pays_up_to", "pays up\nto load", "pays up to load", ""),
+    )
 
 
 def crossing(loads: Sequence[float], line: Sequence[float]) -> str:

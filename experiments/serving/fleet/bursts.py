@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from experiments.common.results import jsonable
+import pandas as pd
+
+from experiments.common.frames import Column, frame_of
+from experiments.serving.columns import COLUMNS
 from experiments.serving.figures import bars_figure
 from experiments.serving.fleet.gamma_table import best_table, merged, table_policy
 from experiments.serving.fleet.question import Answer, Setting, distinct, full_load, reply_s
-from experiments.serving.policy_runs import seed_ratio, service_table
+from experiments.serving.policy_runs import seed_ratio
 from policies.fixed import Fixed, Never
 from simulator.serving.metrics import Objective
 from traces.workload.workload import Workload
@@ -19,8 +23,8 @@ def bursts(ask: Setting) -> Answer:
     costs = ask.costs()
     plain = full_load(ask, costs)
     full = plain.requests_per_s
-    found = best_table(ask).result
-    rows = merged(found["users"], found["best"])
+    found = best_table(ask).frame
+    rows = merged(list(found["users"]), list(found["best"]))
     stay_s = 20 * ask.server.slots / full
     workload = Workload(
         requests=4 * ask.requests, process="bursts", on_rate_per_s=1.5 * full,
@@ -33,13 +37,21 @@ def bursts(ask: Setting) -> Answer:
     static = [Never(), Fixed(1), Fixed(2), Fixed(3), Fixed(5), table_policy(rows)]
     policies = distinct([*static, *ask.policies])
     served = asked.run(policies, workload, ask.server, costs)
-    text = "\n\n".join([
+    about = (
         f"bursts: {1.5 * full:.2f} requests/s for {stay_s:.0f} s, {0.2 * full:.2f} for "
-        f"{2 * stay_s:.0f} s (means); objective: TTFT up to {objective.ttft_s:.3g} s, TPOT up to "
-        f"{1e3 * objective.tpot_s:.4g} ms",
-        service_table(served),
-    ])  # fmt: skip
+        f"{2 * stay_s:.0f} s (means); objective: {_ttft(objective)}TPOT up to "
+        f"{1e3 * objective.tpot_s:.4g} ms"
+    )
     gains = {row.policy: seed_ratio(served[0].runs, row.runs, reply_s) for row in served}
     meaning = "mean seconds of a reply in bursts, plain decoding over the policy"
     picture = bars_figure("bursts", gains, meaning, "times as fast as plain decoding")
-    return Answer(text, {"rows": jsonable(served)}, (picture,))
+    return Answer(about, frame_of(served), pictures=(picture,))
+
+
+def _ttft(objective: Objective) -> str:
+    return f"TTFT up to {objective.ttft_s:.3g} s, " if objective.ttft_s < math.inf else ""
+
+
+def columns(_: pd.DataFrame) -> tuple[Column, ...]:
+    """Those of any serving run."""
+    return COLUMNS

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import pandas as pd
+
+from experiments.common.frames import OVER_SEEDS, Column, fields_of, figure, frame_of
+from experiments.common.frames import interval as interval_column
 from experiments.common.results import jsonable
 from experiments.common.statistics import interval
-from experiments.common.text_table import number, percent, table
+from experiments.common.text_table import percent
+from experiments.serving.columns import POLICY
 from experiments.serving.figures import bars_figure
-from experiments.serving.fleet.question import Answer, Setting, distinct, full_load, shown
+from experiments.serving.fleet.question import Answer, Setting, distinct, full_load
 from policies.base import Policy
 from policies.fixed import Fixed, Never
-from policies.registry import label, title
+from policies.registry import label
 from simulator.serving.metrics import Objective, service
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
@@ -43,24 +48,39 @@ def slo_capacity(ask: Setting) -> Answer:
         for policy in policies
     }
     bare = rates["never"][0]
-    cells = [
-        [title(name), *(number(rate, 2) for rate in here), shown(interval(here)),
-         shown(interval([a / b if b else math.nan for a, b in zip(here, bare, strict=True)])),
-         shown(interval(there))]
+    frame = frame_of(
+        {"policy": name, "requests_per_s": interval(here), "ahead": interval(there),
+         "over_plain": interval(
+             [a / b if b else math.nan for a, b in zip(here, bare, strict=True)])}
+        | {f"seed={seed}": rate for seed, rate in zip(ask.seeds, here, strict=True)}
         for name, (here, there) in rates.items()
-    ]  # fmt: skip
-    seeds = (f"seed {seed}" for seed in ask.seeds)
-    header = ("policy", *seeds, "mean\n95 %", "over plain\n95 %", "drafting ahead\n95 %")
-    text = "\n\n".join([
+    )  # fmt: skip
+    about = (
         f"most requests/s (Poisson) of which {percent(KEPT)} keep TTFT <= {objective.ttft_s:.3g} s "
         f"and TPOT <= {1e3 * objective.tpot_s:.3g} ms; {ask.server.slots} slots; 2 % steps; last "
-        "column:\nthe draft on a device of its own that drafts ahead, no network",
-        table(header, [("", cells)]),
-    ])  # fmt: skip
+        "column:\nthe draft on a device of its own that drafts ahead, no network"
+    )
     gains = {name: interval(here) for name, (here, _) in rates.items()}
     meaning = "requests/s at which 99 % keep the objective"
-    result = {"objective": jsonable(objective), "requests_per_s": rates}
-    return Answer(text, result, (bars_figure("capacity", gains, meaning, "requests/s"),))
+    picture = bars_figure("capacity", gains, meaning, "requests/s")
+    return Answer(about, frame, more={"objective": jsonable(objective)}, pictures=(picture,))
+
+
+def columns(frame: pd.DataFrame) -> tuple[Column, ...]:
+    """The table's columns: one for every seed, and their means."""
+    seeds = [(name, name.replace("=", " ")) for name in fields_of(frame, "seed=")]
+    return (
+        POLICY,
+        *(figure(name, said, said, "") for name, said in seeds),
+        *(
+            interval_column(name, f"{said}\n95 %", f"{said} (95 %)", "", parts=OVER_SEEDS)
+            for name, said in (
+                ("requests_per_s", "mean"),
+                ("over_plain", "over plain"),
+                ("ahead", "drafting ahead"),
+            )
+        ),
+    )
 
 
 def highest_rate(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from experiments.common.cost_sources import read_costs
-from experiments.common.frames import csv_of
-from experiments.common.plots import write_pictures
+from experiments.common.frames import csv_of, described, meanings, rows_of, text_of
+from experiments.common.plots import captions, write_pictures
 from experiments.common.results import (
     command_line,
     dumps,
@@ -18,12 +17,15 @@ from experiments.common.results import (
     write_text,
 )
 from experiments.options import FleetOptions
-from experiments.serving.fleet.break_even import break_even
-from experiments.serving.fleet.bursts import bursts
-from experiments.serving.fleet.capacity import slo_capacity
-from experiments.serving.fleet.gamma_table import best_table
-from experiments.serving.fleet.placement import placement
-from experiments.serving.fleet.question import Answer, Setting
+from experiments.serving.fleet import (
+    break_even,
+    bursts,
+    capacity,
+    gamma_table,
+    placement,
+    routing,
+)
+from experiments.serving.fleet.question import Question, Setting
 from experiments.serving.serve import say_what_is_stretched, settings
 from policies.base import uses_signals
 from policies.registry import parse_policies
@@ -36,12 +38,13 @@ from traces.store import read_trace, refuse_existing
 ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning"
 ADAPTIVE += ",payback"
 
-QUESTIONS: dict[str, Callable[[Setting], Answer]] = {
-    "table": best_table,
-    "break-even": break_even,
-    "bursts": bursts,
-    "capacity": slo_capacity,
-    "placement": placement,
+QUESTIONS = {
+    "table": Question(gamma_table.best_table, gamma_table.columns),
+    "break-even": Question(break_even.break_even, break_even.columns),
+    "bursts": Question(bursts.bursts, bursts.columns),
+    "capacity": Question(capacity.slo_capacity, capacity.columns),
+    "placement": Question(placement.placement, placement.columns),
+    "routing": Question(routing.routing, routing.columns),
 }
 
 
@@ -53,22 +56,27 @@ def run(options: FleetOptions) -> int:
     if out is not None:
         refuse_existing(out / "fleet.json", options.force)
     ask = setting(options)
-    if options.csv and options.question != "table":
-        raise InputError(f"--csv: the answer to {options.question} is no one table; take --json")
+    question = QUESTIONS[options.question]
     with progress(None, options.question) as step:
-        answer = QUESTIONS[options.question](dataclasses.replace(ask, step=step))
+        answer = question.answer(dataclasses.replace(ask, step=step))
+    columns = question.columns(answer.frame)
     about = {
         "command": command_line(), "versions": versions(), "question": options.question,
         "costs": ask.priced.about, "server": jsonable(ask.server), "trace": options.trace.name,
     }  # fmt: skip
-    result = about | {"answer": jsonable(answer.result)}
-    text = f"{basis_of(ask, options)}\n\n{answer.text}"
+    basis = basis_of(ask, options)
+    said = {"basis": basis, "about": answer.about, "notes": answer.notes}
+    table = {"columns": described(columns), "rows": rows_of(answer.frame)}
+    drawn = {"pictures": captions(answer.pictures)}
+    result = about | {"answer": said | table | answer.more | drawn}
+    shown = [text_of(columns, [("", answer.frame)]), meanings(columns)]
+    text = "\n\n".join(filter(None, [basis, answer.about, *shown, *answer.notes]))
     if out is not None:
         write_pictures(list(answer.pictures), out / "figures")
         write_result("fleet", result, out / "fleet.json", overwrite=True)
         write_text(text, out / "fleet.txt")
-    if answer.frame is not None and options.csv:
-        print(csv_of(answer.columns, answer.frame), end="")
+    if options.csv:
+        print(csv_of(columns, answer.frame), end="")
     else:
         print(dumps(result) if options.json else text)
     return 0

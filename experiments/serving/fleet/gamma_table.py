@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from experiments.common.frames import OVER_SEEDS, described, figure, frame_of, interval, text_of
+import pandas as pd
+
+from experiments.common.frames import OVER_SEEDS, Column, fields_of, figure, frame_of, interval
 from experiments.common.statistics import SMALLEST, Interval
 from experiments.serving.figures import table_figure
 from experiments.serving.fleet.question import Answer, Setting, spread_line
@@ -36,35 +38,36 @@ def best_table(ask: Setting) -> Answer:
     vllm = {"num_speculative_tokens_per_batch_size": [list(row) for row in ranges]}
     trtllm = {"draft_len_schedule": {high: gamma for _, high, gamma in ranges}}
     frame = frame_of(
-        {"users": size, "best": gamma, "gain": gain[gamma]}
-        | {f"g={g}": v / line[0] for g, v in zip(gammas, line, strict=True)}
+        {"users": size, "plain_tokens_per_s": line[0], "best": gamma, "gain": gain[gamma]}
+        | {f"g={g}": speed / line[0] for g, speed in zip(gammas, line, strict=True)}
         for size, line, gamma, gain in zip(sizes, speeds, best, gains, strict=True)
     )
-    columns = (
-        figure("users", "users", None, "requests at once, as many slots", 0),
-        *(figure(f"g={g}", f"g={g}", None, "tokens/s over plain decoding") for g in gammas),
-        figure("best", "best", None, "the smallest gamma within half a percent of the fastest", 0),
-        interval("gain", "gain", None, "of the best over plain decoding", parts=OVER_SEEDS),
+    return Answer(
+        "tokens/s of every fixed gamma over plain decoding, by users (= slots)",
+        frame,
+        (
+            spread_line([one for line in gains for one in line]),
+            "vLLM:         --speculative-config field " + json.dumps(vllm),
+            "TensorRT-LLM: speculative_config field " + json.dumps(trtllm),
+        ),
+        {"vllm": vllm, "trtllm": trtllm},
+        (table_figure(sizes, gammas, speeds, best),),
     )
-    text = "\n\n".join([
-        "tokens/s of every fixed gamma over plain decoding, by users (= slots)\nbest: the smallest "
-        "gamma within half a percent of the fastest",
-        spread_line([one for line in gains for one in line]),
-        text_of(columns, [("", frame)]),
-        "vLLM:         --speculative-config field " + json.dumps(vllm),
-        "TensorRT-LLM: speculative_config field " + json.dumps(trtllm),
-    ])  # fmt: skip
-    result = {
-        "columns": described(columns),
-        "users": sizes,
-        "gammas": gammas,
-        "tokens_per_s": speeds,
-        "best": best,
-    }
-    result["gain"] = [gain[gamma] for gain, gamma in zip(gains, best, strict=True)]
-    return Answer(text, result | {"vllm": vllm, "trtllm": trtllm}, (
-        table_figure(sizes, gammas, speeds, best),
-    ), columns, frame)  # fmt: skip
+
+
+def columns(frame: pd.DataFrame) -> tuple[Column, ...]:
+    """The table's columns: one for every gamma that was served."""
+    return (
+        figure("users", "users", "users", "requests at once, as many slots", 0),
+        figure("plain_tokens_per_s", "plain\ntok/s", "plain tokens/s", "", 0, unit="1/s"),
+        *(figure(name, name, name, "") for name in fields_of(frame, "g=")),
+        figure(
+            "best", "best", "best", "the smallest gamma within half a percent of the fastest", 0
+        ),
+        interval(
+            "gain", "gain\n95 %", "gain (95 %)", "of the best over plain decoding", parts=OVER_SEEDS
+        ),
+    )
 
 
 def choose(line: Sequence[float]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,6 @@ from experiments.common.cost_sources import Priced
 from experiments.common.frames import Column
 from experiments.common.plots import Picture
 from experiments.common.statistics import Interval
-from experiments.common.text_table import with_interval
 from experiments.serving.policy_runs import Row, costs_for, run_policies
 from policies.base import Policy
 from policies.fixed import Never
@@ -55,15 +54,27 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """text: for a terminal; result: JSON-ready; pictures: figures. columns, frame: the answer's one
-    table, for CSV; none of an answer that is more than one.
+    """One table and what is said about it.
+
+    about: a paragraph above the table.
+    frame: a row per line of the table.
+    notes: paragraphs below it.
+    more: what the JSON holds beside the table.
+    pictures: figures.
     """
 
-    text: str
-    result: dict[str, Any]
+    about: str
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
-    columns: tuple[Column, ...] = ()
-    frame: pd.DataFrame | None = None
+
+
+class Question(NamedTuple):
+    """answer: computes it; columns: of the answer's frame, as people see them."""
+
+    answer: Callable[[Setting], Answer]
+    columns: Callable[[pd.DataFrame], Sequence[Column]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +101,6 @@ def distinct(policies: Sequence[Policy]) -> list[Policy]:
 def reply_s(run: Service) -> float:
     """Mean seconds of a reply."""
     return run.end_to_end.mean
-
-
-def shown(found: Interval, digits: int = 2) -> str:
-    """Mean and interval over seeds."""
-    return with_interval((found.mean, found.low, found.high), digits)
 
 
 def spread_line(found: Sequence[Interval]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +29,11 @@ from experiments.common.frames import (
 )
 from experiments.comparison.columns import COLUMNS, SHORT, left_open
 from experiments.serving.columns import COLUMNS as SERVED
+from experiments.serving.columns import POLICY
 from experiments.validation.columns import RATIOS, SPEEDS
 from tests.command import gammalab
 from tests.results import save_inputs
+from tests.valid_files import KINDS, compare_of
 
 
 class Estimate(NamedTuple):
@@ -133,3 +137,66 @@ def test_terminal_page_json_and_csv_of_a_comparison_are_one(compared: Any) -> No
         assert column.title is None or column.title in page
         if column.header is not None:
             assert column.header.split("\n")[0] in done.out
+
+
+@contextlib.contextmanager
+def changed(column: Column) -> Iterator[None]:
+    """The column with another header, title, meaning, cell and field."""
+    other: dict[str, Any] = {
+        "header": "HEADER", "title": "TITLE", "meaning": "MEANING", "show": lambda row: "CELL",
+        "fields": ("other",),
+    }  # fmt: skip
+    before = {name: getattr(column, name) for name in other}
+    for name, value in other.items():
+        object.__setattr__(column, name, value)  # wherever its list was imported to
+    yield
+    for name, value in before.items():
+        object.__setattr__(column, name, value)
+
+
+def all_four(column: Column, asked: Sequence[object], folder: Path, page: str) -> None:
+    """Terminal, page, JSON and CSV of a command follow one column."""
+    fields = column.fields
+    with changed(column):
+        text = gammalab(*asked, "--out", folder).out
+        assert gammalab("report", folder).code == 0
+        told, sheet = gammalab(*asked, "--json").out, gammalab(*asked, "--csv").out
+    html = (folder / page).read_text()
+    assert "HEADER" in text and "CELL" in text
+    assert "TITLE" in html and "<td>CELL</td>" in html
+    assert '"meaning": "MEANING"' in told
+    assert sheet and not set(fields) & set(sheet.splitlines()[0].split(","))
+    before = gammalab(*asked, "--csv").out.splitlines()[0].split(",")
+    assert set(fields) <= set(before)
+
+
+def test_a_changed_column_changes_all_four_of_a_comparison(compared: Any, tmp_path: Path) -> None:
+    (column,) = (column for column in COLUMNS if column.name == "tokens_per_round")
+    all_four(column, compared[1], tmp_path / "out", "report.html")
+
+
+def test_a_changed_column_changes_all_four_of_a_validation(tmp_path: Path) -> None:
+    (kind,) = (kind for kind in KINDS if kind.name == "sitting")
+    (asked,) = kind.commands(kind.write(tmp_path), tmp_path)
+    assert gammalab(*compare_of(tmp_path, tmp_path / "out")).code == 0
+    (column,) = (column for column in SPEEDS if column.name == "wall_tokens_per_s")
+    all_four(column, asked, tmp_path / "out", "report.html")
+
+
+@pytest.mark.parametrize(
+    ("asked", "column"),
+    [
+        (("fleet", "bursts"), SERVED[1]),
+        (("serve", "--workload", "closed:users=2"), SERVED[1]),
+        (("fleet", "placement"), POLICY),
+        (("fleet", "routing"), POLICY),
+        (("fleet", "capacity"), POLICY),
+        (("fleet", "break-even"), POLICY),
+    ],
+)
+def test_a_changed_column_changes_all_four_of_serving(
+    asked: Sequence[object], column: Column, compared: Any, tmp_path: Path
+) -> None:
+    few = ("--policies", "fixed:gamma=4", "--requests", 12, "--seeds", 1, "--server", "slots=2")
+    made = (*asked, *compared[1][1:5], *few)
+    all_four(column, made, tmp_path / "out", f"{asked[0]}.html")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.common.cost_sources import Priced
+from experiments.common.frames import fields_of, rows_of, text_of
 from experiments.common.statistics import interval
 from experiments.serving.fleet.break_even import LOADS, break_even, crossing
 from experiments.serving.fleet.capacity import KEPT, highest_rate
@@ -23,7 +24,7 @@ from experiments.serving.fleet.gamma_table import (
     merged,
     table_policy,
 )
-from experiments.serving.fleet.question import Setting, full_load, shown, spread_line
+from experiments.serving.fleet.question import Answer, Setting, full_load, spread_line
 from policies.base import Policy, View
 from policies.counts.tables import BatchTable
 from policies.fixed import Never
@@ -63,6 +64,15 @@ def steady(alpha: float, depth: int = 4) -> Trace:
     return synthetic.constant(
         alpha, np.random.default_rng(4), requests=20, reply_tokens=60, depth=depth
     )
+
+
+def best(answer: Answer) -> list[int]:
+    return list(answer.frame["best"])
+
+
+def ratios(answer: Answer, policy: str, start: str) -> list[float]:
+    (row,) = [row for row in rows_of(answer.frame) if row["policy"] == policy]
+    return [row[name] for name in fields_of(answer.frame, start)]
 
 
 # --- the parts, by hand
@@ -150,22 +160,22 @@ def test_free_verification_drafts_as_deep_as_it_can() -> None:
     """
     ask = ask_of(Affine(draft_fixed=0.01, target_fixed=10), steady(0.9))
     answer = best_table(ask)
-    assert answer.result["users"] == [1, 2] and answer.result["gammas"] == [0, 1, 2, 3, 4]
-    assert answer.result["best"] == [4, 4]
-    assert answer.result["vllm"] == {"num_speculative_tokens_per_batch_size": [[1, 2, 4]]}
-    assert answer.result["trtllm"] == {"draft_len_schedule": {2: 4}}
-    for speeds in answer.result["tokens_per_s"]:
-        assert speeds == sorted(speeds)
+    assert list(answer.frame["users"]) == [1, 2] and best(answer) == [4, 4]
+    assert answer.more["vllm"] == {"num_speculative_tokens_per_batch_size": [[1, 2, 4]]}
+    assert answer.more["trtllm"] == {"draft_len_schedule": {2: 4}}
+    speeds = fields_of(answer.frame, "g=")
+    assert speeds == [f"g={gamma}" for gamma in range(5)]
+    for row in rows_of(answer.frame):
+        assert [row[name] for name in speeds] == sorted(row[name] for name in speeds)
 
 
 def test_a_draft_as_dear_as_the_target_is_never_asked() -> None:
     ask = ask_of(Affine(draft_fixed=10, target_fixed=10), steady(0.9))
     answer = best_table(ask)
-    assert answer.result["best"] == [0, 0]
-    assert answer.result["trtllm"] == {"draft_len_schedule": {2: 0}}
+    assert best(answer) == [0, 0]
+    assert answer.more["trtllm"] == {"draft_len_schedule": {2: 0}}
     # (1 + 0.9) / 2 of plain decoding's speed with one draft, whose seconds are the target's.
-    for speeds in answer.result["tokens_per_s"]:
-        assert speeds[1] / speeds[0] == pytest.approx(1.9 / 2, rel=0.02)
+    assert list(answer.frame["g=1"]) == pytest.approx([1.9 / 2] * 2, rel=0.02)
 
 
 ROOF = Roofline(
@@ -180,15 +190,15 @@ def test_a_table_that_changes_with_the_batch() -> None:
     Two users: the batch alone fills the free room, 3.8 tokens in 20 s against 2 in 10 s.
     """
     answer = best_table(ask_of(ROOF, steady(0.9)))
-    assert answer.result["best"] == [1, 0]
-    (rows,) = answer.result["vllm"].values()
+    assert best(answer) == [1, 0]
+    (rows,) = answer.more["vllm"].values()
     assert rows == [[1, 1, 1], [2, 2, 0]]
-    assert answer.result["trtllm"] == {"draft_len_schedule": {1: 1, 2: 0}}
+    assert answer.more["trtllm"] == {"draft_len_schedule": {1: 1, 2: 0}}
     # Beside its 60 tokens a reply costs its prompt: 32 tokens, the middle of the bucket, 5 s each.
-    plain, (one, two) = 60 * 10.0, answer.result["tokens_per_s"]
-    assert one[1] / one[0] == pytest.approx((plain + 160) / (plain / 1.9 + 160), rel=0.02)
-    assert one[2] / one[0] == pytest.approx((plain + 160) / (plain * 1.5 / 2.71 + 160), rel=0.02)
-    assert two[1] / two[0] == pytest.approx((plain + 320) / (plain * 2 / 1.9 + 320), rel=0.02)
+    plain, (one, two) = 60 * 10.0, rows_of(answer.frame)
+    assert one["g=1"] == pytest.approx((plain + 160) / (plain / 1.9 + 160), rel=0.02)
+    assert one["g=2"] == pytest.approx((plain + 160) / (plain * 1.5 / 2.71 + 160), rel=0.02)
+    assert two["g=1"] == pytest.approx((plain + 320) / (plain * 2 / 1.9 + 320), rel=0.02)
     (picture,) = answer.pictures
     assert picture.name == "table" and "from 1 with 1 user to 0 with 2" in picture.title
     assert table_policy([(1, 1, 1), (2, 2, 0)]) == BatchTable(1, 1, 0, 0, 0, 0, 0, 0)
@@ -196,23 +206,26 @@ def test_a_table_that_changes_with_the_batch() -> None:
 
 def test_the_text_shows_the_numbers() -> None:
     answer = best_table(ask_of(ROOF, steady(0.9)))
-    lines = answer.text.splitlines()
-    (one,) = (line.split() for line in lines if line.startswith("1 "))
-    speeds = answer.result["tokens_per_s"][0]
-    assert one[1:6] == [f"{speed / speeds[0]:.2f}" for speed in speeds]
-    assert one[6:] == ["1", f"{speeds[1] / speeds[0]:.2f}"]
-    vllm, trtllm = (json.loads(line[line.index("{") :]) for line in lines if "config field" in line)
-    assert vllm == answer.result["vllm"]
+    shown = text_of(QUESTIONS["table"].columns(answer.frame), [("", answer.frame)])
+    (cells,) = (line.split() for line in shown.splitlines() if line.startswith("1 "))
+    one = rows_of(answer.frame)[0]
+    speeds = [one[f"g={gamma}"] for gamma in range(5)]
+    assert cells[1] == f"{one['plain_tokens_per_s']:.0f}" and speeds[0] == 1.0
+    assert cells[2:] == [*(f"{speed:.2f}" for speed in speeds), "1", f"{speeds[1]:.2f}"]
+    vllm, trtllm = (
+        json.loads(note[note.index("{") :]) for note in answer.notes if "config field" in note
+    )
+    assert vllm == answer.more["vllm"]
     assert trtllm == {"draft_len_schedule": {"1": 1, "2": 0}}
 
 
 def test_concurrencies_go_up_to_the_slots() -> None:
-    sizes = best_table(ask_of(ROOF, steady(0.9), slots=4)).result["users"]
-    assert sizes == [n for n in CONCURRENCIES if n <= 4] == [1, 2, 4]
+    sizes = best_table(ask_of(ROOF, steady(0.9), slots=4)).frame["users"]
+    assert list(sizes) == [n for n in CONCURRENCIES if n <= 4] == [1, 2, 4]
 
 
 def test_a_table_covers_every_batch_there_can_be() -> None:
-    found = best_table(ask_of(ROOF, steady(0.9), slots=3)).result
+    found = best_table(ask_of(ROOF, steady(0.9), slots=3)).more
     assert found["vllm"]["num_speculative_tokens_per_batch_size"][-1][1] == 3
 
 
@@ -278,10 +291,10 @@ def test_break_even_where_drafting_never_pays_and_where_it_always_does() -> None
     dear = break_even(ask_of(Affine(draft_fixed=10, target_fixed=10), steady(0.3)))
     cheap = break_even(ask_of(Affine(draft_fixed=0.01, target_fixed=10), steady(0.9)))
     for name in ("fixed:gamma=1", "fixed:gamma=3"):
-        assert crossing(LOADS, dear.result["faster"][name]) == "< 0.2"
-        assert crossing(LOADS, cheap.result["faster"][name]) == "> 2"
-    assert dear.result["faster"]["never"] == [1.0] * len(LOADS)
-    assert dear.result["running"] == sorted(dear.result["running"])
+        assert crossing(LOADS, ratios(dear, name, "load=")) == "< 0.2"
+        assert crossing(LOADS, ratios(cheap, name, "load=")) == "> 2"
+    assert ratios(dear, "never", "load=") == [1.0] * len(LOADS)
+    assert dear.more["running"] == sorted(dear.more["running"])
 
 
 # --- the command
@@ -330,11 +343,11 @@ def test_the_table_command(inputs: Inputs, tmp_path: Path) -> None:
     raw = read_json((out / "fleet.json").read_text())
     assert raw["kind"] == "fleet" and raw["question"] == "table" and raw["server"]["slots"] == 2
     answer = raw["answer"]
-    assert answer["users"] == [1, 2] and answer["gammas"] == [0, 1, 2, 3, 4]
-    assert np.shape(answer["tokens_per_s"]) == (2, 5)
-    assert answer["best"] == [choose(line) for line in answer["tokens_per_s"]]
+    assert [row["users"] for row in answer["rows"]] == [1, 2]
+    best = [row["best"] for row in answer["rows"]]
+    assert best == [choose([row[f"g={gamma}"] for gamma in range(5)]) for row in answer["rows"]]
     rows = answer["vllm"]["num_speculative_tokens_per_batch_size"]
-    assert rows == [list(row) for row in merged([1, 2], answer["best"])]
+    assert rows == [list(row) for row in merged([1, 2], best)]
     assert answer["trtllm"]["draft_len_schedule"] == {str(high): gamma for _, high, gamma in rows}
 
     before = {path: (out / path).read_bytes() for path in found}
@@ -354,10 +367,11 @@ def test_slots_default_to_what_was_measured(inputs: Inputs) -> None:
     [
         (
             "break-even",
-            ["pays up", "(running while busy)", "one seed: how far", "fixed:gamma=2", "requests/s"],
+            ["pays up", "decode under plain", "one seed: how far", "fixed:gamma=2", "requests/s"],
         ),
-        ("placement", ["drafting ahead", "least-outstanding", "fixed:gamma=2"]),
-        ("bursts", ["bursts: ", "objective: TTFT", "batch-table"]),
+        ("placement", ["drafting ahead", "no network", "fixed:gamma=2"]),
+        ("routing", ["least-outstanding", "TTFT p99", "fixed:gamma=2"]),
+        ("bursts", ["bursts: ", "objective: TPOT", "batch-table"]),
         ("capacity", ["keep TTFT <=", "drafts ahead", "fixed:gamma=5"]),
     ],
 )
@@ -375,19 +389,20 @@ def test_every_other_question(
     raw = read_json((out / "fleet.json").read_text())
     assert raw["question"] == question and raw["answer"]
     pictures = sorted(path.name for path in out.glob("figures/*.png"))
-    assert pictures == ([] if question == "placement" else [f"{question}.png"])
+    drawn = question not in ("placement", "routing")
+    assert pictures == ([f"{question}.png"] if drawn else [])
     assert inputs.fleet(question, policies=policies).out == ran.out
 
 
 def test_intervals_over_seeds_by_hand() -> None:
     """Student's t of one degree is 12.706; of 2 and 4 the standard error is 1."""
     two = interval([2.0, 4.0])
-    assert shown(two) == "3.00 -9.71-15.71" and shown(interval([2.0])) == "2.00"
+    assert (two.mean, two.low, two.high) == pytest.approx((3.0, -9.71, 15.71), abs=0.01)
     said = spread_line([two, interval([1.0, 1.0]), interval([1.0, 1.0])])
     assert said.endswith("+- 0.000 or less, none more than +- 12.706")
 
 
-@pytest.mark.parametrize("question", ["break-even", "placement", "bursts", "capacity"])
+@pytest.mark.parametrize("question", ["break-even", "placement", "routing", "bursts", "capacity"])
 def test_a_policy_that_a_question_serves_anyway(inputs: Inputs, question: str) -> None:
     ran = inputs.fleet(question, policies="fixed:gamma=3")
     assert ran.code == 0 and "fixed:gamma=3" in ran.out
@@ -401,13 +416,11 @@ def test_a_table_that_is_a_fixed_length_is_served_beside_it(inputs: Inputs) -> N
 
 def test_placement_on_one_device_is_the_first_column(inputs: Inputs) -> None:
     answer = read_json(inputs.fleet("placement", "--json").out)["answer"]
-    places = list(answer["tokens_per_s"])
-    assert places[0] == "one device" and len(places) == 5
-    plain = {name: speeds["never"] for name, speeds in answer["tokens_per_s"].items()}
-    assert len(set(plain.values())) == 1  # who never drafts does not cross a network
-    here, there, far = (answer["tokens_per_s"][name]["fixed:gamma=3"] for name in places[:3])
+    rows = {row.pop("policy"): list(row.values()) for row in answer["rows"]}
+    assert len(answer["columns"]) == 6 and answer["columns"][1]["name"] == "one device"
+    assert rows["never"] == [1.0] * 5  # who never drafts does not cross a network
+    here, there, far, *_ = rows["fixed:gamma=3"]
     assert there == pytest.approx(here) and far < there
-    assert set(answer["ttft_p99_s"]) == {"round-robin", "least-outstanding", "shortest-queue"}
 
 
 def test_capacity_keeps_the_objective_that_was_given(inputs: Inputs) -> None:
@@ -415,11 +428,11 @@ def test_capacity_keeps_the_objective_that_was_given(inputs: Inputs) -> None:
         inputs.fleet("capacity", "--json", slo="ttft_s=40", policies="fixed:gamma=4").out
     )
     assert raw["answer"]["objective"] == {"ttft_s": 40, "tpot_s": None}
-    assert raw["answer"]["requests_per_s"].keys() == {
+    assert [row["policy"] for row in raw["answer"]["rows"]] == [
         "never", *(f"fixed:gamma={gamma}" for gamma in (1, 2, 3, 5, 4))
-    }  # fmt: skip
-    for here, ahead in raw["answer"]["requests_per_s"].values():  # one seed
-        assert len(here) == len(ahead) == 1
+    ]  # fmt: skip
+    for row in raw["answer"]["rows"]:  # one seed
+        assert row["seed=0"] == row["requests_per_s.mean"] and row["ahead.low"] is None
 
 
 def test_unknown_questions_name_the_known_ones(inputs: Inputs, tmp_path: Path) -> None:
@@ -456,4 +469,5 @@ def test_signals_that_are_not_there_are_one_line(inputs: Inputs, tmp_path: Path)
 
 
 def test_gammas_go_up_to_the_depth_of_the_trace() -> None:
-    assert best_table(ask_of(ROOF, steady(0.9, depth=2))).result["gammas"] == [0, 1, 2]
+    frame = best_table(ask_of(ROOF, steady(0.9, depth=2))).frame
+    assert fields_of(frame, "g=") == ["g=0", "g=1", "g=2"]
