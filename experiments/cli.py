@@ -1,7 +1,7 @@
 """The command line `gammalab`: a table of verbs, dispatch, and bad input as one clear line.
 
-A verb is a class of options (experiments.options) and a function of them, which says what it found
-by printing and returns an exit code. Results go to stdout, everything else to stderr. Exit 0; 1 a
+A verb is a class of options (experiments.options) and a function of them that returns a Result.
+Results go to stdout, everything else to stderr. Exit 0; 1 a
 finding (a prediction missed its bound, a trace is damaged); 2 bad input; 130 interrupted. One
 module is loaded per call, so that --help stays light.
 """
@@ -16,22 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import options as o
+from experiments import studies as s
 from experiments.inspect.options import (
     TraceCheckOptions,
     TraceImportOptions,
     TraceInfoOptions,
     TraceSplitOptions,
 )
-from real_backend.command_line import Parser, add_options, options_of, print_anything
+from real_backend.command_line import Parser, Result, add_options, options_of, print_anything, show
 from real_backend.interruption import interrupted
 from real_backend.options import CaptureOptions, MeasureOptions
 from traces.errors import InputError, brief, missing
 
 
 class Verb(NamedTuple):
-    """about: what it does, in the help; options: its class; run: MODULE:FUNCTION of them, which
-    returns the exit code.
-    """
+    """about: what it does, in the help; options: its class; run: MODULE:FUNCTION of them."""
 
     about: str
     options: type[Any]
@@ -47,12 +46,12 @@ VERBS = {
     "capture": Verb(
         "record what the draft proposes and the target accepts",
         CaptureOptions,
-        "real_backend.recording.capture:command",
+        "real_backend.recording.capture:run",
     ),
     "measure": Verb(
         "time prefill, draft step and verify of a pair here",
         MeasureOptions,
-        "real_backend.recording.measure:command",
+        "real_backend.recording.measure:run",
     ),
     "compare": Verb(
         "replay every controller on a recorded trace",
@@ -124,9 +123,50 @@ VERBS = {
         TraceImportOptions,
         "experiments.inspect.trace_import:run",
     ),
+    "studies in-law": Verb(
+        "has a replay of sampled traces the law of real runs?",
+        s.InLawOptions,
+        "experiments.validation.in_law:run",
+    ),
+    "studies batches": Verb(
+        "the serving simulator beside batches of the real engine",
+        s.ServeCheckOptions,
+        "experiments.serving.serve_check:run",
+    ),
+    "studies censored": Verb(
+        "a censored trace at costs typed by hand, and over seeds",
+        s.CensoredRunOptions,
+        "experiments.censoring.censored_run:run",
+    ),
+    "studies coverage": Verb(
+        "hides data: do the intervals of censored traces hold the truth?",
+        s.CensoredCheckOptions,
+        "experiments.censoring.censored_check:run",
+    ),
+    "studies classifiers": Verb(
+        "the weights of the controllers that are classifiers, fitted to a trace",
+        s.ClassifiersOptions,
+        "experiments.sweep.classifiers:run",
+    ),
+    "studies transfer": Verb(
+        "networks judged away from the costs they were trained on",
+        s.TransferOptions,
+        "experiments.learning.transfer:run",
+    ),
+    "studies regret": Verb(
+        "what online learners lose to the best fixed length, over time",
+        s.RegretOptions,
+        "experiments.learning.regret:run",
+    ),
 }
-GROUPS = {"trace": "inspect, check, split or import a trace"}
-OPTIONAL = {"train": ("torch", "safetensors")}  # what a verb needs beyond the others
+GROUPS = {
+    "trace": "inspect, check, split or import a trace",
+    "studies": "studies of the laboratory itself: how far to trust it",
+}
+OPTIONAL = {  # what a verb needs beyond the others
+    "train": ("torch", "safetensors"),
+    "studies transfer": ("torch", "safetensors"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,9 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS[found.verb]
     options = options_of(verb.options, found)
     try:
-        code = load(found.verb)(options)
-        sys.stdout.flush()
-        return code
+        return show(load(found.verb)(options), options)
     except KeyboardInterrupt:
         print(f"gammalab: {interrupted(found.verb, options)}", file=sys.stderr)
         return 130
@@ -154,11 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def load(name: str) -> Callable[[Any], int]:
+def load(name: str) -> Callable[[Any], Result]:
     """The function of a verb; raises InputError if a library that only it needs is missing."""
     module, _, function = VERBS[name].run.partition(":")
     try:
-        run: Callable[[Any], int] = getattr(importlib.import_module(module), function)
+        run: Callable[[Any], Result] = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name in OPTIONAL.get(name, ()):
             raise missing(name, str(error.name), str(error.name)) from error

@@ -25,17 +25,18 @@ from experiments.common.results import (
     withdraw,
     write_result,
 )
-from experiments.comparison.command import compare_files
+from experiments.comparison.command import run as compare
 from experiments.comparison.headline import headline_text
 from experiments.options import CompareOptions, StudyOptions, ValidateOptions
 from experiments.report.report import write_report
-from experiments.sweep.suites import GREEDY, TIMING
-from experiments.validation.command import validate_files
+from experiments.validation.command import run as validate
 from policies.registry import SHELF
+from real_backend.command_line import Result
 from real_backend.options import CaptureOptions, MeasureOptions, refuse_shape
 from real_backend.partial_file import finished, partial_path
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace, write_atomically
 from traces.timing import read_timing
 
@@ -72,8 +73,11 @@ FULL = Effort(0, 128, (1,), 150, 0, 1)
 QUICK = Effort(5, 64, (1,), 30, 0, 1)
 
 
-def run(options: StudyOptions) -> int:
-    """`gammalab study`: 0 also if a claim was contradicted, which the first screen then says."""
+def run(options: StudyOptions) -> Result:
+    """`gammalab study`: no finding if a claim was contradicted, which the first screen then says.
+
+    The comparison is printed before the sitting, which takes a while.
+    """
     refuse_shape(options.pair, "study")
     out = options.out
     effort = QUICK if options.quick else FULL
@@ -90,15 +94,14 @@ def run(options: StudyOptions) -> int:
     inputs = inputs_of(trace, timing)
     compared, validated = out / "compare.json", out / "validate.json"
     _stage("compare", compared, _is_of(compared, inputs), lambda: _compare(options, trace))
-    print((out / "compare.txt").read_text("utf-8"), flush=True)  # the sitting takes a while
+    print((out / "compare.txt").read_text("utf-8"), flush=True)
     _stage(
         "validate", validated, _is_of(validated, inputs), lambda: _validate(options, effort, trace)
     )
-    print((out / "validate.txt").read_text("utf-8"))
     (part,) = read_result("compare", compared)["comparisons"]
-    print(headline_text(part, read_result("validate", validated)))
-    print(f"report: {write_report(compared)}")
-    return 0
+    said = headline_text(part, read_result("validate", validated))
+    text = (out / "validate.txt").read_text("utf-8")
+    return Result(f"{text}\n{said}\nreport: {write_report(compared)}")
 
 
 def _stage(name: str, result: Path, there: bool, work: Callable[[], object]) -> None:
@@ -256,16 +259,14 @@ def contexts_of(trace: Trace) -> list[int]:
 def _compare(options: StudyOptions, trace: Path) -> None:
     out = options.out
     timing = out / "timing.json"
-    compare_files(
-        CompareOptions(trace=(trace,), timing=timing, seed=options.seed, out=out, force=True)
-    )
+    compare(CompareOptions(trace=(trace,), timing=timing, seed=options.seed, out=out, force=True))
 
 
 def _validate(options: StudyOptions, effort: Effort, trace: Path) -> None:
     out = options.out
     (compared,) = read_result("compare", out / "compare.json")["comparisons"]
     withdraw(out / "validate.json")  # not force: a sitting that was stopped goes on
-    validate_files(
+    validate(
         ValidateOptions(
             pair=options.pair,
             trace=trace,

@@ -13,10 +13,11 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from real_backend.interruption import interrupted
-from traces.errors import InputError, brief
+from traces.errors import InputError, brief, warn
+from traces.json_text import dumps
 
 Read = Callable[[str], Any]
 Options = TypeVar("Options")
@@ -160,6 +161,35 @@ def read_options(cls: type[Options], parser: Parser, words: Sequence[str] | None
     return options_of(cls, parser.parse_args(words))
 
 
+class Result(NamedTuple):
+    """What a command found; it prints nothing itself.
+
+    text: for a terminal.
+    content: JSON-ready, printed instead under `--json`.
+    csv: the rows, printed instead under `--csv`.
+    findings: lines for stderr; with any the exit code is 1.
+    """
+
+    text: str = ""
+    content: Any = None
+    csv: str = ""
+    findings: Sequence[str] = ()
+
+
+def show(result: Result, options: object) -> int:
+    """Print a result as the options ask for it; returns the exit code."""
+    text = result.text
+    if getattr(options, "csv", False):
+        text = result.csv.removesuffix("\n")
+    elif getattr(options, "json", False):
+        text = dumps(result.content)
+    if text:
+        print(text, flush=True)
+    for line in result.findings:
+        warn(line)
+    return 1 if result.findings else 0
+
+
 def print_anything() -> None:
     """No file's name may end a command: what stdout's encoding lacks is shown as \\uXXXX."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -170,14 +200,13 @@ def run_module(
     name: str,
     about: str | None,
     cls: type[Options],
-    run: Callable[[Options], Any],
+    run: Callable[[Options], Result],
     words: Sequence[str] | None = None,
 ) -> int:
     """`python -m NAME`: parse the words (default: the command line's), run, turn bad input into one
     line and exit code 2.
 
-    An integer that `run` returns is the exit code. Device faults without a remedy of their own get
-    one here.
+    Device faults without a remedy of their own get one here.
     """
     parser = Parser(prog=f"python -m {name}", description=about)
     name = name.rpartition(".")[2]
@@ -187,7 +216,7 @@ def run_module(
 
     try:
         with device_faults(f"in {name}", DEVICE_REMEDY):
-            code = run(options)
+            return show(run(options), options)
     except InputError as error:
         print(f"{name}: {brief(str(error))}", file=sys.stderr)
         return 2
@@ -197,4 +226,3 @@ def run_module(
     except KeyboardInterrupt:
         print(f"{name}: {interrupted(name, options)}", file=sys.stderr)
         return 130
-    return code if isinstance(code, int) else 0

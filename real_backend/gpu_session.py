@@ -27,7 +27,7 @@ import numpy as np
 
 from policies.overhead import charged
 from policies.registry import file_name, parse_policy
-from real_backend.command_line import run_module
+from real_backend.command_line import Result, run_module
 from real_backend.decoding.measured import PLACEBO, read_measured
 from real_backend.options import SessionOptions
 from real_backend.session_plan import FULL, SMALL, Confirmed, Plan, Stage, plan_of
@@ -183,7 +183,7 @@ def prediction_table(confirmed: Confirmed) -> str:
     return "\n".join(lines)
 
 
-def run(options: SessionOptions) -> None:
+def run(options: SessionOptions) -> Result:
     """The session."""
     import torch
 
@@ -212,7 +212,8 @@ def run(options: SessionOptions) -> None:
     try:
         Session(options.out, options.minutes).run(plan.stages, device, table)
     finally:
-        print("\n" + _all_tables(plan, options.out / "predictions.txt"), flush=True)
+        tables = _all_tables(plan, options.out / "predictions.txt")
+    return Result(f"\n{tables}")
 
 
 def _all_tables(plan: Plan, path: Path) -> str:

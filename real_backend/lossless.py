@@ -30,7 +30,7 @@ import torch
 
 from policies.base import Policy
 from policies.registry import label, parse_policies
-from real_backend.command_line import run_module
+from real_backend.command_line import Result, run_module
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, decode_reference, parting, plain, spacing
 from real_backend.models.pair import Pair, pair_from, resolve_pair
@@ -165,8 +165,8 @@ def text_of(report: Report) -> str:
     return "\n".join(lines)
 
 
-def run(options: LosslessOptions) -> int:
-    """The lossless command. 1 if anything differs that is no tie."""
+def run(options: LosslessOptions) -> Result:
+    """The lossless command; a finding if anything differs that is no tie."""
     refuse_shape(options.pair, "lossless")
     policies = parse_policies(options.policies)
     named = options.pair
@@ -180,15 +180,15 @@ def run(options: LosslessOptions) -> int:
     requests = [request_for(pair, question, 0, []) for question in questions]
     report = check(pair, requests, policies, options.batch, options.max_new_tokens)
     meta = pair.describe() | {"max_new_tokens": options.max_new_tokens}
-    print(f"{pair.name}, {pair.dtype}, {meta['engine']} forward, {meta['device_name']}")
-    print(text_of(report))
+    about = f"{pair.name}, {pair.dtype}, {meta['engine']} forward, {meta['device_name']}"
     if options.out is not None:
         raw = {"kind": "lossless", "meta": meta, **dataclasses.asdict(report)}
         text = json.dumps(raw | {"lossless": report.lossless}, indent=1, allow_nan=False)
         write_atomically(
             options.out, lambda path: path.write_text(text + "\n", "utf-8"), options.force
         )
-    return 0 if report.lossless else 1
+    found = () if report.lossless else ("output differs from greedy decoding beyond ties",)
+    return Result(f"{about}\n{text_of(report)}", findings=found)
 
 
 if __name__ == "__main__":

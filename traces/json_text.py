@@ -1,8 +1,12 @@
-"""JSON as it comes from users: every file and line is read here, so that all are refused alike."""
+"""JSON in and out: every file and line of users is read here, so that all are refused alike, and
+results are written without NaN.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +51,25 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); compressed?") from None
     return parse_json(text, str(path), once=True)
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses and named tuples as dicts, numbers plain, NaN and infinity as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {key: jsonable(item) for key, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Indented JSON of any result."""
+    return json.dumps(jsonable(value), indent=1, allow_nan=False)

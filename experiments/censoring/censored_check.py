@@ -1,6 +1,6 @@
 """Hide what a recorder would not have seen, and count how often the intervals hold the truth.
 
-`python -m experiments.censoring.censored_check` censors an exact trace at the rounds of a recorder.
+`gammalab studies coverage` censors an exact trace at the rounds of a recorder.
 For resamples of its requests, drawn from changing mixes of tasks, every schedule is replayed on the
 whole truth, and on the completions of what the recorder saw. The truth should lie inside the 95 %
 interval 95 times in 100, and nearly always between the extremes if those were bounds. It is
@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +23,9 @@ import numpy as np
 from experiments.censoring.intervals import DRAWS, FloatArray, by_question, complete, play, span
 from experiments.censoring.rubin import LEAST, ratios
 from experiments.common.text_table import number, percent, table
+from experiments.studies import RECORDERS, REFERENCE, CensoredCheckOptions
 from policies.registry import parse_policy
-from real_backend.command_line import flag, option, run_module
-from real_backend.command_line import options as again
-from real_backend.number_options import count, workers
+from real_backend.command_line import Result
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs.affine import Affine
@@ -37,11 +34,8 @@ from traces.schema import Trace
 from traces.split import named_generator
 from traces.store import concatenate, read_trace
 
-EXACT = Path(__file__).parents[2] / "traces" / "data" / "embedded-greedy.parquet"
-RECORDERS = ("hf-heuristic", "fixed:gamma=3", "gammatune")
 POLICIES = ("gammatune", *(f"fixed:gamma={g}" for g in range(1, 9)), "hf-heuristic", "goodput",
             "ucb")  # fmt: skip
-REFERENCE = "fixed:gamma=5"  # the best fixed length on that trace at these costs
 SPEED, RATIO = "tokens/s", "ratio"
 ROUND_S, DRAFT_S = 22.3e-3, 1.92e-3  # a 7B target and a 68M draft on an A100-class GPU
 
@@ -252,23 +246,10 @@ def check(
         return [case for part in pool.map(one, range(resamples)) for case in part]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CensoredCheckOptions:
-    """A check of intervals: recorders, and how often."""
-
-    trace: Path = option("an exact trace", Path, EXACT)
-    recorder: tuple[str, ...] | None = again("policy that records; repeatable", str, None)
-    reference: str = option("what the ratio is to", default=REFERENCE)
-    others: bool = flag("intervals for other questions")
-    resamples: int = option("draws of requests", count, 200)
-    requests: int = option("requests of a draw", count, 40)
-    workers: int = option("local processes", workers(), 1)
-
-
-def answer(options: CensoredCheckOptions) -> None:
-    """Print coverage tables for every recorder."""
+def run(options: CensoredCheckOptions) -> Result:
+    """`gammalab studies coverage`: a table for every recorder."""
     trace = read_trace(options.trace)
-    noise = number(100 * float(np.sqrt(0.95 * 0.05 / options.resamples)), 1)
+    parts, noise = list[str](), number(100 * float(np.sqrt(0.95 * 0.05 / options.resamples)), 1)
     for recorder in options.recorder or RECORDERS:
         found = check(
             trace,
@@ -279,21 +260,11 @@ def answer(options: CensoredCheckOptions) -> None:
             reference=options.reference,
             others=options.others,
         )
-        print(
+        parts.append(
             f"recorder {recorder}: {options.resamples} resamples of {options.requests} requests; "
-            f"one policy's 95 % would come out as 95 +- {noise}\n"
+            f"one policy's 95 % would come out as 95 +- {noise}"
         )
         for of, title in ((SPEED, SPEED), (RATIO, f"ratio to {options.reference}")):
             if group := [case for case in found if case.number == of]:
-                print(f"{title}\n{coverage_table(coverage(group))}\n", flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module(
-        "experiments.censoring.censored_check", __doc__, CensoredCheckOptions, answer, argv
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                parts.append(f"{title}\n{coverage_table(coverage(group))}")
+    return Result("\n\n".join(parts))

@@ -1,21 +1,17 @@
 """Intervals for a censored trace at costs typed by hand: what would other lengths have given?
 
-`python -m experiments.censoring.censored_run --trace T.parquet --round-ms 22.3 --draft-ms 1.92`;
+`gammalab studies censored --trace T.parquet --round-ms 22.3 --draft-ms 1.92`;
 with `--seeds 20` in place of them how often each verdict was given over seeds 0, 1, ... 19 of
 imputations, draws of questions and the controllers' lots.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 from experiments.censoring.censored_check import costs_for
-from experiments.censoring.intervals import DRAWS, Censoring, Schedule, complete, left_open
+from experiments.censoring.intervals import Censoring, Schedule, complete, left_open
 from experiments.censoring.intervals_text import (
     open_table,
     open_task_table,
@@ -24,19 +20,13 @@ from experiments.censoring.intervals_text import (
     survival_table,
 )
 from experiments.censoring.rubin import FEWEST_IMPUTATIONS
-from experiments.common.results import dumps
+from experiments.studies import CensoredRunOptions
 from policies.registry import label, parse_policies
-from real_backend.command_line import flag, option, run_module
-from real_backend.number_options import count, number, whole, workers
-from real_backend.options import seed_of
+from real_backend.command_line import Result
 from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace
-
-POLICIES = "gammatune,hf-heuristic:gamma0=5,goodput,ucb," + ",".join(
-    f"fixed:gamma={gamma}" for gamma in range(9)
-)
 
 
 def schedules_of(trace: Trace, names: str, round_s: float, draft_s: float) -> dict[str, Schedule]:
@@ -56,27 +46,8 @@ def over_seeds(
     return left_open(completed, schedules, reference=reference)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CensoredRunOptions:
-    """Costs typed by hand, and how surely."""
-
-    trace: Path = option("a censored trace", Path)
-    round_ms: float = option("a round without a draft", number(0.0, above=False))
-    draft_ms: float = option("every drafted token", number(0.0, above=False))
-    plain_ms: float | None = option(
-        "plain decoding, per token; else gamma 0", number(0.0, above=False), None
-    )
-    policies: str = option("beside the reference", default=POLICIES)
-    reference: str = option("what vs fixed is over", default="fixed:gamma=3")
-    draws: int = option("imputations", count, DRAWS)
-    seed: int = seed_of("all draws")
-    seeds: int = option("count verdicts over that many seeds", whole(0, 1000), 0)
-    workers: int = option("local processes", workers(), 1)
-    json: bool = flag("results as JSON on stdout")
-
-
-def answer(options: CensoredRunOptions) -> None:
-    """Print the tables of one trace."""
+def run(options: CensoredRunOptions) -> Result:
+    """`gammalab studies censored`."""
     if options.draws < FEWEST_IMPUTATIONS:
         raise InputError(f"--draws is {options.draws}; at least {FEWEST_IMPUTATIONS}")
     trace = read_trace(options.trace)
@@ -90,8 +61,7 @@ def answer(options: CensoredRunOptions) -> None:
         )
         with ProcessPoolExecutor(options.workers) as pool:
             jobs = [pool.submit(one, seed=seed) for seed in range(options.seeds)]
-            print(seed_table([job.result() for job in jobs]))
-        return
+            return Result(seed_table([job.result() for job in jobs]))
     completed = complete(trace, draws=options.draws, seed=options.seed)
     found = left_open(
         completed,
@@ -101,15 +71,4 @@ def answer(options: CensoredRunOptions) -> None:
     )
     parts = [open_table(found), open_task_table(found)]
     parts += [rate_table(trace), survival_table(trace, completed)]
-    print(dumps(found) if options.json else "\n\n".join(parts))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module(
-        "experiments.censoring.censored_run", __doc__, CensoredRunOptions, answer, argv
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Result("\n\n".join(parts), found)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common.results import jsonable
 from experiments.common.text_table import fill, number, percent, table, with_interval
+from traces.json_text import jsonable
 
 Row = Mapping[str, Any]
 Group = tuple[str, pd.DataFrame]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import platform
 import shlex
 import sys
@@ -13,35 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError, warn
-from traces.json_text import read_json
+from traces.json_text import dumps, read_json
 from traces.schema import Trace
 from traces.store import content_hash, read_trace, write_atomically
 from traces.timing import Timing, read_timing
 
 RESULT_VERSION = 1
 MAKERS = {"leaderboard": "sweep"}  # of results that are not called by their command
-
-
-def jsonable(value: Any) -> Any:
-    """Dataclasses and named tuples as dicts, numbers plain, NaN and infinity as None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {key: jsonable(item) for key, item in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def dumps(value: Any) -> str:
-    """Indented JSON of any result."""
-    return json.dumps(jsonable(value), indent=1, allow_nan=False)
 
 
 def write_result(kind: str, value: dict[str, Any], path: Path, *, overwrite: bool) -> None:

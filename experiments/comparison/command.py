@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,7 +12,6 @@ from experiments.common.frames import csv_of, frame_of, words
 from experiments.common.results import (
     command_line,
     describe_inputs,
-    dumps,
     mismatches,
     random_weights_note,
     read_inputs,
@@ -31,6 +29,7 @@ from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from experiments.options import CompareOptions
 from policies.base import Policy
 from policies.registry import parse_policies
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from traces.errors import InputError, warn
 from traces.schema import Trace
@@ -40,8 +39,8 @@ from traces.timing import Timing
 TRACE, ROLE = words("trace", None, None, "its file"), words("role", None, None, "of the row")
 
 
-def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
-    """Compare on every trace; the printed text and the content of compare.json.
+def run(options: CompareOptions) -> Result:
+    """`gammalab compare`: on every trace; the content is that of compare.json.
 
     With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
     of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
@@ -60,8 +59,8 @@ def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
         entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
         entry |= {"timing": options.timing.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
-        parts = [note, comparison_text(comparison, path.name), headline_text(entries[-1], None)]
-        texts.append("\n\n".join(filter(None, parts)))
+        said = [note, comparison_text(comparison, path.name), headline_text(entries[-1], None)]
+        texts.append("\n\n".join(filter(None, said)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
     text = "\n\n\n".join(texts)
@@ -71,7 +70,10 @@ def compare_files(options: CompareOptions) -> tuple[str, dict[str, Any]]:
             write_logs(comparison, out / "simulated" / stem)
         write_text(text, out / "compare.txt")
         write_result("compare", result, out / "compare.json", overwrite=options.force)
-    return text, result
+    parts = [frame_of(entry["rows"]) for entry in entries]
+    for part, entry in zip(parts, entries, strict=True):
+        part.insert(0, "trace", entry["trace"])
+    return Result(text, result, csv_of((TRACE, ROLE, *COLUMNS), pd.concat(parts)))
 
 
 def _compare_one(
@@ -95,16 +97,3 @@ def _compare_one(
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def run(options: CompareOptions) -> int:
-    """`gammalab compare`."""
-    text, result = compare_files(options)
-    if options.csv:
-        parts = [frame_of(entry["rows"]) for entry in result["comparisons"]]
-        for part, entry in zip(parts, result["comparisons"], strict=True):
-            part.insert(0, "trace", entry["trace"])
-        print(csv_of((TRACE, ROLE, *COLUMNS), pd.concat(parts)), end="")
-        return 0
-    print(dumps(result) if options.json else text)
-    return 0

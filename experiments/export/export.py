@@ -24,7 +24,7 @@ from experiments.export.replay import (
     single_costs,
 )
 from experiments.export.result import BatchRow, Export, Predicted
-from experiments.export.text import advice, export_json, export_text
+from experiments.export.text import advice, export_dict, export_text
 from experiments.options import ExportOptions
 from policies.base import Policy, uses_signals
 from policies.confidence.roc import HFRocConfidence
@@ -33,9 +33,11 @@ from policies.counts.gammatune import GammaTunePlus
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import label, parse_policy
+from real_backend.command_line import Result
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from traces.errors import warn
+from traces.json_text import dumps
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
 from traces.store import refuse_existing, write_atomically
@@ -185,7 +187,7 @@ def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Se
     return {"transformers' own defaults": Setting(20, 0.4, moving=True)}
 
 
-def run(options: ExportOptions) -> int:
+def run(options: ExportOptions) -> Result:
     """`gammalab export`."""
     policy, engine = parse_policy(options.policy), find_engine(options.to)
     if options.out is not None:
@@ -193,15 +195,12 @@ def run(options: ExportOptions) -> int:
     (trace,), timing = read_inputs([options.trace], options.timing)
     refuse_censored(trace, "export")
     result = export(policy, engine, trace, timing, options.seed)
-    form = export_json if options.json else export_text
-    text = form(result, trace, options.trace.name, timing, options.timing.name)
+    about = result, trace, options.trace.name, timing, options.timing.name
+    content, text = export_dict(*about), export_text(*about)
     if said := advice(result):
         warn(said)
     if options.out is None:
-        print(text)
-        return 0
-    write_atomically(
-        options.out, lambda temporary: temporary.write_text(text + "\n", "utf-8"), options.force
-    )
-    print(f"{options.out}: {label(policy)} for {engine.title}")
-    return 0
+        return Result(text, content)
+    kept = (dumps(content) if options.json else text) + "\n"
+    write_atomically(options.out, lambda to: to.write_text(kept, "utf-8"), options.force)
+    return Result(f"{options.out}: {label(policy)} for {engine.title}", content)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
-from experiments.common.results import command_line, describe_inputs, dumps, versions
+from experiments.common.results import command_line, describe_inputs, versions
 from experiments.common.text_table import number, percent, table
 from experiments.export.engines import Setting, field_sources
 from experiments.export.replay import stand_in
@@ -39,27 +40,25 @@ def export_text(
     return f"{comments}\n{result.rendered.text}"
 
 
-def export_json(
+def export_dict(
     result: Export, trace: Trace, trace_name: str, timing: Timing, timing_name: str
-) -> str:
-    """The same for programs."""
-    return dumps(
-        {
-            "policy": label(result.policy),
-            "engine": result.engine.name,
-            "settings": result.rendered.settings,
-            "command": result.rendered.text,
-            "advice": advice(result),
-            "lost": lost(result),
-            "notes": notes(result),
-            "sources": field_sources(result.engine, result.setting),
-            "predicted": result.predicted,
-            "made_by": command_line(),
-            "versions": versions(),
-            **describe_inputs(trace, trace_name, timing),
-            "timing": timing_name,
-        }
-    )
+) -> dict[str, Any]:
+    """The same for programs, JSON-ready."""
+    return {
+        "policy": label(result.policy),
+        "engine": result.engine.name,
+        "settings": result.rendered.settings,
+        "command": result.rendered.text,
+        "advice": advice(result),
+        "lost": lost(result),
+        "notes": notes(result),
+        "sources": field_sources(result.engine, result.setting),
+        "predicted": result.predicted,
+        "made_by": command_line(),
+        "versions": versions(),
+        **describe_inputs(trace, trace_name, timing),
+        "timing": timing_name,
+    }
 
 
 def advice(result: Export) -> str:

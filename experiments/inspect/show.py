@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.results import dumps
+from experiments.common.frames import figure, frame_of, text_of, words
 from experiments.common.statistics import divide
-from experiments.common.text_table import number, table
+from experiments.common.text_table import table
 from experiments.inspect.options import TraceCheckOptions, TraceInfoOptions, TraceSplitOptions
 from experiments.options import PoliciesOptions
 from policies.base import Policy, uses_signals
 from policies.fields import allowed, origins, short_field
 from policies.registry import SHELF, find_policy
+from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.schema import EXACTNESS, Trace, TraceError
 from traces.split import split_rows
@@ -23,21 +24,26 @@ from traces.store import content_hash, read_trace, refuse_existing, write_trace
 
 WIDTH = 110  # columns
 BESIDE = 3 + max(map(len, SHELF))
+ACCEPTANCE = (
+    words("task", "task", None, ""),
+    figure("requests", "replies", None, "", 0),
+    figure("tokens_per_reply", "tokens/reply", None, "", 1),
+    figure("mean_accept_len", "accept_len", None, ""),
+    figure("token_acceptance", "acceptance", None, "", 3),
+    figure("lag1", "lag-1", None, ""),
+    figure("mean_run", "mean run", None, ""),
+)
 FIELD_COLUMNS = ("field", "default", "range", "the default comes from")
 
 
-def show_policies(options: PoliciesOptions) -> int:
+def show_policies(options: PoliciesOptions) -> Result:
     """All controllers in a table, or one in full."""
     name = options.name
     classes = [find_policy(name)] if name else list(SHELF.values())
     described = [describe_policy(cls()) for cls in classes]
-    if options.json:
-        print(dumps(described[0] if name else described))
-    elif name:
-        print(_policy_page(described[0]))
-    else:
-        print("\n".join(line for entry in described for line in _listed(entry)))
-    return 0
+    if name:
+        return Result(_policy_page(described[0]), described[0])
+    return Result("\n".join(line for entry in described for line in _listed(entry)), described)
 
 
 def _listed(entry: dict[str, Any]) -> list[str]:
@@ -144,62 +150,53 @@ def by_task(trace: Trace) -> dict[str, Acceptance]:
     return {task: acceptance(trace.select(rows[task])) for task in tasks}
 
 
-def show_trace(options: TraceInfoOptions) -> int:
+def show_trace(options: TraceInfoOptions) -> Result:
     """Meta, size and acceptance of a trace."""
     trace = read_trace(options.trace)
     overall, tasks = acceptance(trace), by_task(trace)
-    if options.json:
-        facts = {
-            "meta": trace.meta.to_dict(),
-            "content_sha256": content_hash(trace),
-            "requests": trace.requests,
-            "positions": trace.positions,
-            "has_signals": trace.has_signals,
-            "overall": overall,
-            "tasks": tasks,
-        }
-        print(dumps(facts))
-        return 0
-    for key, value in trace.meta.to_dict().items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
-        print(f"{key:<17}{shown}")
-    print(f"{'':<17}{trace.meta.exactness}: {EXACTNESS[trace.meta.exactness]}")
-    print(f"{'content sha256':<17}{content_hash(trace)}")
-    print(f"{'requests':<17}{trace.requests}")
-    print(f"{'positions':<17}{trace.positions}")
-    print(f"{'draft signals':<17}{'yes' if trace.has_signals else 'no'}\n")
-    rows = [_acceptance_row(task, facts) for task, facts in tasks.items()]
-    header = ("task", "replies", "tokens/reply", "accept_len", "acceptance", "lag-1", "mean run")
-    print(table(header, [("", rows), ("", [_acceptance_row("all", overall)])]))
-    return 0
-
-
-def _acceptance_row(task: str, facts: Acceptance) -> list[str]:
-    return [
-        task,
-        str(facts.requests),
-        number(facts.tokens_per_reply, 1),
-        number(facts.mean_accept_len),
-        number(facts.token_acceptance, 3),
-        number(facts.lag1),
-        number(facts.mean_run),
+    facts = {
+        "meta": trace.meta.to_dict(),
+        "content_sha256": content_hash(trace),
+        "requests": trace.requests,
+        "positions": trace.positions,
+        "has_signals": trace.has_signals,
+        "overall": overall,
+        "tasks": tasks,
+    }
+    said = {
+        key: ", ".join(f"{k} {v}" for k, v in value.items()) if key == "versions" else value
+        for key, value in trace.meta.to_dict().items()
+    }
+    said |= {
+        "": f"{trace.meta.exactness}: {EXACTNESS[trace.meta.exactness]}",
+        "content sha256": facts["content_sha256"],
+        "requests": trace.requests,
+        "positions": trace.positions,
+        "draft signals": "yes" if trace.has_signals else "no",
+    }
+    frames = [
+        frame_of({"task": task} | vars(found) for task, found in part.items())
+        for part in (tasks, {"all": overall})
     ]
+    lines = [f"{key:<17}{value}" for key, value in said.items()]
+    text = "\n".join([*lines, "", text_of(ACCEPTANCE, [("", frame) for frame in frames])])
+    return Result(text, facts)
 
 
-def check_trace(options: TraceCheckOptions) -> int:
-    """0 if the file reads, fits the schema and its hash; 1 if it is a damaged trace."""
+def check_trace(options: TraceCheckOptions) -> Result:
+    """Does the file read, fit the schema and its hash? A damaged trace is a finding."""
     path = options.trace
     try:
         trace = read_trace(path)
     except TraceError as error:
-        print(error)
-        return 1
-    print(f"{path}: ok, {trace.requests} requests, {trace.positions} positions")
-    print(f"content sha256 {content_hash(trace)}")
-    return 0
+        return Result(findings=(str(error),))
+    return Result(
+        f"{path}: ok, {trace.requests} requests, {trace.positions} positions\n"
+        f"content sha256 {content_hash(trace)}"
+    )
 
 
-def split_trace(options: TraceSplitOptions) -> int:
+def split_trace(options: TraceSplitOptions) -> Result:
     """Write the two parts of a trace."""
     trace = read_trace(options.trace)
     for path in (options.out_train, options.out_test):
@@ -207,8 +204,9 @@ def split_trace(options: TraceSplitOptions) -> int:
     if options.out_train.resolve() == options.out_test.resolve():
         raise InputError(f"--out-train and --out-test are the same file {options.out_test}")
     train, test = split_rows(trace, options.fraction, options.seed)
+    lines = []
     for path, rows in ((options.out_train, train), (options.out_test, test)):
         part = trace.select(rows)
         write_trace(part, path, overwrite=options.force)
-        print(f"{path}: {part.requests} requests, {part.positions} positions")
-    return 0
+        lines.append(f"{path}: {part.requests} requests, {part.positions} positions")
+    return Result("\n".join(lines))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.inspect.options import TraceImportOptions
+from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.importers import FORMATS, spec_bench
 from traces.importers.common import Options
@@ -18,7 +19,7 @@ from traces.store import refuse_existing, write_trace
 from traces.timing import Timing
 
 
-def run(asked: TraceImportOptions) -> int:
+def run(asked: TraceImportOptions) -> Result:
     """Read everything, then write; a file that holds counts only is shown and refused."""
     options = _options(asked)
     for path in (asked.out, asked.timing_out):
@@ -31,11 +32,11 @@ def run(asked: TraceImportOptions) -> int:
         raise
     timing = fit_timing(asked.input[0], options) if asked.timing_out else None
     write_trace(trace, asked.out, overwrite=asked.force)
-    print(describe(trace, asked.out))
+    lines = [describe(trace, asked.out)]
     if timing is not None and asked.timing_out is not None:
         timing.write(asked.timing_out, overwrite=asked.force)
-        print(describe_fit(timing, asked.timing_out))
-    return 0
+        lines.append(describe_fit(timing, asked.timing_out))
+    return Result("\n".join(lines))
 
 
 def _options(options: TraceImportOptions) -> Options:

@@ -1,7 +1,7 @@
 """Learning curves and regret: what training gains with time, and what online learners lose by
 learning.
 
-    python -m experiments.learning.regret --trace T.parquet --timing C.json --networks NET.json
+    gammalab studies regret --trace T.parquet --timing C.json --networks NET.json
     --out DIR
 
 Regret of a policy after n tokens: its decode seconds so far less those of the best fixed length
@@ -12,9 +12,7 @@ The clairvoyant schedule is the line no one can cross.
 from __future__ import annotations
 
 import csv
-import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.common.cost_sources import step_costs
+from experiments.common.frames import Column, figure, frame_of, text_of, words
 from experiments.common.plots import (
     BLUE,
     GREY,
@@ -32,13 +31,11 @@ from experiments.common.plots import (
     finish,
     write_pictures,
 )
-from experiments.common.text_table import table
+from experiments.common.text_table import number
+from experiments.studies import RegretOptions
 from policies.base import Policy
 from policies.registry import label, parse_policies, read_policies, title
-from real_backend.command_line import option, run_module, several
-from real_backend.number_options import count
-from real_backend.options import seed_of
-from simulator.envs.dataset import GREEDY, TIMING
+from real_backend.command_line import Result
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
@@ -49,7 +46,6 @@ from traces.store import read_trace
 from traces.timing import read_timing
 
 FloatArray = npt.NDArray[np.float64]
-LEARNERS = "ucb,ucb1,thompson-beta,exp3,lin-thompson,payback,gammatune"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
@@ -94,15 +90,15 @@ def regret_figure(tokens: FloatArray, lost: dict[str, FloatArray], best: str) ->
     """Seconds lost against tokens emitted."""
     figure, axes = canvas(9.0, 5.2)
     shown = {name: line for name, line in lost.items() if name != "clairvoyant"}
-    for number, (name, line) in enumerate(sorted(shown.items(), key=lambda item: -item[1][-1])):
-        style = ("-", "--", "-.", ":")[number % 4]
-        axes.plot(tokens / 1e3, line, style, color=COLOURS[number % len(COLOURS)], linewidth=1.8)
+    for k, (name, line) in enumerate(sorted(shown.items(), key=lambda item: -item[1][-1])):
+        style = ("-", "--", "-.", ":")[k % 4]
+        axes.plot(tokens / 1e3, line, style, color=COLOURS[k % len(COLOURS)], linewidth=1.8)
         axes.annotate(
             f" {name} {line[-1]:+.1f} s",
             (tokens[-1] / 1e3, line[-1]),
             fontsize=9,
             va="center",
-            color=COLOURS[number % len(COLOURS)],
+            color=COLOURS[k % len(COLOURS)],
         )
     axes.axhline(0.0, color=INK, linewidth=1.0)
     axes.annotate(
@@ -136,9 +132,9 @@ def curves_figure(curves: dict[str, Path]) -> Picture:
     """Score against wall time, of every run that left a curve."""
     figure, axes = canvas(9.0, 4.6)
     tops = {}
-    for number, (name, path) in enumerate(curves.items()):
+    for k, (name, path) in enumerate(curves.items()):
         seconds, fit, kept = read_curve(path)
-        colour = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00")[number % 5]
+        colour = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00")[k % 5]
         axes.plot(seconds, fit, color=colour, linewidth=0.9, linestyle=":")
         axes.plot(seconds, kept, color=colour, linewidth=1.8, label=name)
         tops[name] = float(kept.max())
@@ -161,28 +157,15 @@ def curves_figure(curves: dict[str, Path]) -> Picture:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RegretOptions:
-    """Which learners, on which recording."""
-
-    trace: Path = option("a recording", Path, GREEDY)
-    timing: Path = option("its step costs", Path, TIMING)
-    policies: str = option("learners", default=LEARNERS)
-    networks: tuple[Path, ...] = several("policy files", Path, ())
-    passes: int = option("over the held-out half", count, 4)
-    seed: int = seed_of("all draws")
-    out: Path = option("folder of the figures", Path)
-
-
-def answer(options: RegretOptions) -> None:
-    """Regret of online learners and networks on the held-out half; figures to --out."""
+def run(options: RegretOptions) -> Result:
+    """`gammalab studies regret`: online learners and networks on the held-out half; figures."""
     whole = read_trace(options.trace)
     trace = orders(whole.select(split_rows(whole)[1]), options.passes, options.seed)
     costs = step_costs(read_timing(options.timing), trace)
     policies = {title(label(policy)): policy for policy in parse_policies(options.policies)}
     for path in options.networks:
-        for number, policy in enumerate(read_policies(path)):
-            policies[f"{path.stem}{f'-{number + 1}' * (number > 0)} ({policy.name})"] = policy
+        for k, policy in enumerate(read_policies(path)):
+            policies[f"{path.stem}{f'-{k + 1}' * (k > 0)} ({policy.name})"] = policy
     gamma, _ = best_fixed(trace, costs)
     tokens, lost = regrets(trace, costs, policies, seed=options.seed)
     pictures = [regret_figure(tokens, lost, f"gamma = {gamma}")]
@@ -191,26 +174,19 @@ def answer(options: RegretOptions) -> None:
         pictures.append(curves_figure(curves))
     write_pictures(pictures, options.out)
     quarter = len(tokens) // options.passes
-    rows = [
-        [
-            name,
-            f"{line[quarter - 1]:+.2f}",
-            f"{line[-1]:+.2f}",
-            f"{1e6 * line[-1] / tokens[-1]:+.1f}",
-        ]
+    frame = frame_of(
+        {"policy": name, "one_pass_s": line[quarter - 1], "all_s": line[-1],
+         "per_token_s": line[-1] / tokens[-1]}
         for name, line in sorted(lost.items(), key=lambda item: item[1][-1])
-    ]
-    head = ["policy", "after one pass, s", f"after {options.passes}, s", "us per token"]
-    print(
-        f"regret to gamma = {gamma}, the best fixed length in hindsight; {tokens[-1]:,.0f} tokens"
+    )  # fmt: skip
+    columns = (
+        words("policy", "policy", None, ""),
+        figure("one_pass_s", "after one pass, s", None, "", unit="s"),
+        figure("all_s", f"after {options.passes}, s", None, "", unit="s"),
+        Column("per_token_s", "us per token", None, "s", "", ("per_token_s",),
+               lambda row: number(1e6 * row["per_token_s"], 1)),
+    )  # fmt: skip
+    return Result(
+        f"regret to gamma = {gamma}, the best fixed length in hindsight; {tokens[-1]:,.0f} tokens\n"
+        + text_of(columns, [("", frame)])
     )
-    print(table(head, [("", rows)]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module("experiments.learning.regret", __doc__, RegretOptions, answer, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.results import dumps, read_inputs, versions
+from experiments.common.results import read_inputs, versions
 from experiments.comparison.compare import compare
 from experiments.comparison.result import Comparison
 from experiments.learning import ppo
@@ -30,8 +30,10 @@ from policies.base import Policy
 from policies.learned.neural import WIDEST, neural_policy, quantise
 from policies.overhead import own_seconds
 from policies.registry import DEFAULT, label, parse_policy, title, write_policies
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from traces.errors import InputError, missing
+from traces.json_text import dumps
 from traces.store import content_hash, refuse_existing, write_atomically
 
 ALGORITHMS = ("ppo", "clone", "sb3-ppo", "sb3-dqn")
@@ -144,7 +146,7 @@ def charge(policy: Any) -> Any:
     )
 
 
-def run(options: TrainOptions) -> int:
+def run(options: TrainOptions) -> Result:
     """Train, export, and say what the network is worth on the held-out half."""
     out = (
         options.out
@@ -189,8 +191,7 @@ def run(options: TrainOptions) -> int:
     text = "\n\n".join(held_out(where, part) for where, part in judged)
     steps = f"{found.curve[-1]['steps']:,.0f} steps in {found.curve[-1]['seconds']:.0f} s"
     lines = [text, "", f"{out}: {title(label(policy))}; {steps}; curve in {folder / 'curve.csv'}"]
-    print(dumps({"policy": str(out), "curve": found.curve}) if options.json else "\n".join(lines))
-    return 0
+    return Result("\n".join(lines), {"policy": str(out), "curve": found.curve})
 
 
 def train(

@@ -1,7 +1,7 @@
 """Trained on one task or at one cost ratio, judged on all: where a network is at home, and where a
 ten-line rule beats it.
 
-    python -m experiments.learning.transfer --trace T.parquet --timing C.json --out DIR
+    gammalab studies transfer --trace T.parquet --timing C.json --out DIR
 
 Every cell is tokens/s on the held-out half of a world over those of its best fixed length, chosen
 on its training half. A network has seen the training half of its own world alone. Runs lie in
@@ -11,27 +11,26 @@ DIR/runs and are not made twice; what they were made of is noted in DIR/run.json
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.common.results import dumps, write_text
+from experiments.common.results import write_text
 from experiments.common.text_table import table
 from experiments.learning import ppo
 from experiments.learning.task import Task, make_task
 from experiments.learning.train import begin, fit_ppo
+from experiments.studies import TransferOptions
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
 from policies.registry import parse_policy
-from real_backend.command_line import option, run_module
-from real_backend.number_options import count
+from real_backend.command_line import Result
 from real_backend.progress import progress
-from simulator.envs.dataset import GREEDY, TIMING
 from simulator.replay.totals import tally
 from traces.costs.pricing import StepCosts
+from traces.json_text import dumps
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, read_trace, write_atomically
@@ -117,20 +116,8 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferOptions:
-    """A study of transfer: networks and their worlds."""
-
-    trace: Path = option("a recording", Path, GREEDY)
-    timing: Path = option("its step costs", Path, TIMING)
-    unit: str = option("decide per token or round", default="token")
-    iterations: int = option("iterations of ppo", count, 200)
-    lanes: int = option("environments of ppo", count, 256)
-    out: Path = option("folder of all results; a stopped study goes on there", Path)
-
-
-def answer(options: TransferOptions) -> None:
-    """Train where there is no run yet, judge, print and write."""
+def run(options: TransferOptions) -> Result:
+    """`gammalab studies transfer`: train where there is no run yet, judge and write."""
     trace, timing = read_trace(options.trace), read_timing(options.timing)
     worlds = worlds_of(trace, timing, options.unit)
     settings = ppo.Settings(iterations=options.iterations)
@@ -149,13 +136,4 @@ def answer(options: TransferOptions) -> None:
         overwrite=True,
     )
     write_text(text, options.out / "transfer.txt")
-    print(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module("experiments.learning.transfer", __doc__, TransferOptions, answer, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Result(text, result)

@@ -10,8 +10,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments.common.results import command_line, dumps, versions, write_result
+from experiments.common.results import command_line, versions, write_result
 from experiments.options import PublishedOptions
+from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.store import refuse_existing
 
@@ -51,7 +52,7 @@ def find_suite(name: str) -> Suite:
     return SUITES[name]
 
 
-def run(options: PublishedOptions) -> int:
+def run(options: PublishedOptions) -> Result:
     """The whole command."""
     suite = find_suite(options.name)
     for option in ("vanilla", "timing"):
@@ -73,5 +74,4 @@ def run(options: PublishedOptions) -> int:
     }
     if options.out is not None:
         write_result("study-published", result, options.out, overwrite=options.force)
-    print(dumps(result) if options.json else text)
-    return 0
+    return Result(text, result)

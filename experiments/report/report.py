@@ -22,6 +22,7 @@ from experiments.report.figures_runs import ledger_figure, lively_request, reply
 from experiments.report.figures_sitting import drift_figure, prediction_figure
 from experiments.report.table_page import table_view
 from experiments.report.tables import comparison_view, validation_view
+from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.roundlog import RoundLog, read_roundlog
 from traces.store import write_atomically
@@ -76,16 +77,15 @@ GLOSSARY = (
 )
 
 
-def run(options: ReportOptions) -> int:
+def run(options: ReportOptions) -> Result:
     """`gammalab report`: write a page and DIR/figures again, from the files of DIR."""
     try:
-        print(write_report(options.dir))
+        return Result(str(write_report(options.dir)))
     except (LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
         raise InputError(
             f"{options.dir}: a result lacks something, or was altered ({type(error).__name__}: "
             f"{error}); compare or validate again, or --debug"
         ) from error
-    return 0
 
 
 def write_report(where: Path) -> Path:

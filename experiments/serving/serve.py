@@ -18,8 +18,6 @@ from experiments.common.plots import captions, write_pictures
 from experiments.common.results import (
     command_line,
     describe_inputs,
-    dumps,
-    jsonable,
     versions,
     write_result,
     write_text,
@@ -31,6 +29,7 @@ from experiments.serving.policy_runs import costs_for, run_policies
 from experiments.serving.timeline import write_timeline
 from policies.base import Policy, uses_signals
 from policies.registry import file_name, label, parse_policies
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
@@ -38,6 +37,7 @@ from simulator.serving.result import Served
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError, warn
+from traces.json_text import dumps, jsonable
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically
@@ -74,8 +74,8 @@ def basis(
     return "\n".join(lines)
 
 
-def run(options: ServeOptions) -> int:
-    """The command."""
+def run(options: ServeOptions) -> Result:
+    """`gammalab serve`."""
     out: Path | None = options.out
     if out is not None:
         refuse_existing(out / "serve.json", options.force)
@@ -130,11 +130,7 @@ def run(options: ServeOptions) -> int:
         write_pictures(pictures, out / "figures")
         write_result("serve", result, out / "serve.json", overwrite=True)
         write_text(text, out / "serve.txt")
-    if options.csv:
-        print(csv_of(COLUMNS, frame), end="")
-    else:
-        print(dumps(result) if options.json else text)
-    return 0
+    return Result(text, result, csv_of(COLUMNS, frame))
 
 
 def say_what_is_stretched(

@@ -1,6 +1,6 @@
 """The serving simulator against the real engine: batches of the embedded pair, decoded for real.
 
-    python -m experiments.serving.serve_check --trace T --timing TIMING --batch 1,2,4,8
+    gammalab studies batches --trace T --timing TIMING --batch 1,2,4,8
 
 Every batch size decodes the same held-out replies for real and in the simulator: blocks of four
 replies a slot, as many users as slots, the next reply as soon as one ends, which is what the engine
@@ -22,14 +22,13 @@ from experiments.common.cost_sources import read_costs
 from experiments.common.results import write_text
 from experiments.common.text_table import number, percent, table
 from experiments.serving.policy_runs import costs_for
+from experiments.studies import ServeCheckOptions
 from policies.base import Policy
 from policies.registry import parse_policies, parse_policy
-from real_backend.command_line import flag, option, run_module
+from real_backend.command_line import Result
 from real_backend.decoding.interleaving import Sitting, baseline_of
 from real_backend.decoding.measured import PLACEBO
 from real_backend.decoding.sitting import load_sitting
-from real_backend.number_options import integers, repeats, whole
-from real_backend.options import PairOptions, pair_part
 from real_backend.partial_file import finished, partial_path
 from simulator.serving.options import Server
 from simulator.serving.server import serve
@@ -40,8 +39,6 @@ from traces.store import read_trace, refuse_existing
 from traces.timing import read_timing
 from traces.workload.arrivals import demand
 from traces.workload.workload import Workload
-
-POLICIES = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
 
 
 class Speed(NamedTuple):
@@ -82,30 +79,9 @@ def at_batch(sitting: Sitting, batch: int, kept: Path | None) -> Sitting:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeCheckOptions:
-    """A check of the serving simulator: batches, policies, replies."""
-
-    pair: PairOptions = pair_part()
-    prompts: Path | None = option("the trace's prompt file", Path, None)
-    trace: Path = option("what was recorded of this pair", Path)
-    timing: Path = option("measured at these batch sizes", Path)
-    batch: tuple[int, ...] = option("requests at once", integers, (1, 2, 4, 8))
-    policies: str = option("beside the placebo", default=POLICIES)
-    limit: int = option("replies, all tasks alike", whole(0), 64)
-    repeats: int = option("rounds of the sitting", repeats, 3)
-    out: Path | None = option("the tables, a file; a stopped check goes on", Path, None)
-    force: bool = flag("begin anew, overwrite")
-
-
-def answer(options: ServeCheckOptions) -> None:
-    """Run the check and print its tables."""
-    print(check(options))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module("experiments.serving.serve_check", __doc__, ServeCheckOptions, answer, argv)
+def run(options: ServeCheckOptions) -> Result:
+    """`gammalab studies batches`."""
+    return Result(check(options))
 
 
 def check(options: ServeCheckOptions) -> str:
@@ -178,7 +154,3 @@ def text_of(rows: Sequence[tuple[int, str, Speed, list[Speed]]], replies: int, r
     lines.append(f"all: median {percent(float(np.median(everything)), 1)}")
     head = f"{replies} held-out replies, medians of {repeats} repeats; prefill left out"
     return "\n\n".join([head, table(header, groups), "\n".join(lines)])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

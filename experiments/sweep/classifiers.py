@@ -6,24 +6,23 @@ tokens, more often right after a rejection than inside an accepted run, and long
 the controller itself. Deep tokens of easy stretches therefore weigh more here than in play; a token
 is seen once from each start before it, so the rows are far from independent.
 
-`python -m experiments.sweep.classifiers` prints the weights that are the controllers' defaults.
+`gammalab studies classifiers` prints the weights that are the controllers' defaults.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.sweep.suites import GREEDY
+from experiments.studies import ClassifiersOptions
 from policies.base import Draft, Policy, field_values
 from policies.confidence import speckv
 from policies.confidence.classifiers import WEIGHTS, Disco, SpecDecPlusPlus, features
+from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
@@ -170,20 +169,13 @@ def fit_logistic(
     raise InputError("the weights did not settle: signals and acceptance of the trace are odd")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the weights fitted to the tuning half of a trace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep.classifiers", description=__doc__
-    )
-    parser.add_argument("--trace", type=Path, default=GREEDY, help="a trace with signals")
-    trace = read_trace(parser.parse_args(arguments).trace)
-    train = trace.select(split_rows(trace)[0])
+def run(options: ClassifiersOptions) -> Result:
+    """`gammalab studies classifiers`: the weights fitted to the tuning half of a trace."""
+    trace = read_trace(options.trace)
+    train, lines = trace.select(split_rows(trace)[0]), []
     for name, fit in FITS.items():
-        print(name)
+        lines.append(name)
         for field, value in field_values(fit(train)).items():
             if field == "bias" or field.startswith("w_"):
-                print(f"    {field}: float = hyper({value:.4f}, WEIGHT, _TRAINED)")
-
-
-if __name__ == "__main__":
-    main()
+                lines.append(f"    {field}: float = hyper({value:.4f}, WEIGHT, _TRAINED)")
+    return Result("\n".join(lines))

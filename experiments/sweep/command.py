@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.plots import write_pictures
-from experiments.common.results import dumps, read_result, write_result, write_text
+from experiments.common.results import read_result, write_result, write_text
 from experiments.options import SweepOptions
 from experiments.sweep.jobs import World, jobs_of, sweep, worlds_of, write_rows
 from experiments.sweep.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.sweep.paper import paper_figure, paper_text
-from experiments.sweep.suites import MEASURED, SUITES, TIMING, Suite
+from experiments.sweep.suites import MEASURED, SUITES, Suite
 from policies.registry import label, parse_policies
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from traces.errors import InputError, warn
 from traces.schema import Trace
+from traces.shipped import TIMING
 from traces.store import content_hash, read_trace
 from traces.timing import Timing, read_timing
 
 
-def run(options: SweepOptions) -> int:
-    """Sweep, then tune and compare; prints the tables of every world."""
+def run(options: SweepOptions) -> Result:
+    """`gammalab sweep`: sweep, then tune and compare; the tables of every world."""
     suite = suite_of(options)
     traces = read_traces(options.trace or suite.traces)
     timing = timing_of(options, suite)
@@ -38,8 +40,7 @@ def run(options: SweepOptions) -> int:
     text = conclude(options.suite, worlds, rows, traces, timing, out)
     write_text(text, out / "sweep.txt")
     result = {"suite": options.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
-    print(dumps(result) if options.json else text)
-    return 0
+    return Result(text, result)
 
 
 def suite_of(options: SweepOptions) -> Suite:

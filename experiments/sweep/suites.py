@@ -6,10 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from policies.registry import SHELF
+from traces.shipped import GREEDY, SAMPLED
 
-DATA = Path(__file__).parents[2] / "traces" / "data"
-GREEDY, SAMPLED = DATA / "embedded-greedy.parquet", DATA / "embedded-sampled.parquet"
-TIMING = DATA / "timing-x86_64-cpu.json"
 MEASURED = "measured"
 
 PAPER_GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from experiments.common.frames import csv_of
 from experiments.common.results import (
     command_line,
     describe_inputs,
-    dumps,
     random_weights_note,
     read_inputs,
     versions,
@@ -28,12 +27,13 @@ from experiments.validation.validate_text import findings, validation_dict, vali
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import DEFAULT, file_name, label, parse_policies, parse_policy
+from real_backend.command_line import Result
 from real_backend.decoding.measured import PLACEBO, read_measured, write_measured, write_rounds
 from real_backend.decoding.sitting import begin_sitting
 from real_backend.partial_file import finished
 from simulator.replay.hindsight import best_fixed
 from traces.costs.pricing import StepCosts
-from traces.errors import InputError, warn
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.store import content_hash, refuse_existing
@@ -101,12 +101,13 @@ def _plain(name: str | None) -> str | None:
     return "never" if name == label(Fixed(0)) else name
 
 
-def validate_files(
+def run(
     options: ValidateOptions, *, winner: str | None = None, runner_up: str | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Run the validation that is asked for; the printed text and the content of validate.json.
+) -> Result:
+    """`gammalab validate`: the content is that of validate.json; findings are a contradicted claim,
+    a placebo that was no tie, a prediction that missed its bound.
 
-    winner, runner_up: see validation_policies.
+    winner, runner_up: of a comparison, as of validation_policies.
 
     With `out`, also writes out/validate.json, the text as out/validate.txt, the sitting (see
     real_backend.decoding.sitting) and out/predicted/; a sitting that was stopped goes on there.
@@ -147,7 +148,8 @@ def validate_files(
         write_text(text, out / "validate.txt")
         write_result("validate", result, out / "validate.json", overwrite=True)
         finished(kept)
-    return text, result
+    rows = csv_of((*RATIOS, *SPEEDS[1:]), checks_of(result))
+    return Result(text, result, rows, result["findings"])
 
 
 def _sit(
@@ -191,7 +193,7 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     if about["batch"] != 1 or not about["carries"]:
         raise InputError(
             f"{folder}: its rounds ran {about['batch']} at once; a verdict is about batch 1, for "
-            "batches see `python -m experiments.serving.serve_check`"
+            "batches see `gammalab studies batches`"
         )
     rows = {name: row for row, name in enumerate(trace.request_id)}
     missing = [name for name in about["requests"] if name not in rows]
@@ -213,17 +215,3 @@ def judge_folder(folder: Path, trace: Trace, timing: Timing, specs: str | None) 
     timed = {seat: measured.timed[seat] for seat in (*kept, PLACEBO)}
     policies = [parse_policy(name) for name in kept]
     return judge(measured._replace(timed=timed), ran, timing, policies, seed=about["seed"])
-
-
-def run(options: ValidateOptions) -> int:
-    """`gammalab validate`; 1 if a claim was contradicted, the placebo was no tie, or a prediction
-    missed its bound.
-    """
-    text, result = validate_files(options)
-    if options.csv:
-        print(csv_of((*RATIOS, *SPEEDS[1:]), checks_of(result)), end="")
-    else:
-        print(dumps(result) if options.json else text)
-    for line in result["findings"]:
-        warn(line)
-    return 1 if result["findings"] else 0

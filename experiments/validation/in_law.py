@@ -11,9 +11,7 @@ sides and needs no such assumption.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +19,9 @@ from scipy import stats
 
 from experiments.common.cost_sources import step_costs
 from experiments.common.results import read_inputs
+from experiments.studies import InLawOptions
 from policies.registry import label, parse_policies
-from real_backend.command_line import option, run_module
-from real_backend.command_line import options as again
-from real_backend.options import PairOptions, pair_part, seed_of
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from simulator.replay.replay import replay
 from traces.errors import InputError
@@ -35,7 +32,6 @@ FloatArray = npt.NDArray[np.float64]
 
 PERMUTATIONS = 4000
 _FEW = 5  # expected rounds below which neighbouring lengths are pooled
-DEFAULT_POLICIES = "fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,fixed:gamma=8,gammatune"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +119,7 @@ def text_of(checks: Sequence[LawCheck]) -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InLawOptions:
-    """Which sampled traces are decoded once more."""
-
-    pair: PairOptions = pair_part()
-    trace: tuple[Path, ...] = again("sampled; may be given again", Path)
-    timing: Path = option("step costs shown to policies", Path)
-    prompts: Path | None = option("the traces' prompt file", Path, None)
-    policies: str = option("under which to decode", default=DEFAULT_POLICIES)
-    seed: int = seed_of("the real runs' own draws", 1000)
-
-
-def run(options: InLawOptions) -> list[LawCheck]:
+def check(options: InLawOptions) -> list[LawCheck]:
     """Decode every trace's prompts once more with fresh draws, per policy, and compare."""
     from real_backend.decoding.engine import Engine
     from real_backend.models.pair import pair_from
@@ -170,15 +154,6 @@ def run(options: InLawOptions) -> list[LawCheck]:
     return checks
 
 
-def answer(options: InLawOptions) -> None:
-    """The whole check."""
-    print(text_of(run(options)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; the exit code."""
-    return run_module("experiments.validation.in_law", __doc__, InLawOptions, answer, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: InLawOptions) -> Result:
+    """`gammalab studies in-law`."""
+    return Result(text_of(check(options)))

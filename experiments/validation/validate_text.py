@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.frames import described
-from experiments.common.results import forced_note, jsonable
+from experiments.common.results import forced_note
 from experiments.common.statistics import FEWEST, Estimate
 from experiments.common.text_table import fill, with_interval
 from experiments.common.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
@@ -22,6 +22,7 @@ from experiments.validation.validate_tables import (
     why,
 )
 from real_backend.decoding.measured import timed_path
+from traces.json_text import jsonable
 
 
 def claim_line(ratio: Ratio) -> str:

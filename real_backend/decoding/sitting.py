@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from policies.registry import parse_policies
-from real_backend.command_line import run_module
+from real_backend.command_line import Result, run_module
 from real_backend.decoding.interleaving import Sitting, baseline_of
 from real_backend.decoding.measured import write_measured
 from real_backend.options import PairOptions, SittingOptions
@@ -95,7 +95,7 @@ def begin_sitting(folder: Path, result: Path, force: bool) -> Path:
     return kept
 
 
-def run(options: SittingOptions) -> None:
+def run(options: SittingOptions) -> Result:
     """Decode a trace's held-out requests under every policy in one sitting, and save it."""
     policies = parse_policies(options.policies)
     trace, timing = read_trace(options.trace), read_timing(options.timing)
@@ -115,9 +115,11 @@ def run(options: SittingOptions) -> None:
     )
     write_measured(measured, options.out)
     finished(kept)
+    lines = []
     for seat, logs in measured.timed.items():
         speed = sum(log.emitted.sum() for log in logs) / sum(log.elapsed_s.sum() for log in logs)
-        print(f"{seat:32} {speed:9.1f} tokens/s, {logs[0].meta['device_name']}")
+        lines.append(f"{seat:32} {speed:9.1f} tokens/s, {logs[0].meta['device_name']}")
+    return Result("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from real_backend.command_line import run_module
+from real_backend.command_line import Result, run_module
 from real_backend.decoding.verify import draw, signals
 from real_backend.models.finite import check_finite
 from real_backend.models.pair import Pair, pair_from, resolve_pair, versions
@@ -227,8 +227,8 @@ def capture(
     return writer.finish(total, overwrite=force)
 
 
-def run(options: CaptureOptions) -> Trace:
-    """The capture command."""
+def run(options: CaptureOptions) -> Result:
+    """`gammalab capture`."""
     o, named = options, options.pair
     refuse_shape(named, "capture")
     settings = Settings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
@@ -243,13 +243,7 @@ def run(options: CaptureOptions) -> Trace:
     pair = pair_from(named, threads=threads)
     trace = capture(pair, questions, o.out, settings, resume=o.resume, force=o.force)
     print(f"{o.out}: {trace.requests} replies, {trace.positions} tokens", file=sys.stderr)
-    return trace
-
-
-def command(options: CaptureOptions) -> int:
-    """`gammalab capture`."""
-    run(options)
-    return 0
+    return Result()
 
 
 if __name__ == "__main__":

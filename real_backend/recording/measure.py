@@ -24,7 +24,7 @@ import torch
 
 from policies.overhead import ROUNDS, own_seconds_of
 from policies.registry import SHELF
-from real_backend.command_line import run_module
+from real_backend.command_line import Result, run_module
 from real_backend.decoding.bench import (
     DRAFTED,
     LAGS,
@@ -209,8 +209,8 @@ def measure(
     return dataclasses.replace(timing.on(WALL), chosen=None)
 
 
-def run(options: MeasureOptions) -> Timing:
-    """The measure command."""
+def run(options: MeasureOptions) -> Result:
+    """`gammalab measure`."""
     unfinished = partial_path(options.out)
     if options.force:
         unfinished.unlink(missing_ok=True)
@@ -229,18 +229,11 @@ def run(options: MeasureOptions) -> Timing:
     )
     timing.write(options.out, overwrite=True)
     finished(unfinished)
-    return timing
-
-
-def command(options: MeasureOptions) -> int:
-    """`gammalab measure`."""
-    timing = run(options)
     label = ", random weights" if timing.meta.get("weights") == "random" else ""
-    print(
+    return Result(
         f"{options.out}: {len(timing.cells)} cells of {timing.meta['pair']}{label}, on "
         f"{timing.meta['device_name']}"
     )
-    return 0
 
 
 if __name__ == "__main__":

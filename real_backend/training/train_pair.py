@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
-from real_backend.command_line import option, run_module
+from real_backend.command_line import Result, option, run_module
 from real_backend.number_options import count, number, positive
 from real_backend.options import seed_of
 from real_backend.training import card, core, corpus, export, replies
@@ -212,7 +212,7 @@ def run_card(options: TrainPairOptions) -> None:
     card.write_card(options, packer, prompts)
 
 
-def run(options: TrainPairOptions) -> None:
+def run(options: TrainPairOptions) -> Result:
     """Run the stages asked for."""
     options.out.mkdir(parents=True, exist_ok=True)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -227,6 +227,7 @@ def run(options: TrainPairOptions) -> None:
     }
     for stage in stages:
         work[stage](options)
+    return Result()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import traces
 from policies.base import IntArray, Policy
 from policies.learned.observation import FACTS, ROUND, show_costs
 from policies.overhead import charged
@@ -21,11 +20,10 @@ from traces.costs.pricing import StepCosts, prices_of, read_only, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import Timing, read_timing
 
-SHIPPED = Path(traces.__file__).parent / "data"
-GREEDY, TIMING = SHIPPED / "embedded-greedy.parquet", SHIPPED / "timing-x86_64-cpu.json"
 OPTIONS = ("traces", "requests", "cost_ratios", "loads")
 
 TraceLike = Trace | Path | str

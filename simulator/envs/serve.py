@@ -20,7 +20,7 @@ from policies.base import Outcome, Policy, View
 from policies.learned.observation import ROUND
 from policies.overhead import charged
 from policies.round import view_at
-from simulator.envs.dataset import GREEDY, TIMING, CostsLike, TraceLike, as_costs, as_trace
+from simulator.envs.dataset import CostsLike, TraceLike, as_costs, as_trace
 from simulator.envs.external_gamma import (
     BATCH,
     BUCKET,
@@ -51,6 +51,7 @@ from simulator.serving.server import Run
 from simulator.serving.state import World
 from traces.costs.pricing import prices_of, tabulate_for
 from traces.errors import InputError
+from traces.shipped import GREEDY, TIMING
 from traces.workload.arrivals import Demand, demand
 from traces.workload.workload import Workload
 

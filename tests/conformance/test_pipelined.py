@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.sweep.suites import GREEDY, TIMING
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
 from simulator.serving.options import Server
@@ -19,6 +18,7 @@ from simulator.serving.result import Served
 from simulator.serving.server import serve
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import read_timing
 from traces.workload.arrivals import demand

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Policy
 from policies.learned.neural import neural_policy
 from policies.registry import SHELF
@@ -18,6 +17,7 @@ from simulator.serving.server import serve
 from tests.policies.learned.test_neural import KINDS, random_network
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import read_timing
 from traces.workload.arrivals import demand

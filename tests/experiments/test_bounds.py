@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.censoring import censored_check, censored_run
 from experiments.cli import build_parser
 from experiments.common import parallel as workers
 from experiments.common.results import read_result
@@ -89,17 +88,6 @@ def test_a_bound_comes_with_its_reason() -> None:
     refused(gammalab(*serve, "--seeds", 10**9), "--seeds", "at most 1000: every seed is a run")
     refused(gammalab("sweep", "quick", "--out", "o", "--workers", 500), "--workers", "cores")
     refused(gammalab("train", "--rate", "1e6"), "--rate", "at most 1: weights")
-
-
-def test_a_script_refuses_as_a_command_does(capsys: pytest.CaptureFixture[str]) -> None:
-    costs = ["--round-ms", "30", "--draft-ms", "1"]
-    for script, argv in (
-        (censored_run, ["--trace", "no.parquet", *costs]),
-        (censored_check, ["--trace", "no.parquet"]),
-    ):
-        assert script.main(argv) == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith(script.__name__.rpartition(".")[2] + ": no.parquet")
 
 
 READERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {

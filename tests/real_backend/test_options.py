@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.serving.serve_check import ServeCheckOptions
 from real_backend.command_line import Parser, add_options
 from real_backend.interruption import interrupted
 from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
@@ -20,7 +19,7 @@ UNITS = (
     r"whole number|a number|numbers|processes|threads|iterations|environments|settings|"
     r"0 is greedy"
 )
-MODULES = (SittingOptions, SessionOptions, LosslessOptions, ServeCheckOptions)
+MODULES = (SittingOptions, SessionOptions, LosslessOptions)
 
 
 def module_parser(cls: type) -> argparse.ArgumentParser:
@@ -73,7 +72,7 @@ def test_every_verb_is_looked_at() -> None:
         ("capture", {"out": Path("t"), "resume": True, "force": True}, "same command goes on"),
         ("validate", {"out": Path("o"), "measured": None}, "the same command goes on"),
         ("validate", {"out": None, "measured": None}, "nothing is kept, with --out"),
-        ("serve_check", {"out": None}, "nothing is kept, with --out"),
+        ("studies batches", {"out": None}, "nothing is kept, with --out"),
         ("train", {"out": Path("n.json"), "algo": "ppo"}, "the same command goes on"),
         ("train", {"out": Path("n.json"), "algo": "clone"}, "nothing is kept, it begins anew"),
         ("compare", {"out": Path("o")}, "nothing is kept, it begins anew"),

@@ -9,7 +9,6 @@ import pandas as pd
 
 from experiments.common.frames import OVER_SEEDS, Column, fields_of, figure, frame_of
 from experiments.common.frames import interval as interval_column
-from experiments.common.results import jsonable
 from experiments.common.statistics import interval
 from experiments.common.text_table import percent
 from experiments.serving.columns import POLICY
@@ -21,6 +20,7 @@ from policies.registry import label
 from simulator.serving.metrics import Objective, service
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
+from traces.json_text import jsonable
 from traces.workload.arrivals import demand
 from traces.workload.workload import Workload
 

@@ -8,14 +8,7 @@ from pathlib import Path
 from experiments.common.cost_sources import read_costs
 from experiments.common.frames import csv_of, described, meanings, rows_of, text_of
 from experiments.common.plots import captions, write_pictures
-from experiments.common.results import (
-    command_line,
-    dumps,
-    jsonable,
-    versions,
-    write_result,
-    write_text,
-)
+from experiments.common.results import command_line, versions, write_result, write_text
 from experiments.options import FleetOptions
 from experiments.serving.fleet import (
     break_even,
@@ -29,10 +22,12 @@ from experiments.serving.fleet.question import Question, Setting
 from experiments.serving.serve import say_what_is_stretched, settings
 from policies.base import uses_signals
 from policies.registry import parse_policies
+from real_backend.command_line import Result
 from real_backend.progress import progress
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
 from traces.errors import InputError
+from traces.json_text import jsonable
 from traces.store import read_trace, refuse_existing
 
 ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,goodput,tail-pruning"
@@ -48,8 +43,8 @@ QUESTIONS = {
 }
 
 
-def run(options: FleetOptions) -> int:
-    """The command."""
+def run(options: FleetOptions) -> Result:
+    """`gammalab fleet`."""
     if options.question not in QUESTIONS:
         raise InputError(f"unknown question {options.question!r}; known: {', '.join(QUESTIONS)}")
     out: Path | None = options.out
@@ -75,11 +70,7 @@ def run(options: FleetOptions) -> int:
         write_pictures(list(answer.pictures), out / "figures")
         write_result("fleet", result, out / "fleet.json", overwrite=True)
         write_text(text, out / "fleet.txt")
-    if options.csv:
-        print(csv_of(columns, answer.frame), end="")
-    else:
-        print(dumps(result) if options.json else text)
-    return 0
+    return Result(text, result, csv_of(columns, answer.frame))
 
 
 def setting(options: FleetOptions) -> Setting:

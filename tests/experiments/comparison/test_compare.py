@@ -18,7 +18,7 @@ from experiments.common.statistics import (
     verdict,
     verdict_among,
 )
-from experiments.comparison.command import compare_files
+from experiments.comparison.command import run as run_compare
 from experiments.comparison.compare import censored_positions, compare, default_policies
 from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.comparison.rows import by_question_speed
@@ -265,31 +265,31 @@ def test_text_fits_a_terminal_and_names_everything() -> None:
 def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     make_timing(control_s=0.5).write(timing, overwrite=True)
-    _, result = compare_files(CompareOptions(trace=(trace,), timing=timing, policies="gammatune"))
-    found = result["comparisons"][0]["sensitivity"]
+    result = run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune"))
+    found = result.content["comparisons"][0]["sensitivity"]
     assert {case["term"] for case in found["cases"]} == {"draft steps", "verify", "control"}
     assert found["settled"] is all(case["race"]["lead"] > -0.001 for case in found["cases"])
 
 
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
-    _, result = compare_files(
+    found = run_compare(
         CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out")
     )
     stored = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert stored["comparisons"] == result["comparisons"]
+    assert stored["comparisons"] == found.content["comparisons"]
     (entry,) = stored["comparisons"]
     for name, file in entry["log_files"].items():
         log = read_roundlog(tmp_path / "out" / entry["logs"] / file)
         row = next(row for row in entry["rows"] if row["name"] == name)
         assert log.emitted.sum() / log.elapsed_s.sum() == pytest.approx(row["tokens_per_s"])
     with pytest.raises(InputError, match="exists"):
-        compare_files(
+        run_compare(
             CompareOptions(
                 trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out"
             )
         )
-    compare_files(
+    run_compare(
         CompareOptions(
             trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out", force=True
         )
@@ -301,14 +301,14 @@ def test_an_old_result_does_not_outlive_its_rounds(
 ) -> None:
     """Stopped while the rounds are overwritten: no comparison stays that names others."""
     trace, timing = save_inputs(tmp_path)
-    compare_files(CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path))
+    run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path))
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("experiments.comparison.command.write_logs", stopped)
     with pytest.raises(KeyboardInterrupt):
-        compare_files(
+        run_compare(
             CompareOptions(
                 trace=(trace,), timing=timing, policies="gammatune", out=tmp_path, force=True
             )

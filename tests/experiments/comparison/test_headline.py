@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from experiments.common.results import dumps, jsonable
 from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
-from experiments.comparison.command import compare_files
+from experiments.comparison.command import run as run_compare
 from experiments.comparison.headline import headline, headline_text
 from experiments.options import CompareOptions
 from experiments.validation.validate_text import validation_dict
 from tests.experiments.validation.test_validate import run
 from tests.results import save_inputs
+from traces.json_text import dumps, jsonable
 
 HEADS = [
     "Set",
@@ -31,10 +31,8 @@ HEADS = [
 def part(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A comparison of two controllers, as compare.json has it."""
     trace, timing = save_inputs(tmp_path_factory.mktemp("headline"))
-    _, result = compare_files(
-        CompareOptions(trace=(trace,), timing=timing, policies="gammatune,ucb")
-    )
-    found: dict[str, Any] = jsonable(result["comparisons"][0])
+    result = run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune,ucb"))
+    found: dict[str, Any] = jsonable(result.content["comparisons"][0])
     return found
 
 

@@ -18,7 +18,6 @@ from experiments.comparison.sensitivity import (
     turned,
     wrong_beliefs,
 )
-from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
@@ -29,6 +28,7 @@ from tests.results import make_trace
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.schema import Trace
+from traces.shipped import GREEDY, TIMING
 from traces.split import split_rows
 from traces.store import read_trace
 from traces.timing import read_timing

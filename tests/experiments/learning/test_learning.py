@@ -20,7 +20,7 @@ from experiments.learning.train import fit_ppo
 from policies.base import Policy
 from policies.fixed import Fixed
 from policies.learned.neural import neural_policy, quantise
-from simulator.envs.dataset import GREEDY, TIMING, Pool
+from simulator.envs.dataset import Pool
 from simulator.envs.vector import RoundVectorEnv, TokenVectorEnv
 from simulator.replay.hindsight import clairvoyant
 from simulator.replay.replay import replay
@@ -31,6 +31,7 @@ from traces.costs.model import CostModel
 from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import read_timing
 

@@ -12,9 +12,9 @@ import pytest
 from experiments.learning import regret, transfer
 from policies.learned.neural import NeuralRound
 from policies.registry import read_policies
-from simulator.envs.dataset import GREEDY, TIMING
 from tests.command import gammalab, refused
 from traces import synthetic
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace, write_trace
 
 BRIEF = ("--iterations", "2", "--lanes", "8", "--hidden", "4", "--unit", "round")
@@ -99,13 +99,10 @@ def test_a_damaged_network_is_refused_in_one_line(trace: Path, network: Path) ->
         weights.write_bytes(whole)
 
 
-def test_regret_and_curves(
-    trace: Path, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = ["--trace", str(trace), "--timing", str(TIMING), "--out", str(tmp_path)]
-    what = ["--policies", "ucb,fixed:gamma=3", "--networks", str(network), "--passes", "2"]
-    regret.main([*where, *what])
-    said = capsys.readouterr().out
+def test_regret_and_curves(trace: Path, network: Path, tmp_path: Path) -> None:
+    where = ["--trace", trace, "--timing", TIMING, "--out", tmp_path]
+    what = ["--policies", "ucb,fixed:gamma=3", "--networks", network, "--passes", "2"]
+    said = gammalab("studies", "regret", *where, *what).out
     assert "clairvoyant" in said and "ucb" in said
     assert {path.name for path in tmp_path.glob("*.png")} == {"regret.png", "training.png"}
 
@@ -124,21 +121,18 @@ def test_regret_of_the_best_length_is_none_and_of_the_clairvoyant_least() -> Non
     assert lost["clairvoyant"][-1] < 0.0 < lost["plain"][-1]
 
 
-def test_transfer_by_hand(
-    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transfer_by_hand(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "RATIOS", (4.0,))
     whole = read_trace(trace)
     two = [row for row, task in enumerate(whole.category) if task in whole.category[:1]]
     write_trace(whole.select(two), tmp_path / "one.parquet")
-    options = ["--trace", str(tmp_path / "one.parquet"), "--iterations", "1", "--lanes", "4"]
-    transfer.main([*options, "--unit", "round", "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().out
+    options = ["--trace", tmp_path / "one.parquet", "--lanes", "4", "--unit", "round"]
+    asked = ["studies", "transfer", *options, "--out", tmp_path / "out", "--iterations"]
+    said = gammalab(*asked, "1").out
     found = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert found["worlds"] == [whole.category[0], "all, measured", "c = 4"]
     assert all(len(row) == 3 for row in found["scores"].values())
-    again = [*options, "--unit", "round", "--out", str(tmp_path / "out")]
-    assert transfer.main([*again, "--iterations", "2"]) == 2  # not the runs that lie there
+    assert gammalab(*asked, "2").code == 2  # not the runs that lie there
     rule = found["scores"]["hf-confidence"]
     below = sum(
         a < b
@@ -149,10 +143,8 @@ def test_transfer_by_hand(
     assert len(re.findall(r"\d\.\d{3}-", said)) == below
 
 
-def test_the_studies_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nowhere, out = str(tmp_path / "no"), str(tmp_path / "out")
-    assert regret.main(["--networks", f"{nowhere}.json", "--out", out]) == 2
-    assert transfer.main(["--trace", nowhere, "--out", out]) == 2
-    first, second = capsys.readouterr().err.strip().splitlines()
-    assert first.startswith("regret: ") and second.startswith("transfer: ")
-    assert nowhere in first and nowhere in second
+def test_the_studies_refuse_in_one_line(tmp_path: Path) -> None:
+    nowhere, out = tmp_path / "no", tmp_path / "out"
+    asked = ["--networks", f"{nowhere}.json", "--out", out]
+    refused(gammalab("studies", "regret", *asked), str(nowhere))
+    refused(gammalab("studies", "transfer", "--trace", nowhere, "--out", out), str(nowhere))

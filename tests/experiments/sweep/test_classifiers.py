@@ -17,7 +17,6 @@ from experiments.sweep.classifiers import (
     judged_tokens,
     main,
 )
-from experiments.sweep.suites import GREEDY
 from policies.base import Draft, field_values
 from policies.confidence.classifiers import WEIGHTS, accept_prob
 from policies.confidence.speckv import GAMMAS, SpecKV
@@ -28,6 +27,7 @@ from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shipped import GREEDY
 from traces.split import split_rows
 from traces.store import read_trace
 
@@ -181,7 +181,7 @@ def test_mismatches_weigh_more() -> None:
 
 @pytest.mark.parametrize("name", FITS)
 def test_defaults_are_the_fit_of_the_shipped_tuning_half(name: str) -> None:
-    """`python -m experiments.sweep.classifiers` prints them anew when the shipped trace changes."""
+    """`gammalab studies classifiers` prints them anew when the shipped trace changes."""
     trace = read_trace(GREEDY)
     fitted = FITS[name](trace.select(split_rows(trace, seed=0)[0]))
     assert field_values(fitted) == pytest.approx(field_values(type(fitted)()), abs=1e-3)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.sweep.suites import GREEDY, TIMING
 from policies.base import Draft, Outcome, Policy, View
 from policies.confidence.classifiers import Disco, SpecDecPlusPlus, chance, features, log_odds
 from policies.confidence.draft_verify import DraftVerify
@@ -26,6 +25,7 @@ from traces.costs.affine import Affine
 from traces.costs.pricing import surplus_draft_s, tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import read_timing
 

@@ -15,7 +15,7 @@ import simulator.envs  # noqa: F401  registers the environments
 from policies.base import uses_signals
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
-from simulator.envs.dataset import GREEDY, TIMING, Pool
+from simulator.envs.dataset import Pool
 from simulator.envs.round_token import RoundEnv, TokenEnv, play
 from simulator.replay.replay import replay
 from traces import synthetic
@@ -23,6 +23,7 @@ from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 from traces.timing import read_timing
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import simulator.envs  # noqa: F401  registers the environments
 from policies.base import Outcome
-from simulator.envs.dataset import GREEDY, TIMING
+from traces.shipped import GREEDY, TIMING
 
 IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.censoring import censored_check, censored_run
+from experiments.censoring import censored_check
 from experiments.censoring.censored_check import Case, cases, costs_for, coverage, modelled
 from experiments.censoring.intervals import complete, left_open, span
 from experiments.common.cost_sources import step_costs
@@ -24,6 +24,7 @@ from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policies, parse_policy
 from simulator.replay.replay import replay
+from tests.command import gammalab, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces.censoring import regimes
 from traces.censoring.imputation import (
@@ -38,6 +39,7 @@ from traces.censoring.known import bounds, censor, completed, flags_of
 from traces.censoring.survival import by_run, survival
 from traces.importers.flags import UNKNOWN, accept_lengths
 from traces.schema import Trace, TraceError
+from traces.shipped import GREEDY
 from traces.store import content_hash, read_trace, write_trace
 from traces.synthetic import bursty, constant
 
@@ -306,7 +308,7 @@ def test_imputations_undo_informative_censoring_in_bursty_text() -> None:
 
 
 def test_kaplan_meier_is_fooled_by_an_adaptive_recorder_and_the_imputations_are_not() -> None:
-    exact = read_trace(censored_check.EXACT)
+    exact = read_trace(GREEDY)
     seen = recorded(exact, "gammatune")
     truth = survival(exact, depth=8).survival
     naive = survival(seen, depth=8).survival
@@ -330,7 +332,7 @@ COVERED = ("gammatune", "fixed:gamma=2", "fixed:gamma=5", "goodput")
 
 def tried(fill: censored_check.Fill, resamples: int = 12) -> dict[str, float]:
     """Share of truths inside the 95 % interval, of tokens/s and of the ratio that decides."""
-    trace = read_trace(censored_check.EXACT)
+    trace = read_trace(GREEDY)
     one = functools.partial(
         cases, trace, "fixed:gamma=3", requests=40, policies=COVERED, fill=fill, draws=12
     )
@@ -438,36 +440,25 @@ def test_the_truth_lies_in_what_compare_leaves_open() -> None:
         assert found.low - 1e-9 <= truth <= found.high + 1e-9
 
 
-def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(tmp_path: Path) -> None:
     exact, seen = tmp_path / "exact.parquet", tmp_path / "seen.parquet"
     write_trace(lively_trace(), exact)
     write_trace(recorded(lively_trace(), "fixed:gamma=2"), seen)
     costs = ["--round-ms", "10", "--draft-ms", "1", "--draws", "4"]
-    censored_run.main(["--trace", str(seen), *costs, "--policies", "gammatune,fixed:gamma=4"])
-    printed = capsys.readouterr().out
+    asked = ["studies", "censored", "--trace", seen, *costs, "--policies"]
+    printed = gammalab(*asked, "gammatune,fixed:gamma=4").out
     assert "fixed:gamma=4" in printed and "accepted of" in printed
-    censored_run.main(["--trace", str(seen), *costs, "--policies", "gammatune", "--json"])
-    assert json.loads(capsys.readouterr().out)["reference"] == "fixed:gamma=3"
-    assert censored_run.main(["--trace", str(exact), *costs]) == 2
-    assert "not censored" in capsys.readouterr().err
-    censored_check.main(
-        ["--trace", str(exact), "--recorder", "fixed:gamma=2", "--resamples", "2",
-         "--requests", "8"]
-    )  # fmt: skip
-    printed = capsys.readouterr().out
+    assert json.loads(gammalab(*asked, "gammatune", "--json").out)["reference"] == "fixed:gamma=3"
+    refused(gammalab("studies", "censored", "--trace", exact, *costs), "not censored")
+    assert "verdicts over" in gammalab(*asked, "gammatune,fixed:gamma=4", "--seeds", "2").out
+    refused(gammalab(*asked[:-2], "2"), "at least 3")
+    hidden = ["studies", "coverage", "--trace", exact, "--recorder", "fixed:gamma=2"]
+    printed = gammalab(*hidden, "--resamples", "2", "--requests", "8").out
     assert "recorder fixed:gamma=2" in printed and "ratio to fixed:gamma=5" in printed
-    censored_check.main(
-        ["--trace", str(exact), "--recorder", "fixed:gamma=2", "--resamples", "1", "--others",
-         "--requests", "8", "--reference", "fixed:gamma=3"]
-    )  # fmt: skip
-    printed = capsys.readouterr().out
+    printed = gammalab(
+        *hidden, "--resamples", "1", "--others", "--requests", "8", "--reference", "fixed:gamma=3"
+    ).out
     assert "ratio to fixed:gamma=3" in printed and "tokens/s" not in printed
-    censored_run.main(
-        ["--trace", str(seen), *costs, "--policies", "gammatune,fixed:gamma=4", "--seeds", "2"]
-    )
-    assert "verdicts over" in capsys.readouterr().out
-    assert censored_run.main(["--trace", str(seen), *costs[:4], "--draws", "2"]) == 2
-    assert "at least 3" in capsys.readouterr().err
 
 
 def test_what_is_not_censored_is_its_own_completion() -> None:
