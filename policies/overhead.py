@@ -96,7 +96,7 @@ class _Trial:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.looks = policy, uses_signals(policy)
+        self.policy, self.reads_signals = policy, uses_signals(policy)
         self.state = policy.new_state(1)
         self.generator = np.random.default_rng(0)
         self.verify_s = np.concatenate([[0.0], 1e-2 + 2e-4 * np.arange(1, 34)])
@@ -111,11 +111,11 @@ class _Trial:
         view, rng = View(40 + index % 400, 1, 0, 16, 2e-3, self.verify_s), Rng(index)
         between()
         began = clock()
-        wish = policy.gamma(state, 0, view, rng)
+        requested_gamma = policy.gamma(state, 0, view, rng)
         spent = clock() - began
-        cap = clamp_gamma(wish, view.room)
-        drafted, going = cap, self.looks
-        if self.looks:
+        cap = clamp_gamma(requested_gamma, view.room)
+        drafted, going = cap, self.reads_signals
+        if self.reads_signals:
             cap, drafted = max(1, cap), 0
         while going and drafted < cap:
             drafted += 1
@@ -173,6 +173,6 @@ def _median_s(seconds: Sequence[float], clocks_s: float) -> float:
     return round(max(0.0, float(np.median(seconds)) - clocks_s), NANOSECONDS)
 
 
-def own_seconds(policy: Policy, rounds: int = ROUNDS) -> tuple[float, float]:
+def measured_overhead(policy: Policy, rounds: int = ROUNDS) -> tuple[float, float]:
     """`own_seconds_of` one policy."""
     return own_seconds_of([policy], rounds)[0]

@@ -64,7 +64,7 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class DecodingCheck:
     """One way to decode; bound: spacings up to which its differences are ties."""
 
     policy: str
@@ -84,7 +84,7 @@ class Report:
     near: dict[float, float]
     shape: Noise
     program: Noise
-    rows: list[Row]
+    rows: list[DecodingCheck]
 
     @property
     def lossless(self) -> bool:
@@ -136,7 +136,7 @@ def check(
     for name, batch, replies, noise in runs:
         cases = zip(requests, reference.replies, replies, strict=True)
         found = [weigh(pair, r, a, b, noise) for r, a, b in cases if a != b]
-        rows.append(Row(name, batch, len(replies), noise.bound, found))
+        rows.append(DecodingCheck(name, batch, len(replies), noise.bound, found))
     bounds = sorted({*NEAR, shape.bound, program.bound})
     near = {bound: float((gaps <= bound).double().mean()) for bound in bounds}
     return Report(len(gaps), near, shape, program, rows)

@@ -228,7 +228,7 @@ def forced_requests(trace: Trace, pair: Pair) -> list[Request]:
 
     Raises InputError if they do not fit into the pair's context, or acceptance is censored.
     """
-    refuse_censored(trace, "forced acceptance")
+    refuse_censored(trace, "replayed acceptance")
     longest = trace.longest_context + trace.meta.depth + 1
     if pair.max_context and longest > pair.max_context:
         raise InputError(

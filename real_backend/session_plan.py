@@ -15,7 +15,7 @@ SHELF = (
 )
 
 
-class Effort(NamedTuple):
+class SessionEffort(NamedTuple):
     """How much of everything; the small one is for a CPU and for trying the script."""
 
     questions: int  # 0: all
@@ -29,8 +29,8 @@ class Effort(NamedTuple):
     policies: str
 
 
-FULL = Effort(60, 0, 100, 40.0, 60.0, 128, "1,2,4,8", "96,380", SHELF)
-SMALL = Effort(6, 4, 10, 3.0, 5.0, 32, "1", "96", "never,fixed:gamma=3,hf-confidence")
+FULL = SessionEffort(60, 0, 100, 40.0, 60.0, 128, "1,2,4,8", "96,380", SHELF)
+SMALL = SessionEffort(6, 4, 10, 3.0, 5.0, 32, "1", "96", "never,fixed:gamma=3,hf-confidence")
 
 
 class Stage(NamedTuple):
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 class _Planner:
     """Collects stages; every method adds one and names its result."""
 
-    def __init__(self, out: Path, device: str, effort: Effort) -> None:
+    def __init__(self, out: Path, device: str, effort: SessionEffort) -> None:
         self.out, self.device, self.effort = out, device, effort
         self.plan = Plan([], [])
 
@@ -119,11 +119,11 @@ class _Planner:
 
     def decode(self, pair: str, dtype: str, trace: Path, timing: Path, batch: int = 1) -> None:
         """Rounds of the shelf on the real engine."""
-        forced = pair.startswith("shape:")
+        replayed = pair.startswith("shape:")
         name = file_name(pair.removeprefix("shape:")) + f"-{dtype}"
         folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")
         arguments = ["--pair", pair, "--dtype", dtype, "--trace", trace, "--timing", timing]
-        arguments += ["--acceptance", "trace" if forced else "own", "--out", folder]
+        arguments += ["--acceptance", "trace" if replayed else "own", "--out", folder]
         arguments += ["--limit", self.effort.replies]
         arguments += ["--policies", self.effort.policies, "--batch", batch]
         seats = [*map(label, parse_policies(self.effort.policies)), PLACEBO]
@@ -141,7 +141,9 @@ class _Planner:
         self._add(f"lossless {dtype}", "lossless", arguments, [report], 30)
 
 
-def plan_of(out: Path, device: str, shapes: Sequence[str], dtype: str, effort: Effort) -> Plan:
+def plan_of(
+    out: Path, device: str, shapes: Sequence[str], dtype: str, effort: SessionEffort
+) -> Plan:
     """The whole session; dtype: number format of the shapes."""
     planner = _Planner(out, device, effort)
     greedy = planner.capture("float32")

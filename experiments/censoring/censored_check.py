@@ -42,7 +42,7 @@ ROUND_S, DRAFT_S = 22.3e-3, 1.92e-3  # a 7B target and a 68M draft on an A100-cl
 Fill = Callable[[Trace, int, int], Sequence[Trace]]
 
 
-class Case(NamedTuple):
+class CoverageCase(NamedTuple):
     """One policy on one resample, tokens/s or their ratio to the reference's."""
 
     policy: str
@@ -88,7 +88,7 @@ def cases(
     policies: Sequence[str] = POLICIES,
     reference: str = REFERENCE,
     fill: Fill = modelled,
-) -> list[Case]:
+) -> list[CoverageCase]:
     """Resample number `index`: record it with the recorder, complete it, replay every policy."""
     generator = named_generator(index, "coverage")
     exact = trace.select(resampled(trace, requests, generator))
@@ -103,7 +103,7 @@ def cases(
             held = span(float(values[1]), float(values[2]), values[3:])
             inside = (held.low, held.value, held.high, held.stop, held.go_on)
             if of == SPEED or name != reference:
-                found.append(Case(name, float(values[0]), *inside, of))
+                found.append(CoverageCase(name, float(values[0]), *inside, of))
     return found
 
 
@@ -138,7 +138,7 @@ def cases_of_others(
     draws: int = DRAWS,
     policies: Sequence[str] = POLICIES,
     reference: str = REFERENCE,
-) -> list[Case]:
+) -> list[CoverageCase]:
     """Of resample number `index`, intervals for other questions and the ratio on all requests."""
     exact = with_replacement(trace, requests, named_generator(index, "others"))
     played = _played(exact, recorder, index, draws, (*policies, reference), modelled)
@@ -160,7 +160,7 @@ def cases_of_others(
     for name, one in zip(names, held, strict=True):
         stop, go_on = (played[reference].sum(axis=1) / played[name].sum(axis=1))[1:3].tolist()
         truth = whole(reference) / whole(name)
-        found.append(Case(name, truth, one.low, one.value, one.high, stop, go_on, RATIO))
+        found.append(CoverageCase(name, truth, one.low, one.value, one.high, stop, go_on, RATIO))
     return found
 
 
@@ -180,7 +180,7 @@ class Coverage:
     half_extremes: float
 
 
-def coverage(cases: Sequence[Case]) -> list[Coverage]:
+def coverage(cases: Sequence[CoverageCase]) -> list[Coverage]:
     """By policy, then over all those about which anything was open."""
     names = list(dict.fromkeys(case.policy for case in cases))
     groups = [(name, [case for case in cases if case.policy == name]) for name in names]
@@ -188,7 +188,7 @@ def coverage(cases: Sequence[Case]) -> list[Coverage]:
     return [_coverage(name, group) for name, group in [*groups, ("open", unsure)]]
 
 
-def _coverage(name: str, group: Sequence[Case]) -> Coverage:
+def _coverage(name: str, group: Sequence[CoverageCase]) -> Coverage:
     columns = np.array([case[1:7] for case in group]).T
     truth, low, point, high, stop, go_on = columns
     least, most = np.minimum(stop, go_on), np.maximum(stop, go_on)
@@ -233,7 +233,7 @@ def check(
     workers: int = 1,
     reference: str = REFERENCE,
     others: bool = False,
-) -> list[Case]:
+) -> list[CoverageCase]:
     """Cases of resamples 0, 1, ... of one recorder."""
     one = functools.partial(
         cases_of_others if others else cases,

@@ -11,7 +11,7 @@ import functools
 from concurrent.futures import ProcessPoolExecutor
 
 from experiments.censoring.censored_check import costs_for
-from experiments.censoring.intervals import Censoring, Schedule, complete, left_open
+from experiments.censoring.intervals import Censoring, PricedPolicy, complete, left_open
 from experiments.censoring.intervals_text import (
     open_table,
     open_task_table,
@@ -29,7 +29,9 @@ from traces.schema import Trace
 from traces.store import read_trace
 
 
-def schedules_of(trace: Trace, names: str, round_s: float, draft_s: float) -> dict[str, Schedule]:
+def schedules_of(
+    trace: Trace, names: str, round_s: float, draft_s: float
+) -> dict[str, PricedPolicy]:
     """The named policies at a constant per round and per drafted token, and never drafting."""
     costs = costs_for(trace, round_s, draft_s)
     return {
@@ -39,7 +41,7 @@ def schedules_of(trace: Trace, names: str, round_s: float, draft_s: float) -> di
 
 
 def over_seeds(
-    trace: Trace, schedules: dict[str, Schedule], reference: str, *, draws: int, seed: int
+    trace: Trace, schedules: dict[str, PricedPolicy], reference: str, *, draws: int, seed: int
 ) -> Censoring:
     """Intervals by the imputations of this seed."""
     completed = complete(trace, draws=draws, seed=seed)

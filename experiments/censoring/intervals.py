@@ -25,7 +25,7 @@ import numpy.typing as npt
 from experiments.censoring.rubin import LEAST, judge_imputed, ratios
 from experiments.common.statistics import CONFIDENCE, RESAMPLES, Estimate, divide
 from simulator.replay.metrics import per_request
-from traces.censoring.imputation import Spread, imputations, learn
+from traces.censoring.imputation import BonusSpread, imputations, learn
 from traces.censoring.known import bounds, flags_of
 from traces.importers.flags import UNKNOWN
 from traces.roundlog import RoundLog
@@ -37,7 +37,7 @@ FloatArray = npt.NDArray[np.float64]
 DRAWS = 30
 
 
-class Schedule(Protocol):
+class PricedPolicy(Protocol):
     """A policy at its costs: the rounds that it plays on a trace, `seed` of its own lots."""
 
     def __call__(self, trace: Trace, /, *, seed: int) -> RoundLog: ...
@@ -88,7 +88,7 @@ class Censoring:
 
     draws: imputations; resamples: draws of questions in each. controllers: rows that are judged
     together, level: the p of its own that makes one of them significant. unknown, positions: of the
-    replayed requests. spread: see traces.censoring.imputation.Spread.
+    replayed requests. spread: see traces.censoring.imputation.BonusSpread.
     """
 
     rows: tuple[Open, ...]
@@ -99,7 +99,7 @@ class Censoring:
     level: float
     unknown: int
     positions: int
-    spread: Spread
+    spread: BonusSpread
 
     def row(self, name: str) -> Open:
         """The row of that name."""
@@ -133,7 +133,7 @@ class Completed:
 
     traces: tuple[Trace, ...]
     unknown: int
-    spread: Spread
+    spread: BonusSpread
     seed: int
 
     @property
@@ -167,7 +167,7 @@ class Sums(NamedTuple):
     rounds: FloatArray
 
 
-def play(schedule: Schedule, traces: Sequence[Trace], seed: int = 0) -> Sums:
+def play(schedule: PricedPolicy, traces: Sequence[Trace], seed: int = 0) -> Sums:
     """Replay one schedule on every completed trace, each with lots of its own."""
     lots = named_generator(seed, "lots").integers(2**31, size=len(traces)).tolist()
     logs = (schedule(trace, seed=lot) for trace, lot in zip(traces, lots, strict=True))
@@ -180,7 +180,7 @@ def play(schedule: Schedule, traces: Sequence[Trace], seed: int = 0) -> Sums:
 
 def left_open(
     completed: Completed,
-    schedules: Mapping[str, Schedule],
+    schedules: Mapping[str, PricedPolicy],
     *,
     reference: str,
     controllers: Collection[str] | None = None,

@@ -153,14 +153,14 @@ def random_weights_note(timing_meta: Mapping[str, Any], pair: str) -> str:
     )
 
 
-def forced_note(about: Mapping[str, Any]) -> str:
+def replayed_note(about: Mapping[str, Any]) -> str:
     """A note on whose forwards and whose acceptance a run of this meta combines, if they are two's;
     or "".
     """
     if about.get("acceptance", "own") == "own":
         return ""
     return (
-        f"forced acceptance: real forwards of {about['pair']} ({about['weights']} weights), but "
+        f"replayed acceptance: real forwards of {about['pair']} ({about['weights']} weights), but "
         f"what they accept is the {about['acceptance']}"
     )
 

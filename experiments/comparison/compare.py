@@ -17,7 +17,7 @@ import numpy.typing as npt
 from experiments.censoring.intervals import (
     Censoring,
     Completed,
-    Schedule,
+    PricedPolicy,
     complete,
     left_open,
     select,
@@ -204,7 +204,7 @@ def _left_open(
     if halves.completed is None:
         return None
     held_out = select(halves.completed, halves.test_rows, trace)
-    schedules: dict[str, Schedule] = {
+    schedules: dict[str, PricedPolicy] = {
         name: functools.partial(replay, policy, costs=costs) for name, policy in chosen.items()
     }
     schedules["clairvoyant"] = lambda trace, *, seed: clairvoyant(trace, costs)

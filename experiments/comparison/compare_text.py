@@ -12,7 +12,7 @@ from experiments.censoring.intervals_text import open_table, open_task_table
 from experiments.common.frames import Group, described, figure, frame_of, meanings, text_of
 from experiments.common.statistics import FEW, SAME, TIE, VERDICTS
 from experiments.common.text_table import fill
-from experiments.comparison.certainty_text import certainty, stale
+from experiments.comparison.certainty import certainty, stale
 from experiments.comparison.columns import COLUMNS
 from experiments.comparison.result import ROLES, Comparison
 from policies.registry import file_name, title

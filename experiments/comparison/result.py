@@ -20,7 +20,7 @@ ROLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ScheduleResult:
     """One schedule on the held-out requests.
 
     speedup: tokens/s over never drafting, token-weighted (all tokens over all seconds); its
@@ -84,7 +84,7 @@ class Comparison:
     unpriced: controllers whose own arithmetic the costs do not know, and which paid nothing.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ScheduleResult, ...]
     detectable_percent: float
     detectable_among_percent: float
     sensitivity: Sensitivity
@@ -111,6 +111,6 @@ class Comparison:
     unpriced: tuple[str, ...]
     censoring: Censoring | None = None
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> ScheduleResult:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)

@@ -23,7 +23,7 @@ from experiments.common.statistics import (
     verdict,
     verdict_among,
 )
-from experiments.comparison.result import ROLES, Row
+from experiments.comparison.result import ROLES, ScheduleResult
 from experiments.comparison.robust import Plays, orders_of, ratio_over_timings, timing_error, twins
 from simulator.replay.metrics import PerRequest, per_request, summarize
 from traces.schema import Trace
@@ -91,7 +91,7 @@ def held_of(test: Trace, plays: Mapping[str, Plays], tuned: str, seed: int, resa
 
 def rows_of(
     plays: Mapping[str, Plays], roles: Mapping[str, str], held: Held
-) -> tuple[tuple[Row, ...], Family]:
+) -> tuple[tuple[ScheduleResult, ...], Family]:
     """The rows, by role and speed, and the controllers judged together."""
     controllers = [name for name in plays if roles[name] == "policy"]
     family = held.judge(
@@ -106,7 +106,9 @@ def rows_of(
     return tuple(rows), family
 
 
-def _row(name: str, role: str, held: Held, adjusted_p: float, detectable_percent: float) -> Row:
+def _row(
+    name: str, role: str, held: Held, adjusted_p: float, detectable_percent: float
+) -> ScheduleResult:
     ours, fixed = held.plays[name], held.plays[held.tuned]
     sums, facts = per_request(ours.log), summarize(ours.log)
     vs_fixed = held.over(held.tuned, name)
@@ -120,7 +122,7 @@ def _row(name: str, role: str, held: Held, adjusted_p: float, detectable_percent
         said = verdict(vs_fixed, len(set(held.question_index.tolist())))
     seconds, best_s = sums.decode_s, held.best.decode_s
     by_question = by_question_speed(sums, held.question_index)
-    return Row(
+    return ScheduleResult(
         name=name,
         role=role,
         speedup=held.over("never", name),

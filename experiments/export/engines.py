@@ -20,7 +20,7 @@ Range = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class EngineSetting:
     """An engine's setting. gamma: most tokens to draft in a round, 0: do not speculate.
 
     threshold: draft no further than a token whose probability is below it; 0: no such stop.
@@ -55,7 +55,7 @@ class Rendered(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Engine:
+class ServingEngine:
     """One engine, and what about it matters here.
 
     limits: what it can be told at most. batches: it serves many requests at once, all drafting in
@@ -67,7 +67,7 @@ class Engine:
 
     name: str
     title: str
-    render: Callable[[Setting, Names], Rendered]
+    render: Callable[[EngineSetting, Names], Rendered]
     limits: str
     batches: bool = True
     table: bool = False
@@ -79,7 +79,7 @@ class Engine:
     sampling: str = ""
 
 
-def _vllm(setting: Setting, names: Names) -> Rendered:
+def _vllm(setting: EngineSetting, names: Names) -> Rendered:
     command = ["vllm", "serve", names.target]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
@@ -93,7 +93,7 @@ def _vllm(setting: Setting, names: Names) -> Rendered:
     return Rendered(fields, shlex.join([*command, "--speculative-config", json.dumps(fields)]))
 
 
-def _sglang(setting: Setting, names: Names) -> Rendered:
+def _sglang(setting: EngineSetting, names: Names) -> Rendered:
     command = ["python3", "-m", "sglang.launch_server", "--model-path", names.target]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
@@ -109,7 +109,7 @@ def _sglang(setting: Setting, names: Names) -> Rendered:
     return Rendered(fields, shlex.join(command))
 
 
-def _trtllm(setting: Setting, names: Names) -> Rendered:
+def _trtllm(setting: EngineSetting, names: Names) -> Rendered:
     use = f"# trtllm-serve {shlex.quote(names.target)} --config THIS_FILE"
     if setting.gamma == 0:
         return Rendered({}, f"{use}\nspeculative_config: null")
@@ -128,7 +128,7 @@ def _trtllm(setting: Setting, names: Names) -> Rendered:
     return Rendered(fields, "\n".join(lines))
 
 
-def _llama_cpp(setting: Setting, names: Names) -> Rendered:
+def _llama_cpp(setting: EngineSetting, names: Names) -> Rendered:
     command = ["llama-server", "-m", f"{names.target}.gguf"]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
@@ -144,7 +144,7 @@ def _llama_cpp(setting: Setting, names: Names) -> Rendered:
     return Rendered(fields, shlex.join(command))
 
 
-def _transformers(setting: Setting, names: Names) -> Rendered:
+def _transformers(setting: EngineSetting, names: Names) -> Rendered:
     if setting.gamma == 0:
         return Rendered({}, "# nothing to set: call generate() without assistant_model")
     fields: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _transformers(setting: Setting, names: Names) -> Rendered:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine(
+        ServingEngine(
             "vllm",
             "vLLM",
             _vllm,
@@ -169,14 +169,14 @@ ENGINES = {
             idle_draft=True,
             sampling='drafts greedily unless "draft_sample_method": "probabilistic" is added',
         ),
-        Engine(
+        ServingEngine(
             "sglang",
             "SGLang",
             _sglang,
             "has one draft length for a two-model pair, whatever the text and the batch",
             sampling="accepts otherwise unless --speculative-use-rejection-sampling is added",
         ),
-        Engine(
+        ServingEngine(
             "trtllm",
             "TensorRT-LLM",
             _trtllm,
@@ -186,7 +186,7 @@ ENGINES = {
             falling=True,
             sampling="accepts exact matches unless use_rejection_sampling: true is added",
         ),
-        Engine(
+        ServingEngine(
             "llama.cpp",
             "llama.cpp",
             _llama_cpp,
@@ -196,7 +196,7 @@ ENGINES = {
             discards=True,
             sampling="drafts greedily and accepts exact matches",
         ),
-        Engine(
+        ServingEngine(
             "hf",
             "transformers",
             _transformers,
@@ -208,14 +208,14 @@ ENGINES = {
 }
 
 
-def find_engine(name: str) -> Engine:
+def find_engine(name: str) -> ServingEngine:
     """The engine of that name; raises InputError with those that there are."""
     if name not in ENGINES:
         raise InputError(f"unknown engine {name!r}; --to takes {', '.join(ENGINES)}")
     return ENGINES[name]
 
 
-def field_sources(engine: Engine, setting: Setting) -> list[str]:
+def field_sources(engine: ServingEngine, setting: EngineSetting) -> list[str]:
     """Where the fields in use come from, and since when; one line each."""
     if setting.gamma == 0:
         return []

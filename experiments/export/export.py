@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from experiments.common.cost_sources import step_costs
 from experiments.common.results import read_inputs
-from experiments.export.engines import Engine, Names, Setting, find_engine
+from experiments.export.engines import EngineSetting, Names, ServingEngine, find_engine
 from experiments.export.replay import (
     Batches,
     SingleCosts,
@@ -47,7 +47,7 @@ THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Bench:
+class Halves:
     """Halves that settings are chosen on (train) and reported on (test).
 
     costs: of one request alone. on_train, on_test: every fixed length in lock-step batches; at
@@ -61,7 +61,9 @@ class Bench:
     on_test: Batches
 
 
-def export(policy: Policy, engine: Engine, trace: Trace, timing: Timing, seed: int = 0) -> Export:
+def export(
+    policy: Policy, engine: ServingEngine, trace: Trace, timing: Timing, seed: int = 0
+) -> Export:
     """Translate a policy and replay both; raises InputError if the trace cannot be split, or lacks
     the signals that the policy reads.
     """
@@ -70,7 +72,7 @@ def export(policy: Policy, engine: Engine, trace: Trace, timing: Timing, seed: i
     policy_s = float(replay(policy, test, steps, seed=seed).elapsed_s.sum())
     sizes = measured_sizes(timing) if engine.batches else (1,)
     on_train, on_test = (run_batches(part, timing, steps, sizes) for part in (train, test))
-    bench = Bench(train, test, single_costs(timing, steps), on_train, on_test)
+    bench = Halves(train, test, single_costs(timing, steps), on_train, on_test)
     setting = choose(policy, engine, bench)
     return Export(
         policy=policy,
@@ -83,42 +85,44 @@ def export(policy: Policy, engine: Engine, trace: Trace, timing: Timing, seed: i
     )
 
 
-def choose(policy: Policy, engine: Engine, bench: Bench) -> Setting:
+def choose(policy: Policy, engine: ServingEngine, bench: Halves) -> EngineSetting:
     """The engine's setting for a policy; what is free in it is tuned on the training half."""
     if isinstance(policy, Never):
-        return Setting(0)
+        return EngineSetting(0)
     if isinstance(policy, Fixed):
-        return Setting(policy.gamma_tokens)
+        return EngineSetting(policy.gamma_tokens)
     if engine.name == "hf" and isinstance(policy, HFHeuristic):
         kept = "heuristic_transient" if policy.transient else "heuristic"
-        return Setting(policy.gamma0, schedule=kept)
+        return EngineSetting(policy.gamma0, schedule=kept)
     if engine.name == "hf" and isinstance(policy, HFRocConfidence):
-        return Setting(policy.gamma_max, policy.threshold0, moving=True)
+        return EngineSetting(policy.gamma_max, policy.threshold0, moving=True)
     if engine.stops and uses_signals(policy):
         return best_stop(stops(policy, bench.train.meta.depth), engine, bench)
     if engine.table and len(bench.on_train.sizes) > 1:
         return best_table(engine, bench.on_train)
-    return Setting(best_fixed(bench.train, bench.costs.steps)[0])
+    return EngineSetting(best_fixed(bench.train, bench.costs.steps)[0])
 
 
-def stops(policy: Policy, depth: int) -> list[Setting]:
+def stops(policy: Policy, depth: int) -> list[EngineSetting]:
     """The stops at one doubtful token that a policy may become; what it fixes stays fixed."""
     longest = int(getattr(policy, "gamma_max", depth))
     if isinstance(policy, HFConfidence):
-        return [Setting(longest, policy.threshold)]
+        return [EngineSetting(longest, policy.threshold)]
     if isinstance(policy, GammaTunePlus):
-        return [Setting(cap, policy.tau) for cap in range(1, min(longest, depth) + 1)]
-    return [Setting(longest, threshold) for threshold in THRESHOLDS]
+        return [EngineSetting(cap, policy.tau) for cap in range(1, min(longest, depth) + 1)]
+    return [EngineSetting(longest, threshold) for threshold in THRESHOLDS]
 
 
-def best_stop(candidates: Iterable[Setting], engine: Engine, bench: Bench) -> Setting:
+def best_stop(
+    candidates: Iterable[EngineSetting], engine: ServingEngine, bench: Halves
+) -> EngineSetting:
     """The candidate with the fewest seconds on the training half; ties to the first."""
     return min(
         candidates, key=lambda setting: setting_seconds(setting, engine, bench.train, bench.costs)
     )
 
 
-def best_table(engine: Engine, batches: Batches) -> Setting:
+def best_table(engine: ServingEngine, batches: Batches) -> EngineSetting:
     """The best length of every batch size under the engine's rules.
 
     No table where it would say nothing: 0 throughout, or one length in an engine that goes on with
@@ -132,14 +136,16 @@ def best_table(engine: Engine, batches: Batches) -> Setting:
         ranges = best_ranges(batches.sizes, seconds, highest)
     longest = max(gamma for _, _, gamma in ranges)
     silent = longest == 0 or (len(ranges) == 1 and not engine.ends)
-    return Setting(longest, table=() if silent else ranges)
+    return EngineSetting(longest, table=() if silent else ranges)
 
 
-def predict(policy_s: float, setting: Setting, engine: Engine, bench: Bench) -> Predicted:
+def predict(
+    policy_s: float, setting: EngineSetting, engine: ServingEngine, bench: Halves
+) -> Predicted:
     """Replay the setting on the held-out half. policy_s: decode seconds of the policy there."""
     held = bench.on_test
 
-    def speed(what: Setting) -> float:
+    def speed(what: EngineSetting) -> float:
         if what.table:
             return held.tokens_per_s(1, what.at(1), idle_draft=engine.idle_draft)
         return held.tokens / setting_seconds(what, engine, bench.test, bench.costs)
@@ -156,7 +162,9 @@ def predict(policy_s: float, setting: Setting, engine: Engine, bench: Bench) -> 
     )
 
 
-def batch_rows(setting: Setting, engine: Engine, bench: Bench) -> tuple[BatchRow, ...]:
+def batch_rows(
+    setting: EngineSetting, engine: ServingEngine, bench: Halves
+) -> tuple[BatchRow, ...]:
     """The exported length at every measured batch size, beside the best one."""
     held, best = bench.on_test, bench.on_train.seconds.argmin(axis=1).tolist()
     # A zero inside a table is not the same as a server without a draft model.
@@ -174,7 +182,9 @@ def batch_rows(setting: Setting, engine: Engine, bench: Bench) -> tuple[BatchRow
     )
 
 
-def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Setting]:
+def alternatives(
+    setting: EngineSetting, engine: ServingEngine, trace: Trace
+) -> dict[str, EngineSetting]:
     """Other settings that a user of the engine may end up with.
 
     transformers moves a threshold if scikit-learn is installed; its defaults are 20 and 0.4.
@@ -184,7 +194,7 @@ def alternatives(setting: Setting, engine: Engine, trace: Trace) -> dict[str, Se
     if setting.threshold > 0:
         where = "without scikit-learn" if setting.moving else "with scikit-learn"
         return {f"exported, {where}": dataclasses.replace(setting, moving=not setting.moving)}
-    return {"transformers' own defaults": Setting(20, 0.4, moving=True)}
+    return {"transformers' own defaults": EngineSetting(20, 0.4, moving=True)}
 
 
 def run(options: ExportOptions) -> Result:

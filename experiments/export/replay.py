@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.comparison.compare import fixed_logs
-from experiments.export.engines import Engine, Range, Setting
+from experiments.export.engines import EngineSetting, Range, ServingEngine
 from policies.base import Policy
 from policies.confidence.roc import HFRocConfidence
 from policies.confidence.thresholds import HFConfidence
@@ -40,7 +40,7 @@ from traces.timing import Timing
 FloatArray = npt.NDArray[np.float64]
 
 
-def stand_in(setting: Setting) -> Policy:
+def stand_in(setting: EngineSetting) -> Policy:
     """The controller that does what a setting says for one request."""
     if setting.schedule != "constant":
         return HFHeuristic(setting.gamma, transient=setting.schedule == "heuristic_transient")
@@ -78,7 +78,9 @@ def tabulate_like(costs: StepCosts, model: CostModel, sizes: Sequence[int]) -> S
     )
 
 
-def setting_seconds(setting: Setting, engine: Engine, trace: Trace, costs: SingleCosts) -> float:
+def setting_seconds(
+    setting: EngineSetting, engine: ServingEngine, trace: Trace, costs: SingleCosts
+) -> float:
     """Decode seconds of a whole trace, one request at a time, under a setting."""
     if engine.discards and setting.threshold > 0:
         return discarding_seconds(trace, costs, setting.gamma, setting.threshold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.export.engines import Engine, Rendered, Setting
+from experiments.export.engines import EngineSetting, Rendered, ServingEngine
 from policies.base import Policy
 
 
@@ -47,8 +47,8 @@ class Export:
     """
 
     policy: Policy
-    engine: Engine
-    setting: Setting
+    engine: ServingEngine
+    setting: EngineSetting
     rendered: Rendered
     predicted: Predicted
     depth: int

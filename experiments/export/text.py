@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.common.results import command_line, describe_inputs, versions
 from experiments.common.text_table import number, percent, table
-from experiments.export.engines import Setting, field_sources
+from experiments.export.engines import EngineSetting, field_sources
 from experiments.export.replay import stand_in
 from experiments.export.result import BatchRow, Export
 from policies.base import uses_signals
@@ -65,7 +65,7 @@ def advice(result: Export) -> str:
     """Not to draft, where the exported settings are slower than that; else empty."""
     found = result.predicted
     speed = found.exported_tokens_per_s / found.plain_tokens_per_s
-    if speed >= 1.0 or result.setting == Setting(0):
+    if speed >= 1.0 or result.setting == EngineSetting(0):
         return ""
     return (
         f"DO NOT DRAFT: on the held-out half these settings decode {speed:.2f} times as fast as "

@@ -24,7 +24,7 @@ KEPT = ("lanes", "memory", "seen", "obs")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PPOSettings:
     """iterations of T = horizon steps in every lane; hidden: width of both layers of the policy;
     epochs over every batch in `minibatches` parts; clip: of the ratio of probabilities; trace: the
     lambda of the advantages; entropy: its bonus, falling to 0 with the learning rate.
@@ -63,7 +63,7 @@ def weights_of(policy: nn.Module) -> list[Any]:
 class State:
     """A run in progress: networks, optimiser, environment, randomness, iterations done."""
 
-    def __init__(self, env: LaneVectorEnv, settings: Settings) -> None:
+    def __init__(self, env: LaneVectorEnv, settings: PPOSettings) -> None:
         self.env, self.settings, self.iteration = env, settings, 0
         torch.manual_seed(settings.seed)
         numbers = env.stage.numbers

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from experiments.learning import ppo
-from experiments.learning.task import Progress, Task, note
+from experiments.learning.task import Task, TrainingMemory, note
 from simulator.envs.vector import LaneVectorEnv
 
 DQN_LANES = 64  # DQN replays single steps: more lanes would only age its memory
@@ -86,7 +86,7 @@ class LaneVecEnv(VecEnv):  # type: ignore[misc]  # the library ships no types th
         return self.env.render() or ()
 
 
-def make_model(algo: str, env: VecEnv, settings: ppo.Settings) -> Any:
+def make_model(algo: str, env: VecEnv, settings: ppo.PPOSettings) -> Any:
     """SB3's PPO or DQN with a network that policies.learned.neural can play; PPO undiscounted."""
     shape = [settings.hidden, settings.hidden]
     common: dict[str, Any] = {"gamma": 1.0, "seed": settings.seed, "device": "cpu"}
@@ -119,7 +119,7 @@ def actor_weights(model: Any) -> list[Any]:
 class _Judge(BaseCallback):  # type: ignore[misc]  # as LaneVecEnv
     """Every so many steps: judge the policy on the validation requests."""
 
-    def __init__(self, task: Task, run: Progress, every: int) -> None:
+    def __init__(self, task: Task, run: TrainingMemory, every: int) -> None:
         super().__init__()
         self.task, self.run_, self.every = task, run, every
         self.began, self.last = time.perf_counter(), 0
@@ -142,7 +142,7 @@ class _Judge(BaseCallback):  # type: ignore[misc]  # as LaneVecEnv
         )
 
 
-def fit_sb3(algo: str, task: Task, settings: ppo.Settings, *, lanes: int) -> Progress:
+def fit_sb3(algo: str, task: Task, settings: ppo.PPOSettings, *, lanes: int) -> TrainingMemory:
     """Train by SB3 for as many steps as our PPO would take (DQN: half of them, in 64
     lanes); such a run does not resume.
     """
@@ -151,7 +151,7 @@ def fit_sb3(algo: str, task: Task, settings: ppo.Settings, *, lanes: int) -> Pro
     total = settings.iterations * settings.horizon * lanes
     if algo == "dqn":
         total = max(50_000, total // 2)
-    model, run = make_model(algo, env, settings), Progress()
+    model, run = make_model(algo, env, settings), TrainingMemory()
     judge = _Judge(task, run, max(1, total // 40))
     model.learn(total, callback=judge)
     judge.judge()

@@ -108,7 +108,7 @@ def make_task(
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainingMemory:
     """A run's memory: rows of the curve, and the best weights so far by validation."""
 
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -118,7 +118,13 @@ class Progress:
 
 
 def note(
-    run: Progress, task: Task, weights: list[Any], *, steps: int, seconds: float, reward: float
+    run: TrainingMemory,
+    task: Task,
+    weights: list[Any],
+    *,
+    steps: int,
+    seconds: float,
+    reward: float,
 ) -> None:
     """Judge the present weights and add a row to the curve; raises InputError if they are NaN."""
     if not all(np.isfinite(part).all() for part in weights):

@@ -24,11 +24,11 @@ from experiments.comparison.compare import compare
 from experiments.comparison.result import Comparison
 from experiments.learning import ppo
 from experiments.learning.cloning import clone, demonstrations
-from experiments.learning.task import Progress, Task, make_task, note
+from experiments.learning.task import Task, TrainingMemory, make_task, note
 from experiments.options import TrainOptions
 from policies.base import Policy
 from policies.learned.neural import WIDEST, neural_policy, quantise
-from policies.overhead import own_seconds
+from policies.overhead import measured_overhead
 from policies.registry import DEFAULT, label, parse_policy, title, write_policies
 from real_backend.command_line import Result
 from real_backend.progress import progress
@@ -43,19 +43,19 @@ DEMONSTRATED = 512  # steps of every lane
 
 def fit_ppo(
     task: Task,
-    settings: ppo.Settings,
+    settings: ppo.PPOSettings,
     *,
     lanes: int,
     folder: Path,
     check: int = 25,
     patience: int = 30,
     warm: bool = True,
-) -> Progress:
+) -> TrainingMemory:
     """Train; every `check` iterations the policy is judged on the validation requests, the run
     saved to `folder`, and stopped if it has not got better `patience` times. Goes on from `folder`.
     """
     torch.set_num_threads(THREADS)
-    state, run = ppo.State(task.env(lanes), settings), Progress()
+    state, run = ppo.State(task.env(lanes), settings), TrainingMemory()
     if not resume(state, run, folder) and warm:
         seen, done = demonstrations(task.env(lanes), DEMONSTRATED, settings.seed)
         clone(state.policy, seen, done, seed=settings.seed)
@@ -73,7 +73,7 @@ def fit_ppo(
     return run
 
 
-def save(state: ppo.State, run: Progress, folder: Path) -> None:
+def save(state: ppo.State, run: TrainingMemory, folder: Path) -> None:
     """checkpoint.safetensors, with the curve in its header, and curve.csv for readers."""
     from safetensors.torch import save_file
 
@@ -89,7 +89,7 @@ def save(state: ppo.State, run: Progress, folder: Path) -> None:
     write_curve(run, folder / "curve.csv")
 
 
-def write_curve(run: Progress, path: Path) -> None:
+def write_curve(run: TrainingMemory, path: Path) -> None:
     """One line per judgement."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(run.curve[0]), lineterminator="\n")
@@ -98,7 +98,7 @@ def write_curve(run: Progress, path: Path) -> None:
     write_atomically(path, lambda to: to.write_text(text.getvalue(), "utf-8"), overwrite=True)
 
 
-def resume(state: ppo.State, run: Progress, folder: Path) -> bool:
+def resume(state: ppo.State, run: TrainingMemory, folder: Path) -> bool:
     """Go on from a checkpoint, if there is one; raises InputError if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
@@ -122,7 +122,7 @@ def resume(state: ppo.State, run: Progress, folder: Path) -> bool:
     return True
 
 
-def fit_clone(task: Task, settings: ppo.Settings, *, lanes: int) -> Progress:
+def fit_clone(task: Task, settings: ppo.PPOSettings, *, lanes: int) -> TrainingMemory:
     """The clairvoyant schedule, cloned and nothing more."""
     torch.set_num_threads(THREADS)
     env = task.env(lanes)
@@ -131,14 +131,14 @@ def fit_clone(task: Task, settings: ppo.Settings, *, lanes: int) -> Progress:
     seen, done = demonstrations(env, DEMONSTRATED, settings.seed)
     clone(policy, seen, done, seed=settings.seed)
     weights = ppo.weights_of(policy)
-    run = Progress()
+    run = TrainingMemory()
     note(run, task, weights, steps=len(done), seconds=0.0, reward=float("nan"))
     return run
 
 
 def charge(policy: Any) -> Any:
     """The policy with its own arithmetic, as the engine runs it on this machine, in its fields."""
-    round_s, token_s = own_seconds(policy)
+    round_s, token_s = measured_overhead(policy)
     if policy.name == "neural-round":
         return neural_policy(policy.network, round_s=round_s)
     return neural_policy(
@@ -161,7 +161,7 @@ def run(options: TrainOptions) -> Result:
     traces, timing = read_inputs(options.trace, options.timing)
     ratios = [0.0] if options.cost_ratios is None else numbers("--cost-ratios", options.cost_ratios)
     task = make_task(traces, timing, unit=options.unit, ratios=ratios, seed=options.split_seed)
-    settings = ppo.Settings(
+    settings = ppo.PPOSettings(
         iterations=options.iterations,
         hidden=options.hidden,
         seed=options.seed,
@@ -195,8 +195,8 @@ def run(options: TrainOptions) -> Result:
 
 
 def train(
-    algo: str, task: Task, settings: ppo.Settings, lanes: int, folder: Path, *, warm: bool
-) -> Progress:
+    algo: str, task: Task, settings: ppo.PPOSettings, lanes: int, folder: Path, *, warm: bool
+) -> TrainingMemory:
     """The run of one algorithm."""
     if algo == "ppo":
         return fit_ppo(task, settings, lanes=lanes, folder=folder, warm=warm)

@@ -42,7 +42,7 @@ TEN_LINES = "hf-confidence"
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class Condition:
     """A name, the requests of both halves, and what they cost."""
 
     name: str
@@ -64,40 +64,40 @@ class World:
         return float(next(runs) / next(runs))
 
 
-def worlds_of(trace: Trace, timing: Timing, unit: str) -> list[World]:
+def conditions_of(trace: Trace, timing: Timing, unit: str) -> list[Condition]:
     """Every task at the measured costs; all tasks at the measured costs and at every ratio."""
 
-    def world(name: str, part: Trace, ratio: float) -> World:
+    def condition(name: str, part: Trace, ratio: float) -> Condition:
         train, test = (part.select(rows) for rows in split_rows(part))
         task = make_task([part], timing, unit=unit, ratios=(ratio,))
-        return World(name, train, test, task)
+        return Condition(name, train, test, task)
 
     found = []
     for name in dict.fromkeys(trace.category):
         rows = [row for row, category in enumerate(trace.category) if category == name]
-        found.append(world(name, trace.select(rows), 0.0))
-    found.append(world("all, measured", trace, 0.0))
-    return found + [world(f"c = {ratio:g}", trace, ratio) for ratio in RATIOS]
+        found.append(condition(name, trace.select(rows), 0.0))
+    found.append(condition("all, measured", trace, 0.0))
+    return found + [condition(f"c = {ratio:g}", trace, ratio) for ratio in RATIOS]
 
 
 def study(
-    worlds: Sequence[World], settings: ppo.Settings, lanes: int, folder: Path
+    conditions: Sequence[Condition], settings: ppo.PPOSettings, lanes: int, folder: Path
 ) -> dict[str, list[float]]:
     """Scores in every world: of the network of every world, then of the rules."""
     found = {}
-    with progress(len(worlds), "worlds") as step:
-        for world in worlds:
-            run = folder / world.name.replace(" ", "").replace(",", "-")
-            best = fit_ppo(world.task, settings, lanes=lanes, folder=run).best
+    with progress(len(conditions), "worlds") as step:
+        for condition in conditions:
+            run = folder / condition.name.replace(" ", "").replace(",", "-")
+            best = fit_ppo(condition.task, settings, lanes=lanes, folder=run).best
             policy = neural_policy(quantise(*best))
-            found[f"net: {world.name}"] = [other.score(policy) for other in worlds]
+            found[f"net: {condition.name}"] = [other.score(policy) for other in conditions]
             step()
     for spec in RULES:
-        found[spec] = [world.score(parse_policy(spec)) for world in worlds]
+        found[spec] = [condition.score(parse_policy(spec)) for condition in conditions]
     return found
 
 
-def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
+def text_of(conditions: Sequence[Condition], scores: dict[str, list[float]]) -> str:
     """The table; a network's cell below the ten-line rule's ends in "-"."""
     rule = scores[TEN_LINES]
     rows = []
@@ -109,7 +109,9 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
     away = sum(v < r for values in nets for v, r in zip(values, rule, strict=True)) - home
     lines = [
         "tokens/s on held-out replies over the best fixed length of the world's training half",
-        table(["trained on / judged on", *(world.name for world in worlds)], [("", rows)]),
+        table(
+            ["trained on / judged on", *(condition.name for condition in conditions)], [("", rows)]
+        ),
         f'"-": below {TEN_LINES} with its default threshold: {home} of {len(nets)} networks in '
         f"their own world, {away} of {len(nets) * (len(nets) - 1)} cells elsewhere",
     ]
@@ -119,17 +121,17 @@ def text_of(worlds: Sequence[World], scores: dict[str, list[float]]) -> str:
 def run(options: TransferOptions) -> Result:
     """`gammalab studies transfer`: train where there is no run yet, judge and write."""
     trace, timing = read_trace(options.trace), read_timing(options.timing)
-    worlds = worlds_of(trace, timing, options.unit)
-    settings = ppo.Settings(iterations=options.iterations)
+    conditions = conditions_of(trace, timing, options.unit)
+    settings = ppo.PPOSettings(iterations=options.iterations)
     about = {
         "trace": content_hash(trace), "timing": timing.meta, "unit": options.unit,
         "lanes": options.lanes,
         "settings": dataclasses.asdict(settings),
     }  # fmt: skip
     begin(options.out, about, force=False)
-    scores = study(worlds, settings, options.lanes, options.out / "runs")
-    text = text_of(worlds, scores)
-    result = {"worlds": [world.name for world in worlds], "scores": scores}
+    scores = study(conditions, settings, options.lanes, options.out / "runs")
+    text = text_of(conditions, scores)
+    result = {"worlds": [condition.name for condition in conditions], "scores": scores}
     write_atomically(
         options.out / "transfer.json",
         lambda to: to.write_text(dumps(result), "utf-8"),

@@ -20,7 +20,7 @@ Study = Callable[[PublishedOptions], tuple[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Suite:
+class PublishedSuite:
     """One published table. module: holds `study`, which turns the arguments into the text and the
     JSON-ready result. needs: the options beside --data that it must have.
     """
@@ -31,20 +31,22 @@ class Suite:
 
 
 SUITES = {
-    "spec-bench": Suite(
+    "spec-bench": PublishedSuite(
         "spec_bench",
         "answer file of a run with the heuristic schedule (hemingkx/Spec-Bench's format)",
         needs=("vanilla",),
     ),
-    "specforge": Suite("specforge", "sgl-project/SpecForge's benchmark table, CSV"),
-    "microbenchmarks": Suite(
+    "specforge": PublishedSuite("specforge", "sgl-project/SpecForge's benchmark table, CSV"),
+    "microbenchmarks": PublishedSuite(
         "layers", "milliseconds per layer by token count, CSV (from microsoft/vidur)"
     ),
-    "iid": Suite("control", "a trace; the control that is expected to fail", needs=("timing",)),
+    "iid": PublishedSuite(
+        "control", "a trace; the control that is expected to fail", needs=("timing",)
+    ),
 }
 
 
-def find_suite(name: str) -> Suite:
+def find_suite(name: str) -> PublishedSuite:
     """The suite of that name; raises InputError naming those there are."""
     if name not in SUITES:
         known = "; ".join(f"{key}: {suite.data}" for key, suite in SUITES.items())

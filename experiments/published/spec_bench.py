@@ -22,7 +22,7 @@ from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
 from traces.errors import InputError
 from traces.importers.common import Options
-from traces.importers.spec_bench import Run, read, read_run, read_runs
+from traces.importers.spec_bench import AnswerFile, read, read_run, read_runs
 from traces.importers.spec_bench_timing import fit_timing
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -63,7 +63,7 @@ class Rounds:
     emitted: npt.NDArray[np.int64]
 
 
-def recorded_rounds(run: Run, trace: Trace) -> Rounds:
+def recorded_rounds(run: AnswerFile, trace: Trace) -> Rounds:
     """The rounds of a run in the order of the trace's replies."""
     turns = {turn.request_id: turn for turn in run.turns}
     rows = []

@@ -18,7 +18,7 @@ from experiments.common.frames import (
     page_of,
 )
 from experiments.common.plots import Json, Picture
-from experiments.common.results import forced_note, random_weights_note
+from experiments.common.results import random_weights_note, replayed_note
 from experiments.common.statistics import VERDICTS
 from experiments.comparison.columns import COLUMNS, SHORT, left_open
 from experiments.comparison.result import ROLES
@@ -148,7 +148,7 @@ def validation_view(validation: Json, pictures: list[Picture]) -> dict[str, Any]
     frame = checks_of(validation)
     return {
         "summary": validation["basis"] + ".",
-        "forced": forced_note(validation["machine"]),
+        "replayed": replayed_note(validation["machine"]),
         "claims": [*validation["lines"]["claims"], *validation["lines"]["machine"]],
         "pictures": [embedded(picture) for picture in pictures],
         "tables": [

@@ -14,9 +14,9 @@ from experiments.common.cost_sources import Priced
 from experiments.common.statistics import Interval, interval
 from policies.base import Policy
 from policies.registry import label
-from simulator.serving.metrics import ANYTHING, Objective, Service, service
+from simulator.serving.metrics import ANYTHING, Objective, ServingMetrics, serving_metrics
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts, tabulate_for
 from traces.errors import InputError
@@ -28,13 +28,13 @@ BUCKET_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PolicyResult:
     """One policy: its runs' sums by seed, tokens/s and goodput over the first policy's, and every
     number of its runs (`ttft.p99` and so on) over the seeds.
     """
 
     policy: str
-    runs: tuple[Service, ...]
+    runs: tuple[ServingMetrics, ...]
     tokens_ratio: Interval
     goodput_ratio: Interval
     intervals: dict[str, Interval]
@@ -56,14 +56,14 @@ def run_policies(
     objective: Objective = ANYTHING,
     seeds: Sequence[int] = (0,),
     warmup: float = 0.0,
-    keep: Callable[[Policy, int, Served], object] = lambda policy, seed, served: None,
+    keep: Callable[[Policy, int, ServingResult], object] = lambda policy, seed, served: None,
     step: Callable[[], object] = lambda: None,
-) -> list[Row]:
+) -> list[PolicyResult]:
     """Serve the workload under every policy and seed; ratios are to the first policy.
 
     keep: called with every run. Raises InputError as simulator.serving.server.serve.
     """
-    runs: dict[str, list[Service]] = {label(policy): [] for policy in policies}
+    runs: dict[str, list[ServingMetrics]] = {label(policy): [] for policy in policies}
     if len(runs) < len(policies):
         raise InputError("--policies names the same policy twice")
     for seed in seeds:
@@ -71,11 +71,11 @@ def run_policies(
         for policy in policies:
             served = serve(policy, trace, asked, costs, server, seed=seed)
             keep(policy, seed, served)
-            runs[label(policy)].append(service(served, objective, warmup=warmup))
+            runs[label(policy)].append(serving_metrics(served, objective, warmup=warmup))
             step()
     first = next(iter(runs.values()))
     return [
-        Row(
+        PolicyResult(
             name,
             tuple(own),
             seed_ratio(own, first, lambda run: run.tokens_per_s),
@@ -86,7 +86,7 @@ def run_policies(
     ]
 
 
-def flat(run: Service) -> dict[str, float]:
+def flat(run: ServingMetrics) -> dict[str, float]:
     """The numbers of a run by name, those of a latency as `ttft.p99`."""
     found: dict[str, float] = {}
     for name, value in dataclasses.asdict(run).items():
@@ -96,7 +96,9 @@ def flat(run: Service) -> dict[str, float]:
 
 
 def seed_ratio(
-    ours: Sequence[Service], theirs: Sequence[Service], read: Callable[[Service], float]
+    ours: Sequence[ServingMetrics],
+    theirs: Sequence[ServingMetrics],
+    read: Callable[[ServingMetrics], float],
 ) -> Interval:
     """One number of our runs over that of theirs, seed by seed."""
     pairs = zip(ours, theirs, strict=True)

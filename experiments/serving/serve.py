@@ -33,7 +33,7 @@ from real_backend.command_line import Result
 from real_backend.progress import progress
 from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError, warn
@@ -94,7 +94,7 @@ def run(options: ServeOptions) -> Result:
 
     series, written = dict[str, Any](), list[str]()
 
-    def keep(policy: Policy, seed: int, served: Served) -> None:
+    def keep(policy: Policy, seed: int, served: ServingResult) -> None:
         if seed == seeds[0]:
             series[label(policy)] = served.bins
         if out is not None:
@@ -181,7 +181,7 @@ REQUEST_COLUMNS = (
 )  # fmt: skip
 
 
-def write_requests(served: Served, trace: Trace, path: Path) -> None:
+def write_requests(served: ServingResult, trace: Trace, path: Path) -> None:
     """The request log: a row per request, with its identity in the trace."""
     columns = {name: getattr(served, name) for name in REQUEST_COLUMNS}
     columns["request_id"] = [trace.request_id[row] for row in served.row]
@@ -191,7 +191,7 @@ def write_requests(served: Served, trace: Trace, path: Path) -> None:
     write_atomically(path, lambda to: pq.write_table(made, to, compression="zstd"), overwrite=True)
 
 
-def write_series(served: Served, path: Path) -> None:
+def write_series(served: ServingResult, path: Path) -> None:
     """The time series: a row per replica and bin that saw work, see simulator.serving.state.BIN."""
     replica, at = np.nonzero(served.bins["busy_s"])
     columns = {"replica": replica, "start_s": at * served.server.bin_s}

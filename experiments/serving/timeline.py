@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from traces.schema import Trace
 from traces.store import write_atomically
 
@@ -20,7 +20,7 @@ Event = dict[str, Any]
 WAITS = 1000  # process number of the requests' waits
 
 
-def write_timeline(served: Served, trace: Trace, path: Path) -> None:
+def write_timeline(served: ServingResult, trace: Trace, path: Path) -> None:
     """Write a run that kept its rounds; microseconds, as the format asks."""
     text = json.dumps(
         {"traceEvents": events(served, trace), "displayTimeUnit": "ms", "otherData": served.meta}
@@ -28,7 +28,7 @@ def write_timeline(served: Served, trace: Trace, path: Path) -> None:
     write_atomically(path, lambda to: to.write_text(text, "utf-8"), overwrite=True)
 
 
-def events(served: Served, trace: Trace) -> list[Event]:
+def events(served: ServingResult, trace: Trace) -> list[Event]:
     """All events, in no particular order."""
     slots = served.server.slots
     found: list[Event] = [_name(WAITS, "requests that wait")]
@@ -40,8 +40,8 @@ def events(served: Served, trace: Trace) -> list[Event]:
             for slot in range(slots)
         ]  # fmt: skip
     found += _rounds(served, trace)
-    for query in range(len(served.row)):
-        found += _wait(served, trace, query)
+    for request in range(len(served.row)):
+        found += _wait(served, trace, request)
     return found
 
 
@@ -49,7 +49,7 @@ def _name(process: int, name: str) -> Event:
     return {"ph": "M", "pid": process, "tid": 0, "name": "process_name", "args": {"name": name}}
 
 
-def _rounds(served: Served, trace: Trace) -> list[Event]:
+def _rounds(served: ServingResult, trace: Trace) -> list[Event]:
     log, slots = served.round_log, served.server.slots
     if log is None:
         return []
@@ -57,12 +57,12 @@ def _rounds(served: Served, trace: Trace) -> list[Event]:
     columns = (log.request, log.slot, log.start_s, log.elapsed_s, log.context_tokens)
     counts = (log.batch_size, log.gamma, log.drafted, log.accepted, log.emitted)
     for row in zip(*(c.tolist() for c in (*columns, *counts)), strict=True):
-        query, slot, start_s, elapsed_s, context, batch, gamma, drafted, accepted, emitted = row
+        request, slot, start_s, elapsed_s, context, batch, gamma, drafted, accepted, emitted = row
         found.append({
             "ph": "X", "pid": slot // slots, "tid": slot % slots, "ts": 1e6 * start_s,
             "dur": 1e6 * elapsed_s, "name": f"{accepted}/{drafted}" if drafted else "plain",
             "cname": _colour(drafted, accepted),
-            "args": {"request": trace.request_id[int(served.row[query])], "context": context,
+            "args": {"request": trace.request_id[int(served.row[request])], "context": context,
                      "batch": batch, "gamma": gamma, "emitted": emitted},
         })  # fmt: skip
         found.append({
@@ -80,13 +80,13 @@ def _colour(drafted: int, accepted: int) -> str:
     return "bad" if accepted == 0 else "yellow"
 
 
-def _wait(served: Served, trace: Trace, query: int) -> list[Event]:
+def _wait(served: ServingResult, trace: Trace, request: int) -> list[Event]:
     """From arrival to slot, as an asynchronous event: several may overlap."""
-    begin, end = float(served.arrival_s[query]), float(served.admitted_s[query])
+    begin, end = float(served.arrival_s[request]), float(served.admitted_s[request])
     if not (math.isfinite(begin) and math.isfinite(end)) or end <= begin:
         return []
-    name = trace.request_id[int(served.row[query])]
-    common = {"pid": WAITS, "tid": 0, "cat": "wait", "id": query, "name": name}
+    name = trace.request_id[int(served.row[request])]
+    common = {"pid": WAITS, "tid": 0, "cat": "wait", "id": request, "name": name}
     return [
         common | {"ph": "b", "ts": 1e6 * begin},
         common | {"ph": "e", "ts": 1e6 * end},

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.common.plots import write_pictures
 from experiments.common.results import read_result, write_result, write_text
 from experiments.options import SweepOptions
-from experiments.sweep.jobs import World, jobs_of, sweep, worlds_of, write_rows
+from experiments.sweep.jobs import Condition, conditions_of, jobs_of, sweep, write_rows
 from experiments.sweep.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.sweep.paper import paper_figure, paper_text
 from experiments.sweep.suites import MEASURED, SUITES, Suite
@@ -29,17 +29,21 @@ def run(options: SweepOptions) -> Result:
     suite = suite_of(options)
     traces = read_traces(options.trace or suite.traces)
     timing = timing_of(options, suite)
-    worlds = worlds_of(traces, suite.costs, suite.seeds, timing)
-    jobs = jobs_of(suite, worlds)
+    conditions = conditions_of(traces, suite.costs, suite.seeds, timing)
+    jobs = jobs_of(suite, conditions)
     if not jobs:
         raise InputError("no policy of the suite can be replayed on these traces")
     out: Path = options.out
     begin(options.suite, suite, traces, timing, out, force=options.force)
-    rows = sweep(worlds, jobs, out, workers=options.workers, ray=options.ray)
+    rows = sweep(conditions, jobs, out, workers=options.workers, ray=options.ray)
     write_rows(rows, out / "rows.parquet", overwrite=True)
-    text = conclude(options.suite, worlds, rows, traces, timing, out)
+    text = conclude(options.suite, conditions, rows, traces, timing, out)
     write_text(text, out / "sweep.txt")
-    result = {"suite": options.suite, "settings": len(rows), "best": best_settings(worlds, rows)}
+    result = {
+        "suite": options.suite,
+        "settings": len(rows),
+        "best": best_settings(conditions, rows),
+    }
     return Result(text, result)
 
 
@@ -122,7 +126,7 @@ def begin(
 
 def conclude(
     name: str,
-    worlds: Sequence[World],
+    conditions: Sequence[Condition],
     rows: Sequence[dict[str, Any]],
     traces: dict[str, Trace],
     timing: Timing | None,
@@ -132,12 +136,12 @@ def conclude(
     world.
     """
     if name == "paper":
-        write_pictures([paper_figure(worlds, rows)], out / "figures")
-        return paper_text(worlds, rows)
+        write_pictures([paper_figure(conditions, rows)], out / "figures")
+        return paper_text(conditions, rows)
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
-    with progress(len(worlds), "compare") as step:
-        text, comparisons = compare_worlds(worlds, rows, traces, timing, out, step)
-    if picture := ratio_figure(worlds, comparisons):
+    with progress(len(conditions), "compare") as step:
+        text, comparisons = compare_worlds(conditions, rows, traces, timing, out, step)
+    if picture := ratio_figure(conditions, comparisons):
         write_pictures([picture], out / "figures")
     return text

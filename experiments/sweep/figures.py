@@ -16,7 +16,7 @@ STYLES = ((INK, "o", "-"), (ORANGE, "s", "-"), (BLUE, "D", "-"), (GREY, "v", "--
 
 
 def initial_length_figure(
-    worlds: Mapping[str, Mapping[str, FloatArray]], gammas: Sequence[int]
+    conditions: Mapping[str, Mapping[str, FloatArray]], gammas: Sequence[int]
 ) -> Picture:
     """Speed-up over plain decoding by initial length: a panel per world, a line per rule.
 
@@ -24,24 +24,26 @@ def initial_length_figure(
     """
     use_style()
     figure, panels = plt.subplots(
-        1, len(worlds), figsize=(2.9 * len(worlds), 4.6), sharey=True, squeeze=False,
+        1, len(conditions), figsize=(2.9 * len(conditions), 4.6), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     at = np.arange(len(gammas))
-    for axes, (name, lines) in zip(panels[0], worlds.items(), strict=True):
+    for axes, (name, lines) in zip(panels[0], conditions.items(), strict=True):
         for (rule, speeds), (color, marker, dash) in zip(lines.items(), STYLES, strict=False):
             axes.plot(at, speeds, dash, color=color, marker=marker, markersize=4.5, label=rule)
         axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xticks(at[::2], [str(gamma) for gamma in gammas][::2])
         axes.set_title(name, loc="left", fontsize=11)
         sns.despine(ax=axes)
-    panels[0, len(worlds) // 2].set_xlabel("initial length gamma0 (of fixed: the length), tokens")
+    panels[0, len(conditions) // 2].set_xlabel(
+        "initial length gamma0 (of fixed: the length), tokens"
+    )
     panels[0, 0].set_ylabel("speed-up over plain decoding")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
         frameon=False,
     )  # fmt: skip
-    spans = {rule: max(np.ptp(w[rule]) for w in worlds.values()) for rule in lines}
+    spans = {rule: max(np.ptp(w[rule]) for w in conditions.values()) for rule in lines}
     adaptive = [rule for rule in spans if rule != "fixed"]
     calm = min(adaptive, key=lambda rule: float(spans[rule]))
     title = (

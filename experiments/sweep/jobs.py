@@ -48,7 +48,7 @@ TARGET_STEP_S = 1e-2  # of a world whose cost is a ratio, where nothing was meas
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class World:
+class Condition:
     """One trace at one cost and seed, in two halves."""
 
     trace: str
@@ -68,7 +68,7 @@ class World:
 class Job(NamedTuple):
     """All settings of one policy in world number `world`. searched: more than this one setting."""
 
-    world: int
+    condition: int
     policy: Policy
     searched: bool
     search: str
@@ -101,9 +101,9 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     return tabulate(at_ratio(unit, ratio), max_context=0, width=trace.meta.depth + 2)
 
 
-def worlds_of(
+def conditions_of(
     traces_: dict[str, Trace], costs: Sequence[str], seeds: Sequence[int], timing: Timing | None
-) -> list[World]:
+) -> list[Condition]:
     """Every trace at every cost and seed; of a censored trace one imputation, as in `compare`."""
     found = []
     for name, trace in traces_.items():
@@ -111,35 +111,35 @@ def worlds_of(
             played = trace if trace.censored is None else complete(trace, seed=seed).first_draw
             train, test = (played.select(rows) for rows in split_rows(trace, seed=seed))
             found += [
-                World(name, cost, seed, train, test, costs_of(cost, timing, trace))
+                Condition(name, cost, seed, train, test, costs_of(cost, timing, trace))
                 for cost in costs
             ]
     return found
 
 
-def jobs_of(suite: Suite, worlds: Sequence[World]) -> list[Job]:
+def jobs_of(suite: Suite, conditions: Sequence[Condition]) -> list[Job]:
     """One job per policy and world; policies that read signals only where the trace has them."""
     jobs = []
-    for number, world in enumerate(worlds):
+    for number, condition in enumerate(conditions):
         for spec in suite.policies:
             policy = parse_policy(spec)
-            if uses_signals(policy) and not world.train.has_signals:
+            if uses_signals(policy) and not condition.train.has_signals:
                 continue
             searched = ":" not in spec
-            jobs.append(Job(number, policy, searched, suite.search, suite.trials, world.seed))
+            jobs.append(Job(number, policy, searched, suite.search, suite.trials, condition.seed))
     return jobs
 
 
-def work(worlds: Sequence[World], job: Job) -> list[dict[str, Any]]:
+def work(conditions: Sequence[Condition], job: Job) -> list[dict[str, Any]]:
     """The rows of a job, in the order in which its settings were tried."""
-    world = worlds[job.world]
+    condition = conditions[job.condition]
     base = job.policy
     if job.searched and base.name in FITS:
-        base = FITS[base.name](world.train)
+        base = FITS[base.name](condition.train)
 
     @functools.cache
     def on_train(policy: Policy) -> Tally:
-        return tally(policy, world.train, world.costs, seed=world.seed)
+        return tally(policy, condition.train, condition.costs, seed=condition.seed)
 
     def seconds(policy: Policy) -> float:
         return float(on_train(policy).decode_s.sum())
@@ -148,26 +148,31 @@ def work(worlds: Sequence[World], job: Job) -> list[dict[str, Any]]:
         tried = [p for p, _ in candidates(base, job.search, job.trials, job.seed, seconds)]
     else:
         tried = [base]
-    head = {"trace": world.trace, "cost": world.cost, "seed": world.seed, "searched": job.searched}
+    head = {
+        "trace": condition.trace,
+        "cost": condition.cost,
+        "seed": condition.seed,
+        "searched": job.searched,
+    }
     return [
-        head | {"trial": trial} | _row(world, policy, on_train(policy))
+        head | {"trial": trial} | _row(condition, policy, on_train(policy))
         for trial, policy in enumerate(tried)
     ]
 
 
-def _row(world: World, policy: Policy, train: Tally) -> dict[str, Any]:
-    test = tally(policy, world.test, world.costs, seed=world.seed)
+def _row(condition: Condition, policy: Policy, train: Tally) -> dict[str, Any]:
+    test = tally(policy, condition.test, condition.costs, seed=condition.seed)
     row: dict[str, Any] = {
         "policy": policy.name,
         "label": label(policy),
         "fields": json.dumps(field_values(policy)),
     }
-    for part, sums, trace in (("train", train, world.train), ("test", test, world.test)):
+    for part, sums, trace in (("train", train, condition.train), ("test", test, condition.test)):
         row[f"{part}_s"] = float(sums.decode_s.sum())
         row[f"{part}_tokens"] = trace.positions
         for name in ("rounds", "drafted", "accepted"):
             row[f"{part}_{name}"] = int(getattr(sums, name).sum())
-    tasks = np.asarray(world.test.category)
+    tasks = np.asarray(condition.test.category)
     by_task = {
         task: float(test.decode_s[tasks == task].sum()) for task in sorted(set(tasks.tolist()))
     }
@@ -186,25 +191,27 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def fingerprints(worlds: Sequence[World], jobs: Sequence[Job]) -> list[str]:
+def fingerprints(conditions: Sequence[Condition], jobs: Sequence[Job]) -> list[str]:
     """Digests of all that each job's rows depend on, 20 hex digits each; its file's name."""
     code = code_fingerprint()
     about = []
-    for world in worlds:
-        digest = hashlib.sha256(f"{world.trace} {world.cost} {world.seed} {code}".encode())
-        digest.update((content_hash(world.train) + content_hash(world.test)).encode())
-        for table in (world.costs.prefill_s, world.costs.draft_s, world.costs.verify_s):
+    for condition in conditions:
+        digest = hashlib.sha256(
+            f"{condition.trace} {condition.cost} {condition.seed} {code}".encode()
+        )
+        digest.update((content_hash(condition.train) + content_hash(condition.test)).encode())
+        for table in (condition.costs.prefill_s, condition.costs.draft_s, condition.costs.verify_s):
             digest.update(np.ascontiguousarray(table).tobytes())
-        costs = world.costs
+        costs = condition.costs
         facts = (costs.bucket_tokens, costs.signal_s, sorted((costs.own_s or {}).items()))
         digest.update(repr(facts).encode())
         about.append(digest.hexdigest())
-    keys = (f"{about[job.world]} {label(job.policy)} {job[2:]}" for job in jobs)
+    keys = (f"{about[job.condition]} {label(job.policy)} {job[2:]}" for job in jobs)
     return [hashlib.sha256(key.encode()).hexdigest()[:20] for key in keys]
 
 
 def sweep(
-    worlds: Sequence[World],
+    conditions: Sequence[Condition],
     jobs: Sequence[Job],
     folder: Path,
     *,
@@ -215,12 +222,12 @@ def sweep(
 
     Raises InputError if a job's file is damaged; delete it to have it made again.
     """
-    names = fingerprints(worlds, jobs)
+    names = fingerprints(conditions, jobs)
     files = [folder / "jobs" / f"{name}.parquet" for name in names]
     missing = [number for number, file in enumerate(files) if not file.exists()]
     chosen = [jobs[number] for number in missing]
     with progress(len(jobs), "sweep", len(jobs) - len(missing)) as step:
-        for index, rows in run_jobs(work, worlds, chosen, workers=workers, ray=ray):
+        for index, rows in run_jobs(work, conditions, chosen, workers=workers, ray=ray):
             write_rows(rows, files[missing[index]], overwrite=True)
             step()
     return [row for file in files for row in read_rows(file)]
@@ -244,18 +251,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rows_of(rows: Sequence[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+def rows_of(rows: Sequence[dict[str, Any]], condition: Condition) -> list[dict[str, Any]]:
     """The rows of one world."""
-    key = (world.trace, world.cost, world.seed)
+    key = (condition.trace, condition.cost, condition.seed)
     return [row for row in rows if (row["trace"], row["cost"], row["seed"]) == key]
 
 
-def tuned(rows: Sequence[dict[str, Any]], world: World) -> list[Policy]:
+def tuned(rows: Sequence[dict[str, Any]], condition: Condition) -> list[Policy]:
     """The best setting of every searched policy in a world by its seconds on the training half,
     ties to the first tried, and every policy that the suite names with its fields.
     """
     best: dict[str, dict[str, Any]] = {}
-    for row in rows_of(rows, world):
+    for row in rows_of(rows, condition):
         key = row["policy"] if row["searched"] else row["label"]
         kept = best.get(key)
         if kept is None or row["train_s"] < kept["train_s"]:

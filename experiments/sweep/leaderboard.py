@@ -19,14 +19,14 @@ from experiments.common.results import (
 )
 from experiments.common.statistics import bootstrap_weights, ratio_of_sums
 from experiments.common.text_table import fill, with_interval
-from experiments.comparison.certainty_text import certainty
+from experiments.comparison.certainty import certainty
 from experiments.comparison.columns import RANKING, chosen
 from experiments.comparison.compare import compare
 from experiments.comparison.compare_text import to_dict, unpriced_lines, write_logs
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from experiments.sweep.figures import cost_ratio_figure
-from experiments.sweep.jobs import World, costs_of, rows_of, tuned
+from experiments.sweep.jobs import Condition, costs_of, rows_of, tuned
 from experiments.sweep.suites import MEASURED
 from policies.registry import FAMILIES, label, title, write_policies
 from simulator.replay.hindsight import Ceiling, ceilings
@@ -45,7 +45,7 @@ BOUNDS = "bounds: the setting chosen on the held-out half itself"
 
 
 def compare_worlds(
-    worlds: Sequence[World],
+    conditions: Sequence[Condition],
     rows: Sequence[dict[str, Any]],
     traces: Mapping[str, Trace],
     timing: Timing | None,
@@ -61,31 +61,35 @@ def compare_worlds(
     result_file = folder / "leaderboard.json"
     withdraw(result_file)
     texts, entries, found = [], [], list[Comparison]()
-    for world in worlds:
-        chosen = tuned(rows, world)
-        about: dict[str, Any] = {"trace": world.trace, "cost": world.cost, "seed": world.seed}
-        about["tuned_on"] = f"{world.train.requests} replies of the training half"
-        write_policies(chosen, folder / "tuned" / f"{world.name}.json", about, overwrite=True)
-        trace = traces[world.trace]
-        again = redrawn(timing, TIMING_DRAWS, world.seed) if timing else []
+    for condition in conditions:
+        chosen = tuned(rows, condition)
+        about: dict[str, Any] = {
+            "trace": condition.trace,
+            "cost": condition.cost,
+            "seed": condition.seed,
+        }
+        about["tuned_on"] = f"{condition.train.requests} replies of the training half"
+        write_policies(chosen, folder / "tuned" / f"{condition.name}.json", about, overwrite=True)
+        trace = traces[condition.trace]
+        again = redrawn(timing, TIMING_DRAWS, condition.seed) if timing else []
         comparison = compare(
             trace,
-            world.costs,
+            condition.costs,
             chosen,
-            redrawn=[costs_of(world.cost, one, trace) for one in again],
-            seed=world.seed,
+            redrawn=[costs_of(condition.cost, one, trace) for one in again],
+            seed=condition.seed,
         )
         found.append(comparison)
-        bounds = ceilings(world.test, world.costs)
-        tried = rows_of(rows, world)
-        text = world_text(world, len(tried), comparison, bounds)
+        bounds = ceilings(condition.test, condition.costs)
+        tried = rows_of(rows, condition)
+        text = world_text(condition, len(tried), comparison, bounds)
         texts.append("\n".join([text, *duel_lines(tried, comparison)]))
-        costs: Timing | dict[str, str] = {"device_name": f"none: {world.cost}"}
-        if world.cost == MEASURED and timing is not None:
+        costs: Timing | dict[str, str] = {"device_name": f"none: {condition.cost}"}
+        if condition.cost == MEASURED and timing is not None:
             costs = timing
-        entry = describe_inputs(trace, f"{world.name}.parquet", costs) | to_dict(comparison)
-        entries.append(entry | {"timing": world.cost, "logs": f"leaderboard/{world.name}"})
-        write_logs(comparison, folder / "leaderboard" / world.name)
+        entry = describe_inputs(trace, f"{condition.name}.parquet", costs) | to_dict(comparison)
+        entries.append(entry | {"timing": condition.cost, "logs": f"leaderboard/{condition.name}"})
+        write_logs(comparison, folder / "leaderboard" / condition.name)
         step()
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
     write_result("leaderboard", result, result_file, overwrite=True)
@@ -93,7 +97,7 @@ def compare_worlds(
 
 
 def world_text(
-    world: World, settings: int, comparison: Comparison, bounds: Sequence[Ceiling]
+    condition: Condition, settings: int, comparison: Comparison, bounds: Sequence[Ceiling]
 ) -> str:
     """The leaderboard of one world: controllers, baselines, bounds, and the settings chosen."""
     frame = frame_of(comparison.rows)
@@ -113,8 +117,8 @@ def world_text(
     ]
     groups.append((BOUNDS, frame_of(known).reindex(columns=frame.columns, fill_value=None)))
     lines = [
-        f"{world.trace}, cost {world.cost}, seed {world.seed}: {settings} settings tried on "
-        f"{world.train.requests} replies, judged on {world.test.requests} others "
+        f"{condition.trace}, cost {condition.cost}, seed {condition.seed}: {settings} settings "
+        f"tried on {condition.train.requests} replies, judged on {condition.test.requests} others "
         f"({comparison.exactness})",
         text_of(chosen(RANKING), groups),
         "",
@@ -163,15 +167,18 @@ def _first(tried: Sequence[dict[str, Any]], *, ours: bool) -> str | None:
     return str(min(rows, key=lambda row: float(row["train_s"]))["label"]) if rows else None
 
 
-def ratio_figure(worlds: Sequence[World], comparisons: Sequence[Comparison]) -> Picture | None:
+def ratio_figure(
+    conditions: Sequence[Condition], comparisons: Sequence[Comparison]
+) -> Picture | None:
     """Gain over the tuned fixed length by cost ratio, on the first trace and seed; None with fewer
     than three ratios.
     """
-    first = worlds[0]
+    first = conditions[0]
     chosen = {
-        float(world.cost.removeprefix("c=")): comparison
-        for world, comparison in zip(worlds, comparisons, strict=True)
-        if world.cost != MEASURED and (world.trace, world.seed) == (first.trace, first.seed)
+        float(condition.cost.removeprefix("c=")): comparison
+        for condition, comparison in zip(conditions, comparisons, strict=True)
+        if condition.cost != MEASURED
+        and (condition.trace, condition.seed) == (first.trace, first.seed)
     }
     if len(chosen) < 3:
         return None
@@ -189,6 +196,11 @@ def ratio_figure(worlds: Sequence[World], comparisons: Sequence[Comparison]) -> 
     return cost_ratio_figure(list(chosen), gains, np.asarray(ceiling))
 
 
-def best_settings(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def best_settings(
+    conditions: Sequence[Condition], rows: Sequence[dict[str, Any]]
+) -> dict[str, list[str]]:
     """The specs of the tuned policies by world, for a program."""
-    return {world.name: [label(policy) for policy in tuned(rows, world)] for world in worlds}
+    return {
+        condition.name: [label(policy) for policy in tuned(rows, condition)]
+        for condition in conditions
+    }

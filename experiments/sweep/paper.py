@@ -18,7 +18,7 @@ import numpy.typing as npt
 from experiments.common.plots import Picture
 from experiments.common.text_table import number, table
 from experiments.sweep.figures import initial_length_figure
-from experiments.sweep.jobs import World, rows_of
+from experiments.sweep.jobs import Condition, rows_of
 from experiments.sweep.suites import PAPER_GAMMAS, PAPER_RULES, PAPER_VARIANTS
 from policies.fixed import Never
 from policies.registry import label, parse_policy
@@ -39,10 +39,10 @@ PUBLISHED = {"gammatune": "1.15 +- 0.05", "gammatune+": "1.16 +- 0.03"}
 
 
 def seconds(
-    rows: Sequence[dict[str, Any]], world: World, rules: Sequence[str] = PAPER_RULES
+    rows: Sequence[dict[str, Any]], condition: Condition, rules: Sequence[str] = PAPER_RULES
 ) -> dict[str, FloatArray]:
     """Held-out decode seconds [gamma0, task] of every rule, by its spec without gamma0."""
-    found = {row["label"]: row for row in rows_of(rows, world)}
+    found = {row["label"]: row for row in rows_of(rows, condition)}
     result: dict[str, FloatArray] = {}
     for rule in rules:
         policies = [parse_policy(f"{rule}={gamma}") for gamma in PAPER_GAMMAS]
@@ -58,15 +58,15 @@ def spec_of(rule: str) -> str:
     return f"{name}:{kept}" if kept else name
 
 
-def paper_figure(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> Picture:
+def paper_figure(conditions: Sequence[Condition], rows: Sequence[dict[str, Any]]) -> Picture:
     """Speed-up over plain decoding, mean of the tasks, by initial length, world and rule."""
     panels = {}
-    for world in worlds:
-        never = tally(Never(), world.test, world.costs, seed=world.seed).decode_s
-        tasks = np.asarray(world.test.category)
+    for condition in conditions:
+        never = tally(Never(), condition.test, condition.costs, seed=condition.seed).decode_s
+        tasks = np.asarray(condition.test.category)
         plain = np.array([never[tasks == task].sum() for task in sorted(set(tasks.tolist()))])
-        spent = seconds(rows, world)
-        panels[world.name] = {rule: (plain / s).mean(axis=1) for rule, s in spent.items()}
+        spent = seconds(rows, condition)
+        panels[condition.name] = {rule: (plain / s).mean(axis=1) for rule, s in spent.items()}
     return initial_length_figure(panels, PAPER_GAMMAS)
 
 
@@ -85,16 +85,16 @@ def variants_text(fixed: FloatArray, spent: dict[str, FloatArray]) -> str:
     return table(header, [("", lines)])
 
 
-def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:
+def paper_text(conditions: Sequence[Condition], rows: Sequence[dict[str, Any]]) -> str:
     """One table by initial length per world, and the averages beside the published ones."""
     parts = []
-    for world in worlds:
-        spent = seconds(rows, world)
+    for condition in conditions:
+        spent = seconds(rows, condition)
         fixed = spent.pop("fixed")
         ratios = {name: (fixed / s).mean(axis=1) for name, s in spent.items()}  # [gamma0]
         best = {name: (fixed.min(axis=0) / s).mean() for name, s in spent.items()}
         header = ("gamma0", "fixed tok/s", *(f"{name} / fixed" for name in ratios))
-        speed = world.test.positions / fixed.sum(axis=1)
+        speed = condition.test.positions / fixed.sum(axis=1)
         cells = [
             [str(gamma), number(speed[k], 0), *(number(r[k], 3) for r in ratios.values())]
             for k, gamma in enumerate(PAPER_GAMMAS)
@@ -106,8 +106,8 @@ def paper_text(worlds: Sequence[World], rows: Sequence[dict[str, Any]]) -> str:
             ["of the best", "", *(number(b, 3) for b in best.values())],
         ]
         parts.append(
-            f"{world.trace}, cost {world.cost}: {world.test.requests} held-out replies, "
-            f"{fixed.shape[1]} tasks\n" + table(header, [("", cells), ("", foot)])
+            f"{condition.trace}, cost {condition.cost}: {condition.test.requests} held-out "
+            f"replies, {fixed.shape[1]} tasks\n" + table(header, [("", cells), ("", foot)])
         )
-        parts.append(variants_text(fixed, spent | seconds(rows, world, PAPER_VARIANTS)))
-    return "\n\n".join([*parts, NOTES.format(depth=worlds[0].test.meta.depth)])
+        parts.append(variants_text(fixed, spent | seconds(rows, condition, PAPER_VARIANTS)))
+    return "\n\n".join([*parts, NOTES.format(depth=conditions[0].test.meta.depth)])

@@ -94,7 +94,7 @@ def _reason(ours: tuple[int, ...], theirs: tuple[int, ...] | None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class RoundKind:
     """Rounds of one kind: with or without signals, `drafted` tokens. Seconds are medians, the
     residual the difference of the two.
     """
@@ -109,7 +109,7 @@ class Cell:
 
 def residual_cells(
     measured: Sequence[RoundLog], priced: Sequence[FloatArray], signals: Sequence[bool]
-) -> list[Cell]:
+) -> list[RoundKind]:
     """Measured minus priced seconds per round, by what the round did."""
     groups: dict[tuple[bool, int], list[tuple[FloatArray, FloatArray]]] = {}
     for log, price_s, reads in zip(measured, priced, signals, strict=True):
@@ -124,7 +124,7 @@ def residual_cells(
         elapsed, expected = (np.concatenate(side) for side in zip(*parts, strict=True))
         measured_s, priced_s = float(np.median(elapsed)), float(np.median(expected))
         cells.append(
-            Cell(reads, drafted, len(elapsed), measured_s, priced_s, measured_s - priced_s)
+            RoundKind(reads, drafted, len(elapsed), measured_s, priced_s, measured_s - priced_s)
         )
     return cells
 
@@ -140,7 +140,7 @@ class Residual:
     signal_s: float
 
 
-def fit_residual(cells: Sequence[Cell]) -> Residual:
+def fit_residual(cells: Sequence[RoundKind]) -> Residual:
     """Where the cost model is off; terms the cells cannot tell apart share the blame evenly."""
     weight = np.sqrt([cell.rounds for cell in cells])
     design = np.asarray([[1.0, c.drafted, c.drafted * c.signals] for c in cells])

@@ -57,7 +57,7 @@ MACHINE = (  # of a round log's meta: what ran, and where
 )
 
 
-class Chosen(NamedTuple):
+class Entrants(NamedTuple):
     """The policies of a sitting. winner, runner_up: whose claims are judged, None: the fastest."""
 
     policies: list[Policy]
@@ -73,7 +73,7 @@ def validation_policies(
     seed: int,
     winner: str | None = None,
     runner_up: str | None = None,
-) -> Chosen:
+) -> Entrants:
     """The policies to confirm and the baseline, the fixed gamma tuned on the training half.
 
     Those asked for and the baseline, or never, the baseline, a selection of the shelf, and the
@@ -93,7 +93,7 @@ def validation_policies(
         claimed = [parse_policy(name) for name in map(_plain, (winner, runner_up)) if name]
         wanted = [Never(), baseline, *usable, *claimed]
     policies = {label(policy): policy for policy in wanted}
-    return Chosen(list(policies.values()), baseline, _plain(winner), _plain(runner_up))
+    return Entrants(list(policies.values()), baseline, _plain(winner), _plain(runner_up))
 
 
 def _plain(name: str | None) -> str | None:
@@ -153,7 +153,7 @@ def run(
 
 
 def _sit(
-    options: ValidateOptions, trace: Trace, timing: Timing, chosen: Chosen, kept: Path | None
+    options: ValidateOptions, trace: Trace, timing: Timing, chosen: Entrants, kept: Path | None
 ) -> Validation:
     """Load the pair, run the policies on it, judge them."""
     from real_backend.decoding.sitting import (

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from experiments.common.verdict import Ranking, Ratio
-from experiments.validation.agreement import Agreement, Cell, Residual
+from experiments.validation.agreement import Agreement, Residual, RoundKind
 from experiments.validation.drift import Drift
 from real_backend.decoding.measured import Measured
 from traces.roundlog import RoundLog
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class PolicyCheck:
     """One policy of the sitting, measured beside predicted; tokens/s without prefill, all tokens
     over all seconds of all repeats.
 
@@ -71,7 +71,7 @@ class Validation:
     Measured; predicted: one log per policy.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[PolicyCheck, ...]
     baseline: str
     claims: tuple[Ratio, ...]
     placebo: Ratio
@@ -85,7 +85,7 @@ class Validation:
     waiting: float
     ranking: Ranking
     tau: float
-    cells: tuple[Cell, ...]
+    cells: tuple[RoundKind, ...]
     residual: Residual
     drift: tuple[Drift, ...]
     course: tuple[tuple[float, float], ...]
@@ -102,6 +102,6 @@ class Validation:
     measured: Measured
     predicted: dict[str, RoundLog]
 
-    def check(self, policy: str) -> Check:
+    def check(self, policy: str) -> PolicyCheck:
         """The check of that policy."""
         return next(check for check in self.checks if check.policy == policy)

@@ -18,7 +18,7 @@ from experiments.common.statistics import RESAMPLES, bootstrap_weights, divide, 
 from experiments.common.verdict import Ratio, Turns, is_tie, rank_agreement, ratio_of, tau_of_all
 from experiments.validation.agreement import agree, fit_residual, residual_cells
 from experiments.validation.drift import drift_of, recalibrated
-from experiments.validation.result import Check, Validation
+from experiments.validation.result import PolicyCheck, Validation
 from experiments.validation.sitting_logs import (
     acceptance_of,
     first_rounds,
@@ -235,7 +235,7 @@ class _Judge:
         """They take the same rounds: nothing can be claimed of one over the other."""
         return same_rounds(self.predicted[one], self.predicted[other])
 
-    def _check(self, name: str) -> Check:
+    def _check(self, name: str) -> PolicyCheck:
         predicted, logs, turns = self.predicted[name], self.logs[name], self.turns[name]
         raw = self.measured.timed[name]
         agreement = None if self.redrawn else agree(logs[0], predicted)
@@ -251,7 +251,7 @@ class _Judge:
         measured_s, predicted_s = float(seconds.sum()), float(tokens.sum()) / self.speed(name)
         priced_s = float(turns.priced.sum()) / len(logs)
         base = self.measured.baseline
-        return Check(
+        return PolicyCheck(
             policy=name,
             ratio=None if name == base else self.ratio(name, base),
             predicted_tokens_per_s=self.speed(name),

@@ -22,7 +22,7 @@ from experiments.validation.columns import (
     cells_of,
     checks_of,
 )
-from experiments.validation.result import Check, Validation
+from experiments.validation.result import PolicyCheck, Validation
 
 CLOCKS = {
     "cpu": "the processor's clock",
@@ -65,7 +65,7 @@ def _table(columns: Sequence[Column], frame: pd.DataFrame, first: str = "") -> s
     return f"{text_of([head, *columns[1:]], [('', frame)])}\n\n{meanings(columns)}"
 
 
-def why(check: Check) -> str:
+def why(check: PolicyCheck) -> str:
     """The reason of whatever differs, in a few words."""
     if check.agreement is None:
         return "sampled: only laws agree"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.frames import described
-from experiments.common.results import forced_note
+from experiments.common.results import replayed_note
 from experiments.common.statistics import FEWEST, Estimate
 from experiments.common.text_table import fill, with_interval
 from experiments.common.verdict import CONTRADICTED, PLACEBO_CONFIDENCE, Ratio
@@ -115,7 +115,7 @@ def _gaps(outcome: Validation) -> str:
 
 def validation_text(outcome: Validation) -> str:
     """Everything `gammalab validate` prints."""
-    note = forced_note(next(iter(outcome.measured.timed.values()))[0].meta)
+    note = replayed_note(next(iter(outcome.measured.timed.values()))[0].meta)
     head = [*claim_lines(outcome), *machine_lines(outcome), basis_line(outcome), note]
     lines = "\n".join(fill(line) for line in head if line)
     found = validation_dict(outcome)

@@ -10,7 +10,7 @@ import torch
 
 from real_backend.decoding.bench import LAGS, Bench, Samples
 from real_backend.decoding.measured import Anchor
-from real_backend.decoding.steps import Law
+from real_backend.decoding.steps import Sampling
 from real_backend.models.pair import Pair
 from traces.split import named_generator
 from traces.timing import Timing
@@ -32,10 +32,10 @@ class Anchors:
     @torch.inference_mode()
     def __init__(self, pair: Pair, timing: Timing, seed: int) -> None:
         self.context = anchor_context(timing)
-        law = Law(timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0))
+        sampling = Sampling(timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0))
         self._samples: Samples = {}
         deepest = max(KINDS)
-        self._bench = Bench(pair, 1, self.context + deepest + 1, self._samples, law, deepest)
+        self._bench = Bench(pair, 1, self.context + deepest + 1, self._samples, sampling, deepest)
         self._seed = seed
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ import torch
 
 from real_backend.decoding.clock import wait_for
 from real_backend.decoding.leanest_steps import steps_for
-from real_backend.decoding.steps import GREEDY, Feed, Law
+from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.device_errors import device_faults
 from real_backend.models.finite import check_finite
 from real_backend.models.pair import Pair
@@ -79,12 +79,12 @@ class Bench:
         batch: int,
         longest: int,
         samples: Samples,
-        law: Law = GREEDY,
+        sampling: Sampling = GREEDY,
         deepest: int = max(DRAFTED),
     ) -> None:
-        self.pair, self.batch, self.samples, self.law = pair, batch, samples, law
+        self.pair, self.batch, self.samples, self.sampling = pair, batch, samples, sampling
         self.steps = steps_for(pair, batch, longest)
-        self.steps.prepare(law, False, deepest, 1)
+        self.steps.prepare(sampling, False, deepest, 1)
         generator = torch.Generator().manual_seed(batch)
         self.ids: list[list[int]] = torch.randint(
             pair.vocab_size, (batch, longest), generator=generator
@@ -108,25 +108,25 @@ class Bench:
         marks.mark()
         self._keep([("prefill", tokens, 0)], marks)
 
-    def round(self, drafted: int, lag: int, context: int, looks: bool = False) -> None:
+    def round(self, drafted: int, lag: int, context: int, reads_signals: bool = False) -> None:
         """One round as the engine runs it: first draft step, further ones, verify. looks: the
         signals of every drafted token are read.
         """
         steps, rows, marks = self.steps, range(self.batch), Marks(self.pair.device)
-        lacking = self._feeds(context - lag, context)
+        unread_tokens = self._feeds(context - lag, context)
         newest = self._feeds(context - 1, context)
-        numbers = [[0.5] * (drafted + 1) if self.law.temperature else [] for _ in rows]
+        numbers = [[0.5] * (drafted + 1) if self.sampling.temperature else [] for _ in rows]
         keys = []
         marks.mark()
         if drafted:
-            steps.draft_first(lacking, self.law, looks, numbers)
+            steps.draft_first(unread_tokens, self.sampling, reads_signals, numbers)
             marks.mark()
             keys.append(("first", lag, context))
         for _ in range(drafted - 1):
             steps.draft_next(rows)
             marks.mark()
             keys.append(("draft", 1, context))
-        steps.verify(newest, self.law, numbers)
+        steps.verify(newest, self.sampling, numbers)
         marks.mark()
         self._keep([*keys, ("verify", drafted + 1, context)], marks)
 
@@ -137,7 +137,7 @@ class Bench:
         kept, spent = self.samples, list[Spent]()
         for k in range(2 * (_SIGNAL_WARM + _SIGNAL_PAIRS)):
             self.samples = {}
-            self.round(SIGNAL_TOKENS, 1, context, looks=k % 2 == 1)
+            self.round(SIGNAL_TOKENS, 1, context, reads_signals=k % 2 == 1)
             drafts = [s for key, some in self.samples.items() if key[0] != "verify" for s in some]
             spent.append((sum(s[0] for s in drafts), sum(s[1] for s in drafts)))
         self.samples = kept

@@ -16,7 +16,7 @@ from real_backend.models.llama import Layout, LeanLlama, additive
 from real_backend.models.model import Model
 
 
-class Rows(Protocol):
+class CacheRows(Protocol):
     """One model with a cache per row."""
 
     def holds(self, context: int) -> bool:
@@ -70,7 +70,7 @@ class GeneralRows:
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
 
-def rows_of(model: Model, batch: int, capacity: int) -> Rows:
+def rows_of(model: Model, batch: int, capacity: int) -> CacheRows:
     """The leanest form that this model allows."""
     if model.lean is not None:
         return LeanRows(model.lean, batch, capacity)

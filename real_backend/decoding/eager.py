@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from real_backend.decoding.cache_rows import rows_of
-from real_backend.decoding.steps import Feed, Law, Uniforms, Verdict
+from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_sampled, accepted_of, draw, signals
 from real_backend.models.pair import Pair
 
@@ -22,10 +22,12 @@ class EagerSteps:
         self.device, self.vocab = pair.device, pair.vocab_size
         self.target = rows_of(pair.target, batch, capacity)
         self.draft = rows_of(pair.draft, batch, capacity)
-        self._begin([], Law(), False, [])
+        self._begin([], Sampling(), False, [])
 
-    def _begin(self, rows: list[int], law: Law, looks: bool, uniforms: Uniforms) -> None:
-        self._law, self._looks = law, looks
+    def _begin(
+        self, rows: list[int], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
+    ) -> None:
+        self._sampling, self._reads_signals = sampling, reads_signals
         self._uniforms = dict(zip(rows, uniforms, strict=False))
         self._next: dict[int, int] = {}  # row -> where its next drafted token will stand
         self._steps: list[list[int]] = []  # which rows drafted at each step
@@ -37,7 +39,9 @@ class EagerSteps:
         """True if every row's caches can be read on from `context`."""
         return self.target.holds(context) and self.draft.holds(context)
 
-    def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
+    def prepare(
+        self, sampling: Sampling, reads_signals: bool, max_gamma: int, shortest: int
+    ) -> None:
         """Nothing: eager steps come as they are."""
 
     def prefill(self, feed: Feed) -> None:
@@ -47,13 +51,13 @@ class EagerSteps:
         self.draft.read([span], tokens, last=True)
 
     def draft_first(
-        self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
+        self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first draft step of a round, which reads what the draft lacks."""
         order = by_row([feed.row for feed in feeds])
         feeds, uniforms = [feeds[k] for k in order], [uniforms[k] for k in order]
         rows = [feed.row for feed in feeds]
-        self._begin(rows, law, looks, uniforms)
+        self._begin(rows, sampling, reads_signals, uniforms)
         spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
         self._next = {row: start + width for row, start, width in spans}
         self._fed = self._tensor([token for f in feeds for token in f.ids])
@@ -77,21 +81,23 @@ class EagerSteps:
         self, rows: list[int], spans: list[tuple[int, int, int]], tokens: Tensor
     ) -> list[list[float]] | None:
         logits = self.draft.read(spans, tokens, last=True)[:, : self.vocab]
-        if self._law.temperature == 0.0:
+        if self._sampling.temperature == 0.0:
             chosen = self.pair.draft.watch.best(logits)
-            probs = torch.softmax(logits.float(), -1) if self._looks else logits
+            probs = torch.softmax(logits.float(), -1) if self._reads_signals else logits
         else:
-            probs = self.pair.draft.watch.law(logits, *self._law)
+            probs = self.pair.draft.watch.probs(logits, *self._sampling)
             step = len(self._steps)
             uniforms = [self._uniforms[row][step] for row in rows]
             chosen = draw(probs, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
             self._probs.append(probs)
         self._steps.append(rows)
         self._tokens.append(chosen)
-        seen: list[list[float]] | None = signals(probs).tolist() if self._looks else None
+        seen: list[list[float]] | None = signals(probs).tolist() if self._reads_signals else None
         return seen
 
-    def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
+    def verify(
+        self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
+    ) -> list[Verdict]:
         """The target judges each row's draft; one read-back."""
         order = by_row([feed.row for feed in newest])
         newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
@@ -102,11 +108,11 @@ class EagerSteps:
             feed = torch.cat([self._fed[-1:], *self._tokens])
         else:
             feed = torch.cat([self._tensor([f.ids[-1] for f in newest]), *self._tokens])
-        if law.temperature == 0.0:
+        if sampling.temperature == 0.0:
             found = self._verify_greedy(rows, drafted, spans, feed)
         else:
-            found = self._verify_sampled(rows, drafted, spans, feed, law, uniforms)
-        self._begin([], law, False, [])
+            found = self._verify_sampled(rows, drafted, spans, feed, sampling, uniforms)
+        self._begin([], sampling, False, [])
         return put_back(found, order)
 
     def _verify_greedy(
@@ -139,7 +145,7 @@ class EagerSteps:
         drafted: dict[int, list[int]],
         spans: list[tuple[int, int, int]],
         feed: Tensor,
-        law: Law,
+        sampling: Sampling,
         uniforms: Uniforms,
     ) -> list[Verdict]:
         """Laws stay on the device, which decides; tokens and decisions come back."""
@@ -154,9 +160,11 @@ class EagerSteps:
             logits = self.target.read(spans, feed[self._tensor(order)], last=False)
             logits = logits[behind, : self.vocab]
         proposed = self._proposed(len(rows), at, logits)
-        laws = self.pair.target.watch.law(logits, *law)
+        target_probs = self.pair.target.watch.probs(logits, *sampling)
         numbers = self._numbers(uniforms, grid.shape[1])
-        accepted, extra = accept_sampled(grid, self._tensor(counts), laws, proposed, *numbers)
+        accepted, extra = accept_sampled(
+            grid, self._tensor(counts), target_probs, proposed, *numbers
+        )
         back = torch.cat([accepted[:, None], extra[:, None], grid], dim=1).tolist()
         return [
             Verdict(line[2 : 2 + count], line[0], line[1])

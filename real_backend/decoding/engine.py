@@ -24,8 +24,8 @@ from policies.registry import label
 from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
 from real_backend.decoding.leanest_steps import SMALLER, steps_for
-from real_backend.decoding.request import Forced, Slot
-from real_backend.decoding.steps import Law, Steps
+from real_backend.decoding.request import ReplayedAcceptance, Slot
+from real_backend.decoding.steps import Sampling, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
 from real_backend.models.finite import check_finite
@@ -37,7 +37,7 @@ from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
 
 
-class Run(NamedTuple):
+class EngineRun(NamedTuple):
     """The result of decode: one token list per request (end token included) and the rounds."""
 
     tokens: list[list[int]]
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class DecodeParameters:
     """temperature 0 is greedy; max_new_tokens bounds each reply; seed drives draws and policies."""
 
     temperature: float = 0.0
@@ -54,9 +54,9 @@ class Sampling:
     max_new_tokens: int = 128
 
     @property
-    def law(self) -> Law:
+    def sampling(self) -> Sampling:
         """How tokens are chosen."""
-        return Law(self.temperature, self.top_p)
+        return Sampling(self.temperature, self.top_p)
 
 
 Emit = Callable[[int, list[int]], bool]
@@ -118,7 +118,7 @@ class Engine:
         acceptance: Trace | None = None,
         progress: Callable[[], object] | None = None,
         emit: Emit | None = None,
-    ) -> Run:
+    ) -> EngineRun:
         """Decode all requests in order with one policy state; see Run.
 
         batch: rows decoded at once; a row that ends takes the next request. clock "wall" tells
@@ -138,12 +138,12 @@ class Engine:
         if clock == "model" and batch > 1:
             raise ValueError("the model's clock prices one request at a time")
         batch = max(1, min(batch, len(requests)))
-        sampling = Sampling(temperature, top_p, seed, max_new_tokens)
+        parameters = DecodeParameters(temperature, top_p, seed, max_new_tokens)
         longest = max((len(r.prompt_ids) for r in requests), default=1)
         steps = self.steps(batch, longest + max_new_tokens + self.max_gamma + 1)
         shortest = min((len(r.prompt_ids) for r in requests), default=1)
-        steps.prepare(sampling.law, uses_signals(policy), self.max_gamma, shortest)
-        loop = _Loop(self, steps, policy, sampling, acceptance, clock, state)
+        steps.prepare(parameters.sampling, uses_signals(policy), self.max_gamma, shortest)
+        loop = _Loop(self, steps, policy, parameters, acceptance, clock, state)
         loop.first, loop.began = first, time.perf_counter() if began is None else began
         doing = f"decoding at batch {batch}, in {steps.capacity} tokens of cache"
         with device_faults(doing, SMALLER), Meter(self.pair.device) as meter:
@@ -155,11 +155,11 @@ class Engine:
             "acceptance": "own" if acceptance is None else f"trace of {acceptance.meta.pair}",
             "batch": batch,
             "max_gamma": self.max_gamma,
-            **dataclasses.asdict(sampling),
+            **dataclasses.asdict(parameters),
             **self.pair.describe(),
             **meter.report(),
         }
-        return Run(loop.replies, loop.log(meta))
+        return EngineRun(loop.replies, loop.log(meta))
 
 
 class _Loop:
@@ -170,17 +170,17 @@ class _Loop:
         engine: Engine,
         steps: Steps,
         policy: Policy,
-        sampling: Sampling,
+        parameters: DecodeParameters,
         acceptance: Trace | None,
         clock: str,
         state: State | None,
     ) -> None:
-        self.engine, self.steps, self.policy, self.sampling = engine, steps, policy, sampling
+        self.engine, self.steps, self.policy, self.parameters = engine, steps, policy, parameters
         self.acceptance, self.clock = acceptance, clock
         self.state = policy.new_state(steps.batch) if state is None else state
-        self.looks = uses_signals(policy)
+        self.reads_signals = uses_signals(policy)
         self.costs = charged(policy, engine.costs)
-        self.greedy = sampling.temperature == 0.0
+        self.greedy = parameters.temperature == 0.0
         self.replies: list[list[int]] = []
         self.prefill_s: list[float] = []
         self.rounds: list[tuple[float, ...]] = []
@@ -211,13 +211,15 @@ class _Loop:
 
     def _admit(self, requests: Sequence[Request], index: int, row: int) -> Slot:
         """A slot for this request, its prompt in both caches."""
-        engine, sampling, trace = self.engine, self.sampling, self.acceptance
+        engine, parameters, trace = self.engine, self.parameters, self.acceptance
         context = engine.pair.max_context if trace is None else trace.meta.max_context
         eos_ids = engine.pair.eos_ids if trace is None else frozenset[int]()
-        limits = Limits(engine.max_gamma, sampling.max_new_tokens, context)
-        forced = None if trace is None else Forced(trace, index, engine.pair.vocab_size)
+        limits = Limits(engine.max_gamma, parameters.max_new_tokens, context)
+        replayed = (
+            None if trace is None else ReplayedAcceptance(trace, index, engine.pair.vocab_size)
+        )
         number = self.first + index
-        slot = Slot(requests[index], index, row, sampling.seed, limits, eos_ids, forced, number)
+        slot = Slot(requests[index], index, row, parameters.seed, limits, eos_ids, replayed, number)
         began = time.perf_counter()
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
@@ -234,14 +236,14 @@ class _Loop:
         self.processor.start()
         costs = self.costs
         row = min(len(running), costs.draft_s.shape[0]) - 1
-        wish: int | None = None
+        requested_gamma: int | None = None
         for slot in running:
-            told = slot.plan(policy, state, costs, row, len(running), wish)
-            wish = told if policy.batch_wide else None
+            told = slot.plan(policy, state, costs, row, len(running), requested_gamma)
+            requested_gamma = told if policy.batch_wide else None
         self._draft([slot for slot in running if slot.gamma > 0])
         newest = [slot.newest() for slot in running]
         uniforms = [slot.uniforms(slot.drafted + 1, self.greedy) for slot in running]
-        verdicts = steps.verify(newest, self.sampling.law, uniforms)
+        verdicts = steps.verify(newest, self.parameters.sampling, uniforms)
         taken = [slot.take(verdict) for slot, verdict in zip(running, verdicts, strict=True)]
         elapsed, longest = time.perf_counter() - began, max(slot.drafted for slot in running)
         outcomes = []
@@ -264,16 +266,16 @@ class _Loop:
         policy, state = self.policy, self.state
         if not drafting:
             return
-        feeds = [slot.lacking() for slot in drafting]
+        feeds = [slot.unread_tokens() for slot in drafting]
         uniforms = [slot.uniforms(slot.gamma, self.greedy) for slot in drafting]
-        seen = self.steps.draft_first(feeds, self.sampling.law, self.looks, uniforms)
+        seen = self.steps.draft_first(feeds, self.parameters.sampling, self.reads_signals, uniforms)
         while True:
             if seen is not None and any(math.isnan(top1_prob) for top1_prob, _ in seen):
                 self._check(drafting)  # now: no policy must decide by NaN
             drafting = [
                 slot
                 for k, slot in enumerate(drafting)
-                if slot.goes_on(policy, state, None if seen is None else seen[k])
+                if slot.continues(policy, state, None if seen is None else seen[k])
             ]
             if not drafting:
                 return

@@ -11,7 +11,7 @@ import torch
 
 from real_backend.decoding.cuda_graphs import GraphRecorder, Recorder, eagerly
 from real_backend.decoding.graphs import GraphSteps, graphs_possible
-from real_backend.decoding.steps import Feed, Law
+from real_backend.decoding.steps import Feed, Sampling
 from real_backend.device_errors import out_of_memory
 from real_backend.models.pair import Pair
 
@@ -19,7 +19,7 @@ _PROMPT, _CAPACITY, _DRAFTED = 12, 64, 3  # tokens
 _ROUNDING = 64.0  # spacings of the format at the largest number compared
 
 
-class Check(NamedTuple):
+class GraphCheck(NamedTuple):
     """difference: the largest between a number that the recorded steps left (signals, keys and
     values of every layer) and the eager one; allowed: what rounding may do. reason: why graphs are
     not used, "" if they are.
@@ -52,7 +52,7 @@ def recorder_of(pair: Pair) -> Recorder | None:
 
 
 @torch.inference_mode()
-def check(pair: Pair, record: Recorder) -> Check:
+def check(pair: Pair, record: Recorder) -> GraphCheck:
     """One round of three drafted tokens, recorded and eager, on two caches with the same prompt."""
     nan = float("nan")
     try:
@@ -60,7 +60,7 @@ def check(pair: Pair, record: Recorder) -> Check:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        return Check(nan, nan, f"recording failed ({str(error).strip().splitlines()[0]})")
+        return GraphCheck(nan, nan, f"recording failed ({str(error).strip().splitlines()[0]})")
     difference = max(float((a - b).abs().max()) for a, b in zip(numbers, expected, strict=True))
     largest = max(float(b.abs().max()) for b in expected)
     spacing = max(torch.finfo(cache).eps for cache in _dtypes(pair))
@@ -70,7 +70,7 @@ def check(pair: Pair, record: Recorder) -> Check:
         f"a recorded round differs from an eager one by {difference:.2g}, of which rounding "
         f"explains {allowed:.2g}; steps run eagerly"
     )
-    return Check(difference, allowed, reason if wrong else "")
+    return GraphCheck(difference, allowed, reason if wrong else "")
 
 
 def _dtypes(pair: Pair) -> list[torch.dtype]:
@@ -88,9 +88,9 @@ def _round(pair: Pair, record: Recorder) -> tuple[list[torch.Tensor], list[int]]
     tokens: list[int] = []
     numbers: list[torch.Tensor] = []
     for _ in range(2):
-        seen = [steps.draft_first([newest], Law(), True, none)]
+        seen = [steps.draft_first([newest], Sampling(), True, none)]
         seen += [steps.draft_next([0]) for _ in range(_DRAFTED - 1)]
-        verdict = steps.verify([newest], Law(), none)[0]
+        verdict = steps.verify([newest], Sampling(), none)[0]
         tokens += [*verdict.drafted, verdict.accepted, verdict.extra]
         numbers.append(torch.tensor(seen, dtype=torch.float64))
     end = _PROMPT + _DRAFTED

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from real_backend.decoding.cuda_graphs import Inbox, Recorder, eagerly
-from real_backend.decoding.steps import Feed, Law, Uniforms, Verdict
+from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
 from real_backend.models.llama import Layout, additive
 from real_backend.models.pair import Pair
@@ -30,11 +30,11 @@ VERIFIED = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25, 33, 65)  # ... and of a v
 SHORTEST_SPAN = 256  # tokens of cache that attention covers; doubled up to the capacity
 
 
-class Chosen(NamedTuple):
+class GraphPurpose(NamedTuple):
     """The purpose of a set of graphs: how tokens are chosen, and whether signals are read."""
 
-    law: Law
-    looks: bool
+    sampling: Sampling
+    reads_signals: bool
 
 
 def graphs_possible(pair: Pair) -> bool:
@@ -43,9 +43,9 @@ def graphs_possible(pair: Pair) -> bool:
     return lean and pair.device.startswith("cuda")
 
 
-def judged_as(law: Law) -> Chosen:
+def judged_as(sampling: Sampling) -> GraphPurpose:
     """The purpose of a recorded verify: signals are the draft's."""
-    return Chosen(law, False)
+    return GraphPurpose(sampling, False)
 
 
 def at_least(sizes: Sequence[int], needed: int) -> int:
@@ -85,9 +85,9 @@ class GraphSteps:
         self._seen = torch.zeros(batch, 2, device=device)
         self._verdict = torch.zeros(batch, DEPTH + 2, dtype=torch.long, device=device)
         self._probs = torch.empty(batch, 0, 0, device=device)  # [B, DEPTH, V] once sampled
-        self._begin(Chosen(Law(), False), [])
+        self._begin(GraphPurpose(Sampling(), False), [])
 
-    def _begin(self, chosen: Chosen, feeds: Sequence[Feed]) -> None:
+    def _begin(self, chosen: GraphPurpose, feeds: Sequence[Feed]) -> None:
         self._chosen = chosen
         self._end = max((feed.start + len(feed.ids) for feed in feeds), default=0)
         self._counts = {feed.row: 0 for feed in feeds}
@@ -96,21 +96,23 @@ class GraphSteps:
         """Always: what a preallocated cache holds does not change what a read costs."""
         return True
 
-    def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
+    def prepare(
+        self, sampling: Sampling, reads_signals: bool, max_gamma: int, shortest: int
+    ) -> None:
         """Make the graphs of a run ahead of its clock, for contexts of `shortest` tokens and more.
 
         Raises InputError for longer drafts than a round can hold.
         """
         if max_gamma > DEPTH:
             raise InputError(f"the engine drafts at most {DEPTH} tokens a round, not {max_gamma}")
-        chosen = Chosen(law, looks)
-        self._sampled(law)
+        chosen = GraphPurpose(sampling, reads_signals)
+        self._sampled(sampling)
         for span in spans(self.capacity):
             if span < shortest and span < self.capacity:
                 continue
             widths = VERIFIED[: bisect.bisect_left(VERIFIED, max_gamma + 1) + 1]
             for width in widths:
-                self._graph("verify", width, span, judged_as(law))
+                self._graph("verify", width, span, judged_as(sampling))
             if max_gamma:
                 for width in LACKING:
                     self._graph("first", width, span, chosen)
@@ -123,19 +125,19 @@ class GraphSteps:
             model.forward(tokens, cache[:, :, feed.row : feed.row + 1], feed.start, last=1)
 
     def draft_first(
-        self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
+        self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first draft step of a round, which reads what the draft lacks."""
         feeds = [self._caught_up(feed) for feed in feeds]
-        self._begin(Chosen(law, looks), feeds)
+        self._begin(GraphPurpose(sampling, reads_signals), feeds)
         width = at_least(LACKING, max(len(feed.ids) for feed in feeds))
         lines: list[list[int]] = [[0] * LACKING[-1] + [self.capacity - 1, 1]] * self.batch
         for feed in feeds:
             padding = [0] * (LACKING[-1] - len(feed.ids))
             lines[feed.row] = [*feed.ids, *padding, feed.start, len(feed.ids)]
         self._first.put(lines)
-        if law.temperature > 0.0:
-            self._sampled(law)
+        if sampling.temperature > 0.0:
+            self._sampled(sampling)
             numbers = [[0.0] * DEPTH] * self.batch
             for feed, line in zip(feeds, uniforms, strict=True):
                 numbers[feed.row] = line + [0.0] * (DEPTH - len(line))
@@ -164,12 +166,14 @@ class GraphSteps:
         self._end += 1
         for row in rows:
             self._counts[row] += 1
-        if not self._chosen.looks:
+        if not self._chosen.reads_signals:
             return None
         seen = self._seen.tolist()
         return [seen[row] for row in rows]
 
-    def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
+    def verify(
+        self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
+    ) -> list[Verdict]:
         """The target judges each row's draft; one read-back."""
         counts = [self._counts.get(feed.row, 0) for feed in newest]
         width = at_least(VERIFIED, max(counts) + 1)
@@ -177,17 +181,17 @@ class GraphSteps:
         for feed, count in zip(newest, counts, strict=True):
             lines[feed.row] = [feed.ids[-1], feed.start, count]
         self._newest.put(lines)
-        if law.temperature > 0.0:
-            self._sampled(law)
+        if sampling.temperature > 0.0:
+            self._sampled(sampling)
             numbers = [[0.0] * (DEPTH + 1)] * self.batch
             for feed, line in zip(newest, uniforms, strict=True):
                 numbers[feed.row] = [line[-1], *line[:-1]] + [0.0] * (DEPTH + 1 - len(line))
             self._judged.put(numbers)
         end = min(max(feed.start for feed in newest) + width, self.capacity)
         span = at_least(spans(self.capacity), end)
-        self._graph("verify", width, span, judged_as(law))()
+        self._graph("verify", width, span, judged_as(sampling))()
         back = self._verdict[:, : max(counts) + 2].tolist()  # the round's one read-back
-        self._begin(judged_as(law), [])
+        self._begin(judged_as(sampling), [])
         return [
             Verdict(back[f.row][2 : 2 + n], back[f.row][0], back[f.row][1])
             for f, n in zip(newest, counts, strict=True)
@@ -195,7 +199,7 @@ class GraphSteps:
 
     # The three functions of fixed shape.
 
-    def _draft_first(self, width: int, span: int, chosen: Chosen) -> None:
+    def _draft_first(self, width: int, span: int, chosen: GraphPurpose) -> None:
         inbox = self._first.tensor
         start, widths = inbox[:, -2], inbox[:, -1]
         last = torch.arange(self.batch, device=inbox.device) * width + widths - 1
@@ -206,7 +210,7 @@ class GraphSteps:
         self._step.zero_()
         self._choose(logits, chosen)
 
-    def _draft_next(self, width: int, span: int, chosen: Chosen) -> None:
+    def _draft_next(self, width: int, span: int, chosen: GraphPurpose) -> None:
         # At step 0 nothing is drafted yet: then this is only recorded, and its result unused.
         before = (self._step - 1).clamp(min=0).expand(self.batch, 1)
         tokens = self._tokens.gather(1, before)[:, 0]
@@ -216,23 +220,23 @@ class GraphSteps:
         self._next.add_(1)
         self._choose(logits, chosen)
 
-    def _choose(self, logits: Tensor, chosen: Chosen) -> None:
+    def _choose(self, logits: Tensor, chosen: GraphPurpose) -> None:
         """The next token of each row into its place, with its law and signals where needed."""
         logits, watch = logits[:, : self.pair.vocab_size], self.pair.draft.watch
         step = self._step.expand(self.batch, 1)
-        if chosen.law.temperature == 0.0:
+        if chosen.sampling.temperature == 0.0:
             token = watch.best(logits)
-            probs = torch.softmax(logits.float(), -1) if chosen.looks else logits
+            probs = torch.softmax(logits.float(), -1) if chosen.reads_signals else logits
         else:
-            probs = watch.law(logits, *chosen.law)
+            probs = watch.probs(logits, *chosen.sampling)
             token = draw(probs, self._drawn.tensor.gather(1, step)[:, 0])
             self._probs.index_copy_(1, self._step, probs[:, None])
         self._tokens.scatter_(1, step, token[:, None])
-        if chosen.looks:
+        if chosen.reads_signals:
             self._seen.copy_(signals(probs))
         self._step.add_(1)
 
-    def _verify(self, width: int, span: int, chosen: Chosen) -> None:
+    def _verify(self, width: int, span: int, chosen: GraphPurpose) -> None:
         newest, start, counts = self._newest.tensor.unbind(1)
         drafted = self._tokens[:, : width - 1]
         tokens = torch.cat([newest[:, None], drafted], dim=1).reshape(-1)
@@ -240,13 +244,13 @@ class GraphSteps:
         logits = self.target.forward_ragged(tokens, self.caches[0], layout)
         logits = logits[:, : self.pair.vocab_size].view(self.batch, width, -1)
         watch = self.pair.target.watch
-        if chosen.law.temperature == 0.0:
+        if chosen.sampling.temperature == 0.0:
             accepted, extra = accept_greedy(drafted, counts, watch.best(logits))
         else:
-            laws, numbers = watch.law(logits, *chosen.law), self._judged.tensor
+            target_probs, numbers = watch.probs(logits, *chosen.sampling), self._judged.tensor
             proposed = self._probs[:, : width - 1]
             accepted, extra = accept_sampled(
-                drafted, counts, laws, proposed, numbers[:, 1:width], numbers[:, 0]
+                drafted, counts, target_probs, proposed, numbers[:, 1:width], numbers[:, 0]
             )
         self._verdict[:, 0], self._verdict[:, 1] = accepted, extra
         self._verdict[:, 2 : width + 1] = drafted
@@ -268,13 +272,15 @@ class GraphSteps:
             last=last,
         )
 
-    def _sampled(self, law: Law) -> None:
+    def _sampled(self, sampling: Sampling) -> None:
         """Room for the laws of drafted tokens, before a graph that writes them is made."""
-        if law.temperature > 0.0 and self._probs.shape[1] == 0:
+        if sampling.temperature > 0.0 and self._probs.shape[1] == 0:
             shape = (self.batch, DEPTH, self.pair.vocab_size)
             self._probs = torch.ones(shape, device=self.pair.device)
 
-    def _graph(self, kind: str, width: int, span: int, chosen: Chosen) -> Callable[[], object]:
+    def _graph(
+        self, kind: str, width: int, span: int, chosen: GraphPurpose
+    ) -> Callable[[], object]:
         """The replay of one of the three functions, recorded when it is first needed."""
         key = (kind, width, span, chosen)
         if key not in self._graphs:

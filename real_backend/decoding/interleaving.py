@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sitting:
-    """requests: one per row of `trace`; forced: acceptance is the trace's, see Engine.decode.
+    """requests: one per row of `trace`; replayed: acceptance is the trace's, see Engine.decode.
 
     block: requests that a policy decodes in one turn. carries: its state lasts from turn to turn,
     as a replay's does. anchors: called after each turn of all policies with the moment at which the
@@ -65,7 +65,7 @@ class Sitting:
     requests: Sequence[Request]
     seed: int = 0
     batch: int = 1
-    forced: bool = False
+    replayed: bool = False
     block: int = 1
     carries: bool = True
     anchors: Callable[[float, int], list[Anchor]] | None = None
@@ -123,7 +123,7 @@ class Sitting:
     def _asked(self, seats: Mapping[str, Policy], baseline: Policy, repeats: int) -> dict[str, Any]:
         """Facts that decide the rounds of a sitting."""
         settings = {
-            name: getattr(self, name) for name in ("seed", "batch", "forced", "block", "carries")
+            name: getattr(self, name) for name in ("seed", "batch", "replayed", "block", "carries")
         }
         asked = {"requests": content_hash(self.trace), "policies": list(seats), "repeats": repeats}
         return {**self.about, **asked, **settings, "baseline": label(baseline)}
@@ -187,13 +187,13 @@ class Sitting:
             [self.requests[row] for row in block],
             temperature=meta.temperature,
             top_p=meta.top_p,
-            seed=self.seed + (repeat if meta.temperature > 0 and not self.forced else 0),
+            seed=self.seed + (repeat if meta.temperature > 0 and not self.replayed else 0),
             max_new_tokens=meta.max_new_tokens,
             batch=self.batch,
             state=state,
             first=block[0] if self.carries else 0,
             began=began,
-            acceptance=self.trace.select(list(block)) if self.forced else None,
+            acceptance=self.trace.select(list(block)) if self.replayed else None,
         )
 
     def _warm_up(self, seats: Mapping[str, Policy]) -> None:
@@ -205,7 +205,7 @@ class Sitting:
         self, name: str, turns: Sequence[Turn], baseline: str, gaps: Sequence[tuple[int, float]]
     ) -> RoundLog:
         """One log of a seat. Its meta counts replies_equal: those that are the trace's own, token
-        by token (absent if the trace has no tokens, is sampled or forced).
+        by token (absent if the trace has no tokens, is sampled or replayed).
         """
         runs = [turn.passes[name] for turn in turns]
         log = join_logs([run.log for run in runs], one_clock=True)
@@ -222,7 +222,7 @@ class Sitting:
         if gaps:
             about["gaps"] = list(gaps)
         tokens, meta = self.trace.token_ids, self.trace.meta
-        if tokens is not None and meta.temperature == 0.0 and not self.forced:
+        if tokens is not None and meta.temperature == 0.0 and not self.replayed:
             expected = np.split(tokens, self.trace.offsets[1:-1])
             replies = [reply for run in runs for reply in run.tokens]
             equal = sum(list(a) == b.tolist() for a, b in zip(replies, expected, strict=True))

@@ -20,7 +20,7 @@ from traces.errors import InputError
 from traces.schema import Trace
 
 
-class Forced(NamedTuple):
+class ReplayedAcceptance(NamedTuple):
     """A trace's acceptance in the place of the models' own: request `row` of `trace`.
 
     The forwards are real; what they say is not looked at. Tokens are the trace's, folded into the
@@ -73,12 +73,12 @@ class Slot:
         seed: int,
         limits: Limits,
         eos_ids: frozenset[int],
-        forced: Forced | None,
+        replayed: ReplayedAcceptance | None,
         number: int,
     ) -> None:
         self.request, self.index, self.row = request, index, row
         self.limits, self.eos_ids = limits, eos_ids
-        self.forced, self.key = forced, request_key(seed, number)
+        self.replayed, self.key = replayed, request_key(seed, number)
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
         self.rounds = self.gamma = self.drafted = self.bucket = 0
@@ -116,7 +116,7 @@ class Slot:
         costs: StepCosts,
         row: int,
         batch_size: int,
-        wish: int | None,
+        requested_gamma: int | None,
     ) -> int:
         """Ask the policy for this round's cap, unless the batch has a wish already; returns it.
 
@@ -125,14 +125,14 @@ class Slot:
         context, room = len(self.ids), room_at(self.limits, self.prompt_tokens, self.emitted)
         self.bucket = bucket_of(costs, context)
         self.view = view_at(costs, row, self.bucket, context, batch_size, 0, room)
-        if wish is None:
+        if requested_gamma is None:
             rng = Rng(mix(self.key, self.rounds))
-            wish = policy.gamma(state, self.row, self.view, rng)
-        self.gamma = clamp_gamma(wish, room)
+            requested_gamma = policy.gamma(state, self.row, self.view, rng)
+        self.gamma = clamp_gamma(requested_gamma, room)
         self.drafted = 0
-        return wish
+        return requested_gamma
 
-    def lacking(self) -> Feed:
+    def unread_tokens(self) -> Feed:
         """The tokens that the draft's cache lacks, read first."""
         start = len(self.ids) - self.lag
         return Feed(self.row, self.ids[start:], start)
@@ -141,12 +141,12 @@ class Slot:
         """The newest token, which the target reads before the drafted ones."""
         return Feed(self.row, self.ids[-1:], len(self.ids) - 1)
 
-    def goes_on(self, policy: Policy, state: State, seen: list[float] | None) -> bool:
+    def continues(self, policy: Policy, state: State, seen: list[float] | None) -> bool:
         """One more token is drafted; whether to draft another one. seen: its signals, if read."""
         self.drafted += 1
         if seen is not None:
-            if self.forced is not None:
-                seen = list(self.forced.signals(self.emitted, self.drafted))
+            if self.replayed is not None:
+                seen = list(self.replayed.signals(self.emitted, self.drafted))
             if not policy.proceed(state, self.row, Draft(self.drafted, *seen)):
                 return False
         return self.drafted < self.gamma
@@ -157,9 +157,9 @@ class Slot:
 
     def take(self, verdict: Verdict) -> Settled:
         """Add the round's tokens to the reply; what the round came to."""
-        if self.forced is not None:
-            verdict = self.forced.verdict(self.emitted, verdict.drafted)
-            left = self.forced.reply_tokens - self.emitted
+        if self.replayed is not None:
+            verdict = self.replayed.verdict(self.emitted, verdict.drafted)
+            left = self.replayed.reply_tokens - self.emitted
         else:
             left = longest_reply(self.limits, self.prompt_tokens) - self.emitted
         fresh = [*verdict.drafted[: verdict.accepted], verdict.extra]

@@ -56,8 +56,8 @@ def load_sitting(
     from real_backend.models.pair import pair_from
     from real_backend.prompts import forced_requests, questions_of, requests_of_trace
 
-    forced = acceptance == "trace"
-    questions = None if forced else questions_of(named, prompts)
+    replayed = acceptance == "trace"
+    questions = None if replayed else questions_of(named, prompts)
     pair = pair_from(named, kept)
     if questions is None:
         requests = forced_requests(trace, pair)
@@ -74,7 +74,7 @@ def load_sitting(
         chosen,
         seed,
         batch,
-        forced,
+        replayed,
         block=1 if batch == 1 else 4 * batch,
         anchors=Anchors(pair, timing, seed) if batch == 1 else None,
         kept=kept,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from real_backend.decoding.cache_rows import Rows, rows_of
-from real_backend.decoding.steps import GREEDY, Feed, Law, Uniforms, Verdict
+from real_backend.decoding.cache_rows import CacheRows, rows_of
+from real_backend.decoding.steps import GREEDY, Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_sampled, accepted_of, draw, signals
 from real_backend.models.pair import Pair
 
@@ -29,10 +29,10 @@ class SoloSteps:
     def __init__(self, pair: Pair, capacity: int) -> None:
         self.pair, self.capacity = pair, capacity
         self.device, self.vocab = pair.device, pair.vocab_size
-        self.target: Rows = rows_of(pair.target, 1, capacity)
-        self.draft: Rows = rows_of(pair.draft, 1, capacity)
+        self.target: CacheRows = rows_of(pair.target, 1, capacity)
+        self.draft: CacheRows = rows_of(pair.draft, 1, capacity)
         self._padded = {pair.target.vocab_size, pair.draft.vocab_size} != {self.vocab}
-        self._law, self._looks, self._numbers = GREEDY, False, list[float]()
+        self._sampling, self._reads_signals, self._numbers = GREEDY, False, list[float]()
         self._known: Tensor | None = None  # the newest tokens of the reply, on the device
         self._known_ids: list[int] = []
         self._probs: list[Tensor] = []  # laws [1, V] of the drafted tokens, if sampled
@@ -53,7 +53,9 @@ class SoloSteps:
         """True if every row's caches can be read on from `context`."""
         return self.target.holds(context) and self.draft.holds(context)
 
-    def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
+    def prepare(
+        self, sampling: Sampling, reads_signals: bool, max_gamma: int, shortest: int
+    ) -> None:
         """Make ready, ahead of the clock, for a run from `shortest` tokens on."""
         if max_gamma + 1 > len(self._cells):
             self._lay_out(max_gamma + 1)
@@ -72,11 +74,11 @@ class SoloSteps:
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def draft_first(
-        self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
+        self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first draft step of a round, which reads what the draft lacks."""
         ((_, ids, start),) = feeds
-        self._law, self._looks, self._numbers = law, looks, uniforms[0]
+        self._sampling, self._reads_signals, self._numbers = sampling, reads_signals, uniforms[0]
         tokens = self._sent(ids)
         self._at = start + len(ids)
         return self._draft(start, tokens, len(ids))
@@ -90,33 +92,35 @@ class SoloSteps:
         logits = self._cut(self.draft.read([(0, start, width)], tokens, last=True))
         self._drafted += 1
         cell = self._cells[self._drafted]
-        if self._law.temperature == 0.0:
+        if self._sampling.temperature == 0.0:
             torch.argmax(logits, -1, out=cell)
             self._said = logits
-            if not self._looks:
+            if not self._reads_signals:
                 return None
             probs = torch.softmax(logits.float(), -1)
         else:
-            probs = self.pair.draft.watch.law(logits, *self._law)
+            probs = self.pair.draft.watch.probs(logits, *self._sampling)
             number = [self._numbers[len(self._probs)]]
             chosen = torch.tensor(number, dtype=torch.float64, device=self.device)
             cell.copy_(draw(probs, chosen))
             self._probs.append(probs)
-            if not self._looks:
+            if not self._reads_signals:
                 return None
         seen: list[list[float]] = signals(probs).tolist()
         return seen
 
-    def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
+    def verify(
+        self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
+    ) -> list[Verdict]:
         """The target judges each row's draft; one read-back."""
         ((_, ids, start),) = newest
         width, self._drafted = self._drafted + 1, 0
         self._cells[0].fill_(ids[-1])
         logits = self.target.read([(0, start, width)], self._feeds[width], last=False)
-        if law.temperature == 0.0:
+        if sampling.temperature == 0.0:
             return [self._greedy(width, self._cut(logits))]
-        laws = self.pair.target.watch.law(self._cut(logits), *law)
-        return [self._sampled(width, laws, uniforms[0])]
+        target_probs = self.pair.target.watch.probs(self._cut(logits), *sampling)
+        return [self._sampled(width, target_probs, uniforms[0])]
 
     def _greedy(self, width: int, logits: Tensor) -> Verdict:
         """Tokens and the target's choices come back in one piece."""
@@ -129,14 +133,14 @@ class SoloSteps:
         self._known, self._known_ids = self._choices[accepted + 1], chosen[: accepted + 1]
         return Verdict(drafted, accepted, chosen[accepted])
 
-    def _sampled(self, width: int, laws: Tensor, uniforms: list[float]) -> Verdict:
+    def _sampled(self, width: int, target_probs: Tensor, uniforms: list[float]) -> Verdict:
         """The device decides; tokens and the decision come back in one piece."""
         drafted = self._feeds[width][None, 1:]
-        proposed = torch.cat(self._probs)[None] if self._probs else laws[None, :0]
+        proposed = torch.cat(self._probs)[None] if self._probs else target_probs[None, :0]
         numbers = torch.tensor([uniforms], dtype=torch.float64, device=self.device)
         counts = torch.tensor([width - 1], device=self.device)
         accepted, extra = accept_sampled(
-            drafted, counts, laws[None], proposed, numbers[:, :-1], numbers[:, -1]
+            drafted, counts, target_probs[None], proposed, numbers[:, :-1], numbers[:, -1]
         )
         self._known, self._known_ids, self._probs = None, [], []
         kept, added, *tokens = torch.cat([accepted, extra, drafted[0]]).tolist()

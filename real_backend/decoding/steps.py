@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
-class Law(NamedTuple):
+class Sampling(NamedTuple):
     """How tokens are chosen: temperature 0 is greedy, top_p the nucleus of sampling."""
 
     temperature: float = 0.0
     top_p: float = 1.0
 
 
-GREEDY = Law()
+GREEDY = Sampling()
 
 
 class Feed(NamedTuple):
@@ -54,14 +54,16 @@ class Steps(Protocol):
     def holds(self, context: int) -> bool:
         """True if every row's caches can be read on from `context`."""
 
-    def prepare(self, law: Law, looks: bool, max_gamma: int, shortest: int) -> None:
+    def prepare(
+        self, sampling: Sampling, reads_signals: bool, max_gamma: int, shortest: int
+    ) -> None:
         """Do ahead of the clock what a run with contexts from `shortest` tokens on will need."""
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt; nothing is drafted from it yet."""
 
     def draft_first(
-        self, feeds: Sequence[Feed], law: Law, looks: bool, uniforms: Uniforms
+        self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first draft step of a round: read what the draft lacks, draft one token per row.
 
@@ -72,7 +74,9 @@ class Steps(Protocol):
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """One more token for these rows, each of which took part in the step before."""
 
-    def verify(self, newest: Sequence[Feed], law: Law, uniforms: Uniforms) -> list[Verdict]:
+    def verify(
+        self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
+    ) -> list[Verdict]:
         """The target reads each row's newest token and its drafted ones; one read-back.
 
         uniforms: one number per drafted token and one for the token added.

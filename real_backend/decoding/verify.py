@@ -106,10 +106,10 @@ def accept_sampled(
     theirs = draft_probs.gather(-1, drafted[..., None])[..., 0].double()
     accepted = _leading(decisions < (ours / theirs).clamp(max=1.0), counts)
     at = accepted[:, None, None].expand(-1, 1, target_probs.shape[-1])
-    law = target_probs.gather(1, at)[:, 0]
+    target_prob = target_probs.gather(1, at)[:, 0]
     # Behind the last drafted token nothing was proposed: the residual of a law and zero is the law.
     proposed = torch.cat([draft_probs, torch.zeros_like(draft_probs[:, :1])], dim=1)
     if draft_probs.shape[1] == 0:
         proposed = torch.zeros_like(target_probs)
     proposed = proposed.gather(1, at)[:, 0].masked_fill((accepted == counts)[:, None], 0.0)
-    return accepted, draw(residual(law, proposed), final)
+    return accepted, draw(residual(target_prob, proposed), final)

@@ -28,7 +28,7 @@ from policies.base import STEP_COSTS, Policy, State, reads_seconds
 from policies.registry import label, parse_policy
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import DEPTH
-from real_backend.huggingface.generate_call import Call, Row, read_call, sequences_of
+from real_backend.huggingface.generate_call import Call, GrowingReply, read_call, sequences_of
 from real_backend.models.pair import Pair, PairSpec, pair_of
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
@@ -140,7 +140,7 @@ class Speculation:
         """Called by `generate`, as it calls its own loops: input_ids [B, W] to [B, W + longest]."""
         made = logits_processor, stopping_criteria, generation_config
         call = read_call(model, input_ids, *made, inputs, self.batch)
-        rows = [Row(call, prompt) for prompt in input_ids]
+        rows = [GrowingReply(call, prompt) for prompt in input_ids]
         asked = bool(call.others) or call.streamer is not None
         with self._turn:
             engine = self._engine_for(model, call)

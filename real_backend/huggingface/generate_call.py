@@ -82,7 +82,7 @@ def read_call(
     withheld = _withheld_by_generate()
     _check_strategy(model, config, withheld)
     _check_inputs(config, inputs)
-    temperature, top_p = _law(processors, int(model.config.vocab_size))
+    temperature, top_p = _sampling(processors, int(model.config.vocab_size))
     prompts = _prompts(input_ids, inputs.get("attention_mask"), inputs.get("position_ids"))
     eos_ids, room, others = _endings(criteria, input_ids.shape[1])
     streamer = inputs.get("streamer", withheld.get("streamer"))
@@ -143,7 +143,7 @@ def _check_inputs(config: Any, inputs: dict[str, Any]) -> None:
             raise InputError(f"speculate reads token ids alone; leave {name} out, {_OR_PLAIN}")
 
 
-def _law(processors: Any, vocab_size: int) -> tuple[float, float]:
+def _sampling(processors: Any, vocab_size: int) -> tuple[float, float]:
     """temperature and top_p that the logits processors amount to.
 
     Raises InputError naming the first processor that the engine's sampler does not know, or that
@@ -218,7 +218,7 @@ def _check_rows(rows: int, batch: int, eos_ids: frozenset[int], others: Any, str
         raise InputError("stopping criteria for several rows need an eos_token_id as well")
 
 
-class Row:
+class GrowingReply:
     """One row's reply as it grows, shown to the stopping criteria and the streamer.
 
     stop: tokens to keep of what the engine decoded, None for all.

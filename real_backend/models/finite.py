@@ -37,7 +37,7 @@ class Watch:
         self.note(logits.gather(-1, tokens[..., None]))
         return tokens
 
-    def law(self, logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    def probs(self, logits: Tensor, temperature: float, top_p: float) -> Tensor:
         """verify.distribution, watched: a row with NaN or +inf is NaN in every place."""
         probs = distribution(logits, temperature, top_p)
         self.note(probs[..., 0])

@@ -32,7 +32,7 @@ from real_backend.prompts import (
     read_questions,
     request_for,
 )
-from real_backend.recording.coupling import Decoded, Settings, decode_coupled, draw_uniforms
+from real_backend.recording.coupling import CaptureSettings, Decoded, decode_coupled, draw_uniforms
 from real_backend.recording.rollout import roll_out, spread
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
@@ -50,7 +50,7 @@ def run_lengths(accepted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
 
 
 def annotate(
-    pair: Pair, request: Request, decoded: Decoded, settings: Settings, meta: TraceMeta
+    pair: Pair, request: Request, decoded: Decoded, settings: CaptureSettings, meta: TraceMeta
 ) -> Trace:
     """The trace of one decoded request: the draft's view of every position, G steps deep."""
     length, prompt, depth = len(decoded.tokens), len(request.prompt_ids), settings.depth
@@ -66,18 +66,18 @@ def annotate(
 
     watch = pair.draft.watch
 
-    def law(row: Tensor) -> Tensor:
+    def probs_of(row: Tensor) -> Tensor:
         if greedy:
             return torch.softmax(row.float(), -1)
-        return watch.law(row, settings.temperature, settings.top_p)
+        return watch.probs(row, settings.temperature, settings.top_p)
 
     def choose(row: Tensor, at: npt.NDArray[np.int64], step: int) -> tuple[Tensor, Tensor]:
-        laws = law(row)
+        probs = probs_of(row)
         if greedy:
-            return watch.best(row), laws
-        return draw(laws, torch.from_numpy(uniforms.branch[at, step])), laws
+            return watch.best(row), probs
+        return draw(probs, torch.from_numpy(uniforms.branch[at, step])), probs
 
-    on_path = law(logits)
+    on_path = probs_of(logits)
     if greedy:
         proposals = watch.best(logits)
         accepted = (proposals[:-1] == tokens).cpu().numpy()
@@ -121,7 +121,7 @@ def _spread_labels(
     return labels
 
 
-def make_meta(pair: Pair, questions: list[Question], settings: Settings) -> TraceMeta:
+def make_meta(pair: Pair, questions: list[Question], settings: CaptureSettings) -> TraceMeta:
     """The trace's provenance; no clock in it, so that a resumed capture has the same bytes."""
     about = pair.describe()
     return TraceMeta(
@@ -147,7 +147,7 @@ def make_meta(pair: Pair, questions: list[Question], settings: Settings) -> Trac
 def _capture_batch(
     pair: Pair,
     batch: list[tuple[int, Question]],
-    settings: Settings,
+    settings: CaptureSettings,
     writer: TraceWriter,
     step: Step,
 ) -> None:
@@ -196,7 +196,7 @@ def capture(
     pair: Pair,
     questions: list[Question],
     out: Path,
-    settings: Settings,
+    settings: CaptureSettings,
     *,
     resume: bool = False,
     force: bool = False,
@@ -231,7 +231,7 @@ def run(options: CaptureOptions) -> Result:
     """`gammalab capture`."""
     o, named = options, options.pair
     refuse_shape(named, "capture")
-    settings = Settings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
+    settings = CaptureSettings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
     spec = resolve_pair(named.name, named.target, named.draft)
     if o.prompts is None and spec.name != "embedded":
         raise InputError("--prompts is missing; only the embedded pair brings its own")

@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CaptureSettings:
     """Settings of a recording, as in real_backend.options.CaptureOptions."""
 
     max_new_tokens: int = 128
@@ -78,7 +78,7 @@ class Decoded(NamedTuple):
 class _Row:
     """One prompt of a batch being decoded."""
 
-    def __init__(self, pair: Pair, request: Request, settings: Settings) -> None:
+    def __init__(self, pair: Pair, request: Request, settings: CaptureSettings) -> None:
         self.uniforms = draw_uniforms(
             settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
         )
@@ -133,7 +133,7 @@ class _Batch:
         return reader.read(tokens, start, positions, visible[:, None], last=1)[:, -1]
 
 
-def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> list[Decoded]:
+def decode_coupled(pair: Pair, requests: list[Request], settings: CaptureSettings) -> list[Decoded]:
     """Decode a batch token by token on the path described in the module docstring.
 
     Raises InputError if a model says NaN or infinity.
@@ -149,13 +149,13 @@ def decode_coupled(pair: Pair, requests: list[Request], settings: Settings) -> l
     while not all(row.finished for row in rows):
         logits = [batch.read(reader, feed, start)[:, : pair.vocab_size] for reader in readers]
         if greedy:
-            laws = [pair.target.watch.best(logits[0])]
+            probs = [pair.target.watch.best(logits[0])]
         else:
-            law = settings.temperature, settings.top_p
-            laws = [m.watch.law(said, *law) for m, said in zip(models, logits, strict=True)]
+            sampling = settings.temperature, settings.top_p
+            probs = [m.watch.probs(said, *sampling) for m, said in zip(models, logits, strict=True)]
         for index, row in enumerate(rows):
             if not row.finished:
-                row.extend(laws[0][index], None if greedy else laws[1][index])
+                row.extend(probs[0][index], None if greedy else probs[1][index])
         start += feed.shape[1]
         feed = torch.tensor([[row.decoded.tokens[-1]] for row in rows], device=pair.device)
     pairs = zip(requests, rows, strict=True)

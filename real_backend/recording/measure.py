@@ -33,12 +33,12 @@ from real_backend.decoding.bench import (
     Bench,
     Samples,
 )
-from real_backend.decoding.steps import GREEDY, Law
+from real_backend.decoding.steps import GREEDY, Sampling
 from real_backend.models.pair import Pair, check_caches, pair_from
 from real_backend.options import MeasureOptions
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from real_backend.recording.round_overheads import round_overheads
 from traces.errors import InputError
 from traces.store import refuse_existing
@@ -69,7 +69,7 @@ def _sample(
     batches: Sequence[int],
     contexts: Sequence[int],
     repeats: int,
-    law: Law = GREEDY,
+    sampling: Sampling = GREEDY,
     kept: PartialFile | None = None,
     seconds: float = math.inf,
 ) -> list[Samples]:
@@ -83,7 +83,7 @@ def _sample(
         return found
     samples: Samples = {}
     until = time.perf_counter() + seconds
-    usual, rare = _work(pair, batches, contexts, samples, law)
+    usual, rare = _work(pair, batches, contexts, samples, sampling)
     missing = range(len(found), sweeps)
     with progress(len(missing) * (_VISITS * len(usual) + len(rare)), "measure") as step:
         for number in missing:
@@ -118,14 +118,18 @@ def _read_sweeps(kept: PartialFile) -> list[Samples]:
 
 
 def _work(
-    pair: Pair, batches: Sequence[int], contexts: Sequence[int], samples: Samples, law: Law
+    pair: Pair,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    samples: Samples,
+    sampling: Sampling,
 ) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
     """Blocks of the usual kinds of rounds; those of the rare ones, and prompts."""
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
     check_caches(pair, sum(batches) * longest, "a smaller --batch or --context")
     usual: list[Callable[[], None]] = []
     rare: list[Callable[[], None]] = []
-    for bench in [Bench(pair, batch, longest, samples, law) for batch in batches]:
+    for bench in [Bench(pair, batch, longest, samples, sampling) for batch in batches]:
         for context in contexts:
             for drafted in DRAFTED:
                 kind = partial(bench.block, drafted, LAGS[:2], context)
@@ -172,7 +176,7 @@ def measure(
     batches: Sequence[int],
     contexts: Sequence[int],
     repeats: int = 100,
-    law: Law = GREEDY,
+    sampling: Sampling = GREEDY,
     partial_file: Path | None = None,
     seconds: float = math.inf,
 ) -> Timing:
@@ -187,10 +191,10 @@ def measure(
         raise InputError("--repeats must be at least 1")
     _check_contexts(pair, contexts)
     about = pair.describe()
-    asked = {"batches": list(batches), "contexts": list(contexts), "law": list(law)} | about
+    asked = {"batches": list(batches), "contexts": list(contexts), "law": list(sampling)} | about
     kept = PartialFile(partial_file, asked | {"steps": "", "gpu": ""})
-    cells = _cells(_sample(pair, batches, contexts, repeats, law, kept, seconds))
-    about = pair.describe() | {"temperature": law.temperature, "top_p": law.top_p}
+    cells = _cells(_sample(pair, batches, contexts, repeats, sampling, kept, seconds))
+    about = pair.describe() | {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if kept.gaps:
         about["gaps"] = kept.gaps
     timing = Timing(about, cells, 0.0, 0.0)
@@ -198,11 +202,11 @@ def measure(
     own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
     signal = control = Repeats()
     if 1 in batches:
-        bench = Bench(pair, 1, min(contexts) + SIGNAL_TOKENS + 1, {}, law, SIGNAL_TOKENS)
+        bench = Bench(pair, 1, min(contexts) + SIGNAL_TOKENS + 1, {}, sampling, SIGNAL_TOKENS)
         spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
         wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
         signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
-        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)), law)
+        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)), sampling)
     timing = dataclasses.replace(
         timing, own_s=own_s, signal_repeats=signal, control_repeats=control
     )
@@ -215,15 +219,17 @@ def run(options: MeasureOptions) -> Result:
     if options.force:
         unfinished.unlink(missing_ok=True)
     refuse_existing(options.out, options.force or unfinished.exists())  # begun with --force
-    law = Law(options.temperature, options.top_p)
-    Settings(temperature=law.temperature, top_p=law.top_p)  # the same bounds as of a capture
+    sampling = Sampling(options.temperature, options.top_p)
+    CaptureSettings(
+        temperature=sampling.temperature, top_p=sampling.top_p
+    )  # the same bounds as of a capture
     pair = pair_from(options.pair, unfinished)
     timing = measure(
         pair,
         batches=options.batch,
         contexts=options.context,
         repeats=options.repeats,
-        law=law,
+        sampling=sampling,
         partial_file=unfinished,
         seconds=options.seconds or math.inf,
     )

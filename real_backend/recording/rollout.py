@@ -70,8 +70,8 @@ def roll_out(
             positions = positions.clamp(max=max_context - 1)
         start = reply_end + (step - 1) * branches
         logits = draft.read(tokens[None], start, positions, mask)[0]
-        tokens, laws = choose(logits, at, step)
-        found[:, step - 1] = signals(laws).cpu().numpy()
+        tokens, probs = choose(logits, at, step)
+        found[:, step - 1] = signals(probs).cpu().numpy()
     return Branches(at, found)
 
 

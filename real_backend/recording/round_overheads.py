@@ -1,8 +1,8 @@
 """The engine's overhead of a round beyond its steps, timed on real rounds.
 
 The rule that plays here does next to nothing, and what that takes is taken off
-(policies.overhead.own_seconds): no rule's arithmetic is in it, since every rule is charged for its
-own.
+(policies.overhead.measured_overhead): no rule's arithmetic is in it, since every rule is charged
+for its own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from policies.base import Policy, State, View
-from policies.overhead import own_seconds
+from policies.overhead import measured_overhead
 from policies.randomness import Rng
 from real_backend.decoding.engine import Engine
-from real_backend.decoding.steps import Law, Steps
+from real_backend.decoding.steps import Sampling, Steps
 from real_backend.models.pair import Pair
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, tabulate
@@ -74,9 +74,9 @@ class _Rounds:
     """
 
     def __init__(
-        self, pair: Pair, costs: StepCosts, prompt_tokens: int, tokens: int, law: Law
+        self, pair: Pair, costs: StepCosts, prompt_tokens: int, tokens: int, sampling: Sampling
     ) -> None:
-        self.tokens, self.law = tokens, law
+        self.tokens, self.sampling = tokens, sampling
         self.engine = Engine(pair, costs, max_gamma=8)
         self.steps = self.engine.steps(1, prompt_tokens + tokens + 9)
         prompt = np.random.default_rng(0).integers(pair.vocab_size, size=prompt_tokens).tolist()
@@ -87,7 +87,7 @@ class _Rounds:
         watch = _Stopwatch(self.steps, clock)
         self.engine.use(watch)
         ran = self.engine.decode(
-            policy, self.request, max_new_tokens=self.tokens, **self.law._asdict()
+            policy, self.request, max_new_tokens=self.tokens, **self.sampling._asdict()
         )
         return ran.log, watch
 
@@ -107,14 +107,14 @@ def _control_once(rounds: _Rounds, clock: str) -> float:
 
 
 def round_overheads(
-    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int, law: Law
+    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int, sampling: Sampling
 ) -> Repeats:
     """Repeats of control_s on every clock of the timing, without the arithmetic of the rule that
     plays; tokens: of each reply.
     """
     costs = tabulate(Table(timing.on(WALL)), max_context=prompt_tokens + 256)
-    rounds = _Rounds(pair, costs, prompt_tokens, tokens, law)
-    round_s, _ = own_seconds(_Length(8))
+    rounds = _Rounds(pair, costs, prompt_tokens, tokens, sampling)
+    round_s, _ = measured_overhead(_Length(8))
     control: dict[str, list[float]] = {WALL: [], CPU: []}
     for _ in range(_REPEATS):
         for clock in timing.clocks:

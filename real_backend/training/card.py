@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from real_backend.training import core, corpus, export, replies
 from real_backend.training.core import EOS, Llama, Packer, token_id
 from real_backend.training.dialogue import Dialogue
-from real_backend.training.loop import Progress, read_progress
+from real_backend.training.loop import TrainingProgress, read_progress
 from traces.store import write_atomically
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _model_table(options: TrainPairOptions, packer: Packer) -> str:
     ]
     for name in ("target", "draft"):
         model = export.read_back(options.out / name)
-        note: Progress = read_progress(options.folder / f"{name}.ckpt.safetensors")
+        note: TrainingProgress = read_progress(options.folder / f"{name}.ckpt.safetensors")
         count = sum(weight.numel() for weight in model.parameters())
         tokens = note.step * options.rows * options.row_tokens
         recent = [loss for _, loss in note.losses[-4:]]

@@ -22,7 +22,7 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT)  # ids 0 to 4
 PROMPT_WEIGHT = 0.25  # loss weight of the user turns; replies and plain text weigh 1
 
 
-class Shape(NamedTuple):
+class LlamaSize(NamedTuple):
     """Size of a Llama; embeddings tied, no grouped heads, rotary positions."""
 
     layers: int
@@ -52,7 +52,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaSize) -> None:
         super().__init__()
         size = shape.hidden
         self.heads = shape.heads
@@ -75,7 +75,7 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaSize) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(shape.hidden, shape.inner, bias=False)
         self.up_proj = nn.Linear(shape.hidden, shape.inner, bias=False)
@@ -87,7 +87,7 @@ class _Mlp(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaSize) -> None:
         super().__init__()
         self.input_layernorm = _RMSNorm(shape.hidden, shape.norm_eps)
         self.self_attn = _Attention(shape)
@@ -101,7 +101,7 @@ class _Layer(nn.Module):
 
 
 class _Body(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaSize) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
@@ -120,7 +120,7 @@ class Llama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: LlamaSize, seed: int) -> None:
         super().__init__()
         self.shape = shape
         self.model = _Body(shape)
@@ -149,7 +149,7 @@ class Llama(nn.Module):
         return functional.linear(self.model.norm(x), self.embedding())
 
 
-class Batch(NamedTuple):
+class TokenBatch(NamedTuple):
     """``ids`` (B, T + 1), and for predicting ``ids[:, 1:]``: loss weight and is-reply, (B, T)."""
 
     ids: Tensor
@@ -222,7 +222,7 @@ class Packer:
         """The next dialogue of a row."""
         return corpus.dialogue(rng, rng.choice(corpus.CATEGORIES), held_out)
 
-    def batch(self, step: int, held_out: bool = False) -> Batch:
+    def batch(self, step: int, held_out: bool = False) -> TokenBatch:
         """The batch of a training step, or one of the held-out side."""
         rng = Random(f"batch {self.seed} {step} {held_out}")
         size = self.length + 1
@@ -252,7 +252,7 @@ class Packer:
             marks.append(mark[1:size])
         weight = torch.tensor(marks)
         inside = torch.arange(1, size) < torch.tensor(dialogue_tokens)[:, None]
-        return Batch(torch.tensor(rows), weight, (inside & (weight == 1.0)).float())
+        return TokenBatch(torch.tensor(rows), weight, (inside & (weight == 1.0)).float())
 
     def training_text(self, steps: int) -> Iterator[str]:
         """Every row of the first ``steps`` batches, decoded."""
@@ -261,7 +261,7 @@ class Packer:
                 yield self.tokenizer.decode(row, skip_special_tokens=False)
 
 
-def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
+def weighted_loss(logits: Tensor, batch: TokenBatch) -> Tensor:
     """Mean cross-entropy in nats, weighted; logits (B, T, V)."""
     nll = functional.cross_entropy(
         logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"

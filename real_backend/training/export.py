@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from real_backend.training.core import ASSISTANT, BOS, EOS, PAD, USER, Llama, Shape, token_id
+from real_backend.training.core import ASSISTANT, BOS, EOS, PAD, USER, Llama, LlamaSize, token_id
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def _config(shape: Shape, tokenizer: Tokenizer) -> LlamaConfig:
+def _config(shape: LlamaSize, tokenizer: Tokenizer) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -80,7 +80,7 @@ def _export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
 def read_back(folder: Path) -> Llama:
     """The exported model as the training module, float16 weights widened to float32."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shape = Shape(
+    shape = LlamaSize(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
         heads=config["num_attention_heads"],

@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
         return self.peak_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-class Progress(NamedTuple):
+class TrainingProgress(NamedTuple):
     """Steps done, seconds of training, and (step, mean loss in nats since the entry before)."""
 
     step: int = 0
@@ -55,7 +55,7 @@ def _optimizer(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def save_checkpoint(
-    path: Path, model: Llama, optimizer: torch.optim.AdamW, progress: Progress
+    path: Path, model: Llama, optimizer: torch.optim.AdamW, progress: TrainingProgress
 ) -> None:
     """Weights, moments and progress in one safetensors file, replaced in one rename."""
     tensors = {}
@@ -67,15 +67,15 @@ def save_checkpoint(
     write_atomically(path, lambda to: save_file(tensors, to, metadata=note), overwrite=True)
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: Path) -> TrainingProgress:
     """A checkpoint's record of the run that wrote it."""
     with safe_open(path, framework="pt") as stored:
         note = json.loads(stored.metadata()["note"])
     losses = tuple((int(step), float(loss)) for step, loss in note["losses"])
-    return Progress(note["step"], note["train_s"], losses)
+    return TrainingProgress(note["step"], note["train_s"], losses)
 
 
-def load_checkpoint(path: Path, model: Llama, optimizer: torch.optim.AdamW) -> Progress:
+def load_checkpoint(path: Path, model: Llama, optimizer: torch.optim.AdamW) -> TrainingProgress:
     """Restore what ``save_checkpoint`` wrote."""
     progress = read_progress(path)
     with safe_open(path, framework="pt") as stored, torch.no_grad():
@@ -89,14 +89,16 @@ def load_checkpoint(path: Path, model: Llama, optimizer: torch.optim.AdamW) -> P
     return progress
 
 
-def train(model: Llama, loss_of: Callable[[int], Tensor], recipe: Recipe, path: Path) -> Progress:
+def train(
+    model: Llama, loss_of: Callable[[int], Tensor], recipe: Recipe, path: Path
+) -> TrainingProgress:
     """Run or resume an optimisation; ``loss_of(step)`` may depend on step and weights only.
 
     The checkpoint at ``path`` is renewed at a log line when the last one is older than
     ``recipe.checkpoint_s``, and at the end.
     """
     optimizer = _optimizer(model, recipe)
-    progress = load_checkpoint(path, model, optimizer) if path.exists() else Progress()
+    progress = load_checkpoint(path, model, optimizer) if path.exists() else TrainingProgress()
     started = saved = time.monotonic()
     before_s, losses, window = progress.train_s, list(progress.losses), []
     for step in range(progress.step, recipe.steps):
@@ -113,7 +115,7 @@ def train(model: Llama, loss_of: Callable[[int], Tensor], recipe: Recipe, path: 
             continue
         losses.append((done, round(sum(window) / len(window), 4)))
         window = []
-        progress = Progress(done, before_s + now - started, tuple(losses))
+        progress = TrainingProgress(done, before_s + now - started, tuple(losses))
         print(
             f"{path.name.split('.')[0]} step {done}/{recipe.steps} loss {losses[-1][1]:.4f} "
             f"{progress.train_s:.0f} s",

@@ -31,7 +31,7 @@ from real_backend.number_options import count, number, positive
 from real_backend.options import seed_of
 from real_backend.training import card, core, corpus, export, replies
 from real_backend.training.copying import plant_copying
-from real_backend.training.core import Llama, Packer, Shape
+from real_backend.training.core import Llama, LlamaSize, Packer
 from real_backend.training.dialogue import Dialogue
 from real_backend.training.loop import Recipe, train
 from traces.store import write_atomically
@@ -100,9 +100,9 @@ def train_tokenizer(seed: int, vocab: int, dialogues: int = 9000, windows: int =
     return tokenizer
 
 
-def _shape(layers: int, hidden: int, vocab: int) -> Shape:
+def _shape(layers: int, hidden: int, vocab: int) -> LlamaSize:
     inner = (int(2.7 * hidden) + 15) // 16 * 16
-    return Shape(layers, hidden, hidden // HEAD_SIZE, inner, vocab)
+    return LlamaSize(layers, hidden, hidden // HEAD_SIZE, inner, vocab)
 
 
 def _recipe(options: TrainPairOptions, tokens: float, rate: float) -> Recipe:
@@ -157,7 +157,7 @@ class MixedPacker(Packer):
         return super().dialogue(rng, held_out)
 
 
-def distillation_loss(draft: Llama, target: Llama, batch: core.Batch) -> Tensor:
+def distillation_loss(draft: Llama, target: Llama, batch: core.TokenBatch) -> Tensor:
     """Forward divergence to the target with a share of cross-entropy; nats, weighted mean."""
     ids = batch.ids[:, :-1]
     with torch.no_grad():

@@ -22,7 +22,7 @@ from traces.errors import InputError
 REWARDS = ("seconds", "average")
 
 
-class Stage:
+class LaneBatch:
     """L lanes over a pool.
 
     tokens: a decision per token instead of per round. mode: as simulator.envs.kernel. limit: steps

@@ -36,7 +36,7 @@ BATCH = (
     "of those, the share whose prompt is still being read",
     "blocks of memory in use, of all; 0 without a limit",
     "1 if the last iteration had no draft, so that the next one with a draft pays reentry_s",
-    "seconds that the first of the waiting line has waited, in plain rounds x, as x / (1 + x)",
+    "seconds that the first of the queue has waited, in plain rounds x, as x / (1 + x)",
 )
 """Observations of the server beside the mean of its rows (policies.learned.observation.ROUND). A
 plain round here: one token, one row, shortest context."""
@@ -66,7 +66,7 @@ class Commanded(Policy):
     """The gamma that was written into the state, for the whole batch."""
 
     batch_wide = True
-    name = "commanded"
+    name = "external-gamma"
     rule = "what it was told"
     source = "GammaLab"
 
@@ -120,9 +120,9 @@ def observe(
     requests in the system (come, not finished); tokens emitted so far; requests that wait. scale_s:
     of a plain round.
     """
-    desk, costs, rules = world.desk[0], world.costs, world.rules
-    batch, waiting, n = decoding(world), int(desk.waiting), 0
-    for k in range(int(desk.running)):
+    counters, costs, rules = world.counters[0], world.costs, world.rules
+    batch, waiting, n = decoding(world), int(counters.waiting), 0
+    for k in range(int(counters.running)):
         number = int(world.places[k].running)
         slot = world.slots[number]
         if int(slot.unread) > 0:
@@ -130,7 +130,7 @@ def observe(
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
         room = room_at(world.limits, prompt, place + int(slot.ready))
         bucket = bucket_of(costs, prompt + place)
-        rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.query, number, slot.rounds
+        rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.request, number, slot.rounds
         rows[n, CONTEXT], rows[n, ROOM], rows[n, BUCKET] = prompt + place, room, bucket
         view = view_at(costs, batch - 1, bucket, prompt + place, batch, waiting, room)
         show_request(memory, number, room, prompt + place, shown, n)
@@ -141,17 +141,21 @@ def observe(
         for k in range(n):
             total += float(shown[k, j])
         out[j] = on_grid(total / n) if n > 0 else 0.0
-    now, running, first = float(desk.now_s), int(desk.running), len(ROUND)
+    now, running, first = float(counters.now_s), int(counters.running), len(ROUND)
     out[first] = on_grid(running / rules.slots)
     out[first + 1] = on_grid(1.0 - n / running) if running > 0 else 0.0
-    used = rules.blocks - int(desk.free_blocks)
+    used = rules.blocks - int(counters.free_blocks)
     out[first + 2] = on_grid(used / rules.blocks) if rules.blocks > 0 else 0.0
-    out[first + 3] = float(desk.quiet)
+    out[first + 3] = float(counters.quiet)
     out[first + 4] = 0.0
     if waiting > 0:
-        come_s = float(world.requests[world.line[0].number].arrival_s)
+        come_s = float(world.requests[world.queue[0].number].arrival_s)
         out[first + 4] = part((now - come_s) / scale_s)
-    counted[NOW_S], counted[EMITTED], counted[WAITING] = now, float(desk.emitted), float(waiting)
+    counted[NOW_S], counted[EMITTED], counted[WAITING] = (
+        now,
+        float(counters.emitted),
+        float(waiting),
+    )
     counted[REQUEST_S] = request_seconds(world, since_s, now)
     return n
 

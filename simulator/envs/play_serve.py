@@ -11,7 +11,7 @@ from policies.base import Policy, clamp_gamma, uses_signals
 from policies.randomness import Rng, round_key
 from policies.registry import label
 from simulator.replay.replay import low_bits
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from traces.errors import InputError
 
 
@@ -21,7 +21,7 @@ def play_serve(
     *,
     seed: int | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Served:
+) -> ServingResult:
     """Let a policy play an episode, as batch-wide ones play in `serve`: the first row is asked, and
     all learn. Batch-wide policies, and fixed ones, do there what they do here, and pay the same for
     their own arithmetic.
@@ -48,5 +48,5 @@ def play_serve(
         ended = terminated or truncated
         for slot, outcome in zip(info["learned"], info["outcomes"], strict=True):
             policy.learn(state, slot, views[slot], outcome)
-    served: Served = base.served(label(policy))
+    served: ServingResult = base.served(label(policy))
     return served

@@ -42,14 +42,14 @@ def tokens_of(outcome: Outcome) -> str:
     return drafts + (TARGET if outcome.drafted > 0 else ALONE) * max(0, own)
 
 
-def strip(outcomes: Sequence[Outcome]) -> str:
+def render_line(outcomes: Sequence[Outcome]) -> str:
     """Rounds in their order, each closed by a bar; "" for none."""
     return "".join(tokens_of(outcome) + BAR for outcome in outcomes)
 
 
 def ansi(outcomes: Sequence[Outcome]) -> str:
     """A strip, and below it a line that says what the letters mean."""
-    return f"{strip(outcomes)}\n{LEGEND}"
+    return f"{render_line(outcomes)}\n{LEGEND}"
 
 
 def rgb(outcomes: Sequence[Outcome], width: int = 640, lines: int = 8) -> Picture:

@@ -15,7 +15,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from policies.base import Outcome, Policy, clamp_gamma, uses_signals
 from policies.learned.observation import DRAFTING, ROUND
 from policies.randomness import Rng, round_key
-from simulator.envs.batch import Stage
+from simulator.envs.batch import LaneBatch
 from simulator.envs.dataset import CostsLike, Pool, TraceLike
 from simulator.envs.kernel import DISABLED
 from simulator.envs.render import ansi, rgb
@@ -75,7 +75,7 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         pool = Pool(trace, timing, signals=self.tokens, max_gamma=max_gamma)
-        self.stage = Stage(pool, 1, tokens=self.tokens, mode=DISABLED, reward=reward, rho=rho)
+        self.stage = LaneBatch(pool, 1, tokens=self.tokens, mode=DISABLED, reward=reward, rho=rho)
         self.observation_space = observation_space(self.tokens)
         self.action_space = gymnasium.spaces.Discrete(2 if self.tokens else pool.max_gamma + 1)
         self.render_mode = render_mode

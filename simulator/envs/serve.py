@@ -39,15 +39,15 @@ from simulator.envs.external_gamma import (
     CommandState,
     observe,
 )
-from simulator.envs.render import LEGEND, rgb, strip
+from simulator.envs.render import LEGEND, render_line, rgb
 from simulator.envs.workloads import as_workload, every_row, workloads_of
 from simulator.replay.kernels import compiled, recipe, run_recipe
 from simulator.replay.replay import low_bits
 from simulator.serving import scheduler
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check
-from simulator.serving.result import Served, collect
-from simulator.serving.server import Run
+from simulator.serving.result import ServingResult, collect
+from simulator.serving.server import SharedState
 from simulator.serving.state import World
 from traces.costs.pricing import prices_of, tabulate_for
 from traces.errors import InputError
@@ -184,7 +184,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         chosen = self._loads[int(words[1]) % len(self._loads)]
         self.demand: Demand = demand(chosen, self.trace.category, self.episode_seed)
         policy = Commanded()
-        self._run = Run(
+        self._run = SharedState(
             policy, self.trace, self.demand, self.costs, self.server, self.limits,
             self.episode_seed, math.inf, log=False, compiled=True,
         )  # fmt: skip
@@ -222,7 +222,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
             self._keep(info)
         return shown, reward, self._ended, False, info
 
-    def served(self, name: str = Commanded.name) -> Served:
+    def served(self, name: str = Commanded.name) -> ServingResult:
         """The episode's result so far; `name` stands for the policy."""
         meta = self._run.meta | {"policy": name}
         return collect([self._world], [[]], self._run.replica_of, self.trace, self.server, meta)
@@ -232,7 +232,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         its newest two lines.
         """
         if self.render_mode == "ansi":
-            return "\n".join([*(strip(rounds) for rounds in self._rounds), LEGEND])
+            return "\n".join([*(render_line(rounds) for rounds in self._rounds), LEGEND])
         if self.render_mode == "rgb_array":
             return np.concatenate([rgb(rounds, lines=2) for rounds in self._rounds])
         return None

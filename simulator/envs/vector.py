@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from policies.base import Outcome, Policy, View
-from simulator.envs.batch import Stage
+from simulator.envs.batch import LaneBatch
 from simulator.envs.dataset import CostsLike, Pool, TraceLike
 from simulator.envs.kernel import DISABLED, NEXT_STEP, SAME_STEP
 from simulator.envs.render import ansi, rgb
@@ -71,7 +71,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self.mode, self.copy, self.num_envs = AutoresetMode(autoreset_mode), copy, num_envs
         self.metadata = self.metadata | {"autoreset_mode": self.mode}
         pool = Pool(trace, timing, signals=self.tokens, max_gamma=max_gamma)
-        self.stage = Stage(
+        self.stage = LaneBatch(
             pool,
             num_envs,
             tokens=self.tokens,

@@ -40,7 +40,7 @@ _shared: dict[Any, Any] = {}  # dispatchers, by function and what it takes from 
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class KernelRecipe:
     """A recipe of a kernel: a plain function, and values for some of the names that it, or a
     function of its module that it calls, uses.
 
@@ -64,7 +64,7 @@ class Namespace:
     file, so that nobody could see it change. parts: what the fingerprint is made of.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: KernelRecipe) -> None:
         self._recipe = recipe
         self._inner = INLINE if recipe.inline else INNER
         self.in_files = True

@@ -28,7 +28,7 @@ import numba
 
 from policies.base import Policy
 from simulator.replay import rounds
-from simulator.replay.fingerprint import OPTIONS, Namespace, Recipe
+from simulator.replay.fingerprint import OPTIONS, KernelRecipe, Namespace
 from simulator.replay.rounds import Recorder
 from traces.errors import InputError
 
@@ -68,7 +68,7 @@ def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
     return run_recipe(policy, _recipe_of(*key), key, *arguments)
 
 
-def run_recipe(policy: Policy, recipe: Recipe, key: Any, *arguments: Any) -> int:
+def run_recipe(policy: Policy, recipe: KernelRecipe, key: Any, *arguments: Any) -> int:
     """A loop of our own with the policy's hooks among its names, compiled; see run_policy.
 
     key: of the kernel, among those of this process.
@@ -91,7 +91,7 @@ def run_recipe(policy: Policy, recipe: Recipe, key: Any, *arguments: Any) -> int
 def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
     """A plain function of plain arithmetic, compiled."""
     plain = cast(types.FunctionType, function)
-    recipe = Recipe(plain, {}, (plain.__module__, plain.__qualname__))
+    recipe = KernelRecipe(plain, {}, (plain.__module__, plain.__qualname__))
     return _guarded(recipe, plain, lambda kernel: kernel.call(*arguments))
 
 
@@ -100,7 +100,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any
     like these: to be called often.
     """
     plain = cast(types.FunctionType, function)
-    recipe = Recipe(plain, {}, (plain.__module__, plain.__qualname__), inline=True)
+    recipe = KernelRecipe(plain, {}, (plain.__module__, plain.__qualname__), inline=True)
     kinds = tuple(map(numba.typeof, arguments))
     key = (plain, "inline")
     _guarded(recipe, key, lambda kernel: kernel.call.compile(kinds))
@@ -117,7 +117,7 @@ def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
     return _kernel(_recipe_of(*key), key)
 
 
-def _recipe_of(cls: type[Policy], recorder: Recorder, apart: bool) -> Recipe:
+def _recipe_of(cls: type[Policy], recorder: Recorder, apart: bool) -> KernelRecipe:
     names = rounds.bindings(cls, recorder, apart)
     return recipe(cls, rounds.play, names, recorder.__name__ + "_apart" * apart)
 
@@ -128,16 +128,16 @@ def recipe(
     names: dict[str, Any],
     variant: str,
     lower: str = "",
-) -> Recipe:
+) -> KernelRecipe:
     """The recipe of a policy class: a loop, and what it finds under these names. variant:
     tells the kernels of one class apart. lower: see Recipe.
     """
     fields = tuple(field.name for field in dataclasses.fields(cls))
     owner = (cls.__module__, cls.__qualname__, variant)
-    return Recipe(cast(types.FunctionType, loop), names, owner, fields, lower=lower)
+    return KernelRecipe(cast(types.FunctionType, loop), names, owner, fields, lower=lower)
 
 
-def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
+def _guarded(recipe: KernelRecipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
     """Call the kernel. It does no input or output, but its cache does: if that fails (full disk,
     lost permission, damaged file), which is before the kernel has run, do without a cache.
     """
@@ -148,7 +148,7 @@ def _guarded(recipe: Recipe, key: Any, call: Callable[[Kernel], Any]) -> Any:
         return call(_kernels[key])
 
 
-def _kernel(recipe: Recipe, key: Any) -> Kernel:
+def _kernel(recipe: KernelRecipe, key: Any) -> Kernel:
     with _making:
         if key not in _kernels:
             try:
@@ -159,7 +159,7 @@ def _kernel(recipe: Recipe, key: Any) -> Kernel:
         return _kernels[key]
 
 
-def _uncached(recipe: Recipe) -> Kernel:
+def _uncached(recipe: KernelRecipe) -> Kernel:
     """The kernel for this process only."""
     names = Namespace(recipe).names | {"__name__": recipe.function.__module__}
     function = types.FunctionType(recipe.function.__code__, names, recipe.function.__name__)
@@ -167,7 +167,7 @@ def _uncached(recipe: Recipe) -> Kernel:
     return Kernel(numba.njit(**OPTIONS)(function), fields, None)
 
 
-def _cached(recipe: Recipe, names: Namespace) -> Kernel:
+def _cached(recipe: KernelRecipe, names: Namespace) -> Kernel:
     """The kernel from its generated module; OSError if the folder cannot be used."""
     folder = cache_folder()
     stem = f"gammalab_{_class_name(recipe)}_{names.fingerprint}"
@@ -192,7 +192,7 @@ def _cached(recipe: Recipe, names: Namespace) -> Kernel:
     return Kernel(getattr(module, recipe.function.__name__), fields, file)
 
 
-def _class_name(recipe: Recipe) -> str:
+def _class_name(recipe: KernelRecipe) -> str:
     """Of the NamedTuple that stands for `self`: another one for every kernel. numba's fast look-up
     of argument types knows such classes by their names and fields alone; where two agree, the
     second kernel works, but looks its types up for 0.15 ms at every call.
@@ -200,7 +200,7 @@ def _class_name(recipe: Recipe) -> str:
     return re.sub(r"\W+", "_", ".".join(recipe.owner))
 
 
-def _module_text(recipe: Recipe) -> str:
+def _module_text(recipe: KernelRecipe) -> str:
     """The generated module; OSError if the function's source is not at hand."""
     name = _class_name(recipe)
     return (

@@ -8,75 +8,75 @@ from __future__ import annotations
 import math
 
 from simulator.serving.counters import note
-from simulator.serving.queue import blocks_of, line_key, pop, push
+from simulator.serving.queue import blocks_of, pop, push, queue_key
 from simulator.serving.state import Record, World
 from traces.costs.pricing import bucket_of
 
 
 def next_arrival(world: World) -> float:
     """When the next known request comes; inf if none is known."""
-    desk, coming = world.desk[0], math.inf
-    if int(desk.fed) < world.rules.first:
-        coming = float(world.requests[desk.fed].arrival_s)
-    if int(desk.later) > 0:
+    counters, coming = world.counters[0], math.inf
+    if int(counters.fed) < world.rules.first:
+        coming = float(world.requests[counters.fed].arrival_s)
+    if int(counters.later) > 0:
         coming = min(coming, float(world.later[0].key))
     return coming
 
 
 def take_arrivals(world: World) -> None:
-    """Put everybody who has come by now into the waiting line."""
-    desk, first = world.desk[0], world.rules.first
-    now = float(desk.now_s)
-    while int(desk.fed) < first and float(world.requests[desk.fed].arrival_s) <= now:
-        wait(world, int(desk.fed))
-        desk.fed += 1
-    while int(desk.later) > 0 and float(world.later[0].key) <= now:
-        query = pop(world.later, int(desk.later))
-        desk.later -= 1
-        wait(world, query)
+    """Put everybody who has come by now into the queue."""
+    counters, first = world.counters[0], world.rules.first
+    now = float(counters.now_s)
+    while int(counters.fed) < first and float(world.requests[counters.fed].arrival_s) <= now:
+        wait(world, int(counters.fed))
+        counters.fed += 1
+    while int(counters.later) > 0 and float(world.later[0].key) <= now:
+        request = pop(world.later, int(counters.later))
+        counters.later -= 1
+        wait(world, request)
 
 
-def wait(world: World, query: int) -> None:
-    """A request joins the waiting line."""
-    request, desk = world.requests[query], world.desk[0]
-    prompt = int(world.tape.prompt_tokens[request.row])
-    key = line_key(world.rules.order, float(request.arrival_s), prompt, int(request.priority))
-    push(world.line, int(desk.waiting), key, query)
-    desk.waiting += 1
+def wait(world: World, request: int) -> None:
+    """A request joins the queue."""
+    record, counters = world.requests[request], world.counters[0]
+    prompt = int(world.tape.prompt_tokens[record.row])
+    key = queue_key(world.rules.order, float(record.arrival_s), prompt, int(record.priority))
+    push(world.queue, int(counters.waiting), key, request)
+    counters.waiting += 1
 
 
 def may_enter(world: World) -> bool:
-    """True if there is memory for the first of the waiting line: its prompt, its reply so far, the
+    """True if there is memory for the first of the queue: its prompt, its reply so far, the
     longest draft and one token more. Until then everybody waits.
     """
     rules = world.rules
     if rules.blocks == 0:
         return True
-    request = world.requests[world.line[0].number]
-    context = int(world.tape.prompt_tokens[request.row]) + int(request.done)
+    record = world.requests[world.queue[0].number]
+    context = int(world.tape.prompt_tokens[record.row]) + int(record.done)
     need = blocks_of(context + world.limits.max_gamma + 1, rules.block_tokens)
-    return need <= int(world.desk[0].free_blocks)
+    return need <= int(world.counters[0].free_blocks)
 
 
 def enter(world: World) -> int:
-    """Take the first of the waiting line into a slot and read its prompt, or let it be read in
+    """Take the first of the queue into a slot and read its prompt, or let it be read in
     chunks; returns the slot. After a preemption the reply so far is part of the prompt.
     """
-    desk, rules, tape = world.desk[0], world.rules, world.tape
-    query = pop(world.line, int(desk.waiting))
-    desk.waiting -= 1
-    number = int(world.places[desk.first_free].free)
-    desk.first_free = (int(desk.first_free) + 1) % rules.slots
-    world.places[desk.running].running = number
-    desk.running += 1
-    request, slot = world.requests[query], world.slots[number]
-    row, done = int(request.row), int(request.done)
-    slot.query, slot.prompt = query, int(tape.prompt_tokens[row])
+    counters, rules, tape = world.counters[0], world.rules, world.tape
+    request = pop(world.queue, int(counters.waiting))
+    counters.waiting -= 1
+    number = int(world.places[counters.first_free].free)
+    counters.first_free = (int(counters.first_free) + 1) % rules.slots
+    world.places[counters.running].running = number
+    counters.running += 1
+    record, slot = world.requests[request], world.slots[number]
+    row, done = int(record.row), int(record.done)
+    slot.request, slot.prompt = request, int(tape.prompt_tokens[row])
     slot.begin, slot.end = int(tape.offsets[row]), int(tape.offsets[row + 1])
     slot.at = int(tape.offsets[row]) + done
-    slot.lag, slot.rounds, slot.ready, slot.held, slot.unread = 1, int(request.rounds), 0, 0, 0
-    if math.isnan(float(request.admitted_s)):
-        request.admitted_s = float(desk.now_s)
+    slot.lag, slot.rounds, slot.ready, slot.held, slot.unread = 1, int(record.rounds), 0, 0, 0
+    if math.isnan(float(record.admitted_s)):
+        record.admitted_s = float(counters.now_s)
     context = int(slot.prompt) + done
     if rules.blocks > 0:
         hold(world, number, blocks_of(context + 1, rules.block_tokens))
@@ -84,30 +84,30 @@ def enter(world: World) -> int:
         slot.unread = context
         return number
     seconds = float(world.costs.prefill_s[bucket_of(world.costs, context)])
-    request.prefill_s += seconds
-    desk.prompt_s += seconds
-    desk.now_s += seconds
+    record.prefill_s += seconds
+    counters.prompt_s += seconds
+    counters.now_s += seconds
     note(world, seconds, 0, 0)
     return number
 
 
 def hold(world: World, number: int, blocks: int) -> None:
     """Let a slot hold so many blocks in place of those it has; the others are free."""
-    slot, desk = world.slots[number], world.desk[0]
-    desk.free_blocks -= blocks - int(slot.held)
+    slot, counters = world.slots[number], world.counters[0]
+    counters.free_blocks -= blocks - int(slot.held)
     slot.held = blocks
-    used = world.rules.blocks - int(desk.free_blocks)
-    desk.peak_blocks = max(int(desk.peak_blocks), used)
+    used = world.rules.blocks - int(counters.free_blocks)
+    counters.peak_blocks = max(int(counters.peak_blocks), used)
 
 
 def reserve(world: World, number: int, blocks: int) -> bool:
     """Hold so many blocks, if need be by sending those back who were admitted last; False if that
     was this slot itself.
     """
-    desk, more = world.desk[0], blocks - int(world.slots[number].held)
-    while more > int(desk.free_blocks):
-        victim = int(world.places[int(desk.running) - 1].running)
-        desk.running -= 1
+    counters, more = world.counters[0], blocks - int(world.slots[number].held)
+    while more > int(counters.free_blocks):
+        victim = int(world.places[int(counters.running) - 1].running)
+        counters.running -= 1
         preempt(world, victim)
         if victim == number:
             return False
@@ -119,19 +119,19 @@ def preempt(world: World, number: int) -> None:
     """A slot gives everything back and its request waits again, its reply kept; prompt and reply
     will be read anew.
     """
-    query = int(world.slots[number].query)
+    request = int(world.slots[number].request)
     give_back(world, number)
-    world.requests[query].preempted += 1
-    world.desk[0].preemptions += 1
-    wait(world, query)
+    world.requests[request].preempted += 1
+    world.counters[0].preemptions += 1
+    wait(world, request)
 
 
 def give_back(world: World, number: int) -> None:
     """A slot that no longer counts as running is free, and so are its blocks."""
-    desk, size = world.desk[0], world.rules.slots
-    free = size - int(desk.running) - 1
-    world.places[(int(desk.first_free) + free) % size].free = number
-    desk.free_blocks += int(world.slots[number].held)
+    counters, size = world.counters[0], world.rules.slots
+    free = size - int(counters.running) - 1
+    world.places[(int(counters.first_free) + free) % size].free = number
+    counters.free_blocks += int(world.slots[number].held)
     world.slots[number].held = 0
 
 
@@ -141,7 +141,7 @@ def read_chunks(world: World) -> float:
     A chunk that rides on a step of the target does not pay the fixed part of reading a prompt.
     """
     costs, left, seconds, read = world.costs, world.rules.chunk_tokens, 0.0, 0
-    for k in range(int(world.desk[0].running)):
+    for k in range(int(world.counters[0].running)):
         slot = world.slots[world.places[k].running]
         unread = int(slot.unread)
         if unread > 0 and left > 0:
@@ -157,27 +157,27 @@ def read_chunks(world: World) -> float:
 
 def finish(world: World, slot: Record, end_s: float) -> None:
     """A reply has ended; in a closed loop its user sends the next request after a pause."""
-    desk, requests = world.desk[0], world.requests
-    requests[slot.query].finish_s = end_s
-    slot.query = -1
-    desk.finished += 1
-    if world.rules.closed and int(desk.sent) < requests.shape[0]:
-        following = int(desk.sent)
-        desk.sent += 1
+    counters, requests = world.counters[0], world.requests
+    requests[slot.request].finish_s = end_s
+    slot.request = -1
+    counters.finished += 1
+    if world.rules.closed and int(counters.sent) < requests.shape[0]:
+        following = int(counters.sent)
+        counters.sent += 1
         come_s = end_s + float(requests[following].think_s)
         requests[following].arrival_s = come_s
-        push(world.later, int(desk.later), come_s, following)
-        desk.later += 1
+        push(world.later, int(counters.later), come_s, following)
+        counters.later += 1
 
 
 def leave(world: World) -> None:
     """Slots whose reply has ended become free, in the order of the batch."""
-    desk, places, kept = world.desk[0], world.places, 0
-    for k in range(int(desk.running)):
+    counters, places, kept = world.counters[0], world.places, 0
+    for k in range(int(counters.running)):
         number = int(places[k].running)
-        if int(world.slots[number].query) >= 0:
+        if int(world.slots[number].request) >= 0:
             places[kept].running = number
             kept += 1
         else:
-            desk.running -= 1
+            counters.running -= 1
             give_back(world, number)

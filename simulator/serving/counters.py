@@ -37,23 +37,23 @@ def gap_bin(gap_s: float) -> int:
 
 def end_iteration(world: World, elapsed: float, emitted: int, drafted: int) -> None:
     """The clock moves on, and what ran along is added up."""
-    desk = world.desk[0]
-    desk.now_s += elapsed
-    desk.busy_s += elapsed
-    desk.iterations += 1
-    desk.emitted += emitted
-    desk.drafted += drafted
+    counters = world.counters[0]
+    counters.now_s += elapsed
+    counters.busy_s += elapsed
+    counters.iterations += 1
+    counters.emitted += emitted
+    counters.drafted += drafted
     note(world, elapsed, emitted, drafted)
 
 
 def note(world: World, seconds: float, emitted: int, drafted: int) -> None:
     """Add a stretch of work that ends now to the time series, whose last bin is open."""
-    desk, rules = world.desk[0], world.rules
-    place = min(int(float(desk.now_s) / rules.bin_s), world.bins.shape[0] - 1)
+    counters, rules = world.counters[0], world.rules
+    place = min(int(float(counters.now_s) / rules.bin_s), world.bins.shape[0] - 1)
     stretch = world.bins[place]
     stretch.busy_s += seconds
-    stretch.running_s += seconds * int(desk.running)
-    stretch.waiting_s += seconds * int(desk.waiting)
-    stretch.block_s += seconds * (rules.blocks - int(desk.free_blocks))
+    stretch.running_s += seconds * int(counters.running)
+    stretch.waiting_s += seconds * int(counters.waiting)
+    stretch.block_s += seconds * (rules.blocks - int(counters.free_blocks))
     stretch.emitted += emitted
     stretch.drafted += drafted

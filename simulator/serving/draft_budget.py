@@ -35,9 +35,9 @@ def share_caps(mode: int, budget: int, places: Any, n: int, slots: Any) -> None:
     if mode == BUDGET:
         total, longest = n, 0
         for k in range(n):
-            wish = int(slots[places[k].decoding].cap)
-            total += wish
-            longest = max(longest, wish)
+            requested_gamma = int(slots[places[k].decoding].cap)
+            total += requested_gamma
+            longest = max(longest, requested_gamma)
         while total > budget and longest > 0:
             for k in range(n):
                 slot = slots[places[n - 1 - k].decoding]
@@ -48,8 +48,12 @@ def share_caps(mode: int, budget: int, places: Any, n: int, slots: Any) -> None:
         return
     least, most, total = int(slots[places[0].decoding].cap), 0, 0
     for k in range(n):
-        wish = int(slots[places[k].decoding].cap)
-        least, most, total = min(least, wish), max(most, wish), total + wish
+        requested_gamma = int(slots[places[k].decoding].cap)
+        least, most, total = (
+            min(least, requested_gamma),
+            max(most, requested_gamma),
+            total + requested_gamma,
+        )
     if mode == SHORTEST:
         common = least
     elif mode == LONGEST:

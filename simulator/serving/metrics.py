@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.serving.counters import FINEST_GAP_S, GAPS_PER_DOUBLING
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ ANYTHING = Objective()
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class LatencySummary:
     """Of one latency over requests, seconds: mean and quantiles."""
 
     mean: float
@@ -51,7 +51,7 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
-class Service:
+class ServingMetrics:
     """One run.
 
     span_s: from the first arrival that counts to the last token. tokens_per_s, requests_per_s: of
@@ -71,10 +71,10 @@ class Service:
     requests_per_s: float
     goodput_per_s: float
     goodput_share: float
-    ttft: Spread
-    tpot: Spread
-    end_to_end: Spread
-    queueing: Spread
+    ttft: LatencySummary
+    tpot: LatencySummary
+    end_to_end: LatencySummary
+    queueing: LatencySummary
     gap_p50_s: float
     gap_p99_s: float
     worst_gap_s: float
@@ -92,7 +92,9 @@ class Service:
     fairness: float
 
 
-def service(served: Served, objective: Objective = ANYTHING, *, warmup: float = 0.0) -> Service:
+def serving_metrics(
+    served: ServingResult, objective: Objective = ANYTHING, *, warmup: float = 0.0
+) -> ServingMetrics:
     """Sum a run up. warmup: share of the requests, by number, that fill the server and count in
     totals only.
     """
@@ -109,7 +111,7 @@ def service(served: Served, objective: Objective = ANYTHING, *, warmup: float = 
     emitted, busy = total["emitted"], float(served.busy_s.sum())
     budget = served.server.blocks
     whole = (served.finish_s - served.arrival_s)[done]
-    return Service(
+    return ServingMetrics(
         requests=int(known.sum()),
         finished=int(done.sum()),
         span_s=span,
@@ -139,19 +141,19 @@ def service(served: Served, objective: Objective = ANYTHING, *, warmup: float = 
     )
 
 
-def ttft_s(served: Served) -> FloatArray:
+def ttft_s(served: ServingResult) -> FloatArray:
     """[Q] time to first token, NaN where there is none."""
     result: FloatArray = served.first_s - served.arrival_s
     return result
 
 
-def tpot_s(served: Served) -> FloatArray:
+def tpot_s(served: ServingResult) -> FloatArray:
     """[Q] seconds per token behind the first; 0 for replies of one token, NaN if not finished."""
     result: FloatArray = (served.finish_s - served.first_s) / np.maximum(served.tokens - 1, 1)
     return result
 
 
-def within(served: Served, objective: Objective) -> BoolArray:
+def within(served: ServingResult, objective: Objective) -> BoolArray:
     """[Q] True where a finished request kept the objective."""
     result: BoolArray = (
         np.isfinite(served.finish_s)
@@ -161,21 +163,21 @@ def within(served: Served, objective: Objective) -> BoolArray:
     return result
 
 
-def waited_s(served: Served) -> float:
+def waited_s(served: ServingResult) -> float:
     """Seconds that requests waited for their first slot, up to the end of the run."""
     came = np.isfinite(served.arrival_s) & (served.arrival_s <= served.end_s)
     until = np.where(np.isfinite(served.admitted_s), served.admitted_s, served.end_s)
     return float((until - served.arrival_s)[came].sum())
 
 
-def spread(values: FloatArray) -> Spread:
+def spread(values: FloatArray) -> LatencySummary:
     """Mean and quantiles; NaN without values."""
     if len(values) == 0:
-        return Spread(math.nan, math.nan, math.nan, math.nan)
-    return Spread(float(values.mean()), *(float(q) for q in np.quantile(values, QUANTILES)))
+        return LatencySummary(math.nan, math.nan, math.nan, math.nan)
+    return LatencySummary(float(values.mean()), *(float(q) for q in np.quantile(values, QUANTILES)))
 
 
-def gap_quantile(served: Served, share: float) -> float:
+def gap_quantile(served: ServingResult, share: float) -> float:
     """Quantile of the gaps, at the upper edge of its bin (16 to a doubling); NaN without gaps."""
     total = int(served.gaps.sum())
     if total == 0:

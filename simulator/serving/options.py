@@ -27,7 +27,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 """The smallest and the largest value of each number of a Server."""
 REASONS = {
     "slots": ": step costs are tabulated for every batch size",
-    "replicas": ": each has a waiting line and a time series of its own",
+    "replicas": ": each has a queue and a time series of its own",
 }
 """Of upper bounds that nobody would expect."""
 

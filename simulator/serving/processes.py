@@ -18,10 +18,10 @@ from simulator.serving.scheduler import FULL
 from simulator.serving.state import Records, World, drain, world_of
 
 if TYPE_CHECKING:
-    from simulator.serving.server import Run
+    from simulator.serving.server import SharedState
 
 
-def play(run: Run) -> tuple[list[World], list[list[Records]]]:
+def play(run: SharedState) -> tuple[list[World], list[list[Records]]]:
     """Play a run; the replicas, and their rounds."""
     env = simpy.Environment()
     worlds = run.new_worlds()
@@ -39,10 +39,10 @@ class _Replica:
     are this replica's own affair.
     """
 
-    def __init__(self, env: simpy.Environment, run: Run, number: int, world: World) -> None:
+    def __init__(self, env: simpy.Environment, run: SharedState, number: int, world: World) -> None:
         self.env, self.run, self.number, self.world = env, run, number, world
         self.state = run.policy.new_state(run.server.slots)
-        self.desk = self.world.desk[0]
+        self.counters = self.world.counters[0]
         self.parts: list[Records] = []
         self.router: _Router | None = None
         self.horizon_s = math.inf
@@ -51,17 +51,17 @@ class _Replica:
 
     @property
     def waiting(self) -> int:
-        """Requests in the waiting line."""
-        return int(self.desk.waiting)
+        """Requests in the queue."""
+        return int(self.counters.waiting)
 
     @property
     def outstanding(self) -> int:
         """Requests that wait or run."""
-        return self.waiting + int(self.desk.running)
+        return self.waiting + int(self.counters.running)
 
-    def take(self, query: int) -> None:
+    def take(self, request: int) -> None:
         """The router sends a request here, now."""
-        wait(self.world, query)
+        wait(self.world, request)
 
     def wake(self) -> None:
         """Somebody has changed what waits here, or the horizon."""
@@ -69,20 +69,20 @@ class _Replica:
         woken.succeed()
 
     def _live(self) -> Generator[simpy.Event, None, None]:
-        desk, run = self.desk, self.run
+        counters, run = self.counters, self.run
         while True:
-            now = max(float(desk.now_s), run.now_s)
-            desk.now_s = now
+            now = max(float(counters.now_s), run.now_s)
+            counters.now_s = now
             stepwise = self.router is not None and self.router.closed
             until_s = math.nextafter(now, math.inf) if stepwise else self.horizon_s
-            finished = int(desk.finished)
+            finished = int(counters.finished)
             why = run.advance(self.state, self.world, min(until_s, run.until_s))
             drain(self.world, self.parts)
-            if float(desk.now_s) > now:
-                yield self.env.timeout(max(0.0, float(desk.now_s) - self.env.now))
-                run.now_s = max(run.now_s, float(desk.now_s))
+            if float(counters.now_s) > now:
+                yield self.env.timeout(max(0.0, float(counters.now_s) - self.env.now))
+                run.now_s = max(run.now_s, float(counters.now_s))
                 if stepwise and self.router is not None:
-                    self.router.send(int(desk.finished) - finished)
+                    self.router.send(int(counters.finished) - finished)
                     yield self.env.timeout(0.0)  # whatever else happens now comes first
             elif why != FULL:  # nothing to do before somebody else acts
                 if self.router is None or now >= run.until_s:
@@ -95,7 +95,7 @@ class _Router:
     iteration in which it ends begins.
     """
 
-    def __init__(self, env: simpy.Environment, run: Run, replicas: list[_Replica]) -> None:
+    def __init__(self, env: simpy.Environment, run: SharedState, replicas: list[_Replica]) -> None:
         self.env, self.run, self.replicas = env, run, replicas
         self.closed = run.demand.users > 0
         self.sent, self.turn = run.demand.users, 0
@@ -117,22 +117,22 @@ class _Router:
                     self.env.process(self._deliver_later(self.sent, come_s))
                 self.sent += 1
 
-    def _deliver_later(self, query: int, come_s: float) -> Generator[simpy.Event, None, None]:
+    def _deliver_later(self, request: int, come_s: float) -> Generator[simpy.Event, None, None]:
         yield self.env.timeout(max(0.0, come_s - self.env.now))
         self.run.now_s = max(self.run.now_s, come_s)
-        self._deliver(query)
+        self._deliver(request)
 
     def _feed(self) -> Generator[simpy.Event, None, None]:
         """The requests whose times are known beforehand."""
         known = self.run.demand.users if self.closed else len(self.run.requests)
         come_s = -1.0
-        for query in range(min(known, len(self.run.requests))):
-            if float(self.run.requests[query].arrival_s) > come_s:
-                come_s = float(self.run.requests[query].arrival_s)
+        for request in range(min(known, len(self.run.requests))):
+            if float(self.run.requests[request].arrival_s) > come_s:
+                come_s = float(self.run.requests[request].arrival_s)
                 self._plan(come_s)
                 yield self.env.timeout(max(0.0, come_s - self.env.now))
                 self.run.now_s = max(self.run.now_s, come_s)
-            self._deliver(query)
+            self._deliver(request)
         self._plan(math.inf)
 
     def _plan(self, horizon_s: float) -> None:
@@ -141,10 +141,10 @@ class _Router:
             replica.horizon_s = horizon_s
             replica.wake()
 
-    def _deliver(self, query: int) -> None:
+    def _deliver(self, request: int) -> None:
         replica = self._choose()
-        self.run.replica_of[query] = replica.number
-        replica.take(query)
+        self.run.replica_of[request] = replica.number
+        replica.take(request)
         if self.closed:
             replica.wake()
 

@@ -1,7 +1,7 @@
 """The order of the queue, and the memory that a request holds: plain arithmetic, compiled with the
 server.
 
-The waiting line is a binary heap of records (key, number of the request): the smallest key goes
+The queue is a binary heap of records (key, number of the request): the smallest key goes
 first, ties to the smaller number. A request that lost its place keeps its key.
 """
 
@@ -13,7 +13,7 @@ FIRST_COME, SHORTEST, PRIORITY = 0, 1, 2
 ORDERS = {"first-come": FIRST_COME, "shortest": SHORTEST, "priority": PRIORITY}
 
 
-def line_key(order: int, arrival_s: float, prompt_tokens: int, priority: int) -> float:
+def queue_key(order: int, arrival_s: float, prompt_tokens: int, priority: int) -> float:
     """The key of a request: when it came, how long its prompt is (what a server knows of its
     length), or its priority, the smaller the sooner.
     """

@@ -35,7 +35,7 @@ TOTALS = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Served:
+class ServingResult:
     """The result of a run. Letters: Q requests, B bins.
 
     arrival_s, admitted_s, first_s, finish_s [Q]: seconds since the run began; finish_s NaN if the
@@ -77,16 +77,16 @@ def collect(
     trace: Trace,
     server: Server,
     meta: dict[str, Any],
-) -> Served:
+) -> ServingResult:
     """The result of a run. logs: the rounds of each replica, in parts; replica [Q]: who served.
     meta names the policy.
     """
     requests = worlds[0].requests
-    desks = np.concatenate([world.desk for world in worlds])
+    desks = np.concatenate([world.counters for world in worlds])
     totals = {name: int(desks[name].sum()) for name in TOTALS}
     totals["peak_blocks"] = int(desks["peak_blocks"].max())
     kept = worlds[0].log.shape[0] > 0
-    return Served(
+    return ServingResult(
         policy=meta["policy"],
         server=server,
         **{name: np.ascontiguousarray(requests[name]) for name in COLUMNS},

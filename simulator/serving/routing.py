@@ -46,13 +46,13 @@ full; began_s, finished: its clock and its finished replies when it last began t
 
 
 class Fleet(NamedTuple):
-    """The router's record. router: place in ROUTERS; users: of a closed loop, else 0. desk [1]
+    """The router's record. router: place in ROUTERS; users: of a closed loop, else 0. counters [1]
     ROUTER; stands [R] STAND; events: the calendar, a heap; replica_of [Q] int32.
     """
 
     router: int
     users: int
-    desk: Records
+    counters: Records
     stands: Records
     events: Records
     replica_of: npt.NDArray[np.int32]
@@ -64,11 +64,11 @@ def new_fleet(
     """A router whose first request is still to come, and idle replicas; with until_s 0 they stay
     so.
     """
-    desk, stands = records(ROUTER, 1), records(STAND, replicas)
-    desk.coming_s, desk.sent, desk.due = -1.0, users, -1
+    counters, stands = records(ROUTER, 1), records(STAND, replicas)
+    counters.coming_s, counters.sent, counters.due = -1.0, users, -1
     stands.idle = until_s > 0.0
     events = records(ENTRY, replicas + users + 1)  # one a replica, one a user who pauses, the feed
-    fleet = Fleet(ROUTERS.index(router), users, desk, stands, events, replica_of)
+    fleet = Fleet(ROUTERS.index(router), users, counters, stands, events, replica_of)
     plan(fleet, 0.0, 0)
     return fleet
 
@@ -103,15 +103,15 @@ def route(self: Any, states: State, worlds: World, fleet: Fleet, seed: int, unti
     """Play iterations that begin before until_s. IDLE: nothing more will happen. FULL: a log has no
     room; empty all of them and call again.
     """
-    desk = fleet.desk[0]
+    counters = fleet.counters[0]
     while True:
-        if int(desk.due) >= 0:
-            if not act(self, states, worlds, fleet, int(desk.due), seed, until_s):
+        if int(counters.due) >= 0:
+            if not act(self, states, worlds, fleet, int(counters.due), seed, until_s):
                 return FULL
-            desk.due = -1
-        if int(desk.events) == 0:
+            counters.due = -1
+        if int(counters.events) == 0:
             return IDLE
-        desk.due = happen(worlds, fleet)
+        counters.due = happen(worlds, fleet)
 
 
 def act(
@@ -125,20 +125,20 @@ def act(
 ) -> bool:
     """A replica plays on as far as nobody can come in between; False if its log is full."""
     stand, world = fleet.stands[replica], world_of(worlds, replica)
-    desk = world.desk[0]
+    counters = world.counters[0]
     if int(stand.halfway) == 0:
-        desk.now_s = max(float(desk.now_s), float(fleet.desk[0].exact_s))
-        stand.began_s, stand.finished = float(desk.now_s), int(desk.finished)
+        counters.now_s = max(float(counters.now_s), float(fleet.counters[0].exact_s))
+        stand.began_s, stand.finished = float(counters.now_s), int(counters.finished)
     began = float(stand.began_s)
-    horizon = float(fleet.desk[0].horizon_s)
+    horizon = float(fleet.counters[0].horizon_s)
     if fleet.users > 0:  # one iteration: its end may bring the next request
         horizon = float(np.nextafter(began, np.inf))
     why = advance(self, own_state(states, replica), world, seed, min(horizon, until_s))
     stand.halfway = 1 if why == FULL else 0
     if why == FULL:
         return False
-    if float(desk.now_s) > began:
-        plan(fleet, float(desk.now_s), 1 + replica)
+    if float(counters.now_s) > began:
+        plan(fleet, float(counters.now_s), 1 + replica)
     elif began < until_s:
         stand.idle = 1
     return True
@@ -148,59 +148,59 @@ def plan(fleet: Fleet, at_s: float, event: int) -> None:
     """Enter an event. 0: the next known request comes; 1 + r: an iteration of replica r ends;
     1 + R + r: it acts; 1 + 2 R + q: the user of request q has paused.
     """
-    desk = fleet.desk[0]
-    now = float(desk.now_s)
+    counters = fleet.counters[0]
+    now = float(counters.now_s)
     kinds = 1 + 2 * fleet.stands.shape[0] + fleet.replica_of.shape[0]
-    number = int(desk.planned) * kinds + event
-    push(fleet.events, int(desk.events), now + max(0.0, at_s - now), number)
-    desk.planned += 1
-    desk.events += 1
+    number = int(counters.planned) * kinds + event
+    push(fleet.events, int(counters.events), now + max(0.0, at_s - now), number)
+    counters.planned += 1
+    counters.events += 1
 
 
 def happen(worlds: World, fleet: Fleet) -> int:
     """Let the next event happen; returns the replica that acts at once, -1 if none."""
-    desk, replicas = fleet.desk[0], int(fleet.stands.shape[0])
+    counters, replicas = fleet.counters[0], int(fleet.stands.shape[0])
     kinds = 1 + 2 * replicas + int(fleet.replica_of.shape[0])
-    desk.now_s = float(fleet.events[0].key)
-    event = int(pop(fleet.events, int(desk.events))) % kinds
-    desk.events -= 1
+    counters.now_s = float(fleet.events[0].key)
+    event = int(pop(fleet.events, int(counters.events))) % kinds
+    counters.events -= 1
     if event == 0:
         feed(worlds, fleet)
     elif event <= replicas:
-        desk.exact_s = max(float(desk.exact_s), float(worlds.desk[event - 1, 0].now_s))
+        counters.exact_s = max(float(counters.exact_s), float(worlds.counters[event - 1, 0].now_s))
         if fleet.users == 0:
             return event - 1
         send(worlds, fleet, event - 1)
     elif event <= 2 * replicas:
         return event - 1 - replicas
     else:
-        query = event - 1 - 2 * replicas
-        desk.exact_s = max(float(desk.exact_s), float(worlds.requests[query].arrival_s))
-        deliver(worlds, fleet, query)
+        request = event - 1 - 2 * replicas
+        counters.exact_s = max(float(counters.exact_s), float(worlds.requests[request].arrival_s))
+        deliver(worlds, fleet, request)
     return -1
 
 
 def feed(worlds: World, fleet: Fleet) -> None:
     """Deliver requests whose times are known beforehand, and announce the next one."""
-    desk, known = fleet.desk[0], worlds.requests.shape[0]
+    counters, known = fleet.counters[0], worlds.requests.shape[0]
     if fleet.users > 0:
         known = min(known, fleet.users)
-    desk.exact_s = max(float(desk.exact_s), float(desk.coming_s))
-    while int(desk.fed) < known:
-        come_s = float(worlds.requests[desk.fed].arrival_s)
-        if come_s > float(desk.coming_s):
-            desk.coming_s = come_s
+    counters.exact_s = max(float(counters.exact_s), float(counters.coming_s))
+    while int(counters.fed) < known:
+        come_s = float(worlds.requests[counters.fed].arrival_s)
+        if come_s > float(counters.coming_s):
+            counters.coming_s = come_s
             announce(fleet, come_s)
             plan(fleet, come_s, 0)
             return
-        deliver(worlds, fleet, int(desk.fed))
-        desk.fed += 1
+        deliver(worlds, fleet, int(counters.fed))
+        counters.fed += 1
     announce(fleet, math.inf)
 
 
 def announce(fleet: Fleet, horizon_s: float) -> None:
     """Tell all replicas when the next known request comes."""
-    fleet.desk[0].horizon_s = horizon_s
+    fleet.counters[0].horizon_s = horizon_s
     for replica in range(fleet.stands.shape[0]):
         wake(fleet, replica)
 
@@ -210,34 +210,34 @@ def wake(fleet: Fleet, replica: int) -> None:
     stand = fleet.stands[replica]
     if int(stand.idle) == 1:
         stand.idle = 0
-        plan(fleet, float(fleet.desk[0].now_s), 1 + fleet.stands.shape[0] + replica)
+        plan(fleet, float(fleet.counters[0].now_s), 1 + fleet.stands.shape[0] + replica)
 
 
 def send(worlds: World, fleet: Fleet, replica: int) -> None:
     """An iteration of a closed loop has ended: the users who got their replies go on, at once or
     after a pause; then the replica acts.
     """
-    desk, requests = fleet.desk[0], worlds.requests
-    first = int(desk.sent)
-    count = int(worlds.desk[replica, 0].finished) - int(fleet.stands[replica].finished)
-    for query in range(first, min(first + count, requests.shape[0])):
-        pause_s = float(requests[query].think_s)
-        requests[query].arrival_s = float(desk.exact_s) + pause_s
+    counters, requests = fleet.counters[0], worlds.requests
+    first = int(counters.sent)
+    count = int(worlds.counters[replica, 0].finished) - int(fleet.stands[replica].finished)
+    for request in range(first, min(first + count, requests.shape[0])):
+        pause_s = float(requests[request].think_s)
+        requests[request].arrival_s = float(counters.exact_s) + pause_s
         if pause_s == 0.0:
-            deliver(worlds, fleet, query)
-        desk.sent += 1
-    plan(fleet, float(desk.now_s), 1 + fleet.stands.shape[0] + replica)
-    for query in range(first, int(desk.sent)):
-        if float(requests[query].think_s) != 0.0:
-            event = 1 + 2 * fleet.stands.shape[0] + query
-            plan(fleet, float(requests[query].arrival_s), event)
+            deliver(worlds, fleet, request)
+        counters.sent += 1
+    plan(fleet, float(counters.now_s), 1 + fleet.stands.shape[0] + replica)
+    for request in range(first, int(counters.sent)):
+        if float(requests[request].think_s) != 0.0:
+            event = 1 + 2 * fleet.stands.shape[0] + request
+            plan(fleet, float(requests[request].arrival_s), event)
 
 
-def deliver(worlds: World, fleet: Fleet, query: int) -> None:
+def deliver(worlds: World, fleet: Fleet, request: int) -> None:
     """Send a request to a replica, now."""
     replica = choose_replica(worlds, fleet)
-    fleet.replica_of[query] = replica
-    wait(world_of(worlds, replica), query)
+    fleet.replica_of[request] = replica
+    wait(world_of(worlds, replica), request)
     if fleet.users > 0:
         wake(fleet, replica)
 
@@ -246,13 +246,13 @@ def choose_replica(worlds: World, fleet: Fleet) -> int:
     """The next in turn; with the fewest requests that wait or run; or with the fewest that wait,
     among them with the fewest that run, too. Ties to the first.
     """
-    desk, replicas, best = fleet.desk[0], int(fleet.stands.shape[0]), 0
+    counters, replicas, best = fleet.counters[0], int(fleet.stands.shape[0]), 0
     if fleet.router == ROUND_ROBIN:
-        desk.turn += 1
-        return (int(desk.turn) - 1) % replicas
+        counters.turn += 1
+        return (int(counters.turn) - 1) % replicas
     least = (-1, -1)
     for replica in range(replicas):
-        own = worlds.desk[replica, 0]
+        own = worlds.counters[replica, 0]
         waiting = int(own.waiting)
         outstanding = waiting + int(own.running)
         load = (waiting if fleet.router == SHORTEST_QUEUE else 0, outstanding)

@@ -76,27 +76,31 @@ def advance(self: Any, state: State, world: World, seed: int, until_s: float) ->
     arrival, is at until_s or later. FULL: the log has no room for another iteration. DUE, where
     PAUSES: the policy is about to be asked; the next call goes on from there.
     """
-    desk, rules = world.desk[0], world.rules
+    counters, rules = world.counters[0], world.rules
     while True:
-        if not PAUSES or int(desk.due) == 0:
+        if not PAUSES or int(counters.due) == 0:
             coming = next_arrival(world)
-            if coming <= float(desk.now_s):
+            if coming <= float(counters.now_s):
                 take_arrivals(world)
-            elif int(desk.running) == 0 and int(desk.waiting) == 0:
+            elif int(counters.running) == 0 and int(counters.waiting) == 0:
                 if coming < until_s:
-                    desk.now_s = coming
+                    counters.now_s = coming
                     continue
                 return IDLE if coming == math.inf else LIMIT
-            if float(desk.now_s) >= until_s:
+            if float(counters.now_s) >= until_s:
                 return LIMIT
-            if LOGS and int(desk.written) + rules.slots > world.log.shape[0]:
+            if LOGS and int(counters.written) + rules.slots > world.log.shape[0]:
                 return FULL
-            while int(desk.waiting) > 0 and int(desk.running) < rules.slots and may_enter(world):
+            while (
+                int(counters.waiting) > 0
+                and int(counters.running) < rules.slots
+                and may_enter(world)
+            ):
                 admit(self, state, enter(world))
             if PAUSES and decoding(world) > 0:
-                desk.due = 1
+                counters.due = 1
                 return DUE
-        desk.due = 0
+        counters.due = 0
         n, context = choose(self, state, world, seed)
         chunk_s = read_chunks(world) if rules.chunk_tokens > 0 else 0.0
         if n > 0:
@@ -114,10 +118,10 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
     Returns the number of rows, listed in places.decoding, and the context, tokens, that their
     steps are priced at: the mean, or the longest.
     """
-    desk, rules, slots, places = world.desk[0], world.rules, world.slots, world.places
-    batch, n, tokens, longest, wish = decoding(world), 0, 0, 0, 0
-    desk.asked, desk.asked_waiting = batch, int(desk.waiting)  # both may change below
-    for k in range(int(desk.running)):
+    counters, rules, slots, places = world.counters[0], world.rules, world.slots, world.places
+    batch, n, tokens, longest, requested_gamma = decoding(world), 0, 0, 0, 0
+    counters.asked, counters.asked_waiting = batch, int(counters.waiting)  # both may change below
+    for k in range(int(counters.running)):
         number = int(places[k].running)
         slot = slots[number]
         if int(slot.unread) > 0:
@@ -126,9 +130,9 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
         room = room_at(world.limits, prompt, place + int(slot.ready) if PIPELINED else place)
         slot.room, slot.bucket = room, bucket_of(world.costs, prompt + place)
         if n == 0 or not WIDE:
-            rng = Rng(round_key(seed, int(slot.query), int(slot.rounds)))
-            wish = gamma(self, state, number, view_of(world, slot), rng)
-        slot.cap = clamp_gamma(wish, room)
+            rng = Rng(round_key(seed, int(slot.request), int(slot.rounds)))
+            requested_gamma = gamma(self, state, number, view_of(world, slot), rng)
+        slot.cap = clamp_gamma(requested_gamma, room)
         places[n].decoding = number
         n += 1
     if n > 0 and rules.allotment != EACH and rules.allotment < TETRIS:
@@ -164,7 +168,7 @@ def reserve_all(world: World, n: int) -> int:
 
 def decoding(world: World) -> int:
     """How many rows have their whole prompt read."""
-    batch, running = 0, int(world.desk[0].running)
+    batch, running = 0, int(world.counters[0].running)
     if world.rules.chunk_tokens == 0:
         return running
     for k in range(running):
@@ -175,9 +179,9 @@ def decoding(world: World) -> int:
 
 def view_of(world: World, slot: Record) -> View:
     """The view of a slot before its round, and again when it learns from it."""
-    desk, batch = world.desk[0], int(world.desk[0].asked)
+    counters, batch = world.counters[0], int(world.counters[0].asked)
     context = int(slot.prompt) + int(slot.at) - int(slot.begin)
-    waiting, room = int(desk.asked_waiting), int(slot.room)
+    waiting, room = int(counters.asked_waiting), int(slot.room)
     return view_at(world.costs, batch - 1, int(slot.bucket), context, batch, waiting, room)
 
 
@@ -222,7 +226,7 @@ def signals_at(slot: Record, depth: int, known: int) -> tuple[int, int]:
 
 def price(world: World, n: int, bucket: int, seed: int) -> float:
     """Decide what is verified, and say what drafting and verifying cost."""
-    slots, costs, rules, desk = world.slots, world.costs, world.rules, world.desk[0]
+    slots, costs, rules, counters = world.slots, world.costs, world.rules, world.counters[0]
     drafted, tokens, widest = load(world, n)
     draft_s = draft_seconds(costs, bucket, world.places, n, slots)
     verify_s = costs.verify_s[n - 1, bucket]
@@ -243,15 +247,15 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
         target_s = verify_seconds(bare, mean)
         target_s += verify_seconds(verify_s, wide) - verify_seconds(bare, wide)
     if drafted == 0:
-        desk.quiet = 1
+        counters.quiet = 1
         return target_s
-    if int(desk.quiet) == 1:
+    if int(counters.quiet) == 1:
         draft_s += rules.reentry_s
-        desk.quiet = 0
+        counters.quiet = 0
     if PIPELINED:  # both begin together, and each waits for the other
         target_s, draft_s = max(draft_s, target_s), 0.0
     if rules.hop_s + rules.jitter_s + rules.token_hop_s > 0.0:
-        key = Rng(round_key(seed ^ NETWORK_KEY, int(desk.iterations), 0))
+        key = Rng(round_key(seed ^ NETWORK_KEY, int(counters.iterations), 0))
         there, back = uniform(key, 0), uniform(key, 1)
         if PIPELINED:  # tokens and verdicts pass each other
             target_s += rules.hop_s + tokens * rules.token_hop_s
@@ -270,7 +274,7 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     simulator.serving.options) it reads what was drafted an iteration ago while the next tokens are
     drafted, and so judges the first of these, too.
     """
-    desk, drafted, tokens, widest = world.desk[0], 0, n, 0
+    counters, drafted, tokens, widest = world.counters[0], 0, n, 0
     for k in range(n):
         slot = world.slots[world.places[k].decoding]
         made = int(slot.drafted)
@@ -282,9 +286,9 @@ def load(world: World, n: int) -> tuple[int, int, int]:
         tokens += read
         widest = max(widest, read)
     if PIPELINED:
-        desk.ahead += drafted
+        counters.ahead += drafted
     else:
-        desk.steps += drafted
+        counters.steps += drafted
     return drafted, tokens, widest
 
 
@@ -310,8 +314,8 @@ def judge(world: World, slot: Record) -> Settled:
 
 def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> None:
     """Hand every row what it emitted, let the policy learn, free the slots of ended replies."""
-    desk = world.desk[0]
-    now = float(desk.now_s)
+    counters = world.counters[0]
+    now = float(counters.now_s)
     verified_all, accepted_all, emitted_all, drafted_all, ended = 0, 0, 0, 0, 0
     for k in range(n):
         number = int(world.places[k].decoding)
@@ -324,11 +328,11 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         view = view_of(world, slot)
         learn(self, state, number, view, outcome)
         if LOGS:
-            row = world.log[desk.written]
-            note_round(row, int(slot.query), number, n, view.context_tokens, now, outcome)
+            row = world.log[counters.written]
+            note_round(row, int(slot.request), number, n, view.context_tokens, now, outcome)
             row.drafted = drafted  # those that were not verified included
-            desk.written += 1
-        mark(world, world.requests[slot.query], drafted, outcome, now + elapsed)
+            counters.written += 1
+        mark(world, world.requests[slot.request], drafted, outcome, now + elapsed)
         if not PIPELINED:  # there one token is new to the draft, its own last or the target's
             slot.lag = lag_after(int(slot.lag), drafted, accepted)
         slot.at = at + emitted
@@ -340,8 +344,8 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         if at + emitted >= end:
             finish(world, slot, now + elapsed)
             ended += 1
-    desk.verified += verified_all
-    desk.accepted += accepted_all
+    counters.verified += verified_all
+    counters.accepted += accepted_all
     end_iteration(world, elapsed, emitted_all, drafted_all)
     if ended > 0:
         leave(world)

@@ -27,7 +27,7 @@ from simulator.serving import processes, routing, scheduler
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check, reads_signals
 from simulator.serving.queue import ORDERS
-from simulator.serving.result import Served, collect
+from simulator.serving.result import ServingResult, collect
 from simulator.serving.scheduler import FULL
 from simulator.serving.state import (
     BIN,
@@ -64,7 +64,7 @@ def serve(
     log: bool = False,
     compiled: bool = True,
     events: bool = False,
-) -> Served:
+) -> ServingResult:
     """Serve the requests of `demand`, drawn from `trace`, under a policy.
 
     seed: of the hooks and the network; two policies with the same demand and seed meet the same
@@ -74,12 +74,12 @@ def serve(
     Raises InputError if trace, costs, demand and server do not fit together.
     """
     limits = check(policy, trace, demand, costs, server)
-    run = Run(policy, trace, demand, costs, server, limits, seed, until_s, log, compiled)
+    run = SharedState(policy, trace, demand, costs, server, limits, seed, until_s, log, compiled)
     worlds, logs = processes.play(run) if events or server.replicas == 1 else _routed(run)
     return collect(worlds, logs, run.replica_of, trace, server, run.meta)
 
 
-def _routed(run: Run) -> tuple[list[World], list[list[Records]]]:
+def _routed(run: SharedState) -> tuple[list[World], list[list[Records]]]:
     """Play several replicas in one loop; they, and their rounds."""
     server, worlds = run.server, run.new_worlds()
     own = [run.policy.new_state(server.slots) for _ in range(server.replicas)]
@@ -97,7 +97,7 @@ def _routed(run: Run) -> tuple[list[World], list[list[Records]]]:
     return found, parts
 
 
-class Run:
+class SharedState:
     """Common parts of all replicas."""
 
     def __init__(

@@ -29,7 +29,7 @@ class Rules(NamedTuple):
     """How the server works; simulator.serving.options.Server says what each means.
 
     first: requests that come at the times noted (all of an open loop, the users of a closed one,
-    none if somebody else puts them into the waiting line). closed: a reply that ends lets the next
+    none if somebody else puts them into the queue). closed: a reply that ends lets the next
     request be sent.
     """
 
@@ -69,7 +69,7 @@ prompt, 0 where prompts are read in chunks. longest_s: longest gap between two e
 tokens emitted so far; rounds, drafted, accepted, preempted: counts."""
 
 SLOT = record(
-    query=np.int64, at=np.int64, begin=np.int64, end=np.int64, prompt=np.int64, lag=np.int64,
+    request=np.int64, at=np.int64, begin=np.int64, end=np.int64, prompt=np.int64, lag=np.int64,
     rounds=np.int64, cap=np.int64, drafted=np.int64, verified=np.int64, room=np.int64,
     bucket=np.int64, steps=np.int64, going=np.int64, held=np.int64, unread=np.int64,
     ready=np.int64,
@@ -87,7 +87,7 @@ in this iteration."""
 ENTRY = record(key=np.float64, number=np.int64)
 """Of a heap: simulator.serving.queue."""
 
-DESK = record(
+COUNTERS = record(
     now_s=np.float64, busy_s=np.float64, prompt_s=np.float64, running=np.int64, waiting=np.int64,
     fed=np.int64, later=np.int64, sent=np.int64, finished=np.int64, first_free=np.int64,
     free_blocks=np.int64, peak_blocks=np.int64, written=np.int64, iterations=np.int64,
@@ -99,7 +99,7 @@ DESK = record(
 decodes. running, waiting, later: lengths of these lists; fed: requests that have come at the times
 noted; sent: of a closed loop; first_free: in the ring. written: rounds in the log. steps: tokens
 drafted before the target verified, ahead: while it did (pipelined); asked, asked_waiting: batch
-size and waiting line that policies were shown; quiet: 1 after an iteration without a draft; due: 1
+size and queue that policies were shown; quiet: 1 after an iteration without a draft; due: 1
 where one has been announced (simulator.serving.scheduler.DUE). The others are totals.
 """
 
@@ -112,21 +112,21 @@ tokens."""
 
 
 class World(NamedTuple):
-    """Everything that `advance` touches: records as named above. line, later: heaps, of those who
+    """Everything that `advance` touches: records as named above. queue, later: heaps, of those who
     wait and of those of a closed loop who were sent but have not come. survival [S, G]; gaps [GAPS]
     int64: gaps between two emissions of a row by length, 16 bins to a doubling.
 
-    Several replicas are one World too: all arrays from desk on but the requests, which they share,
-    have an axis of replicas in front.
+    Several replicas are one World too: all arrays from counters on but the requests, which they
+    share, have an axis of replicas in front.
     """
 
     tape: Tape
     costs: StepCosts
     limits: Limits
     rules: Rules
-    desk: Records
+    counters: Records
     requests: Records
-    line: Records
+    queue: Records
     later: Records
     slots: Records
     places: Records
@@ -165,17 +165,17 @@ def new_worlds(
     log_rows: int,
 ) -> World:
     """Idle replicas. users: of a closed loop; depth: G, 0 where nobody looks at signals."""
-    desk, places = records(DESK, replicas, 1), records(PLACE, replicas, rules.slots)
-    desk.free_blocks, desk.sent = rules.blocks, rules.first
+    counters, places = records(COUNTERS, replicas, 1), records(PLACE, replicas, rules.slots)
+    counters.free_blocks, counters.sent = rules.blocks, rules.first
     places.free = np.arange(rules.slots)
     return World(
         tape=tape,
         costs=costs,
         limits=limits,
         rules=rules,
-        desk=desk,
+        counters=counters,
         requests=requests,
-        line=records(ENTRY, replicas, len(requests)),
+        queue=records(ENTRY, replicas, len(requests)),
         later=records(ENTRY, replicas, max(users, 1)),
         slots=records(SLOT, replicas, rules.slots),
         places=places,
@@ -193,9 +193,9 @@ def world_of(worlds: World, replica: int) -> World:
         worlds.costs,
         worlds.limits,
         worlds.rules,
-        worlds.desk[replica],
+        worlds.counters[replica],
         worlds.requests,
-        worlds.line[replica],
+        worlds.queue[replica],
         worlds.later[replica],
         worlds.slots[replica],
         worlds.places[replica],
@@ -208,7 +208,7 @@ def world_of(worlds: World, replica: int) -> World:
 
 def drain(world: World, parts: list[Records]) -> None:
     """Take the rounds out of a replica's log."""
-    desk = world.desk[0]
-    if desk.written:
-        parts.append(world.log[: int(desk.written)].copy())
-        desk.written = 0
+    counters = world.counters[0]
+    if counters.written:
+        parts.append(world.log[: int(counters.written)].copy())
+        counters.written = 0

@@ -30,7 +30,7 @@ import transformers
 
 from policies.base import Policy
 from policies.registry import parse_policy
-from real_backend.decoding.cache_rows import Rows
+from real_backend.decoding.cache_rows import CacheRows
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.solo import SoloSteps
@@ -53,7 +53,7 @@ pytestmark = [
 class Read(NamedTuple):
     """One call of Rows.read."""
 
-    rows: Rows
+    rows: CacheRows
     feeds: list[tuple[int, int, int]]
     tokens: torch.Tensor
     last: bool
@@ -92,7 +92,7 @@ def recording(engine: Engine, batch: int, capacity: int) -> Iterator[list[Read]]
     steps, reads = engine.steps(batch, capacity), list[Read]()
     assert isinstance(steps, EagerSteps | SoloSteps)
 
-    def noting(rows: Rows) -> Callable[..., torch.Tensor]:
+    def noting(rows: CacheRows) -> Callable[..., torch.Tensor]:
         read = rows.read
 
         def note(

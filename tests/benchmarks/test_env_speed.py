@@ -70,7 +70,7 @@ def test_what_sb3_gains_end_to_end() -> None:
     from experiments.learning.sb3 import LaneVecEnv, make_model
 
     torch.set_num_threads(1)
-    settings = ppo.Settings(horizon=32, hidden=32)
+    settings = ppo.PPOSettings(horizon=32, hidden=32)
     print("\nSB3's PPO, steps per second of learn(), and ours")
     for lanes in (64, 256):
         native = gymnasium.make_vec(

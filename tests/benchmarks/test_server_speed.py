@@ -32,8 +32,8 @@ from policies.registry import parse_policy
 from policies.round import room_at
 from simulator.serving.costs import draft_seconds, verify_seconds
 from simulator.serving.options import Server, check
-from simulator.serving.result import Served
-from simulator.serving.server import Run, serve
+from simulator.serving.result import ServingResult
+from simulator.serving.server import SharedState, serve
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, bucket_of, lag_after, tabulate
@@ -180,7 +180,7 @@ class Case:
     server: Server
     asked: Demand
 
-    def ours(self, log: bool = False, events: bool = False) -> Served:
+    def ours(self, log: bool = False, events: bool = False) -> ServingResult:
         return serve(
             self.policy, self.trace, self.asked, self.costs, self.server, log=log, events=events
         )
@@ -193,7 +193,7 @@ class Case:
     def bare(self) -> Callable[[], object]:
         """The compiled iterations with nothing around them, ready to be called once."""
         limits = check(self.policy, self.trace, self.asked, self.costs, self.server)
-        run = Run(
+        run = SharedState(
             self.policy, self.trace, self.asked, self.costs, self.server, limits, 0, math.inf,
             False, True,
         )  # fmt: skip
@@ -234,7 +234,7 @@ def user_and_system_s(run: Callable[[], object]) -> tuple[float, float]:
     return after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
 
 
-def rows_running(served: Served) -> float:
+def rows_running(served: ServingResult) -> float:
     """Mean batch while the machine works."""
     return float(served.bins.running_s.sum() / served.busy_s.sum())
 
@@ -314,7 +314,7 @@ def test_what_comes_on_top(capsys: pytest.CaptureFixture[str]) -> None:
     one server of 16 slots has for as many requests; as processes each is an event of simpy.
     """
     trace, costs = a_trace(), costs_of(SLOTS)
-    runs: dict[str, Callable[[], Served]] = {}
+    runs: dict[str, Callable[[], ServingResult]] = {}
     for title, (name, server) in ON_TOP.items():
         asked = closed(trace, 20_000, server.slots * server.replicas)
         case = Case(parse_policy(name), trace, costs, server, asked)

@@ -14,7 +14,7 @@ import pytest
 from policies.fixed import Fixed
 from policies.registry import SHELF, parse_policy
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
@@ -31,7 +31,7 @@ ASKED = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TR
 DEAF = 0.7  # of the unpipelined speed; no rule of the shelf has a reason to fall below
 
 
-def played(name: str, *, pipelined: bool, log: bool = False) -> Served:
+def played(name: str, *, pipelined: bool, log: bool = False) -> ServingResult:
     server = Server(slots=1, apart=True, pipelined=pipelined)
     return serve(parse_policy(name), TRACE, ASKED, COSTS, server, log=log)
 

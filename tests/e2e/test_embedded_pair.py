@@ -17,7 +17,7 @@ from real_backend.decoding.engine import Engine
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
@@ -99,7 +99,7 @@ def test_capture_reproduces_the_shipped_trace(
 ) -> None:
     """Other processors round otherwise, so a tie may fall elsewhere; here nearly all must agree."""
     chosen = [questions[k] for k in range(0, len(questions), 30)]
-    fresh = capture(embedded, chosen, tmp_path / "t.parquet", Settings())
+    fresh = capture(embedded, chosen, tmp_path / "t.parquet", CaptureSettings())
     shipped = read_trace(GREEDY)
     rows = [shipped.request_id.index(name) for name in fresh.request_id]
     same = []

@@ -162,7 +162,7 @@ def test_weights_that_training_lost_are_named() -> None:
     with pytest.raises(
         InputError, match="the weights are NaN after 64 steps; pass a smaller --rate"
     ):
-        learning.note(learning.Progress(), None, weights, steps=64, seconds=0, reward=0)  # type: ignore[arg-type]
+        learning.note(learning.TrainingMemory(), None, weights, steps=64, seconds=0, reward=0)  # type: ignore[arg-type]
 
 
 def test_replicas_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:

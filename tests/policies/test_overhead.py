@@ -23,7 +23,7 @@ from policies.overhead import (
     REPLY_ROUNDS,
     charged,
     is_known,
-    own_seconds,
+    measured_overhead,
     own_seconds_of,
     seconds_of,
     uncharged,
@@ -135,8 +135,8 @@ def test_all_runtimes_charge_the_same(spec: str) -> None:
     assert (tally(policy, trace, table).decode_s == per_request(log).decode_s).all()
     free = replay(policy, trace, uncharged(table))
     assert float(log.elapsed_s.sum()) > float(free.elapsed_s.sum())
-    looks = spec in ("payback", "hf-confidence")
-    name = f"gammalab/{'Token' if looks else 'Round'}-v0"
+    reads_signals = spec in ("payback", "hf-confidence")
+    name = f"gammalab/{'Token' if reads_signals else 'Round'}-v0"
     env = gymnasium.make(name, trace=trace, timing=costs)
     longest = int((trace.prompt_tokens + trace.reply_tokens).max())
     same = tabulate(costs, max_context=longest + 32, width=trace.meta.depth + 2)
@@ -269,5 +269,5 @@ def test_replies_end_while_a_rule_is_timed() -> None:
         def admit(self, state: Any, slot: int) -> None:
             admitted.append(slot)
 
-    own_seconds(Counting(2), rounds=2 * REPLY_ROUNDS)
+    measured_overhead(Counting(2), rounds=2 * REPLY_ROUNDS)
     assert len(admitted) == 3  # 80 rounds, 20 of them to warm up

@@ -271,7 +271,7 @@ def test_a_reply_that_just_ends_is_printed() -> None:
         {1.0: 0.5},
         Noise(0.0, 1.0),
         Noise(0.0, 1.0),
-        [lossless.Row("never", 1, 1, 2.0, [Difference("1.1", 4, 9, lossless.END)])],
+        [lossless.DecodingCheck("never", 1, 1, 2.0, [Difference("1.1", 4, 9, lossless.END)])],
     )
     assert not report.lossless
     cells = text_of(report).splitlines()[1].split()

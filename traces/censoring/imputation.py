@@ -30,7 +30,7 @@ REHEARSED = ((1, False), (2, False), (3, False), (5, False), (5, True))  # recor
 _CELLS = 20_000_000  # numbers held at once
 
 
-class Spread(NamedTuple):
+class BonusSpread(NamedTuple):
     """Standard deviations by which bonus positions miss the model, in log-odds of acceptance: of
     each task on its own, and of all tasks together.
     """
@@ -40,24 +40,24 @@ class Spread(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class ImputationModel:
     """The filling of a trace: `fitted` regimes, and how far to trust them (see `rehearse`)."""
 
     fitted: Regimes
-    spread: Spread
+    spread: BonusSpread
     replies: Replies
 
 
-def learn(trace: Trace, seed: int = 0) -> Model:
+def learn(trace: Trace, seed: int = 0) -> ImputationModel:
     """Fit the regimes to the known flags of a trace, and test them by hiding some of those."""
     flags = flags_of(trace)
     replies = regimes.lay_out(flags[None], trace.offsets, trace.category)
     ones = np.ones((1, trace.requests))
     fitted = regimes.fit(replies, ones, regimes.first_guess(len(replies.tasks)), 40)
-    return Model(fitted, rehearse(trace, replies, fitted, seed), replies)
+    return ImputationModel(fitted, rehearse(trace, replies, fitted, seed), replies)
 
 
-def rehearse(trace: Trace, replies: Replies, fitted: Regimes, seed: int) -> Spread:
+def rehearse(trace: Trace, replies: Replies, fitted: Regimes, seed: int) -> BonusSpread:
     """How far off the model is at bonus positions, beyond chance.
 
     The known flags where recorders of fixed length 1, 2, 3 and 5 and one that follows the text
@@ -84,7 +84,7 @@ def rehearse(trace: Trace, replies: Replies, fitted: Regimes, seed: int) -> Spre
     return spread_of(missed, noise)
 
 
-def spread_of(missed: FloatArray, noise: FloatArray) -> Spread:
+def spread_of(missed: FloatArray, noise: FloatArray) -> BonusSpread:
     """Moment estimates from [recorders, T] sums of (flag - chance) and of chance (1 - chance).
 
     A shift x of log-odds moves a sum by x times its noise, so (missed / noise)^2 is x^2 + 1 / noise
@@ -93,7 +93,7 @@ def spread_of(missed: FloatArray, noise: FloatArray) -> Spread:
     task = max(0.0, _over(missed**2 - noise, noise**2))
     left = missed.sum(axis=1) ** 2 - noise.sum(axis=1) - task * (noise**2).sum(axis=1)
     common = max(0.0, _over(left, noise.sum(axis=1) ** 2))
-    return Spread(float(np.sqrt(task)), float(np.sqrt(common)))
+    return BonusSpread(float(np.sqrt(task)), float(np.sqrt(common)))
 
 
 def _over(above: FloatArray, below: FloatArray) -> float:
@@ -123,7 +123,7 @@ def bonus_positions(flags: Flags, offsets: IntArray, gamma: int, follow: bool = 
 
 
 def imputations(
-    trace: Trace, draws: int, seed: int = 0, *, model: Model | None = None
+    trace: Trace, draws: int, seed: int = 0, *, model: ImputationModel | None = None
 ) -> list[Trace]:
     """`draws` completed traces: every unknown flag drawn, no known flag touched.
 

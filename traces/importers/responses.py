@@ -33,7 +33,7 @@ from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace
 
 
-class Steps(NamedTuple):
+class RequestSteps(NamedTuple):
     """The steps of one request. first: output position of the first one; place: for messages."""
 
     place: str
@@ -47,7 +47,7 @@ class Steps(NamedTuple):
     token_ids: Sequence[int] | None
 
 
-def flags_of(steps: Steps) -> Flags | None:
+def flags_of(steps: RequestSteps) -> Flags | None:
     """[reply_tokens] flags; None if the steps' places are unknown.
 
     Raises InputError naming the request if a step accepted more than it drafted.
@@ -67,7 +67,7 @@ def flags_of(steps: Steps) -> Flags | None:
 
 
 def trace_of_steps(
-    requests: Sequence[Steps], options: Options, form: str, file: str, counts: dict[str, int]
+    requests: Sequence[RequestSteps], options: Options, form: str, file: str, counts: dict[str, int]
 ) -> Trace:
     """The requests whose steps have a place in the reply, as a Trace; the others are counted.
 

@@ -29,7 +29,7 @@ from traces.importers.marginals import (
     from_histogram,
 )
 from traces.importers.responses import (
-    Steps,
+    RequestSteps,
     count_of,
     counts_of,
     object_of,
@@ -57,12 +57,12 @@ def read(path: Path, options: Options) -> Trace:
     return trace_of_steps(requests, options, "sglang", str(path), counts)
 
 
-def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
+def steps_of(text: str, file: str) -> tuple[list[RequestSteps], dict[str, int]]:
     """The requests with ordered steps, and how many had none.
 
     Raises MarginalsOnly if all have counts only, InputError if the file is something else.
     """
-    requests: list[Steps] = []
+    requests: list[RequestSteps] = []
     counted: list[tuple[str, dict[str, Any]]] = []
     silent = 0
     for place, row in records(text, file, "responses of SGLang"):
@@ -91,7 +91,9 @@ def _meta_of(row: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
-def _steps(place: str, row: dict[str, Any], meta: dict[str, Any], stats: dict[str, Any]) -> Steps:
+def _steps(
+    place: str, row: dict[str, Any], meta: dict[str, Any], stats: dict[str, Any]
+) -> RequestSteps:
     lengths = [counts_of(stats, name, place) for name in ("accept_lengths", "verify_lengths")]
     if len(lengths[0]) != len(lengths[1]) or 0 in lengths[0] + lengths[1]:
         raise InputError(
@@ -100,7 +102,7 @@ def _steps(place: str, row: dict[str, Any], meta: dict[str, Any], stats: dict[st
     tokens = row.get("output_ids")
     if tokens is not None:
         counts_of(row, "output_ids", place)
-    return Steps(
+    return RequestSteps(
         place=place,
         request_id=str(meta.get("id") or row.get("id") or place),
         category=label(row.get("category", row.get("task", "all")), "category", place),

@@ -42,7 +42,7 @@ _MODEL_ID = re.compile(r"(?P<pair>.+)-(?P<dtype>b?float\d+)-temp-(?P<temperature
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class AnswerTurn:
     """One reply. dialogue: its text behind that of the turns before; emitted: tokens of each round;
     wall_s: seconds, NaN if the file has none.
     """
@@ -56,17 +56,17 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class AnswerFile:
     """One answer file. counts: what was mended; limit: of new tokens in a reply."""
 
     path: Path
     model_id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[AnswerTurn, ...]
     schedule: Schedule | None
     limit: int
     counts: Counter[str]
 
-    def drafted(self, turn: Turn) -> list[int]:
+    def drafted(self, turn: AnswerTurn) -> list[int]:
         """Tokens drafted per round; without a schedule, just what must have been."""
         if self.schedule is None:
             return [tokens - 1 for tokens in turn.emitted]
@@ -98,7 +98,7 @@ def read(path: Path, options: Options) -> Trace:
     return trace_of(replies, options, source, depth=depth, usual_limit=USUAL_LIMIT, **about)
 
 
-def read_runs(path: Path, options: Options) -> list[Run]:
+def read_runs(path: Path, options: Options) -> list[AnswerFile]:
     """The file and those to merge with it, each with its schedule."""
     options.only(NAME, "schedule", "merge", "vanilla")
     paths = (path, *options.merge)
@@ -106,9 +106,9 @@ def read_runs(path: Path, options: Options) -> list[Run]:
     return [read_run(p, options, s) for p, s in zip(paths, schedules, strict=True)]
 
 
-def read_run(path: Path, options: Options, schedule: Schedule | None = None) -> Run:
+def read_run(path: Path, options: Options, schedule: Schedule | None = None) -> AnswerFile:
     """One answer file; raises InputError naming file and line."""
-    turns: list[Turn] = []
+    turns: list[AnswerTurn] = []
     counts: Counter[str] = Counter()
     model_id, seen = "", set()
     for where, raw in json_lines(path):
@@ -120,12 +120,12 @@ def read_run(path: Path, options: Options, schedule: Schedule | None = None) -> 
         turns += _turns_of(raw, question, where, options.strict, counts)
     longest = max((turn.tokens for turn in turns), default=1)
     limit = max(options.max_new_tokens or USUAL_LIMIT, longest)
-    return Run(path, model_id, tuple(turns), schedule, limit, counts)
+    return AnswerFile(path, model_id, tuple(turns), schedule, limit, counts)
 
 
 def _turns_of(
     raw: dict[str, Any], question: str, where: str, strict: bool, counts: Counter[str]
-) -> list[Turn]:
+) -> list[AnswerTurn]:
     """The replies to one question whose rounds fill them; the others are counted."""
     task = task_of(label(field(raw, "category", where), "category", where))
     choices = field(raw, "choices", where)
@@ -152,7 +152,7 @@ def _turns_of(
             counts["cut_rounds"] += cut > 0
             dialogue = tuple(str(text) for text in texts[: k + 1])
             name = f"{question}.{k + 1}"
-            found.append(Turn(name, task, dialogue, tokens[k], tuple(rounds), seconds[k]))
+            found.append(AnswerTurn(name, task, dialogue, tokens[k], tuple(rounds), seconds[k]))
         elif strict:
             raise InputError(
                 f"{where}: the rounds of turn {k + 1} emit {sum(rounds)} tokens, new_tokens says "
@@ -193,7 +193,7 @@ def _split(emitted: list[int], tokens: list[int], steps: Any) -> list[list[int]]
     return turns
 
 
-def flags_of(run: Run, turn: Turn) -> Flags:
+def flags_of(run: AnswerFile, turn: AnswerTurn) -> Flags:
     """[tokens] what the run says of every position of one reply."""
     accepted = [tokens - 1 for tokens in turn.emitted]
     flags = round_flags(run.drafted(turn), accepted)
@@ -203,7 +203,7 @@ def flags_of(run: Run, turn: Turn) -> Flags:
     return flags
 
 
-def _merge(flags: dict[str, Flags], first: Run, other: Run) -> dict[str, Any]:
+def _merge(flags: dict[str, Flags], first: AnswerFile, other: AnswerFile) -> dict[str, Any]:
     """Fill in what `other` knows about replies with the same text; what was done, as counts."""
     counts = Counter(agree=0, differ=0, only_here=0, resolved=0, conflicts=0)
     ours = {turn.request_id: turn for turn in first.turns}
@@ -220,7 +220,7 @@ def _merge(flags: dict[str, Flags], first: Run, other: Run) -> dict[str, Any]:
     return {"file": other.path.name, **_summary(other), **counts}
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: AnswerFile) -> dict[str, Any]:
     """Rounds and violations of one run, and what was mended in reading it.
 
     full: rounds that accepted all they drafted; violations: more than that.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from traces.errors import InputError
 from traces.importers.common import NOT_RECORDED, Options
-from traces.importers.spec_bench import Run, about_model, read_run, read_runs
+from traces.importers.spec_bench import AnswerFile, about_model, read_run, read_runs
 from traces.split import question_of
 from traces.timing import Cell, Timing
 
@@ -74,7 +74,7 @@ def _cells(costs: dict[str, float], token_s: float, replies: int) -> tuple[Cell,
     )
 
 
-def _wall(run: Run) -> FloatArray:
+def _wall(run: AnswerFile) -> FloatArray:
     """[turns] seconds; raises InputError if one is missing or not positive."""
     wall = np.array([turn.wall_s for turn in run.turns], dtype=np.float64)
     bad = np.flatnonzero(~(np.isfinite(wall) & (wall > 0)))
@@ -85,7 +85,7 @@ def _wall(run: Run) -> FloatArray:
 
 
 def _fit(
-    columns: dict[str, FloatArray], wall: FloatArray, run: Run
+    columns: dict[str, FloatArray], wall: FloatArray, run: AnswerFile
 ) -> tuple[dict[str, float], FloatArray, dict[str, Any]]:
     """Costs by name with "start", predicted seconds, and facts for the meta.
 
@@ -111,7 +111,7 @@ def _fit(
     return costs, predicted, facts
 
 
-def question_numbers(run: Run) -> npt.NDArray[np.intp]:
+def question_numbers(run: AnswerFile) -> npt.NDArray[np.intp]:
     """[turns] the question of each turn, numbered in order of first appearance."""
     numbers: dict[str, int] = {}
     owners = [question_of(turn.request_id) for turn in run.turns]
@@ -119,7 +119,7 @@ def question_numbers(run: Run) -> npt.NDArray[np.intp]:
 
 
 def _vanilla(
-    path: Path, options: Options, run: Run, wall: FloatArray, predicted: FloatArray
+    path: Path, options: Options, run: AnswerFile, wall: FloatArray, predicted: FloatArray
 ) -> tuple[float, dict[str, Any]]:
     """Seconds per token without a draft, and the facts of both files side by side.
 
@@ -147,7 +147,7 @@ def _vanilla(
     return costs["token"], {"vanilla": {"file": path.name, **fit}, "speedup": speedup}
 
 
-def _totals(run: Run, wall: FloatArray, predicted: FloatArray) -> dict[str, FloatArray]:
+def _totals(run: AnswerFile, wall: FloatArray, predicted: FloatArray) -> dict[str, FloatArray]:
     """[tokens, seconds, predicted seconds] of every question."""
     totals: dict[str, FloatArray] = {}
     for turn, seconds, guess in zip(run.turns, wall, predicted, strict=True):

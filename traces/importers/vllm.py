@@ -33,7 +33,7 @@ from traces.importers.marginals import (
     from_rates,
 )
 from traces.importers.responses import (
-    Steps,
+    RequestSteps,
     count_of,
     counts_of,
     object_of,
@@ -63,7 +63,7 @@ def read(path: Path, options: Options) -> Trace:
     return trace_of_steps(requests, options, "vllm", str(path), counts)
 
 
-def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
+def steps_of(text: str, file: str) -> tuple[list[RequestSteps], dict[str, int]]:
     """The requests with ordered steps, and how many had none.
 
     Raises MarginalsOnly for counters, logs and `summary` responses, InputError for anything else.
@@ -72,7 +72,7 @@ def steps_of(text: str, file: str) -> tuple[list[Steps], dict[str, int]]:
         raise MarginalsOnly(from_counters(text, file), _REMEDY)
     if _LOG.search(text):
         raise MarginalsOnly(from_log(text, file), _REMEDY)
-    requests: list[Steps] = []
+    requests: list[RequestSteps] = []
     summaries: list[dict[str, Any]] = []
     silent = 0
     for place, row in records(text, file, _SOUGHT):
@@ -100,7 +100,9 @@ def _parts(row: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     return object_of(stats or choice.get("spec_decode_metrics")) or None, choice
 
 
-def _steps(place: str, row: dict[str, Any], choice: dict[str, Any], stats: dict[str, Any]) -> Steps:
+def _steps(
+    place: str, row: dict[str, Any], choice: dict[str, Any], stats: dict[str, Any]
+) -> RequestSteps:
     accepted = counts_of(stats, "per_step_accepted", place)
     drafted = counts_of(stats, "per_step_drafted", place)
     if len(accepted) != len(drafted):
@@ -124,7 +126,7 @@ def _steps(place: str, row: dict[str, Any], choice: dict[str, Any], stats: dict[
                 f"{place}: usage.completion_tokens is {usage['completion_tokens']!r}, "
                 f"token_ids has {len(tokens)}"
             )
-    return Steps(
+    return RequestSteps(
         place=place,
         request_id=str(row.get("id") or row.get("request_id") or place),
         category=label(row.get("category", row.get("task", "all")), "category", place),

@@ -14,7 +14,7 @@ from experiments.serving.columns import POLICY
 from experiments.serving.figures import loads_figure
 from experiments.serving.fleet.question import (
     Answer,
-    Setting,
+    FleetSetting,
     distinct,
     full_load,
     reply_s,
@@ -28,7 +28,7 @@ from traces.workload.workload import Workload
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 
 
-def break_even(ask: Setting) -> Answer:
+def break_even(ask: FleetSetting) -> Answer:
     """Mean end-to-end seconds of fixed gammas and the policies over plain decoding, by load."""
     costs = ask.costs()
     full = full_load(ask, costs).requests_per_s

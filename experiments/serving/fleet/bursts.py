@@ -11,14 +11,14 @@ from experiments.common.frames import Column, frame_of
 from experiments.serving.columns import COLUMNS
 from experiments.serving.figures import bars_figure
 from experiments.serving.fleet.gamma_table import best_table, merged, table_policy
-from experiments.serving.fleet.question import Answer, Setting, distinct, full_load, reply_s
+from experiments.serving.fleet.question import Answer, FleetSetting, distinct, full_load, reply_s
 from experiments.serving.policy_runs import seed_ratio
 from policies.fixed import Fixed, Never
 from simulator.serving.metrics import Objective
 from traces.workload.workload import Workload
 
 
-def bursts(ask: Setting) -> Answer:
+def bursts(ask: FleetSetting) -> Answer:
     """Policies under on-off load: 1.5 times the capacity of plain decoding, then a fifth of it."""
     costs = ask.costs()
     plain = full_load(ask, costs)

@@ -13,11 +13,11 @@ from experiments.common.statistics import interval
 from experiments.common.text_table import percent
 from experiments.serving.columns import POLICY
 from experiments.serving.figures import bars_figure
-from experiments.serving.fleet.question import Answer, Setting, distinct, full_load
+from experiments.serving.fleet.question import Answer, FleetSetting, distinct, full_load
 from policies.base import Policy
 from policies.fixed import Fixed, Never
 from policies.registry import label
-from simulator.serving.metrics import Objective, service
+from simulator.serving.metrics import Objective, serving_metrics
 from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
 from traces.json_text import jsonable
@@ -27,7 +27,7 @@ from traces.workload.workload import Workload
 KEPT = 0.99
 
 
-def slo_capacity(ask: Setting) -> Answer:
+def slo_capacity(ask: FleetSetting) -> Answer:
     """The highest Poisson rate at which 99 % of the requests keep the objective, by bisection: with
     the draft on the target's device, and with one of its own that drafts ahead.
     """
@@ -84,7 +84,12 @@ def columns(frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def highest_rate(
-    ask: Setting, policy: Policy, objective: Objective, costs: StepCosts, full: float, seed: int
+    ask: FleetSetting,
+    policy: Policy,
+    objective: Objective,
+    costs: StepCosts,
+    full: float,
+    seed: int,
 ) -> float:
     """Bisection on the rate to 2 %, on the same unit gaps; 0 if even a hundredth of what plain
     decoding can do is too much.
@@ -95,7 +100,7 @@ def highest_rate(
         asked = demand(workload, ask.trace.category, seed)
         served = serve(policy, ask.trace, asked, costs, ask.server, seed=seed)
         ask.step()
-        return service(served, objective, warmup=0.1).goodput_share >= KEPT
+        return serving_metrics(served, objective, warmup=0.1).goodput_share >= KEPT
 
     low, high = 0.01 * full, 2.0 * full
     if not kept(low):

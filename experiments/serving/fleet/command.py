@@ -18,7 +18,7 @@ from experiments.serving.fleet import (
     placement,
     routing,
 )
-from experiments.serving.fleet.question import Question, Setting
+from experiments.serving.fleet.question import FleetQuestion, FleetSetting
 from experiments.serving.serve import say_what_is_stretched, settings
 from policies.base import uses_signals
 from policies.registry import parse_policies
@@ -34,12 +34,12 @@ ADAPTIVE = "vllm-dynamic,sglang-tiers,sglang-throughput,alpha-goodput,nightjar,g
 ADAPTIVE += ",payback"
 
 QUESTIONS = {
-    "table": Question(gamma_table.best_table, gamma_table.columns),
-    "break-even": Question(break_even.break_even, break_even.columns),
-    "bursts": Question(bursts.bursts, bursts.columns),
-    "capacity": Question(capacity.slo_capacity, capacity.columns),
-    "placement": Question(placement.placement, placement.columns),
-    "routing": Question(routing.routing, routing.columns),
+    "table": FleetQuestion(gamma_table.best_table, gamma_table.columns),
+    "break-even": FleetQuestion(break_even.break_even, break_even.columns),
+    "bursts": FleetQuestion(bursts.bursts, bursts.columns),
+    "capacity": FleetQuestion(capacity.slo_capacity, capacity.columns),
+    "placement": FleetQuestion(placement.placement, placement.columns),
+    "routing": FleetQuestion(routing.routing, routing.columns),
 }
 
 
@@ -73,7 +73,7 @@ def run(options: FleetOptions) -> Result:
     return Result(text, result, csv_of(columns, answer.frame))
 
 
-def setting(options: FleetOptions) -> Setting:
+def setting(options: FleetOptions) -> FleetSetting:
     """The setting that the options describe."""
     trace, priced = read_trace(options.trace), read_costs(options.timing)
     server = settings(Server(slots=priced.slots or 64), options.server, "--server")
@@ -85,10 +85,10 @@ def setting(options: FleetOptions) -> Setting:
         policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
     seeds = range(options.seed, options.seed + options.seeds)
     objective = settings(Objective(), options.slo, "--slo")
-    return Setting(trace, priced, server, objective, options.requests, seeds, tuple(policies))
+    return FleetSetting(trace, priced, server, objective, options.requests, seeds, tuple(policies))
 
 
-def basis_of(ask: Setting, options: FleetOptions) -> str:
+def basis_of(ask: FleetSetting, options: FleetOptions) -> str:
     """The basis of the answer."""
     return (
         f"acceptance of {ask.trace.meta.pair} ({options.trace.name}), costs {options.timing}, "

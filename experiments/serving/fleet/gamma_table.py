@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.common.frames import OVER_SEEDS, Column, fields_of, figure, frame_of, interval
 from experiments.common.statistics import SMALLEST, Interval
 from experiments.serving.figures import table_figure
-from experiments.serving.fleet.question import Answer, Setting, spread_line
+from experiments.serving.fleet.question import Answer, FleetSetting, spread_line
 from policies.counts.tables import BatchTable
 from policies.fixed import Fixed
 from traces.workload.workload import Workload
@@ -19,7 +19,7 @@ from traces.workload.workload import Workload
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-def best_table(ask: Setting) -> Answer:
+def best_table(ask: FleetSetting) -> Answer:
     """Best fixed gamma at every concurrency: as many users as slots, no pause."""
     sizes = [*(n for n in CONCURRENCIES if n < ask.server.slots), ask.server.slots]
     gammas = list(range(min(8, ask.trace.meta.depth) + 1))

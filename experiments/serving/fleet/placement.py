@@ -10,15 +10,15 @@ import pandas as pd
 from experiments.common.frames import Column, fields_of, figure, frame_of
 from experiments.common.statistics import Interval
 from experiments.serving.columns import POLICY
-from experiments.serving.fleet.question import Answer, Setting, distinct, spread_line
+from experiments.serving.fleet.question import Answer, FleetSetting, distinct, spread_line
 from experiments.serving.policy_runs import seed_ratio
 from policies.fixed import Fixed, Never
 from policies.registry import label
-from simulator.serving.metrics import Service
+from simulator.serving.metrics import ServingMetrics
 from traces.workload.workload import Workload
 
 
-def placement(ask: Setting) -> Answer:
+def placement(ask: FleetSetting) -> Answer:
     """Fixed and adaptive gammas with the draft here, there, and drafting ahead there."""
     costs = ask.costs()
     users = ask.server.slots
@@ -37,7 +37,7 @@ def placement(ask: Setting) -> Answer:
     policies = distinct([Never(), Fixed(1), Fixed(3), Fixed(5), Fixed(8), *ask.policies])
     speeds: dict[str, dict[str, float]] = {label(policy): {} for policy in policies}
     spreads: list[Interval] = []
-    plain_runs: Sequence[Service] = ()
+    plain_runs: Sequence[ServingMetrics] = ()
     for name, server in places.items():
         rows = ask.run(policies, workload, server, costs)
         plain_runs = plain_runs or rows[0].runs

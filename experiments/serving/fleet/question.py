@@ -14,11 +14,11 @@ from experiments.common.cost_sources import Priced
 from experiments.common.frames import Column
 from experiments.common.plots import Picture
 from experiments.common.statistics import Interval
-from experiments.serving.policy_runs import Row, costs_for, run_policies
+from experiments.serving.policy_runs import PolicyResult, costs_for, run_policies
 from policies.base import Policy
 from policies.fixed import Never
 from policies.registry import label
-from simulator.serving.metrics import Objective, Service
+from simulator.serving.metrics import Objective, ServingMetrics
 from simulator.serving.options import Server
 from traces.costs.pricing import StepCosts
 from traces.schema import Trace
@@ -26,7 +26,7 @@ from traces.workload.workload import Workload
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class FleetSetting:
     """The setting of all questions. step: called after every run of a policy."""
 
     trace: Trace
@@ -44,7 +44,7 @@ class Setting:
 
     def run(
         self, policies: Sequence[Policy], workload: Workload, server: Server, costs: StepCosts
-    ) -> list[Row]:
+    ) -> list[PolicyResult]:
         """policy_runs.run_policies here, the first tenth of the requests left out."""
         return run_policies(
             policies, self.trace, workload, costs, server, objective=self.objective,
@@ -70,10 +70,10 @@ class Answer:
     pictures: tuple[Picture, ...] = ()
 
 
-class Question(NamedTuple):
+class FleetQuestion(NamedTuple):
     """answer: computes it; columns: of the answer's frame, as people see them."""
 
-    answer: Callable[[Setting], Answer]
+    answer: Callable[[FleetSetting], Answer]
     columns: Callable[[pd.DataFrame], Sequence[Column]]
 
 
@@ -85,7 +85,7 @@ class FullLoad:
     tpot_s: float
 
 
-def full_load(ask: Setting, costs: StepCosts) -> FullLoad:
+def full_load(ask: FleetSetting, costs: StepCosts) -> FullLoad:
     """As many users as slots, no pause."""
     users = ask.server.slots
     workload = Workload(requests=max(ask.requests, 8 * users), process="closed", users=users)
@@ -98,7 +98,7 @@ def distinct(policies: Sequence[Policy]) -> list[Policy]:
     return list({label(policy): policy for policy in policies}.values())
 
 
-def reply_s(run: Service) -> float:
+def reply_s(run: ServingMetrics) -> float:
     """Mean seconds of a reply."""
     return run.end_to_end.mean
 

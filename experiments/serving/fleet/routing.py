@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.common.frames import OVER_SEEDS, Column, frame_of, interval
 from experiments.common.statistics import Interval
 from experiments.serving.columns import POLICY
-from experiments.serving.fleet.question import Answer, Setting, distinct, full_load
+from experiments.serving.fleet.question import Answer, FleetSetting, distinct, full_load
 from policies.fixed import Fixed, Never
 from policies.registry import label
 from traces.workload.workload import Workload
@@ -18,7 +18,7 @@ REPLICAS, LOAD = 2, 0.85
 ROUTERS = ("round-robin", "least-outstanding", "shortest-queue")
 
 
-def routing(ask: Setting) -> Answer:
+def routing(ask: FleetSetting) -> Answer:
     """The slowest first tokens of two replicas at 0.85 of plain decoding's capacity, by router."""
     costs = ask.costs()
     rate_per_s = REPLICAS * LOAD * full_load(ask, costs).requests_per_s

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from experiments.common.cost_sources import step_costs
-from experiments.comparison.certainty_text import belief_table, misled, ranking, sides
+from experiments.comparison.certainty import belief_table, misled, ranking, sides
 from experiments.comparison.sensitivity import (
     Belief,
     Case,

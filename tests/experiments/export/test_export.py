@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from experiments.common.cost_sources import step_costs
-from experiments.export.engines import ENGINES, Setting, find_engine
+from experiments.export.engines import ENGINES, EngineSetting, find_engine
 from experiments.export.export import THRESHOLDS, Export, export
 from experiments.export.replay import (
     best_ranges,
@@ -191,7 +191,7 @@ def test_trtllm_lets_no_batch_draft_more_than_the_smallest(trace: Trace) -> None
     assert [row.best_gamma for row in bound.predicted.batches] == [1, 3]
     hopeless = {1: Affine(2.0, 1.0), 4: Affine(2.0, 10.0)}
     off = export(parse_policy("ucb"), find_engine("trtllm"), trace, timing_of(hopeless))
-    assert off.setting == Setting(0) and off.rendered.settings == {}
+    assert off.setting == EngineSetting(0) and off.rendered.settings == {}
     assert off.predicted.loss < 0
 
 
@@ -268,7 +268,7 @@ def test_a_fixed_length_stays_what_it_is(exported: Any, to: str) -> None:
 @pytest.mark.parametrize("to", ENGINES)
 def test_never_is_the_engine_without_a_draft(exported: Any, trace: Trace, to: str) -> None:
     result = exported("never", to)
-    assert result.setting == Setting(0) and result.rendered.settings == {}
+    assert result.setting == EngineSetting(0) and result.rendered.settings == {}
     pasted = [line for line in text_of(result, trace).splitlines() if not line.startswith("#")]
     assert not any("spec" in line for line in pasted if line != "speculative_config: null")
     assert result.predicted.loss == pytest.approx(0.0, abs=1e-12)
@@ -304,14 +304,14 @@ def test_loss_is_the_policys_speed_against_the_tuned_fixed_length(
 @pytest.mark.parametrize(
     ("spec", "setting"),
     [
-        ("hf-heuristic", Setting(5, schedule="heuristic_transient")),
-        ("hf-heuristic:gamma0=7,transient=false", Setting(7, schedule="heuristic")),
-        ("hf-confidence:gamma_max=6,threshold=0.3", Setting(6, 0.3)),
-        ("hf-roc:gamma_max=6", Setting(6, 0.4, moving=True)),
+        ("hf-heuristic", EngineSetting(5, schedule="heuristic_transient")),
+        ("hf-heuristic:gamma0=7,transient=false", EngineSetting(7, schedule="heuristic")),
+        ("hf-confidence:gamma_max=6,threshold=0.3", EngineSetting(6, 0.3)),
+        ("hf-roc:gamma_max=6", EngineSetting(6, 0.4, moving=True)),
     ],
 )
 def test_transformers_own_rules_are_not_translated(
-    exported: Any, spec: str, setting: Setting
+    exported: Any, spec: str, setting: EngineSetting
 ) -> None:
     result = exported(spec, "hf")
     assert result.setting == setting and stand_in(setting) == parse_policy(spec)
@@ -357,7 +357,7 @@ def test_gammatune_plus_keeps_its_threshold_and_tail_pruning_gets_one(
     assert tuned.gamma == 6
     assert tuned.threshold == min(THRESHOLDS, key=lambda threshold: seconds(6, threshold))
     # Where nothing stops at doubt, they are fixed lengths.
-    assert exported("tail-pruning:gamma_max=6", "sglang").setting == Setting(3)
+    assert exported("tail-pruning:gamma_max=6", "sglang").setting == EngineSetting(3)
 
 
 def test_a_dropped_token_by_hand() -> None:
@@ -396,11 +396,14 @@ def test_one_batch_size_makes_no_table(trace: Trace) -> None:
     alone = timing_of({1: Affine(2.0, 10.0)})
     for to in ("vllm", "trtllm"):
         result = export(parse_policy("gammatune"), find_engine(to), trace, alone)
-        assert result.setting == Setting(3)
+        assert result.setting == EngineSetting(3)
         text = export_text(result, trace, "t.parquet", alone, "t.json")
         assert "would have one row" in text.replace("\n# ", " ")
     same = {1: Affine(2.0, 10.0), 4: Affine(2.0, 10.0)}
-    for to, setting in (("vllm", Setting(3)), ("trtllm", Setting(3, table=((1, 4, 3),)))):
+    for to, setting in (
+        ("vllm", EngineSetting(3)),
+        ("trtllm", EngineSetting(3, table=((1, 4, 3),))),
+    ):
         result = export(parse_policy("gammatune"), find_engine(to), trace, timing_of(same))
         assert result.setting == setting
 
@@ -437,13 +440,13 @@ def test_every_policy_of_the_shelf_can_be_exported(exported: Any) -> None:
 def test_a_trace_without_signals_exports_what_needs_none(trace: Trace) -> None:
     blind = dataclasses.replace(trace, top1_prob=None, entropy=None)
     result = export(parse_policy("gammatune"), find_engine("hf"), blind, crowded())
-    assert result.setting == Setting(3) and not result.predicted.alternatives
+    assert result.setting == EngineSetting(3) and not result.predicted.alternatives
     with pytest.raises(Exception, match="signals"):
         export(parse_policy("hf-confidence"), find_engine("hf"), blind, crowded())
 
 
 def test_stand_ins() -> None:
-    assert stand_in(Setting(3)) == Fixed(3)
-    assert stand_in(Setting(3, table=((1, 2, 1), (3, 4, 3)))) == Fixed(1)
-    assert stand_in(Setting(3, schedule="heuristic")) == HFHeuristic(3, transient=False)
-    assert stand_in(Setting(0)) == Fixed(0) != Never()
+    assert stand_in(EngineSetting(3)) == Fixed(3)
+    assert stand_in(EngineSetting(3, table=((1, 2, 1), (3, 4, 3)))) == Fixed(1)
+    assert stand_in(EngineSetting(3, schedule="heuristic")) == HFHeuristic(3, transient=False)
+    assert stand_in(EngineSetting(0)) == Fixed(0) != Never()

@@ -37,7 +37,7 @@ from traces.timing import read_timing
 
 LONGEST = 6  # gamma, in these worlds
 LANES: dict[str, Any] = {"autoreset_mode": "SameStep", "copy": False}
-SHORT = ppo.Settings(iterations=60, horizon=32, hidden=16, learning_rate=5e-3)
+SHORT = ppo.PPOSettings(iterations=60, horizon=32, hidden=16, learning_rate=5e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +99,18 @@ class TokensPerSecond(RoundVectorEnv):
         return obs, rounds["emitted"] / rounds["elapsed_s"] / 100.0, terminated, truncated, infos
 
 
-def trained(world: World, cls: Any, settings: ppo.Settings = SHORT, **changes: Any) -> list[Any]:
+def trained(
+    condition: World, cls: Any, settings: ppo.PPOSettings = SHORT, **changes: Any
+) -> list[Any]:
     """Weights after a short run of our PPO."""
     torch.set_num_threads(1)
     env = cls(
-        128, world.trace(seed=1), world.costs, autoreset_mode="SameStep", copy=False, **changes
+        128,
+        condition.trace(seed=1),
+        condition.costs,
+        autoreset_mode="SameStep",
+        copy=False,
+        **changes,
     )
     state = ppo.State(env, settings)
     for _ in range(settings.iterations):
@@ -117,13 +124,15 @@ def test_ppo_finds_the_known_answer(name: str) -> None:
     rounding. So the first of four that has found the answer on other requests of the training kind
     is judged, as `gammalab train` chooses by its quarter.
     """
-    world = WORLDS[name]
+    condition = WORLDS[name]
     for seed in range(4):
         settings = dataclasses.replace(SHORT, iterations=120, seed=seed)
-        weights = trained(world, RoundVectorEnv, settings, reward="average", rho=world.rho())
-        if world.share(weights, seed=2) >= 0.98:
+        weights = trained(
+            condition, RoundVectorEnv, settings, reward="average", rho=condition.rho()
+        )
+        if condition.share(weights, seed=2) >= 0.98:
             break
-    assert world.share(weights) >= 0.98
+    assert condition.share(weights) >= 0.98
 
 
 SHORT_REPLIES = dataclasses.replace(WORLDS["one rate"], tokens=50)
@@ -138,9 +147,9 @@ def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
     """It prefers plain rounds, for there are more of them: 6 drafts of rate 0.8 at c = 10 emit 3.95
     tokens in 16 steps, a reward of 0.25 for every 3.95 tokens; plain decoding gets 0.1 for each.
     """
-    world = SHORT_REPLIES
-    learned = neural_policy(quantise(*trained(world, TokensPerSecond)))
-    trace, costs = world.trace(seed=99), world.table()
+    condition = SHORT_REPLIES
+    learned = neural_policy(quantise(*trained(condition, TokensPerSecond)))
+    trace, costs = condition.trace(seed=99), condition.table()
 
     def summed(policy: Policy) -> float:
         log = replay(policy, trace, costs)
@@ -148,7 +157,7 @@ def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
 
     assert summed(learned) > 1.3 * summed(Fixed(LONGEST))  # by its own measure it has learned
     seconds = float(tally(learned, trace, costs).decode_s.sum())
-    assert world.optimum_s(trace) / seconds < 0.6
+    assert condition.optimum_s(trace) / seconds < 0.6
 
 
 @pytest.mark.parametrize("name", list(WORLDS))
@@ -157,12 +166,12 @@ def test_dqn_finds_the_known_answer(name: str) -> None:
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
-    world = WORLDS[name]
-    options = LANES | {"reward": "average", "rho": world.rho()}
-    env = RoundVectorEnv(64, world.trace(seed=1), world.costs, **options)
+    condition = WORLDS[name]
+    options = LANES | {"reward": "average", "rho": condition.rho()}
+    env = RoundVectorEnv(64, condition.trace(seed=1), condition.costs, **options)
     model = make_model("dqn", LaneVecEnv(env), SHORT)
     model.learn(120_000)
-    assert world.share(actor_weights(model)) >= 0.98
+    assert condition.share(actor_weights(model)) >= 0.98
 
 
 def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
@@ -170,16 +179,16 @@ def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
-    world = WORLDS["one rate"]
+    condition = WORLDS["one rate"]
     native = RoundVectorEnv(
-        64, world.trace(seed=1), world.costs, autoreset_mode="SameStep", reward="average"
+        64, condition.trace(seed=1), condition.costs, autoreset_mode="SameStep", reward="average"
     )
     env = LaneVecEnv(native)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env.seed(3)
         first = env.reset()
-    assert np.array_equal(first, native.stage.world.obs)
+    assert np.array_equal(first, native.stage.condition.obs)
     ends = 0
     for _ in range(150):
         _, rewards, dones, infos = env.step(np.full(64, 4))
@@ -187,12 +196,12 @@ def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
         for lane in np.flatnonzero(dones):
             ends += 1
             seen = infos[lane]["terminal_observation"]
-            assert np.array_equal(seen, native.stage.world.final[lane])
+            assert np.array_equal(seen, native.stage.condition.final[lane])
             assert not infos[lane]["TimeLimit.truncated"]
     assert ends >= 64
     model = make_model("ppo", env, SHORT)
     model.learn(64 * 32 * 60)
-    assert world.share(actor_weights(model)) >= 0.98
+    assert condition.share(actor_weights(model)) >= 0.98
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +220,12 @@ def test_halves_do_not_overlap_and_the_held_out_one_is_not_there(task: Task) -> 
     env = task.env(8)
     for _ in range(40):
         env.step(np.zeros(8, dtype=np.int64))
-        assert env.stage.world.lanes["request"].max() < len(task.fit.traces[0].request_id)
-    assert set(env.stage.world.lanes["cost"].tolist()) == {0, 1}
+        assert env.stage.condition.lanes["request"].max() < len(task.fit.traces[0].request_id)
+    assert set(env.stage.condition.lanes["cost"].tolist()) == {0, 1}
 
 
 def test_a_stopped_run_ends_in_the_same_weights(task: Task, tmp_path: Path) -> None:
-    settings = ppo.Settings(iterations=8, horizon=8, hidden=8)
+    settings = ppo.PPOSettings(iterations=8, horizon=8, hidden=8)
     whole = fit_ppo(task, settings, lanes=32, folder=tmp_path / "whole", check=2)
 
     class Killed(Exception):
@@ -258,16 +267,16 @@ def test_demonstrations_are_the_clairvoyant(cls: Any) -> None:
     table = next(iter(pool.tables.values()))
     best_s = float(clairvoyant(trace, table).elapsed_s.sum())
     env = RoundVectorEnv(1, trace, timing, copy=False, autoreset_mode="SameStep")
-    choice, world, seconds = schedules(pool)[0], env.stage.world, 0.0
+    choice, condition, seconds = schedules(pool)[0], env.stage.condition, 0.0
     for row in (0, 1):
         env.reset(seed=0, options={"requests": row})
         ended = False
         while not ended:
-            lane = world.lanes[0]
+            lane = condition.lanes[0]
             gamma = choice[lane["at"], min(lane["lag"], choice.shape[1] - 1)]
             terminated = env.step(np.array([gamma]))[2]
             ended = bool(terminated[0])
-            seconds += float(world.outcomes["elapsed_s"][0])
+            seconds += float(condition.outcomes["elapsed_s"][0])
     assert seconds == pytest.approx(best_s, rel=1e-12)
     several = cls(32, trace, timing, autoreset_mode="SameStep", copy=False)
     seen, done = demonstrations(several, 64, seed=0)

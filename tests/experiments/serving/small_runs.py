@@ -10,7 +10,7 @@ import numpy as np
 
 from policies.fixed import Fixed
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from tests.command import Outcome, gammalab
 from tests.results import lively_trace, make_timing, make_trace
@@ -55,7 +55,7 @@ def save_bare(folder: Path) -> tuple[object, ...]:
     return ("--trace", folder / "bare.parquet")
 
 
-def by_hand(log: bool = True, **server: Any) -> tuple[Served, Trace]:
+def by_hand(log: bool = True, **server: Any) -> tuple[ServingResult, Trace]:
     """Four requests, two drafts a round, every iteration 12 s: see test_service."""
     trace = make_trace([[2, 1, 0, 0], [0, 0, 0], [0], [1, 0]], ["a", "b", "c", "d"], ["x"] * 4)
     costs = tabulate(Affine(draft_fixed=1, target_fixed=10), range(1, 3), width=6)

@@ -24,7 +24,7 @@ from experiments.serving.fleet.gamma_table import (
     merged,
     table_policy,
 )
-from experiments.serving.fleet.question import Answer, Setting, full_load, spread_line
+from experiments.serving.fleet.question import Answer, FleetSetting, full_load, spread_line
 from policies.base import Policy, View
 from policies.counts.tables import BatchTable
 from policies.fixed import Never
@@ -54,9 +54,11 @@ def ask_of(
     objective: Objective = Objective(),  # noqa: B008 (frozen)
     policies: tuple[Policy, ...] = (),
     seeds: int = 1,
-) -> Setting:
+) -> FleetSetting:
     priced = Priced(model, {"timing": "by hand"}, 0)
-    return Setting(trace, priced, Server(slots=slots), objective, requests, range(seeds), policies)
+    return FleetSetting(
+        trace, priced, Server(slots=slots), objective, requests, range(seeds), policies
+    )
 
 
 def steady(alpha: float, depth: int = 4) -> Trace:

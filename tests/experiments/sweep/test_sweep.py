@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from experiments.sweep import jobs as sweeping
-from experiments.sweep.jobs import World, jobs_of, sweep, tuned, worlds_of
+from experiments.sweep import jobs as sweep_jobs
+from experiments.sweep.jobs import Condition, conditions_of, jobs_of, sweep, tuned
 from experiments.sweep.search_space import SPACES
 from experiments.sweep.suites import PAPER_GAMMAS, SUITES, Suite
 from experiments.sweep.tuning import candidates, value_at
@@ -32,14 +32,14 @@ SUITE = dataclasses.replace(SUITE, trials=6)
 
 
 @pytest.fixture
-def worlds() -> list[World]:
+def conditions() -> list[Condition]:
     generator = np.random.default_rng(0)
     trace = synthetic.bursty(0.9, 0.4, generator, requests=12, reply_tokens=60, signals=True)
-    return worlds_of({"bursty": trace}, ["c=6", "c=20"], [0], None)
+    return conditions_of({"bursty": trace}, ["c=6", "c=20"], [0], None)
 
 
-def run(worlds: list[World], folder: Path, **how: Any) -> list[dict[str, Any]]:
-    return sweep(worlds, jobs_of(SUITE, worlds), folder, **how)
+def run(conditions: list[Condition], folder: Path, **how: Any) -> list[dict[str, Any]]:
+    return sweep(conditions, jobs_of(SUITE, conditions), folder, **how)
 
 
 def test_spaces_name_fields_of_policies_and_hold_their_defaults_kind() -> None:
@@ -81,27 +81,29 @@ def test_an_unknown_search_is_named() -> None:
         list(candidates(Fixed(), "gird", 3, 0, lambda policy: 0.0))
 
 
-def test_the_best_setting_is_that_of_the_training_half(worlds: list[World], tmp_path: Path) -> None:
-    rows = run(worlds, tmp_path)
-    for world in worlds:
-        gamma, _ = best_fixed(world.train, world.costs, range(1, 17))
-        chosen = {policy.name: policy for policy in tuned(rows, world)}
-        tried = [r for r in rows if r["policy"] == "fixed" and r["cost"] == world.cost]
+def test_the_best_setting_is_that_of_the_training_half(
+    conditions: list[Condition], tmp_path: Path
+) -> None:
+    rows = run(conditions, tmp_path)
+    for condition in conditions:
+        gamma, _ = best_fixed(condition.train, condition.costs, range(1, 17))
+        chosen = {policy.name: policy for policy in tuned(rows, condition)}
+        tried = [r for r in rows if r["policy"] == "fixed" and r["cost"] == condition.cost]
         least = min(tried, key=lambda row: row["train_s"])
         assert label(chosen["fixed"]) == least["label"]
         if len(tried) == 16:
             assert chosen["fixed"] == Fixed(gamma)
         assert chosen["goodput"] == parse_policy("goodput:gamma_max=4")
-        one = next(r for r in rows if r["policy"] == "gammatune" and r["cost"] == world.cost)
-        for part, trace in (("train", world.train), ("test", world.test)):
-            log = replay(parse_policy(one["label"]), trace, world.costs)
+        one = next(r for r in rows if r["policy"] == "gammatune" and r["cost"] == condition.cost)
+        for part, trace in (("train", condition.train), ("test", condition.test)):
+            log = replay(parse_policy(one["label"]), trace, condition.costs)
             assert one[f"{part}_s"] == pytest.approx(float(log.elapsed_s.sum()), rel=1e-12)
             assert one[f"{part}_rounds"] == len(log) and one[f"{part}_tokens"] == trace.positions
 
 
-def test_processes_give_the_rows_of_one(worlds: list[World], tmp_path: Path) -> None:
-    here = run(worlds, tmp_path / "a")
-    there = run(worlds, tmp_path / "b", workers=2)
+def test_processes_give_the_rows_of_one(conditions: list[Condition], tmp_path: Path) -> None:
+    here = run(conditions, tmp_path / "a")
+    there = run(conditions, tmp_path / "b", workers=2)
     assert here == there
     files = [sorted(p.name for p in (tmp_path / x / "jobs").iterdir()) for x in "ab"]
     assert files[0] == files[1]
@@ -111,26 +113,26 @@ def test_processes_give_the_rows_of_one(worlds: list[World], tmp_path: Path) -> 
         ).read_bytes()
 
 
-def test_ray_gives_the_rows_of_one_process(worlds: list[World], tmp_path: Path) -> None:
+def test_ray_gives_the_rows_of_one_process(conditions: list[Condition], tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    assert run(worlds, tmp_path / "a") == run(worlds, tmp_path / "b", ray="local")
+    assert run(conditions, tmp_path / "a") == run(conditions, tmp_path / "b", ray="local")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:x"])
 def test_a_ray_that_does_not_answer_is_named(
-    address: str, worlds: list[World], tmp_path: Path
+    address: str, conditions: list[Condition], tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=f"--ray {address}: nobody answers"):
-        run(worlds, tmp_path, ray=address)
+        run(conditions, tmp_path, ray=address)
 
 
 def test_an_interrupted_sweep_goes_on(
-    worlds: list[World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conditions: list[Condition], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(worlds, tmp_path / "whole")
+    whole = run(conditions, tmp_path / "whole")
     played: list[str] = []
-    work = sweeping.work
+    work = sweep_jobs.work
 
     def stops(shared: Any, job: Any) -> Any:
         if len(played) == 3:
@@ -138,23 +140,23 @@ def test_an_interrupted_sweep_goes_on(
         played.append(job.policy.name)
         return work(shared, job)
 
-    monkeypatch.setattr(sweeping, "work", stops)
+    monkeypatch.setattr(sweep_jobs, "work", stops)
     with pytest.raises(KeyboardInterrupt):
-        run(worlds, tmp_path / "b")
+        run(conditions, tmp_path / "b")
     assert len(list((tmp_path / "b/jobs").iterdir())) == 3
     played[:] = ["gone on"] * 10
-    assert run(worlds, tmp_path / "b") == whole
-    assert len(played) == 10 + len(jobs_of(SUITE, worlds)) - 3  # nothing was done again
-    run(worlds, tmp_path / "b")
-    assert len(played) == 10 + len(jobs_of(SUITE, worlds)) - 3
+    assert run(conditions, tmp_path / "b") == whole
+    assert len(played) == 10 + len(jobs_of(SUITE, conditions)) - 3  # nothing was done again
+    run(conditions, tmp_path / "b")
+    assert len(played) == 10 + len(jobs_of(SUITE, conditions)) - 3
 
 
-def test_a_damaged_job_is_named(worlds: list[World], tmp_path: Path) -> None:
-    run(worlds, tmp_path)
+def test_a_damaged_job_is_named(conditions: list[Condition], tmp_path: Path) -> None:
+    run(conditions, tmp_path)
     one = next((tmp_path / "jobs").iterdir())
     one.write_bytes(one.read_bytes()[:100])
     with pytest.raises(InputError, match=f"{one.name}.*delete it and sweep again"):
-        run(worlds, tmp_path)
+        run(conditions, tmp_path)
 
 
 def test_position_is_the_best_fixed_length_and_bounds_bound() -> None:
@@ -213,7 +215,7 @@ def test_the_paper(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call("paper", "--trace", trace_file, "--cost", "c=5", "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
     at = next(k for k, line in enumerate(lines) if line.split()[:2] == ["3", line.split()[1]])
-    trace = worlds_of({"t": sweeping_trace(trace_file)}, ["c=5"], [0], None)[0]
+    trace = conditions_of({"t": sweeping_trace(trace_file)}, ["c=5"], [0], None)[0]
     fixed, tune = (
         float(replay(parse_policy(spec), trace.test, trace.costs).elapsed_s.sum())
         for spec in ("fixed:gamma=3", "gammatune:gamma0=3")
@@ -237,8 +239,8 @@ def test_the_paper(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(set(means.values())) > 2  # the variants are not all one
 
 
-def seconds_of(spec: str, world: World) -> float:
-    return float(replay(parse_policy(spec), world.test, world.costs).elapsed_s.sum())
+def seconds_of(spec: str, condition: Condition) -> float:
+    return float(replay(parse_policy(spec), condition.test, condition.costs).elapsed_s.sum())
 
 
 def sweeping_trace(path: Path) -> Any:

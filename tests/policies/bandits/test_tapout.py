@@ -20,11 +20,11 @@ from tests.policies.bandits.outcomes import choose, feed, outcome, view
         (CONFIDENCE, Draft(1, 0.8, 9.0), Draft(1, 0.79, 0.0)),
     ],
 )
-def test_tapout_rules(rule: int, goes_on: Draft, stops: Draft) -> None:
+def test_tapout_rules(rule: int, continues: Draft, stops: Draft) -> None:
     policy = TapOut()
     state = policy.new_state(1)
     state.rule[0] = rule
-    assert policy.proceed(state, 0, goes_on) and not policy.proceed(state, 0, stops)
+    assert policy.proceed(state, 0, continues) and not policy.proceed(state, 0, stops)
     for other in (LONG, SHORT):
         state.rule[0] = other
         assert policy.proceed(state, 0, stops)

@@ -28,7 +28,7 @@ from policies.learned.neural import (
     quantise,
 )
 from policies.learned.observation import GRID
-from policies.overhead import charged, own_seconds
+from policies.overhead import charged, measured_overhead
 from policies.registry import (
     FAMILIES,
     SHELF,
@@ -383,7 +383,7 @@ def test_a_server_pays_for_every_row() -> None:
 
 def test_own_seconds() -> None:
     for kind in KINDS:
-        round_s, token_s = own_seconds(neural_policy(random_network(kind, 4)), rounds=50)
+        round_s, token_s = measured_overhead(neural_policy(random_network(kind, 4)), rounds=50)
         assert 1e-6 < round_s < 1e-2
         assert (token_s == 0.0) if kind == PER_ROUND else (1e-6 < token_s < 1e-2)
 

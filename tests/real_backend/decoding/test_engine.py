@@ -22,7 +22,7 @@ from real_backend.decoding.verify import distribution
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from tests.specimens import save_pair, write_prompts
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
@@ -40,7 +40,9 @@ def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace
     """A greedy two-turn trace of the tiny pair and the requests it recorded."""
     folder = tmp_path_factory.mktemp("greedy")
     questions = read_questions(write_prompts(folder / "p.jsonl", questions=6, turns=2))
-    trace = capture(pair, questions, folder / "t.parquet", Settings(max_new_tokens=40, depth=8))
+    trace = capture(
+        pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=40, depth=8)
+    )
     return trace, requests_of_trace(questions, trace, pair)
 
 
@@ -221,7 +223,7 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(
 
 
 @pytest.mark.parametrize("name", SHELF)
-def test_forced_acceptance_is_the_replay_on_any_models(
+def test_replayed_acceptance_is_the_replay_on_any_models(
     pair_folder: Path, costs: StepCosts, name: str
 ) -> None:
     """A made-up trace, recorded with nobody's models, decides; the forwards are real."""
@@ -290,13 +292,13 @@ def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts) -> None:
             ended[tokens[0]] += 1
     module = pair.target.module
 
-    def law(ids: list[int]) -> np.ndarray:
+    def sampling(ids: list[int]) -> np.ndarray:
         with torch.inference_mode():
             logits = module(torch.tensor([ids])).logits[0, -1]
         return distribution(logits, temperature, 0.9).double().numpy()
 
-    first = law(prompt)
-    joint = np.stack([first[a] * law([*prompt, a]) for a in range(64)])
+    first = sampling(prompt)
+    joint = np.stack([first[a] * sampling([*prompt, a]) for a in range(64)])
     joint[1] = 0.0  # the end token ends the reply
     seen_flat = np.append(seen.ravel(), ended[1])
     law_flat = np.append(joint.ravel(), first[1])
@@ -318,7 +320,9 @@ def test_vocabularies_padded_differently(tmp_path: Path, costs: StepCosts) -> No
     padded = load_pair(resolve_pair(str(folder), None, None), device="cpu")
     assert padded.vocab_size == 64
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=3))
-    trace = capture(padded, questions, tmp_path / "t.parquet", Settings(max_new_tokens=24, depth=4))
+    trace = capture(
+        padded, questions, tmp_path / "t.parquet", CaptureSettings(max_new_tokens=24, depth=4)
+    )
     run = Engine(padded, costs, max_gamma=4).decode(
         Fixed(4), requests_of_trace(questions, trace, padded), max_new_tokens=24
     )

@@ -21,7 +21,7 @@ from real_backend.decoding.bench import LAGS, Bench
 from real_backend.decoding.cuda_graphs import GraphRecorder
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import LACKING, GraphSteps
-from real_backend.decoding.steps import GREEDY, Feed, Law
+from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.models.pair import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
 from tests.fake_cuda import FakeGraph, install
@@ -180,11 +180,18 @@ def test_policies_may_change_in_mid_reply(pair: Any, fake: Any) -> None:
         steps, found = GraphSteps(pair, 1, 128, record), []
         ids = list(range(3, 15))
         steps.prefill(Feed(0, ids[:-1], 0))
-        for looks, law in ((False, Law()), (True, Law()), (True, Law(0.7, 0.9)), (False, Law())):
-            uniforms = [[0.3, 0.6, 0.9]] if law.temperature else NONE
-            seen = steps.draft_first([Feed(0, ids[-1:], len(ids) - 1)], law, looks, uniforms)
+        for reads_signals, sampling in (
+            (False, Sampling()),
+            (True, Sampling()),
+            (True, Sampling(0.7, 0.9)),
+            (False, Sampling()),
+        ):
+            uniforms = [[0.3, 0.6, 0.9]] if sampling.temperature else NONE
+            seen = steps.draft_first(
+                [Feed(0, ids[-1:], len(ids) - 1)], sampling, reads_signals, uniforms
+            )
             steps.draft_next([0])
-            verdict = steps.verify([Feed(0, ids[-1:], len(ids) - 1)], law, uniforms)[0]
+            verdict = steps.verify([Feed(0, ids[-1:], len(ids) - 1)], sampling, uniforms)[0]
             found += [seen, verdict]
             ids += [*verdict.drafted[: verdict.accepted], verdict.extra]
         answers.append(found)
@@ -196,7 +203,7 @@ def test_longer_rotary_tables_do_not_free_the_recorded_ones(pair: Any, fake: Any
     lean = pair.target.lean
     steps = GraphSteps(pair, 1, 128, GraphRecorder(CPU))
     lean._cos, lean._sin = lean._cos.clone(), lean._sin.clone()  # another's longer tables
-    steps.verify([Feed(0, [5], 4)], Law(), NONE)  # recorded on these
+    steps.verify([Feed(0, [5], 4)], Sampling(), NONE)  # recorded on these
     recorded = lean._cos, lean._sin
     lean.new_cache(lean._cos.shape[0] + 64)
     assert lean._cos is not recorded[0]
@@ -214,7 +221,7 @@ def test_batches_keep_their_graphs(pair: Any, costs: StepCosts, fake: Any) -> No
     assert all(kept)
 
 
-def check_of(pair: Any) -> graph_check.Check:
+def check_of(pair: Any) -> graph_check.GraphCheck:
     return graph_check.check(pair, GraphRecorder(CPU))
 
 

@@ -1,4 +1,4 @@
-"""A sitting as files: its command, forced acceptance, logs judged where none were made."""
+"""A sitting as files: its command, replayed acceptance, logs judged where none were made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from real_backend.decoding.sitting_file import load_states, saved_state
 from real_backend.options import SittingOptions
 from real_backend.prompts import read_questions
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
 from tests.specimens import write_prompts
@@ -55,7 +55,7 @@ def files(pair: Any, pair_folder: Path, tmp_path_factory: pytest.TempPathFactory
     """The tiny pair's folder, its prompts, a trace of them and a timing."""
     folder = tmp_path_factory.mktemp("passes")
     prompts = write_prompts(folder / "prompts.jsonl")
-    settings = Settings(24, 0.0, 1.0, 16, 0, 1)
+    settings = CaptureSettings(24, 0.0, 1.0, 16, 0, 1)
     capture(pair, read_questions(prompts), folder / "trace.parquet", settings)
     make_timing().write(folder / "timing.json")
     return pair_folder, prompts, folder / "trace.parquet", folder / "timing.json"
@@ -294,7 +294,7 @@ def test_logs_of_two_runs_or_of_another_trace_are_refused(
     assert "requests of another trace" in capsys.readouterr().err
 
 
-def test_forced_acceptance_says_so_everywhere(
+def test_replayed_acceptance_says_so_everywhere(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pair of random weights that never made the trace takes exactly the replay's rounds."""
@@ -320,7 +320,7 @@ def test_forced_acceptance_says_so_everywhere(
     assert found["machine"]["acceptance"] == found["acceptance"] == f"trace of {pair.name}"
 
 
-def test_forced_dialogues_must_fit(
+def test_replayed_dialogues_must_fit(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((files[0] / "target/config.json").read_text())

@@ -124,8 +124,8 @@ def test_output_has_the_targets_law() -> None:
         first[emitted[0]] += 1
         if len(emitted) > 1:
             second[emitted[1]] += 1
-    for seen, law in ((first, target[0]), (second, target[1])):
-        expected = law.double().numpy() / float(law.double().sum()) * seen.sum()
+    for seen, sampling in ((first, target[0]), (second, target[1])):
+        expected = sampling.double().numpy() / float(sampling.double().sum()) * seen.sum()
         assert stats.chisquare(seen, expected).pvalue > 1e-3
     accept = float(torch.minimum(target[0], draft[0]).sum())
     assert second.sum() / rounds == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(rounds))

@@ -21,7 +21,7 @@ def joint_law(module: Any, temperature: float, top_p: float) -> np.ndarray:
     behind an end token is padding, 0.
     """
 
-    def law(ids: list[int]) -> np.ndarray:
+    def sampling(ids: list[int]) -> np.ndarray:
         with torch.inference_mode():
             scores = module(torch.tensor([ids])).logits[:, -1] / temperature
             if top_p < 1.0:
@@ -29,16 +29,16 @@ def joint_law(module: Any, temperature: float, top_p: float) -> np.ndarray:
         return scores.double().softmax(-1)[0].numpy()
 
     prompt = TINY_PROMPT[0].tolist()
-    first = law(prompt)
-    joint = np.stack([first[a] * law([*prompt, a]) for a in range(64)])
+    first = sampling(prompt)
+    joint = np.stack([first[a] * sampling([*prompt, a]) for a in range(64)])
     joint[1] = 0.0
     joint[1, 0] = first[1]
     return joint.ravel()
 
 
-def chi_square_p(seen: np.ndarray, law: np.ndarray) -> float:
+def chi_square_p(seen: np.ndarray, sampling: np.ndarray) -> float:
     """p-value of counts against a law; cells that expect fewer than 5 are one cell."""
-    expected = law * seen.sum()
+    expected = sampling * seen.sum()
     big = expected >= 5
     observed = np.append(seen[big], seen[~big].sum())
     expected = np.append(expected[big], expected[~big].sum())

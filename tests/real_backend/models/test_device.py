@@ -21,7 +21,7 @@ from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import MeasureOptions, PairOptions
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from tests.specimens import write_prompts
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
@@ -95,7 +95,7 @@ def test_only_the_logits_that_are_needed(
     monkeypatch.setattr(LeanReader, "read", noted)
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=3))
     for batch in (1, 3):
-        settings = Settings(max_new_tokens=6, depth=1, batch=batch)
+        settings = CaptureSettings(max_new_tokens=6, depth=1, batch=batch)
         capture(pair, questions, tmp_path / f"{batch}.parquet", settings)
     assert max(width for width, _ in asked) > 8
     assert all(last is not None and last <= 7 for width, last in asked)

@@ -19,7 +19,7 @@ from real_backend.models import shapes
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import Settings
+from real_backend.recording.coupling import CaptureSettings
 from real_backend.recording.measure import measure
 from tests.results import make_timing, make_trace, save_inputs
 from tests.specimens import write_prompts
@@ -258,7 +258,7 @@ def test_unusable_configurations_are_one_line(tmp_path: Path) -> None:
 def test_text_is_refused(tiny: Path, tmp_path: Path) -> None:
     questions = read_questions(write_prompts(tmp_path / "p.jsonl"))
     with pytest.raises(InputError, match="random weights and no tokenizer"):
-        capture(load(tiny), questions, tmp_path / "t.parquet", Settings())
+        capture(load(tiny), questions, tmp_path / "t.parquet", CaptureSettings())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from real_backend.options import CaptureOptions, PairOptions
 from real_backend.prompts import read_questions, request_for, requests_of_trace
 from real_backend.recording import capture as capture_module
 from real_backend.recording.capture import capture, run, run_lengths
-from real_backend.recording.coupling import Settings, decode_coupled, draw_uniforms
+from real_backend.recording.coupling import CaptureSettings, decode_coupled, draw_uniforms
 from real_backend.recording.rollout import Choose, FloatArray
 from tests.results import lively_trace
 from tests.specimens import save_llama, save_pair, save_tokenizer, write_prompts
@@ -30,8 +30,8 @@ from traces.errors import InputError
 from traces.store import read_trace
 from traces.trace_writer import TraceWriter
 
-SAMPLED = Settings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
-GREEDY = Settings(max_new_tokens=30, depth=6)
+SAMPLED = CaptureSettings(max_new_tokens=30, depth=6, temperature=0.8, top_p=0.95, seed=3)
+GREEDY = CaptureSettings(max_new_tokens=30, depth=6)
 
 
 def roll_out_one_by_one(
@@ -51,8 +51,8 @@ def roll_out_one_by_one(
         feed, start = torch.tensor([ids[: prompt + int(i)]]), 0
         for step in range(depth):
             logits = draft.read(feed, start)[0, -1:]
-            token, law = choose_at(logits, np.asarray([i]), step)
-            found[row, step] = signals(law)[0].numpy()
+            token, sampling = choose_at(logits, np.asarray([i]), step)
+            found[row, step] = signals(sampling)[0].numpy()
             start += feed.shape[1]
             feed = token[None]
     return found
@@ -67,7 +67,7 @@ def test_run_lengths_by_hand() -> None:
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
 @torch.inference_mode()
 def test_rollout_equals_drafting_afresh_from_every_position(
-    pair_folder: Path, tmp_path: Path, settings: Settings, lean: bool
+    pair_folder: Path, tmp_path: Path, settings: CaptureSettings, lean: bool
 ) -> None:
     pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=3))
@@ -86,7 +86,7 @@ def test_rollout_equals_drafting_afresh_from_every_position(
         ) -> tuple[Tensor, Tensor]:
             if settings.temperature == 0.0:
                 return logits.argmax(-1), torch.softmax(logits.float(), -1)
-            law = distribution(logits, settings.temperature, settings.top_p)
+            sampling = distribution(logits, settings.temperature, settings.top_p)
             start = int(at[0])
             rejected = start + int(accept[start])
             on = start + step <= rejected
@@ -95,7 +95,7 @@ def test_rollout_equals_drafting_afresh_from_every_position(
                 if on
                 else uniforms.branch[rejected, start + step - rejected]
             )
-            return draw(law, float(u)), law
+            return draw(sampling, float(u)), sampling
 
         naive = roll_out_one_by_one(
             pair.draft.reader(256),
@@ -128,28 +128,28 @@ def test_sampled_path_has_the_targets_law(pair: Any, tmp_path: Path) -> None:
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     questions = read_questions(tmp_path / "p.jsonl")
-    settings = Settings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=50)
+    settings = CaptureSettings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=50)
     trace = capture(pair, questions, tmp_path / "t.parquet", settings)
     prompt = requests_of_trace(questions[:1], trace.select([0]), pair)[0].prompt_ids
     with torch.inference_mode():
-        laws = [
+        samplings = [
             torch.softmax(m.module(torch.tensor([prompt])).logits[0, -1, :64], -1).double().numpy()
             for m in (pair.target, pair.draft)
         ]
     assert trace.token_ids is not None
     seen = np.bincount(trace.token_ids, minlength=64)
-    big = laws[0] * 1500 >= 5
+    big = samplings[0] * 1500 >= 5
     observed = np.append(seen[big], seen[~big].sum())
-    expected = np.append(laws[0][big], laws[0][~big].sum()) * 1500
+    expected = np.append(samplings[0][big], samplings[0][~big].sum()) * 1500
     assert stats.chisquare(observed, expected * 1500 / expected.sum()).pvalue > 1e-3
-    accept = np.minimum(laws[0], laws[1]).sum()
+    accept = np.minimum(samplings[0], samplings[1]).sum()
     assert (trace.accept_len > 0).mean() == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(1500))
 
 
 def test_batched_capture_records_the_same(pair: Any, tmp_path: Path) -> None:
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=5, turns=2))
     one = capture(pair, questions, tmp_path / "a.parquet", GREEDY)
-    batched = Settings(max_new_tokens=30, depth=6, batch=3)
+    batched = CaptureSettings(max_new_tokens=30, depth=6, batch=3)
     many = capture(pair, questions, tmp_path / "b.parquet", batched)
     assert np.array_equal(one.token_ids, many.token_ids)
     assert np.array_equal(one.accept_len, many.accept_len)
@@ -158,7 +158,7 @@ def test_batched_capture_records_the_same(pair: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_interrupted_capture_resumes_to_the_same_bytes(
-    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: CaptureSettings
 ) -> None:
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=4, turns=2))
     capture(pair, questions, tmp_path / "whole.parquet", settings)
@@ -178,7 +178,7 @@ def test_interrupted_capture_resumes_to_the_same_bytes(
     with pytest.raises(InputError, match="--resume"):
         capture(pair, questions, out, settings)
     with pytest.raises(InputError, match="other settings"):
-        capture(pair, questions, out, Settings(max_new_tokens=29, depth=6), resume=True)
+        capture(pair, questions, out, CaptureSettings(max_new_tokens=29, depth=6), resume=True)
     capture(pair, questions, out, settings, resume=True)
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not out.with_name("broken.parquet.partial").exists()
@@ -395,7 +395,9 @@ def test_sampled_replies_have_the_joint_law_beyond_the_first_round(
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     questions = read_questions(tmp_path / "p.jsonl")
-    settings = Settings(max_new_tokens=2, depth=1, temperature=0.7, top_p=0.9, seed=8, batch=100)
+    settings = CaptureSettings(
+        max_new_tokens=2, depth=1, temperature=0.7, top_p=0.9, seed=8, batch=100
+    )
     requests = [request_for(pair, question, 0, []) for question in questions]
     with torch.inference_mode():
         decoded = [
@@ -404,14 +406,14 @@ def test_sampled_replies_have_the_joint_law_beyond_the_first_round(
             for one in decode_coupled(pair, requests[begin : begin + 100], settings)
         ]
 
-    def law(ids: list[int]) -> npt.NDArray[np.float64]:
+    def sampling(ids: list[int]) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
             logits = pair.target.module(torch.tensor([ids])).logits[0, -1, :64]
         return distribution(logits, 0.7, 0.9).double().numpy()
 
     prompt = requests[0].prompt_ids
-    first = law(prompt)
-    expected = np.stack([first[a] * law([*prompt, a]) for a in range(64)])
+    first = sampling(prompt)
+    expected = np.stack([first[a] * sampling([*prompt, a]) for a in range(64)])
     for accepted_first in (True, False):
         # Given the flag, the first token has another law, the second given the first has not.
         seen = np.zeros((64, 64))

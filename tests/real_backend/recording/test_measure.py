@@ -16,7 +16,7 @@ from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
 from policies.registry import SHELF
 from real_backend.decoding.bench import DRAFTED, LAGS, Bench
-from real_backend.decoding.steps import GREEDY, Law
+from real_backend.decoding.steps import GREEDY, Sampling
 from real_backend.models import finite
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.recording import round_overheads
@@ -71,9 +71,11 @@ def test_a_sweep_visits_usual_rounds_five_times_a_few_at_a_time(
     ran: list[int] = []
     real = Bench.round
 
-    def noted(self: Bench, drafted: int, lag: int, context: int, looks: bool = False) -> None:
+    def noted(
+        self: Bench, drafted: int, lag: int, context: int, reads_signals: bool = False
+    ) -> None:
         ran.append(drafted)
-        real(self, drafted, lag, context, looks)
+        real(self, drafted, lag, context, reads_signals)
 
     monkeypatch.setattr(Bench, "round", noted)
     with torch.inference_mode():
@@ -139,9 +141,9 @@ def test_what_reading_signals_costs(pair: Any, monkeypatch: pytest.MonkeyPatch) 
     bench = Bench(pair, 1, 32, {})
     first, following, looking = bench.steps.draft_first, bench.steps.draft_next, [False]
 
-    def draft_first(feeds: Any, law: Any, looks: bool, uniforms: Any) -> Any:
-        looking[0] = looks
-        return first(feeds, law, looks, uniforms)
+    def draft_first(feeds: Any, sampling: Any, reads_signals: bool, uniforms: Any) -> Any:
+        looking[0] = reads_signals
+        return first(feeds, sampling, reads_signals, uniforms)
 
     def draft_next(rows: Any) -> Any:
         busy(4e-3 if looking[0] else 0.0)
@@ -174,10 +176,10 @@ def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.Monk
         return real(logits, temperature, top_p)
 
     monkeypatch.setattr(finite, "distribution", noted)
-    law = Law(0.7, 0.9)
-    timing = measure(pair, batches=[1], contexts=[16], repeats=1, law=law)
+    sampling = Sampling(0.7, 0.9)
+    timing = measure(pair, batches=[1], contexts=[16], repeats=1, sampling=sampling)
     assert seen == {(0.7, 0.9)}
-    assert (timing.meta["temperature"], timing.meta["top_p"]) == law
+    assert (timing.meta["temperature"], timing.meta["top_p"]) == sampling
 
 
 class Stopped(Exception):

@@ -81,7 +81,7 @@ def test_any_text_round_trips(small_tokenizer: Tokenizer) -> None:
 
 
 def test_chat_template_is_the_training_format(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shape = core.Shape(1, 32, 1, 48, 300)
+    shape = core.LlamaSize(1, 32, 1, 48, 300)
     export.export(core.Llama(shape, seed=0), small_tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     drawn = corpus.dialogue(Random(0), "conversation")
@@ -108,7 +108,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(
 
     batch, calls = core.Packer.batch, {"left": 0}
 
-    def dying(self: core.Packer, step: int, held_out: bool = False) -> core.Batch:
+    def dying(self: core.Packer, step: int, held_out: bool = False) -> core.TokenBatch:
         calls["left"] -= 1
         if calls["left"] == 0:
             raise KilledError
@@ -136,7 +136,7 @@ def check_folder(folder: Path) -> None:
 
 
 def test_exported_miniature_has_equal_logits(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    model = core.Llama(core.Shape(2, 64, 2, 96, 300), seed=1)
+    model = core.Llama(core.LlamaSize(2, 64, 2, 96, 300), seed=1)
     export.export(model, small_tokenizer, tmp_path)
     check_folder(tmp_path)
 
@@ -160,7 +160,7 @@ def test_shipped_prompts_and_size() -> None:
 
 
 def test_scores_of_a_model_against_itself_are_one() -> None:
-    model = core.Llama(core.Shape(1, 32, 1, 48, 50), seed=0).requires_grad_(False)
+    model = core.Llama(core.LlamaSize(1, 32, 1, 48, 50), seed=0).requires_grad_(False)
     score = score_reply(model, model, [1, 7, 9], [4, 8, 2])
     assert score.agree == [True, True, True]
     assert score.overlap == pytest.approx(1.0, abs=1e-6)
@@ -176,13 +176,13 @@ def drill_loss(model: core.Llama) -> float:
     """Mean loss in nats on the echoes of a copy drill."""
     ids, weights = core.copy_drill(Random(0), vocab=2048, size=257)
     rows, marks = torch.tensor([ids]), torch.tensor([weights[1:]])
-    batch = core.Batch(rows, marks, marks)
+    batch = core.TokenBatch(rows, marks, marks)
     with torch.no_grad():
         return float(core.weighted_loss(model(rows[:, :-1]), batch))
 
 
 def test_planted_heads_copy_before_any_training() -> None:
-    model = core.Llama(core.Shape(3, 160, 5, 432, 2048), seed=0)
+    model = core.Llama(core.LlamaSize(3, 160, 5, 432, 2048), seed=0)
     before = drill_loss(model)
     copying.plant_copying(model, seed=0)
     assert before > 7.5  # log(2048) = 7.62: nothing but guessing
@@ -190,7 +190,7 @@ def test_planted_heads_copy_before_any_training() -> None:
 
 
 def test_planting_needs_room() -> None:
-    model = core.Llama(core.Shape(1, 160, 5, 432, 300), seed=0)
+    model = core.Llama(core.LlamaSize(1, 160, 5, 432, 300), seed=0)
     with pytest.raises(ValueError, match="2 layers"):
         copying.plant_copying(model, seed=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies.base import Outcome
-from simulator.envs.render import CELL, INK, LEGEND, LINE, MARGIN, PAPER, ansi, rgb, strip
+from simulator.envs.render import CELL, INK, LEGEND, LINE, MARGIN, PAPER, ansi, render_line, rgb
 from traces.errors import InputError
 
 
@@ -24,14 +24,14 @@ ROUNDS = [
 
 
 def test_strip_by_hand() -> None:
-    assert strip(ROUNDS) == "++--*|.|++*|---*|+-|"
-    assert strip([]) == ""
+    assert render_line(ROUNDS) == "++--*|.|++*|---*|+-|"
+    assert render_line([]) == ""
     assert ansi(ROUNDS) == f"++--*|.|++*|---*|+-|\n{LEGEND}"
     assert "\n" not in LEGEND
 
 
 def test_every_letter_is_in_the_legend() -> None:
-    assert set(strip(ROUNDS)) <= {word for word in LEGEND.split() if len(word) == 1}
+    assert set(render_line(ROUNDS)) <= {word for word in LEGEND.split() if len(word) == 1}
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 400])

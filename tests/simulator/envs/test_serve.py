@@ -175,7 +175,7 @@ def test_observations_by_hand(server: str) -> None:
             show_costs(view.draft_step_s, view.verify_s, n, view.waiting, rows, k)
         wanted = [on_grid(float(column.sum() / n)) for column in rows.T]
         assert seen[: len(ROUND)].tolist() == wanted
-        running = env._world.desk[0].running
+        running = env._world.counters[0].running
         held = env._world.slots["held"].sum()  # a slot that is free holds none
         beside = [running / 3, 1.0 - n / running, held / (env.server.blocks or 1), quiet]
         assert seen[len(ROUND) : -1].tolist() == [on_grid(float(x)) for x in beside]

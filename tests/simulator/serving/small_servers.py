@@ -19,7 +19,7 @@ from policies.randomness import Rng
 from simulator.serving.draft_budget import ALLOTMENTS
 from simulator.serving.options import ROUTERS, Server
 from simulator.serving.queue import blocks_of
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from tests.specimens import random_trace
 from traces.costs.affine import Affine
@@ -95,21 +95,23 @@ def closed_loop(requests: int, users: int, think_s: float = 0.0) -> Demand:
     return demand(workload, ("c",) * requests, 0)
 
 
-def by_hand(policy: Policy, trace: Trace, wanted: Demand, model: Affine, **server: Any) -> Served:
+def by_hand(
+    policy: Policy, trace: Trace, wanted: Demand, model: Affine, **server: Any
+) -> ServingResult:
     """Served as plain Python with a log, context priced to the token."""
     settings = Server(**server)
     costs = tabulate(model, range(1, settings.slots + 1), max_context=64, width=6, bucket_tokens=1)
     return serve(policy, trace, wanted, costs, settings, log=True, compiled=False)
 
 
-def rounds_of(served: Served) -> Any:
+def rounds_of(served: ServingResult) -> Any:
     assert served.round_log is not None
     return served.round_log
 
 
-def same(one: Served, two: Served, leave_out: tuple[str, ...] = ()) -> bool:
+def same(one: ServingResult, two: ServingResult, leave_out: tuple[str, ...] = ()) -> bool:
     """Every number, bit for bit."""
-    for field in dataclasses.fields(Served):
+    for field in dataclasses.fields(ServingResult):
         first, second = getattr(one, field.name), getattr(two, field.name)
         if isinstance(first, np.ndarray):
             for name in first.dtype.names or [""]:
@@ -188,7 +190,7 @@ def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
     return policy, trace, wanted, Server(**chosen)
 
 
-def iterations(served: Served) -> list[tuple[int, npt.NDArray[np.intp]]]:
+def iterations(served: ServingResult) -> list[tuple[int, npt.NDArray[np.intp]]]:
     """Replica and rows of the log of each iteration, by replica and time."""
     log = rounds_of(served)
     replica = log.slot // served.server.slots
@@ -201,7 +203,7 @@ def iterations(served: Served) -> list[tuple[int, npt.NDArray[np.intp]]]:
 EXAMPLES = settings(max_examples=150, deadline=None)
 
 
-def serve_some(policy: Policy, trace: Trace | None = None, **changes: Any) -> Served:
+def serve_some(policy: Policy, trace: Trace | None = None, **changes: Any) -> ServingResult:
     """Twelve requests, if no other workload is given, in three slots, plain Python."""
     trace = trace or mixed_trace()
     seed, log, until_s, events, workload = (

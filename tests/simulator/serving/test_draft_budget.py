@@ -136,8 +136,10 @@ def test_a_budget_shortens_the_longest_first(
 def test_a_budget_is_used_up_and_as_even_as_can_be(wishes: list[int], spare: int) -> None:
     caps = shared(BUDGET, wishes, budget=len(wishes) + spare)
     assert sum(caps) == min(spare, sum(wishes))
-    assert all(0 <= cap <= wish for cap, wish in zip(caps, wishes, strict=True))
-    cut = [cap for cap, wish in zip(caps, wishes, strict=True) if cap < wish]
+    assert all(
+        0 <= cap <= requested_gamma for cap, requested_gamma in zip(caps, wishes, strict=True)
+    )
+    cut = [cap for cap, requested_gamma in zip(caps, wishes, strict=True) if cap < requested_gamma]
     # Whoever gave something has as much as anybody keeps, up to one token.
     assert all(cap >= max(caps) - 1 for cap in cut)
 

@@ -25,19 +25,19 @@ from policies.base import Policy
 from policies.fixed import Fixed, Never
 from simulator.serving.counters import FINEST_GAP_S, GAPS_PER_DOUBLING, gap_bin
 from simulator.serving.metrics import (
+    LatencySummary,
     Objective,
-    Service,
-    Spread,
+    ServingMetrics,
     gap_quantile,
     jain,
-    service,
+    serving_metrics,
     spread,
     tpot_s,
     ttft_s,
     within,
 )
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from simulator.serving.state import GAPS
 from traces.costs.affine import Affine
@@ -72,7 +72,7 @@ def run(
     policy: Policy = Fixed(2),  # noqa: B008 (frozen)
     until_s: float = math.inf,
     **server: Any,
-) -> Served:
+) -> ServingResult:
     """The run of the docstring, or one like it."""
     settings = Server(**({"slots": 2} | server))
     costs = tabulate(Affine(draft_fixed=1, target_fixed=10), range(1, settings.slots + 1), width=6)
@@ -86,7 +86,7 @@ def run(
     )
 
 
-def of(values: list[float]) -> Spread:
+def of(values: list[float]) -> LatencySummary:
     """Mean and quantiles, linear between the values in their order."""
 
     def at(share: float) -> float:
@@ -96,10 +96,10 @@ def of(values: list[float]) -> Spread:
         high = min(low + 1, len(line) - 1)
         return line[low] + (place - low) * (line[high] - line[low])
 
-    return Spread(sum(values) / len(values), at(0.5), at(0.9), at(0.99))
+    return LatencySummary(sum(values) / len(values), at(0.5), at(0.9), at(0.99))
 
 
-def same(found: Spread, values: list[float]) -> bool:
+def same(found: LatencySummary, values: list[float]) -> bool:
     return dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(of(values)))
 
 
@@ -118,7 +118,7 @@ def test_latencies_by_hand() -> None:
     served = run()
     assert ttft_s(served).tolist() == [12, 12, 31, 12]
     assert tpot_s(served).tolist() == [12 / 3, 24 / 2, 0, 0]
-    found = service(served)
+    found = serving_metrics(served)
     assert (found.requests, found.finished, found.preemptions) == (4, 4, 0)
     assert same(found.ttft, [12, 12, 31, 12])
     assert same(found.tpot, [4, 12, 0])  # a reply of one token has none
@@ -127,7 +127,7 @@ def test_latencies_by_hand() -> None:
 
 
 def test_rates_waste_and_load_by_hand() -> None:
-    found = service(run())
+    found = serving_metrics(run())
     assert found.span_s == 62
     assert found.tokens_per_s == pytest.approx(10 / 62)
     assert found.requests_per_s == found.goodput_per_s == pytest.approx(4 / 62)
@@ -146,13 +146,13 @@ def test_waiting_obeys_littles_law() -> None:
     served = run()
     waited_s = float((served.admitted_s - served.arrival_s).sum())
     assert waited_s == 19
-    assert service(served).mean_waiting == pytest.approx(waited_s / 48)
+    assert serving_metrics(served).mean_waiting == pytest.approx(waited_s / 48)
 
 
 def test_waiting_in_whole_iterations_by_hand() -> None:
     # All at once: r2 and r3 wait 0-24, then r3 with r2 in the slot of r0 runs 24-36, r3 36-48:
     # r2 in at 24 (r0's slot), r1 and r2 end at 36, r3 in at 36.
-    found = service(run(arrival_s=[0, 0, 0, 0]))
+    found = serving_metrics(run(arrival_s=[0, 0, 0, 0]))
     assert found.mean_waiting == pytest.approx((2 * 24 + 1 * 12) / 48)
     assert same(found.queueing, [0, 0, 24, 36])
     assert found.mean_running == pytest.approx((2 + 2 + 2 + 1) / 4) and found.utilisation == 1
@@ -172,7 +172,7 @@ def test_waiting_in_whole_iterations_by_hand() -> None:
 def test_goodput_by_hand(objective: Objective, kept: list[int]) -> None:
     served = run()
     assert np.flatnonzero(within(served, objective)).tolist() == kept
-    found, free = service(served, objective), service(served)
+    found, free = serving_metrics(served, objective), serving_metrics(served)
     assert found.goodput_per_s == pytest.approx(len(kept) / 62)
     assert found.goodput_share == len(kept) / 4
     for name in vars(found):
@@ -181,7 +181,10 @@ def test_goodput_by_hand(objective: Objective, kept: list[int]) -> None:
 
 def test_warmup_leaves_the_first_out_and_counts_them_in_totals() -> None:
     served = run()
-    found, whole = service(served, Objective(ttft_s=20), warmup=0.5), service(served)
+    found, whole = (
+        serving_metrics(served, Objective(ttft_s=20), warmup=0.5),
+        serving_metrics(served),
+    )
     assert (found.requests, found.finished) == (2, 2)
     assert found.span_s == 62 - 5
     assert found.tokens_per_s == pytest.approx(3 / 57)
@@ -192,13 +195,13 @@ def test_warmup_leaves_the_first_out_and_counts_them_in_totals() -> None:
     for name in ("tokens_per_round", "mean_drafted", "acceptance", "wasted_drafts", "utilisation",
                  "mean_running", "mean_waiting", "gap_p99_s", "worst_gap_s"):  # fmt: skip
         assert getattr(found, name) == getattr(whole, name)
-    assert service(served, warmup=0.49).requests == 3  # 1.96 requests: one
+    assert serving_metrics(served, warmup=0.49).requests == 3  # 1.96 requests: one
 
 
 def test_unfinished_requests_count_against_goodput() -> None:
     # Cut at 20: the iteration of 12-24 is played, r0 is done, r1 has 2 tokens, r2 waits.
     served = run(until_s=20)
-    found = service(served, Objective(ttft_s=20))
+    found = serving_metrics(served, Objective(ttft_s=20))
     assert (found.requests, found.finished, found.span_s) == (4, 1, 24)
     assert found.tokens_per_s == pytest.approx(4 / 24)
     assert found.goodput_per_s == pytest.approx(1 / 24) and found.goodput_share == 0.25
@@ -219,7 +222,7 @@ def test_requests_of_a_closed_loop_that_were_never_sent_do_not_count() -> None:
     costs = tabulate(Affine(target_fixed=10), range(1, 3), width=6)
     served = serve(Never(), trace, wanted, costs, Server(slots=2), until_s=30, compiled=False)
     # 0-10, 10-20: the first two; 20-30: the next two have one token; the others were not sent.
-    found = service(served)
+    found = serving_metrics(served)
     assert (found.requests, found.finished, found.span_s) == (4, 2, 20)
     assert found.goodput_share == 0.5
 
@@ -228,17 +231,17 @@ def test_blocks_by_hand() -> None:
     # Blocks of 4 tokens; a row holds context + 3 tokens: 6 and 6 -> 4 blocks, 9 and 7 -> 5, 6 (r2)
     # and 8 -> 4, 6 -> 2, each for 12 s.
     served = run(blocks=10, block_tokens=4, max_gamma=2)
-    found = service(served)
+    found = serving_metrics(served)
     assert found.peak_blocks == 0.5
     assert found.mean_blocks == pytest.approx((4 + 5 + 4 + 2) / 4 / 10)
     # With 4 blocks r1 is sent back at 12, when r0 wants its third.
-    tight = service(run(blocks=4, block_tokens=4, max_gamma=2))
+    tight = serving_metrics(run(blocks=4, block_tokens=4, max_gamma=2))
     assert tight.preemptions == 1 and tight.peak_blocks == 1 and tight.finished == 4
 
 
 def test_two_replicas_by_hand() -> None:
     # r0 0-24 and r2 24-36 on one, r1 0-36 and r3 50-62 on the other.
-    found = service(run(slots=1, replicas=2))
+    found = serving_metrics(run(slots=1, replicas=2))
     assert same(found.end_to_end, [24, 36, 31, 12])
     assert found.utilisation == pytest.approx((36 + 48) / (2 * 62))
     assert found.mean_running == 1  # of a replica that is busy
@@ -247,8 +250,8 @@ def test_two_replicas_by_hand() -> None:
 def test_waste_counts_what_was_drafted_ahead_and_not_verified() -> None:
     served = run()
     trimmed = dataclasses.replace(served, totals=served.totals | {"verified": 9})
-    assert service(trimmed).wasted_verifies == pytest.approx((9 - 3) / 10)
-    assert service(trimmed).wasted_drafts == pytest.approx((14 - 3) / 10)
+    assert serving_metrics(trimmed).wasted_verifies == pytest.approx((9 - 3) / 10)
+    assert serving_metrics(trimmed).wasted_drafts == pytest.approx((14 - 3) / 10)
 
 
 def test_drafts_made_ahead_and_used_are_not_in_vain() -> None:
@@ -258,15 +261,15 @@ def test_drafts_made_ahead_and_used_are_not_in_vain() -> None:
     served = run([[4, 4, 4, 3, 2, 1]], [0.0], apart=True, pipelined=True)
     assert served.rounds.tolist() == [4] and served.end_s == 40
     assert (served.totals["drafted"], served.totals["ahead"]) == (7, 8)
-    assert service(served).wasted_drafts == pytest.approx(2 / 6)
-    assert service(served).wasted_verifies == pytest.approx(1 / 6)
+    assert serving_metrics(served).wasted_drafts == pytest.approx(2 / 6)
+    assert serving_metrics(served).wasted_verifies == pytest.approx(1 / 6)
 
 
 def test_drafts_made_ahead_in_vain_by_hand() -> None:
     # Nothing accepted: each of 2 rounds drafts 2 tokens, of which the first is verified in vain.
     served = run([[0, 0]], [0.0], apart=True, pipelined=True)
-    assert service(served).wasted_drafts == 2 * 2 / 2
-    assert service(served).wasted_verifies == 2 * 1 / 2
+    assert serving_metrics(served).wasted_drafts == 2 * 2 / 2
+    assert serving_metrics(served).wasted_verifies == 2 * 1 / 2
 
 
 # --- gaps
@@ -279,7 +282,7 @@ def edge_s(place: int) -> float:
 
 def test_gaps_by_hand() -> None:
     served = run()
-    found = service(served)
+    found = serving_metrics(served)
     assert served.gaps.sum() == 3 and found.worst_gap_s == 12  # r0 one, r1 two, all of 12 s
     assert found.gap_p50_s == found.gap_p99_s == edge_s(gap_bin(12.0))
     assert 12 <= found.gap_p99_s < 12 * 2 ** (1 / GAPS_PER_DOUBLING)
@@ -334,9 +337,9 @@ def test_spread_by_hand() -> None:
 # --- nothing there
 
 
-def nothing() -> Service:
+def nothing() -> ServingMetrics:
     """A run that was cut off before it began."""
-    return service(run(until_s=0.0))
+    return serving_metrics(run(until_s=0.0))
 
 
 def test_nothing_is_nan_and_not_an_exception() -> None:
@@ -357,13 +360,13 @@ def test_the_longest_of_no_gaps_is_unknown() -> None:
 
 
 def test_without_drafts_acceptance_is_unknown_and_waste_is_none() -> None:
-    found = service(run(policy=Never()))
+    found = serving_metrics(run(policy=Never()))
     assert math.isnan(found.acceptance)
     assert found.wasted_drafts == found.wasted_verifies == found.mean_drafted == 0
     assert found.tokens_per_round == 1
 
 
 def test_one_token_replies_have_no_gaps_and_no_tpot() -> None:
-    found = service(run([[0], [0]], [0.0, 0.0]), Objective(tpot_s=0.0))
+    found = serving_metrics(run([[0], [0]], [0.0, 0.0]), Objective(tpot_s=0.0))
     assert np.isnan(dataclasses.astuple(found.tpot)).all() and math.isnan(found.gap_p99_s)
     assert found.goodput_share == 1  # nothing to be late with

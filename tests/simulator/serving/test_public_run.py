@@ -12,7 +12,7 @@ import pytest
 
 from policies.fixed import Fixed, Never
 from simulator.replay.theory import expected_emitted
-from simulator.serving.metrics import service
+from simulator.serving.metrics import serving_metrics
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from traces import synthetic
@@ -67,7 +67,9 @@ def goodput_ratio(users: int) -> float:
     asked = demand(Workload(requests=10 * users + 200, process="closed", users=users),
                    trace.category, 1)  # fmt: skip
     speed = [
-        service(serve(policy, trace, asked, costs, Server(slots=users)), warmup=0.1).goodput_per_s
+        serving_metrics(
+            serve(policy, trace, asked, costs, Server(slots=users)), warmup=0.1
+        ).goodput_per_s
         for policy in (Fixed(GAMMA), Never())
     ]
     return speed[0] / speed[1]

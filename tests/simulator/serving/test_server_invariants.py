@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.serving.draft_budget import ALLOTMENTS
 from simulator.serving.queue import blocks_of
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from tests.simulator.serving.small_servers import (
     COSTS,
@@ -32,7 +32,7 @@ from traces.workload.arrivals import Demand
 class Case(NamedTuple):
     trace: Trace
     wanted: Demand
-    served: Served
+    served: ServingResult
 
 
 def serve_anything(data: Any, **fixed: Any) -> Case:
@@ -101,7 +101,7 @@ def test_first_come_is_first_admitted(data: Any) -> None:
         assert (np.diff(served.admitted_s[order]) >= 0.0).all()
 
 
-def memory_is_kept(served: Served) -> None:
+def memory_is_kept(served: ServingResult) -> None:
     """Running rows hold gamma + 1 tokens more than their context, all in the replica's blocks."""
     log, server = rounds_of(served), served.server
     assert served.totals["peak_blocks"] <= server.blocks

@@ -15,7 +15,7 @@ import pytest
 
 from policies.fixed import Fixed
 from simulator.serving.options import Server
-from simulator.serving.result import Served
+from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
@@ -68,7 +68,7 @@ def poisson(requests: int, rate_per_s: float) -> Workload:
     return Workload(requests, "poisson", rate_per_s=rate_per_s, order="recorded")
 
 
-def run(trace: Trace, wanted: Demand, step_s: float, **server: float) -> Served:
+def run(trace: Trace, wanted: Demand, step_s: float, **server: float) -> ServingResult:
     settings = Server(**({"slots": 1, "bin_s": 100 * step_s} | server))  # type: ignore[arg-type]
     return serve(Fixed(0), trace, wanted, costs_of(step_s, settings.slots), settings)
 
@@ -175,7 +175,7 @@ def test_several_slots_without_waiting_room_to_fill_are_m_d_infinity() -> None:
 # --- Little's law and utilisation
 
 
-def number_in_system(served: Served) -> float:
+def number_in_system(served: ServingResult) -> float:
     """Time average until the end, from the steps of the counting process."""
     times = np.concatenate([served.arrival_s, served.finish_s])
     change = np.concatenate([np.ones(len(served.row)), -np.ones(len(served.row))])

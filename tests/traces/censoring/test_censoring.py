@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.censoring import censored_check
-from experiments.censoring.censored_check import Case, cases, costs_for, coverage, modelled
+from experiments.censoring.censored_check import CoverageCase, cases, costs_for, coverage, modelled
 from experiments.censoring.intervals import complete, left_open, span
 from experiments.common.cost_sources import step_costs
 from experiments.comparison.compare import compare
@@ -28,7 +28,7 @@ from tests.command import gammalab, refused
 from tests.results import lively_trace, make_timing, make_trace
 from traces.censoring import regimes
 from traces.censoring.imputation import (
-    Spread,
+    BonusSpread,
     bonus_positions,
     imputations,
     impute,
@@ -217,7 +217,7 @@ def test_same_seed_same_bytes_other_seed_other_draws(tmp_path: Path) -> None:
 def test_spread_of_misses_by_hand() -> None:
     """Two recorders, two tasks. Where misses are as large as chance makes them, nothing is left."""
     noise = np.full((2, 2), 9.0)
-    assert spread_of(np.full((2, 2), 3.0) * [1, -1], noise) == Spread(0.0, 0.0)
+    assert spread_of(np.full((2, 2), 3.0) * [1, -1], noise) == BonusSpread(0.0, 0.0)
     # 12^2 - 9 = 135 of 81: opposite tasks, nothing in common.
     found = spread_of(np.array([[12.0, -12.0]] * 2), noise)
     assert found == pytest.approx((np.sqrt(135 / 81), 0.0))
@@ -360,9 +360,9 @@ def test_intervals_cover_the_truth_and_those_of_a_biased_imputation_do_not() -> 
 
 def test_coverage_by_hand() -> None:
     rows = [
-        Case("a", 10.0, 9.0, 10.0, 11.0, 8.0, 12.0),
-        Case("a", 20.0, 9.0, 10.0, 11.0, 25.0, 12.0),
-        Case("b", 10.0, 10.0, 10.0, 10.0, 10.0, 10.0),
+        CoverageCase("a", 10.0, 9.0, 10.0, 11.0, 8.0, 12.0),
+        CoverageCase("a", 20.0, 9.0, 10.0, 11.0, 25.0, 12.0),
+        CoverageCase("b", 10.0, 10.0, 10.0, 10.0, 10.0, 10.0),
     ]
     first, exact, unsure = coverage(rows)
     assert (first.covered, first.below, first.above, first.within) == (0.5, 0.0, 0.5, 1.0)
