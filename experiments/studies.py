@@ -19,7 +19,7 @@ CENSORED = "gammatune,hf-heuristic:gamma0=5,goodput,ucb," + ",".join(
 LEARNERS = "ucb,ucb1,thompson-beta,exp3,lin-thompson,payback,gammatune"
 RECORDERS = ("hf-heuristic", "fixed:gamma=3", "gammatune")
 REFERENCE = "fixed:gamma=5"  # the best fixed length of the greedy recording at `coverage`'s costs
-MILLISECONDS = number(0.0, above=False)
+MILLISECONDS = number(0.0, 1e6, "no forward takes a quarter of an hour", above=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class RegretOptions:
     timing: Path = option("its step costs (default: the shipped timing)", Path, TIMING)
     policies: str = option("learners", default=LEARNERS)
     networks: tuple[Path, ...] = several("policy files", Path, ())
-    passes: int = option("over the held-out half", count, 4)
+    passes: int = option("times over the held-out half", count, 4)
     seed: int = seed_of("all draws")
     out: Path = out_of("folder of the figures")
 
@@ -96,7 +96,7 @@ class CensoredRunOptions:
     reference: str = option("what vs fixed is over", default="fixed:gamma=3")
     draws: int = option("imputations", count, 30)
     seed: int = seed_of("all draws")
-    seeds: int = option("count verdicts over that many seeds", whole(0, 1000), 0)
+    seeds: int = option("runs over so many seeds, whose verdicts are counted", whole(0, 1000), 0)
     workers: int = option("local processes", PROCESSES, 1)
     json: bool = as_json()
 

@@ -162,7 +162,7 @@ def read_options(cls: type[Options], parser: Parser, words: Sequence[str] | None
 
 
 class Result(NamedTuple):
-    """What a command found; it prints nothing itself.
+    """A command's findings, for the command line to print.
 
     text: for a terminal.
     content: JSON-ready, printed instead under `--json`.

@@ -38,6 +38,7 @@ from simulator.serving.server import serve
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError, warn
 from traces.json_text import dumps, jsonable
+from traces.notation import parse_fields
 from traces.roundlog import write_roundlog
 from traces.schema import Trace
 from traces.store import read_trace, refuse_existing, write_atomically
@@ -148,31 +149,12 @@ def say_what_is_stretched(
 
 def settings(default: Any, text: str, option: str) -> Any:
     """A dataclass with the fields that `name=value,name=value` names; raises InputError."""
-    fields = {field.name: field for field in dataclasses.fields(default)}
-    changes: dict[str, Any] = {}
-    for piece in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (part.strip() for part in piece.partition("="))
-        if name not in fields or not equals:
-            raise InputError(f"{option}: {piece!r} is not name=value; names: {', '.join(fields)}")
-        if name in changes:
-            raise InputError(f"{option}: {name} is given twice")
-        changes[name] = _typed(fields[name], value, f"{option}: {name}")
-    return dataclasses.replace(default, **changes)
-
-
-def _typed(field: dataclasses.Field[Any], value: str, where: str) -> Any:
-    kind = str(field.type)
-    if kind == "bool":
-        if value.lower() not in ("true", "false"):
-            raise InputError(f"{where} is {value!r}; give true or false")
-        return value.lower() == "true"
-    if kind == "str":
-        return value
+    named = {"int": int, "int | None": int, "float": float, "bool": bool, "str": str}
+    kinds = {field.name: named[str(field.type)] for field in dataclasses.fields(default)}
     try:
-        return int(value) if kind.startswith("int") else float(value)
-    except ValueError:
-        wanted = "a whole number" if kind.startswith("int") else "a number"
-        raise InputError(f"{where} is {value!r}; give {wanted}") from None
+        return dataclasses.replace(default, **parse_fields(text, kinds))
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 REQUEST_COLUMNS = (

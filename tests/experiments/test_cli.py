@@ -156,7 +156,7 @@ def test_trace_check_tells_damage_from_unreadable(gammalab: Any, tmp_path: Path)
     damaged = table.set_column(k, table.schema.field(k), pa.array(changed, pa.int32()))
     pq.write_table(damaged, tmp_path / "damaged.parquet")
     found = gammalab("trace", "check", tmp_path / "damaged.parquet")
-    assert found.code == 1 and "hash" in found.out
+    assert found.code == 1 and "hash" in found.err and not found.out
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-200])
     refused(gammalab("trace", "check", tmp_path / "cut.parquet"), "cut.parquet", "truncated")
 

@@ -17,6 +17,7 @@ from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
 UNITS = (
     r"tokens|seconds|minutes|requests|replies|questions|prompts|rounds|runs|times|percent|share|"
     r"whole number|a number|numbers|processes|threads|iterations|environments|settings|"
+    r"milliseconds|policy files|imputations|"
     r"0 is greedy"
 )
 MODULES = (SittingOptions, SessionOptions, LosslessOptions)
@@ -54,7 +55,11 @@ def test_every_option_with_a_value_says_its_default_and_its_unit(
         assert action.required or "default" in shown, shown
         if isinstance(action.default, int | float | tuple) and action.type is not None:
             assert re.search(UNITS, shown), shown
-            first = action.default[0] if isinstance(action.default, tuple) else action.default
+            first = (
+                (action.default or ("none",))[0]
+                if isinstance(action.default, tuple)
+                else action.default
+            )
             assert str(first) in shown
 
 

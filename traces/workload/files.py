@@ -9,6 +9,7 @@ from typing import Any
 
 from traces.errors import InputError
 from traces.json_text import read_json
+from traces.notation import parse_fields
 from traces.store import write_atomically
 from traces.workload.workload import FIELDS_OF, PROCESSES, Workload, default_of, one_of
 
@@ -19,8 +20,8 @@ _SHORT = {"rate": "rate_per_s", "on": "on_rate_per_s", "off": "off_rate_per_s"}
 def parse_workload(text: str, requests: int) -> Workload:
     """A workload from a file (NAME.json) or from `process:field=value,...`, say `poisson:rate=4`.
 
-    rate, on, off stand for rate_per_s, on_rate_per_s, off_rate_per_s. requests: Q of the short
-    notation; a file has its own. Raises InputError naming the piece that is wrong.
+    rate, on, off stand for rate_per_s, on_rate_per_s, off_rate_per_s. requests: Q of the
+    short notation; a file has its own. Raises InputError naming the piece that is wrong.
     """
     text = text.strip()
     if text.endswith(".json"):
@@ -29,34 +30,12 @@ def parse_workload(text: str, requests: int) -> Workload:
     where = f"workload {text!r}"
     if process == "recorded":
         raise InputError(f"{where}: arrival_s does not fit here; write a file and pass NAME.json")
-    chosen: dict[str, Any] = {}
     try:
         one_of("process", process, PROCESSES)
-        for piece in filter(None, (p.strip() for p in settings.split(","))):
-            name, value = _setting(process, piece)
-            if name in chosen:
-                raise InputError(f"{piece!r} gives {name} a second time; drop one")
-            chosen[name] = value
-        return Workload(requests, process, **chosen)
+        kinds = {name: type(default_of(name)) for name in (*FIELDS_OF[process], "order")}
+        return Workload(requests, process, **parse_fields(settings, kinds, _SHORT))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _setting(process: str, piece: str) -> tuple[str, int | float | str]:
-    """Field and value of `field=value`, where the field is written short or in full."""
-    own = (*FIELDS_OF[process], "order")
-    short = {name: key for key, name in _SHORT.items()}
-    key, equals, value = (part.strip() for part in piece.partition("="))
-    name = _SHORT.get(key, key)
-    if not equals or name not in own:
-        known = ", ".join(f"{short.get(field, field)}=" for field in own)
-        raise InputError(f"{piece!r} is not known; process {process!r} takes {known}")
-    kind = type(default_of(name))
-    try:
-        return name, kind(value)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise InputError(f"{piece!r}: {name} must be {wanted}") from None
 
 
 def write_workload(workload: Workload, path: Path, overwrite: bool = False) -> None:

@@ -15,12 +15,12 @@ from experiments.sweep.classifiers import (
     fit_logistic,
     fit_specdec,
     judged_tokens,
-    main,
 )
 from policies.base import Draft, field_values
 from policies.confidence.classifiers import WEIGHTS, accept_prob
 from policies.confidence.speckv import GAMMAS, SpecKV
 from simulator.replay.replay import replay
+from tests.command import gammalab
 from tests.results import lively_trace
 from traces import synthetic
 from traces.costs.affine import Affine
@@ -187,8 +187,7 @@ def test_defaults_are_the_fit_of_the_shipped_tuning_half(name: str) -> None:
     assert field_values(fitted) == pytest.approx(field_values(type(fitted)()), abs=1e-3)
 
 
-def test_command_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    main([])
-    printed = capsys.readouterr().out
+def test_command_prints_the_defaults() -> None:
+    printed = gammalab("studies", "classifiers").out
     assert [line for line in printed.splitlines() if not line.startswith(" ")] == list(FITS)
     assert f"    w_gamma: float = hyper({SpecKV().w_gamma:.4f}, WEIGHT, _TRAINED)" in printed
