@@ -74,21 +74,27 @@ class Draft(NamedTuple):
 class Outcome(NamedTuple):
     """The result of one round.
 
-    gamma: the cap in force (after clamping to room). drafted: tokens drafted, <= gamma (fewer if
-    `proceed` stopped); where drafts run ahead of the target, those that were judged in this round,
-    and gamma is not below them. accepted: drafted tokens the target accepted. emitted: tokens added
-    to the reply: accepted, and one of the target's own unless the reply ended before it or
-    (drafting ahead while the target verifies) a full acceptance goes on without it.
+    gamma: the cap in force (after clamping to room).
+    drafted: tokens drafted, <= gamma (fewer if `proceed` stopped); where drafts run ahead of the
+        target, those that were judged in this round, and gamma is not below them.
+    accepted: drafted tokens the target accepted.
+    emitted: tokens added to the reply: accepted, and one of the target's own unless the reply ended
+        before it or (drafting ahead while the target verifies) a full acceptance goes on without
+        it.
     ended: the reply ended at one of the drafted tokens or before them, so what lies behind the
-    accepted ones was not judged, let alone rejected. Never infer it from emitted <= accepted.
-    accepted == drafted is censored information: the run of acceptable tokens was *at least* that.
+        accepted ones was not judged, let alone rejected. Never infer it from emitted <= accepted.
+        accepted == drafted is censored information: the run of acceptable tokens was *at least*
+        that.
 
-    Two clocks. elapsed_s: seconds of the round by the runtime's clock, comparable with other
-    elapsed seconds only. priced_s: what the step costs that the View came from charge for the round
-    that ran (traces.costs.pricing.round_seconds). Rules that weigh seconds against draft_step_s or
-    verify_s take priced_s: their decisions are then those of a replay on the real engine too,
-    whatever the machine is slowed down by or interrupted for. Rules that compare rounds with rounds
-    take elapsed_s: what the machine really does is what they are there to learn.
+    Two clocks.
+
+    elapsed_s: seconds of the round by the runtime's clock, comparable with other elapsed seconds
+        only.
+    priced_s: what the step costs that the View came from charge for the round that ran
+        (traces.costs.pricing.round_seconds). Rules that weigh seconds against draft_step_s or
+        verify_s take priced_s: their decisions are then those of a replay on the real engine too,
+        whatever the machine is slowed down by or interrupted for. Rules that compare rounds with
+        rounds take elapsed_s: what the machine really does is what they are there to learn.
     """
 
     gamma: int

@@ -51,7 +51,7 @@ class Difference:
     """The first position at which a reply leaves the reference, and the token of each there.
 
     gap, spacings: how much the reference prefers its own, in logits and in spacings of the format;
-    None, and no tie, if one of the replies just ends.
+        None, and no tie, if one of the replies just ends.
     """
 
     request_id: str

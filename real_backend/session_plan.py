@@ -16,7 +16,17 @@ SHELF = (
 
 
 class SessionEffort(NamedTuple):
-    """How much of everything; the small one is for a CPU and for trying the script."""
+    """How much of everything; the small one is for a CPU and for trying the script.
+
+    questions: recorded.
+    replies: decoded in a sitting.
+    timed: repeats of a step.
+    measure_s: seconds that a measurement may take.
+    decode_s: seconds that a sitting may take.
+    max_new_tokens: of a reply.
+    batches, contexts: that are timed, as `measure` takes them.
+    policies: of a sitting.
+    """
 
     questions: int  # 0: all
     replies: int  # at most

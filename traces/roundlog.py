@@ -44,14 +44,19 @@ _COLUMNS = pa.schema(
 class RoundLog:
     """K rounds in the order in which they ran.
 
-    request [K] int32: row of the trace or of the prompt list; slot [K] int32; start_s [K] float64:
-    seconds since the run began; context_tokens [K] int32: prompt and output fixed before the round;
-    batch_size [K] int32; gamma [K] int32: cap in force; drafted, accepted, emitted [K] int32; ended
-    [K] bool: the reply ended at a drafted token or before it, as policies.base.Outcome has it;
-    elapsed_s [K] float64: seconds of the round. prefill_s [R] float64: seconds from the start of
-    each request to its first round. meta: policy, clock ("simulated" or "measured"), device and so
-    on. cpu_s [K] float64: processor seconds of the deciding thread, on a GPU seconds between events
-    in its stream; None where nobody looked.
+    request [K] int32: row of the trace or of the prompt list.
+    slot [K] int32: row of the batch.
+    start_s [K] float64: seconds since the run began.
+    context_tokens [K] int32: prompt and output fixed before the round.
+    batch_size [K] int32: rows that ran together.
+    gamma [K] int32: cap in force.
+    drafted, accepted, emitted [K] int32: tokens.
+    ended [K] bool: the reply ended at a drafted token or before it, see policies.base.Outcome.
+    elapsed_s [K] float64: seconds of the round.
+    prefill_s [R] float64: seconds from the start of each request to its first round.
+    meta: policy, clock ("simulated" or "measured"), device and so on.
+    cpu_s [K] float64 or None: processor seconds of the deciding thread, on a GPU seconds between
+        events in its stream.
     """
 
     request: npt.NDArray[np.int32]

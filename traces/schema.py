@@ -47,9 +47,11 @@ class TraceMeta:
 
     depth: the deepest draft a replay of this trace may ask for (G where signals were captured).
     max_new_tokens: the reply limit of the capture; a server knows it, so policies may see it as
-    room. max_context: context limit of the pair, tokens (0: none known).
-    temperature 0 means greedy. seed drives every random draw of the capture. weights_sha256: a
-    fingerprint of both models' weights, so that a retrained pair is not taken for the same.
+        room.
+    max_context: context limit of the pair, tokens (0: none known). temperature 0 means greedy. seed
+        drives every random draw of the capture.
+    weights_sha256: a fingerprint of both models' weights, so that a retrained pair is not taken for
+        the same.
     source: of an imported trace: format, what was rebuilt, merged, mended, JSON-ready; else empty.
     """
 
@@ -117,13 +119,18 @@ class TraceMeta:
 class Trace:
     """The arrays of one recording; see the module docstring for the letters.
 
-    offsets [R+1] int64; prompt_tokens [R] int32; request_id, category: R strings;
-    accept_len [N] int16: drafted tokens the target would accept if a round started here;
-    token_ids [N] int32 or None; top1_prob, entropy [N, G] float32 or None: what the draft sees at
-    each depth of its own continuation from here (entropy in nats); accept_prob [N, G] float32 or
-    None: min(1, p/q) of the proposed token, NaN behind the first rejection - a label known only
-    after verification, never a feature. censored [N] bool or None: true where accept_len is only a
-    lower bound, because what follows the known acceptances was never proposed to the target.
+    meta: where it comes from, and how exact it is.
+    offsets [R + 1] int64: request r owns positions offsets[r]:offsets[r + 1].
+    prompt_tokens [R] int32: tokens of its prompt.
+    request_id, category: R strings.
+    accept_len [N] int16: drafted tokens the target would accept if a round started here.
+    token_ids [N] int32 or None: the replies themselves.
+    top1_prob, entropy [N, G] float32 or None: what the draft sees at each depth of its own
+        continuation from here; entropy in nats.
+    accept_prob [N, G] float32 or None: min(1, p/q) of the proposed token, NaN behind the first
+        rejection; a label known only after verification, never a feature.
+    censored [N] bool or None: true where accept_len is only a lower bound, because what follows the
+        known acceptances was never proposed to the target.
     """
 
     meta: TraceMeta

@@ -48,14 +48,16 @@ class Cell:
     """Seconds of one operation at one grid point.
 
     operation: "prefill" (target and draft read a prompt of `tokens`), "first" (the first draft
-    forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
-    token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and the
-    accept decision). context: tokens already in the caches.
-    median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen). q25_s, q75_s:
-    quartiles of all `repeats`, wall.
+        forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
+        token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and
+        the accept decision).
+    context: tokens already in the caches.
+    median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen).
+    q25_s, q75_s: quartiles of all `repeats`, wall.
     blocks_s: the median within each sweep of `measure`, wall or, on a GPU, the stream's own; NaN
-    where a sweep missed the cell. cpu_blocks_s: the same on the processor's clock of the thread.
-    Number k is the same sweep in all cells; empty where unknown.
+        where a sweep missed the cell.
+    cpu_blocks_s: the same on the processor's clock of the thread. Number k is the same sweep in all
+        cells; empty where unknown.
     """
 
     operation: str
@@ -92,12 +94,12 @@ class Timing:
     """Seconds that `gammalab measure` found on one machine for one pair.
 
     meta: pair, target, draft, draft_kind, weights ("loaded" or "random"), device, device_name,
-    dtype, engine, threads, versions and fingerprints.
+        dtype, engine, threads, versions and fingerprints.
     signal_s: seconds that a drafted token costs more if its top-1 probability and entropy are read.
     control_s: the engine's own fixed seconds per round. Both without any rule's arithmetic.
     own_s: a rule's own arithmetic by policy name; empty in files of version 1.
     chosen: the clock of median_s, signal_s and control_s, if `on` has chosen one; None: as read,
-    which is wall.
+        which is wall.
     """
 
     meta: dict[str, Any]

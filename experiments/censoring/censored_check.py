@@ -43,7 +43,13 @@ Fill = Callable[[Trace, int, int], Sequence[Trace]]
 
 
 class CoverageCase(NamedTuple):
-    """One policy on one resample, tokens/s or their ratio to the reference's."""
+    """One policy on one resample, tokens/s or their ratio to the reference's.
+
+    truth: of the trace as it was before data were hidden.
+    low, point, high: the interval over imputations and its middle.
+    stop, go_on: if all that is unknown were rejected, or accepted.
+    number: which of the two it is, SPEED or RATIO.
+    """
 
     policy: str
     truth: float
@@ -166,8 +172,13 @@ def cases_of_others(
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Of one policy over C cases, as shares: covered by the interval and between the extremes; bias
-    of the point, half-widths of both, relative to the truth; low, high: truths below and above.
+    """One policy over C cases, as shares of them.
+
+    covered: truths in the interval.
+    below, above: truths below and above it.
+    within: truths between the extremes.
+    bias: of the point, relative to the truth.
+    half_width, half_extremes: of the interval and of the extremes, relative to the truth.
     """
 
     policy: str

@@ -64,10 +64,12 @@ class Span(NamedTuple):
 class Open:
     """One schedule on a censored trace.
 
-    speedup: tokens/s over never drafting; tasks: the same task by task. vs_fixed: tokens/s over the
-    reference schedule, paired within every completed trace. `..._others`: with the interval that
-    it has if the questions could have been others as well, of this row alone; verdict, adjusted_p:
-    of the same ratio, see experiments.censoring.rubin.Judgement.
+    speedup: tokens/s over never drafting.
+    tasks: the same task by task.
+    vs_fixed: tokens/s over the reference schedule, paired within every completed trace.
+        `..._others`: with the interval that it has if the questions could have been others as well,
+        of this row alone.
+    verdict, adjusted_p: of the same ratio, see experiments.censoring.rubin.Judgement.
     """
 
     name: str
@@ -86,9 +88,12 @@ class Open:
 class Censoring:
     """Intervals of a censored trace, schedule by schedule.
 
-    draws: imputations; resamples: draws of questions in each. controllers: rows that are judged
-    together, level: the p of its own that makes one of them significant. unknown, positions: of the
-    replayed requests. spread: see traces.censoring.imputation.BonusSpread.
+    draws: imputations.
+    resamples: draws of questions in each.
+    controllers: rows that are judged together, level: the p of its own that makes one of them
+        significant.
+    unknown, positions: of the replayed requests.
+    spread: see traces.censoring.imputation.BonusSpread.
     """
 
     rows: tuple[Open, ...]

@@ -61,11 +61,14 @@ class Turns:
 class Ratio:
     """`policy` over `reference` in one sitting.
 
-    predicted: of the replay of the same replies in the same order, on the same clock. timing_error:
-    standard error of its logarithm that the timing's own repeats give it, NaN if not known.
-    measured; time, others: see the module. detectable_percent: the smallest gain that the sitting
-    could have found 8 times in 10, other questions allowed for. agrees: the prediction lies inside
-    the interval (time; where replies are drawn anew: others), widened by timing_error.
+    predicted: of the replay of the same replies in the same order, on the same clock.
+    timing_error: standard error of its logarithm that the timing's own repeats give it, NaN if not
+        known. measured.
+    time, others: see the module.
+    detectable_percent: the smallest gain that the sitting could have found 8 times in 10, other
+        questions allowed for.
+    agrees: the prediction lies inside the interval (time; where replies are drawn anew: others),
+        widened by timing_error.
     word: see `word_for`.
     """
 

@@ -58,10 +58,14 @@ class Rendered(NamedTuple):
 class ServingEngine:
     """One engine, and what about it matters here.
 
-    limits: what it can be told at most. batches: it serves many requests at once, all drafting in
-    step. table: it takes a length per batch size. ends: it stops drafting behind the table's last
-    row. falling: no row may exceed the first. idle_draft: a 0 in the table still costs a draft
-    forward. stops: it can stop at a doubtful token. discards: it drops that token unverified.
+    limits: what it can be told at most.
+    batches: it serves many requests at once, all drafting in step.
+    table: it takes a length per batch size.
+    ends: it stops drafting behind the table's last row.
+    falling: no row may exceed the first.
+    idle_draft: a 0 in the table still costs a draft forward.
+    stops: it can stop at a doubtful token.
+    discards: it drops that token unverified.
     sampling: how it differs from sampled drafts and the usual rejection rule; empty: it does not.
     """
 

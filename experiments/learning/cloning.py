@@ -39,14 +39,14 @@ def schedules(pool: Pool) -> IntArray:
 def demonstrations(env: LaneVectorEnv, steps: int, seed: int) -> tuple[Tensor, Tensor]:
     """Demonstrations of the clairvoyant: observations (steps * L, K), actions (steps * L)."""
     env.reset(seed=seed)
-    choice, world = schedules(env.stage.pool), env.stage.world
+    choice, arrays = schedules(env.stage.pool), env.stage.arrays
     seen, done = [], []
     for _ in range(steps):
-        lanes = world.lanes
+        lanes = arrays.lanes
         lag = np.minimum(lanes["lag"], choice.shape[2] - 1)
         gamma = choice[lanes["cost"], lanes["at"], lag]
         actions = (lanes["tokens"] < gamma).astype(np.int64) if env.tokens else gamma
-        seen.append(torch.from_numpy(world.obs.copy()))
+        seen.append(torch.from_numpy(arrays.obs.copy()))
         done.append(torch.from_numpy(actions))
         env.step(actions)
     return torch.cat(seen), torch.cat(done)

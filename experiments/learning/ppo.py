@@ -25,9 +25,16 @@ KEPT = ("lanes", "memory", "seen", "obs")
 
 @dataclasses.dataclass(frozen=True)
 class PPOSettings:
-    """iterations of T = horizon steps in every lane; hidden: width of both layers of the policy;
-    epochs over every batch in `minibatches` parts; clip: of the ratio of probabilities; trace: the
-    lambda of the advantages; entropy: its bonus, falling to 0 with the learning rate.
+    """How PPO is run.
+
+    iterations: of `horizon` steps in every lane.
+    hidden: width of both layers of the policy.
+    epochs: over every batch, in `minibatches` parts.
+    learning_rate: at the first iteration, falling to 0.
+    clip: of the ratio of probabilities.
+    trace: the lambda of the advantages.
+    entropy: its bonus, falling to 0 with the learning rate.
+    seed: of the weights and all draws.
     """
 
     iterations: int = 800
@@ -85,12 +92,9 @@ class State:
         found |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
         for number, moments in enumerate(self.optimizer.state.values()):
             found |= {f"adam.{number}.{name}": value for name, value in moments.items()}
-        world = self.env.stage.world
-        arrays = {name: getattr(world, name) for name in KEPT}
-        found |= {
-            f"env.{name}": torch.from_numpy(array.view(np.uint8).reshape(-1))
-            for name, array in arrays.items()
-        }
+        for name in KEPT:
+            array = getattr(self.env.stage.arrays, name)
+            found[f"env.{name}"] = torch.from_numpy(array.view(np.uint8).reshape(-1))
         found["random"] = self.random.get_state()
         found["iteration"] = torch.tensor(self.iteration)
         return found

@@ -79,7 +79,7 @@ class Task:
         tokens = sum(int(trace.reply_tokens.sum()) for trace in self.fit.traces)
         tables = env.stage.pool.costs_of([Cost(c) for c in self.ratios])
         for table, (_, seconds) in zip(tables, self.fit.fixed, strict=True):
-            env.stage.world.rates[table, RHO] = tokens / seconds
+            env.stage.arrays.rates[table, RHO] = tokens / seconds
         return env
 
 

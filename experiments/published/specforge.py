@@ -40,8 +40,14 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chains:
-    """n series that were published at every k. accept_length, throughput, speedup: [n, 3], in the
-    order of STEPS; tokens per round, tokens/s of the whole batch, over no speculation.
+    """n series that were published at every k.
+
+    model, dataset, draft, batch: n each, of which series.
+    accept_length [n, 3]: tokens per round, in the order of STEPS.
+    throughput [n, 3]: tokens/s of the whole batch.
+    speedup [n, 3]: over no speculation.
+    incomplete: series that lack a k.
+    other_rows: of the table, that are no chains.
     """
 
     model: tuple[str, ...]

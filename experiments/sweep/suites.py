@@ -27,8 +27,8 @@ class Suite:
 
     policies: specs; a bare name is searched over its space, one with fields is taken as it is.
     costs: "measured" (the timing), or "c=8": a target step costs 8 draft steps, whatever its width.
-    traces: the defaults, replaced by --trace. search, trials: how a bare name is searched, and how
-    many settings of it are tried.
+    traces: the defaults, replaced by --trace.
+    search, trials: how a bare name is searched, and how many settings of it are tried.
     """
 
     about: str

@@ -25,10 +25,15 @@ REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """rounds: of the real run. same: as replayed; other: at the same place, but another (drafted,
-    accepted, emitted); displaced: at a place where the replay starts no round, a consequence of an
-    earlier difference; missing: replayed rounds at places where the real run started none.
-    requests: that hold any difference; first: their first one by REASONS.
+    """The rounds of a real run against those of its replay.
+
+    rounds: of the real run.
+    same: as replayed.
+    other: at the same place, but another (drafted, accepted, emitted).
+    displaced: at a place where the replay starts no round, a consequence of an earlier difference.
+    missing: replayed rounds at places where the real run started none.
+    requests: that hold any difference.
+    first: their first one by REASONS.
     """
 
     rounds: int

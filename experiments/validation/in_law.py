@@ -36,7 +36,12 @@ _FEW = 5  # expected rounds below which neighbouring lengths are pooled
 
 @dataclasses.dataclass(frozen=True)
 class LawCheck:
-    """One policy: rounds and mean accepted length on both sides, and p-values of "the same law"."""
+    """One policy, decoded and replayed.
+
+    real_rounds, replayed_rounds: how many there were.
+    real_mean, replayed_mean: accepted tokens of a round.
+    chi_square_p, ks_p, permutation_p: p-values of "the same law".
+    """
 
     policy: str
     real_rounds: int

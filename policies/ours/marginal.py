@@ -28,13 +28,15 @@ class MarginalState(NamedTuple):
     """M = gamma_max, C = LAST * SKIPPED contexts.
 
     Per request, of the round at hand: now [slots, 3]: seconds of a draft step, seconds that a token
-    is worth, chance that all drafted tokens stand; rest [slots, M + 2]: a round that drafts k takes
-    k * STEP_S + rest[k + 1], see open_round; last [slots]: tokens that there is room for; token
-    [slots, M, 4], of every drafted one the logit of its top-1 probability, its entropy, and what
-    the two models said. context [slots]; quiet [slots], rounds skipped in a row.
-    Shared: weight [2, 3] of the two logistic models, squares [2, 3] of their gradients summed;
-    clock [2], discounted tokens and seconds; paid, visits [C], mean gain of a draft and its count;
-    depth [M + 1], share of the rounds in a batch that drafted at least k tokens.
+    is worth, chance that all drafted tokens stand;
+
+    rest [slots, M + 2]: a round that drafts k takes k * STEP_S + rest[k + 1], see open_round.
+    last [slots]: tokens that there is room for; token [slots, M, 4], of every drafted one the logit
+        of its top-1 probability, its entropy, and what the two models said. context [slots]; quiet
+        [slots], rounds skipped in a row. Shared: weight [2, 3] of the two logistic models, squares
+        [2, 3] of their gradients summed; clock [2], discounted tokens and seconds; paid, visits
+        [C], mean gain of a draft and its count; depth [M + 1], share of the rounds in a batch that
+        drafted at least k tokens.
     """
 
     now: FloatArray

@@ -51,13 +51,16 @@ class Backend(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sitting:
-    """requests: one per row of `trace`; replayed: acceptance is the trace's, see Engine.decode.
+    """Policies that decode the same requests in turns.
 
-    block: requests that a policy decodes in one turn. carries: its state lasts from turn to turn,
-    as a replay's does. anchors: called after each turn of all policies with the moment at which the
-    sitting began (time.perf_counter) and the turn's number; None: no anchors. kept: where finished
-    turns are kept until somebody removes them, and found again if `about` (models, timing), the
-    requests and all settings are the same; None: nowhere.
+    requests: one per row of `trace`.
+    replayed: acceptance is the trace's, see Engine.decode.
+    block: requests that a policy decodes in one turn.
+    carries: its state lasts from turn to turn, as a replay's does.
+    anchors: called after each turn of all policies with the moment at which the sitting began
+        (time.perf_counter) and the turn's number; None: no anchors.
+    kept: where finished turns are kept until somebody removes them, and found again if `about`
+        (models, timing), the requests and all settings are the same; None: nowhere.
     """
 
     backend: Backend

@@ -52,8 +52,8 @@ _OR_PLAIN = "or leave custom_generate out"
 
 class Call(NamedTuple):
     """prompts: token ids of each row, its left padding taken off. temperature (0 is greedy), top_p.
-    eos_ids end a reply, room bounds it (tokens), others are asked after every token. streamer: None
-    or what receives the tokens.
+        eos_ids end a reply, room bounds it (tokens), others are asked after every token.
+    streamer: None or what receives the tokens.
     """
 
     prompts: list[list[int]]

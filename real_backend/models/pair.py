@@ -92,8 +92,9 @@ class GraphUse:
 class Pair:
     """A target and a draft that share a tokenizer; random weights have none.
 
-    vocab_size: tokens both models know (their embeddings may be padded differently). eos_ids: any
-    of them ends a reply. max_context: prompt and reply tokens that both can hold.
+    vocab_size: tokens both models know (their embeddings may be padded differently).
+    eos_ids: any of them ends a reply.
+    max_context: prompt and reply tokens that both can hold.
     """
 
     name: str

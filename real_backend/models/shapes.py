@@ -26,9 +26,12 @@ CACHE_TOKENS = 2048  # of all rows together: the room asked for beside the weigh
 class Shape(NamedTuple):
     """Sizes of a published model; head size = hidden / heads, biases on q, k, v in Qwen2 only.
 
-    architecture: transformers' model_type. eps: of the RMS norms. vocabulary: rows of the
-    embedding. source: the model on the Hugging Face hub whose config.json says so. rope_factor: of
-    Llama 3.1's rotary scaling, 0 for none. tied: embedding and unembedding are one matrix.
+    architecture: transformers' model_type.
+    eps: of the RMS norms.
+    vocabulary: rows of the embedding.
+    source: the model on the Hugging Face hub whose config.json says so.
+    rope_factor: of Llama 3.1's rotary scaling, 0 for none.
+    tied: embedding and unembedding are one matrix.
     """
 
     architecture: str

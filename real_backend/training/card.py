@@ -34,7 +34,16 @@ class ReplyScore(NamedTuple):
 
 
 class TaskScore(NamedTuple):
-    """Means of a task over its replies; acceptances are means over positions."""
+    """A task's means over its replies.
+
+    category: the task.
+    replies: how many.
+    reply_tokens: their mean length.
+    ended: share that ended by themselves.
+    greedy, sampled: acceptance of the draft, mean over positions.
+    spread: standard deviation of a reply's greedy acceptance.
+    lag1: correlation of acceptance at neighbouring positions.
+    """
 
     category: str
     replies: int

@@ -23,7 +23,17 @@ PROMPT_WEIGHT = 0.25  # loss weight of the user turns; replies and plain text we
 
 
 class LlamaSize(NamedTuple):
-    """Size of a Llama; embeddings tied, no grouped heads, rotary positions."""
+    """Size of a Llama; embeddings tied, no grouped heads, rotary positions.
+
+    layers: blocks.
+    hidden: numbers in a token's state.
+    heads: of hidden / heads numbers each.
+    inner: numbers inside the feed-forward part.
+    vocab: tokens.
+    max_positions: tokens of context.
+    rope_theta: base of the rotary frequencies.
+    norm_eps: of the RMS norms.
+    """
 
     layers: int
     hidden: int

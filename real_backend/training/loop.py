@@ -18,7 +18,16 @@ from traces.store import write_atomically
 
 
 class Recipe(NamedTuple):
-    """One optimisation: AdamW, linear warm-up, cosine decay to a tenth of the peak rate."""
+    """One optimisation: AdamW, linear warm-up, cosine decay to a tenth of the peak rate.
+
+    steps: of the optimiser.
+    peak_rate: learning rate after the warm-up.
+    checkpoint_s: seconds between two checkpoints.
+    warmup_steps: of the rise to the peak.
+    weight_decay: of AdamW.
+    clip_norm: largest norm of a gradient.
+    log_steps: steps of a mean in the loss curve.
+    """
 
     steps: int
     peak_rate: float

@@ -52,7 +52,7 @@ class LaneBatch:
         rules = [mode, limit, bucket_tokens, pool.max_gamma, int(reward == "average")]
         shown = (lanes, self.numbers)
         obs = np.zeros(shown, dtype=np.float32)
-        self.world = Lanes(
+        self.arrays = Lanes(
             requests=pool.requests,
             accept_len=pool.accept_len,
             top1_prob=pool.top1_prob,
@@ -96,8 +96,8 @@ class LaneBatch:
     def charge(self, player: Policy | None) -> None:
         """From now on this policy plays, and pays for its own arithmetic."""
         self.pool.player = player
-        self.world = self.world._replace(**self._costs())
-        self.pinned = Pinned(self.world, tokens=self.tokens)
+        self.arrays = self.arrays._replace(**self._costs())
+        self.pinned = Pinned(self.arrays, tokens=self.tokens)
 
     def allow(self, options: Mapping[str, Any], lanes: Any) -> None:
         """Let the next episodes of some lanes be drawn from what the options name."""
@@ -105,41 +105,41 @@ class LaneBatch:
         rows, costs = self.pool.choose(options)
         allowed = tuple(rows + costs)
         if allowed not in self._first:
-            self._first[allowed] = len(self.world.choices)
-            joined = np.concatenate([self.world.choices, np.asarray(allowed, dtype=np.int64)])
+            self._first[allowed] = len(self.arrays.choices)
+            joined = np.concatenate([self.arrays.choices, np.asarray(allowed, dtype=np.int64)])
             changes: dict[str, Any] = {"choices": joined}
             if len(self.pool.tables) > tables:
                 changes |= self._costs()
-            self.world = self.world._replace(**changes)
-            self.pinned = Pinned(self.world, tokens=self.tokens)
-        first, states = self._first[allowed], self.world.lanes
+            self.arrays = self.arrays._replace(**changes)
+            self.pinned = Pinned(self.arrays, tokens=self.tokens)
+        first, states = self._first[allowed], self.arrays.lanes
         states["first_request"][lanes], states["requests"][lanes] = first, len(rows)
         states["first_cost"][lanes], states["costs"][lanes] = first + len(rows), len(costs)
 
     def seed(self, keys: Sequence[int], lanes: Any) -> None:
         """Give some lanes a key of their draws, and start counting their episodes."""
-        self.world.lanes["key"][lanes] = keys
-        self.world.lanes["episode"][lanes] = 0
+        self.arrays.lanes["key"][lanes] = keys
+        self.arrays.lanes["episode"][lanes] = 0
 
     def reset(self, lanes: Any) -> None:
         """Begin an episode in some lanes."""
-        self.world.actions[:] = 0
-        self.world.actions[lanes] = 1
+        self.arrays.actions[:] = 0
+        self.arrays.actions[lanes] = 1
         self.pinned.reset()
 
     def view(self, lane: int) -> View:
         """The view of a lane before its round."""
-        world = self.world
-        state = world.lanes[lane]
+        arrays = self.arrays
+        state = arrays.lanes[lane]
         cost, room = int(state["cost"]), int(state["room"])
         context = int(state["prompt"]) + int(state["at"]) - int(state["begin"])
-        costs, batch_size = costs_at(world, cost), list(self.pool.tables)[cost].load
+        costs, batch_size = costs_at(arrays, cost), list(self.pool.tables)[cost].load
         view = view_at(costs, cost, int(state["bucket"]), context, batch_size, 0, room)
         return view._replace(verify_s=view.verify_s.copy())
 
     def outcome(self, lane: int) -> Outcome:
         """The last round of a lane."""
-        row = self.world.outcomes[lane]
+        row = self.arrays.outcomes[lane]
         return Outcome(
             gamma=int(row["gamma"]),
             drafted=int(row["drafted"]),
@@ -152,9 +152,9 @@ class LaneBatch:
 
     def unit_s(self, lane: int) -> float:
         """Seconds that count as 1 in the reward of a lane's episode."""
-        return float(self.world.rates[self.world.lanes[lane]["cost"], UNIT_S])
+        return float(self.arrays.rates[self.arrays.lanes[lane]["cost"], UNIT_S])
 
     def draft(self, drafted: int, at: int) -> Draft:
         """The draft's signals with token number `drafted` of the round at this position."""
-        top1 = float(self.world.top1_prob[at, drafted - 1])
-        return Draft(drafted, top1, float(self.world.entropy[at, drafted - 1]))
+        top1 = float(self.arrays.top1_prob[at, drafted - 1])
+        return Draft(drafted, top1, float(self.arrays.entropy[at, drafted - 1]))

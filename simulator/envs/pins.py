@@ -78,10 +78,10 @@ class Pinned:
     Replacing an array (not its contents) needs another Pinned.
     """
 
-    def __init__(self, world: Lanes, *, tokens: bool) -> None:
-        self.world = world
-        self.pins = np.zeros((len(world), 4), dtype=np.int64)
-        for k, array in enumerate(world):
+    def __init__(self, arrays: Lanes, *, tokens: bool) -> None:
+        self.arrays = arrays
+        self.pins = np.zeros((len(arrays), 4), dtype=np.int64)
+        for k, array in enumerate(arrays):
             if not array.flags.c_contiguous:
                 raise ValueError(f"{Lanes._fields[k]} is not contiguous")
             self.pins[k, 0] = array.ctypes.data

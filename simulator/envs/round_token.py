@@ -87,7 +87,7 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         policies.overhead charges it; None: whoever plays pays nothing.
         """
         self.stage.charge(player)
-        self.stage.world.lanes["done"][:] = 1
+        self.stage.arrays.lanes["done"][:] = 1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,27 +100,27 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
             self.stage.seed([int(self.np_random.integers(1 << 32))], slice(None))
         self.stage.reset(slice(None))
         self._begun, self._rounds = True, []
-        return self.stage.world.obs[0].copy(), self._info()
+        return self.stage.arrays.obs[0].copy(), self._info()
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """One decision; raises gymnasium's InvalidAction and ResetNeeded."""
-        world = self.stage.world
+        arrays = self.stage.arrays
         if not self.action_space.contains(action):
             raise InvalidAction(f"{action!r} is not in {self.action_space}")
-        if not self._begun or world.lanes[0]["done"]:
+        if not self._begun or arrays.lanes[0]["done"]:
             raise ResetNeeded("the reply has ended, or none has begun: call reset")
-        at, drafted = int(world.lanes[0]["at"]), int(world.lanes[0]["tokens"])
-        room = int(world.lanes[0]["room"])
-        world.actions[0] = action
+        at, drafted = int(arrays.lanes[0]["at"]), int(arrays.lanes[0]["tokens"])
+        room = int(arrays.lanes[0]["room"])
+        arrays.actions[0] = action
         self.stage.pinned.step()
         info = self._info()
         if self.tokens and action == 1 and drafted < room:
             info["draft"] = self.stage.draft(drafted + 1, at)
-        if world.played[0]:
+        if arrays.played[0]:
             info["outcome"] = self.stage.outcome(0)
             self._rounds.append(info["outcome"])
-        ended = bool(world.terminated[0])
-        return world.obs[0].copy(), float(world.rewards[0]), ended, False, info
+        ended = bool(arrays.terminated[0])
+        return arrays.obs[0].copy(), float(arrays.rewards[0]), ended, False, info
 
     def render(self) -> Any:
         """The rounds of this reply so far, as text or as a picture [H, W, 3] uint8."""
@@ -129,7 +129,7 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         return rgb(self._rounds) if self.render_mode == "rgb_array" else None
 
     def _info(self) -> Info:
-        lane = self.stage.world.lanes[0]
+        lane = self.stage.arrays.lanes[0]
         return {
             "view": self.stage.view(0),
             "request": int(lane["request"]),

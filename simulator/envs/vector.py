@@ -92,11 +92,11 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
 
     def _bind(self) -> None:
         """Take hold of the arrays that steps write to; the stage keeps them for good."""
-        world = self.stage.world
-        self._actions, self._obs, self._rewards = world.actions, world.obs, world.rewards
-        self._terminated = world.terminated.view(np.bool_)
-        self._truncated = world.truncated.view(np.bool_)
-        self._played, self._outcomes = world.played.view(np.bool_), world.outcomes
+        arrays = self.stage.arrays
+        self._actions, self._obs, self._rewards = arrays.actions, arrays.obs, arrays.rewards
+        self._terminated = arrays.terminated.view(np.bool_)
+        self._truncated = arrays.truncated.view(np.bool_)
+        self._played, self._outcomes = arrays.played.view(np.bool_), arrays.outcomes
         self._same: Info = {"outcome": self._outcomes, "_outcome": self._played}
         self._shape = (self.num_envs,)
         self._result = (self._obs, self._rewards, self._terminated, self._truncated, self._same)
@@ -197,7 +197,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
             return infos
         final_obs = np.full(self.num_envs, None, dtype=object)
         for lane in np.flatnonzero(ended):
-            final_obs[lane] = self.stage.world.final[lane].copy()
+            final_obs[lane] = self.stage.arrays.final[lane].copy()
         played = infos["_outcome"]
         return {
             "outcome": infos["outcome"],
@@ -220,7 +220,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         """Keep the rounds of the replies in progress, for pictures."""
         for lane in np.flatnonzero(self._played):
             self._rounds[lane].append(self.outcome(int(lane)))
-        for lane in np.flatnonzero(self.stage.world.lanes["round"] == 0):
+        for lane in np.flatnonzero(self.stage.arrays.lanes["round"] == 0):
             self._rounds[lane] = []
 
     def render(self) -> tuple[Any, ...] | None:

@@ -23,11 +23,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerRequest:
-    """Sums over the rounds of each request, all [R].
+    """Sums over the rounds of each request, all [R]; zeros for one without a round (cut off).
 
-    rounds, tokens (emitted), drafted, accepted, gamma (sum of caps): int64. decode_s: seconds of
-    the rounds; prefill_s: before the first round; first_round_s: the first round alone. A request
-    without a round (cut off) has zeros.
+    rounds: int64, as all counts.
+    tokens: emitted.
+    drafted, accepted: tokens.
+    gamma: sum of the caps in force.
+    decode_s: seconds of the rounds.
+    prefill_s: seconds before the first round.
+    first_round_s: seconds of the first round alone.
     """
 
     rounds: IntArray
@@ -96,10 +100,14 @@ def per_request(log: RoundLog) -> PerRequest:
 class Summary:
     """One log (or the requests of one category) in numbers; NaN where nothing was counted.
 
-    tokens_per_s: token-weighted, all tokens over all decode seconds; tokens_per_total_s: prefill
-    included. ttft_s: mean over requests. tpot_s: decode seconds per token, token-weighted.
-    acceptance_rate: accepted / drafted. tokens_per_round: emitted / rounds. mean_gamma: mean cap in
-    force. wasted_drafts: drafted - accepted, tokens.
+    tokens_per_s: token-weighted, all tokens over all decode seconds.
+    tokens_per_total_s: prefill included.
+    ttft_s: mean over requests.
+    tpot_s: decode seconds per token, token-weighted.
+    acceptance_rate: accepted / drafted.
+    tokens_per_round: emitted / rounds.
+    mean_gamma: mean cap in force.
+    wasted_drafts: drafted - accepted, tokens.
     """
 
     requests: int

@@ -54,14 +54,20 @@ class LatencySummary:
 class ServingMetrics:
     """One run.
 
-    span_s: from the first arrival that counts to the last token. tokens_per_s, requests_per_s: of
-    finished requests over span_s. goodput_per_s: those of them within the objective; goodput_share:
-    of all requests that count, unfinished ones included. gap_p50_s, gap_p99_s: to 4 % (the bins);
-    worst_gap_s: longest gap of any request. wasted_drafts: tokens drafted in vain per emitted one,
-    those drafted ahead included; wasted_verifies: verified in vain. utilisation: busy share of the
-    machine; mean_running, mean_waiting (for a first slot): requests, over busy time. peak_blocks:
-    share of the budget (0 without one); mean_blocks: over busy time. fairness: Jain's index of the
-    requests' seconds per token, 1 if all are alike (Jain, Chiu and Hawe, DEC-TR-301, 1984).
+    span_s: from the first arrival that counts to the last token.
+    tokens_per_s, requests_per_s: of finished requests over span_s.
+    goodput_per_s: those of them within the objective.
+    goodput_share: of all requests that count, unfinished ones included.
+    gap_p50_s, gap_p99_s: to 4 % (the bins).
+    worst_gap_s: longest gap of any request.
+    wasted_drafts: tokens drafted in vain per emitted one, those drafted ahead included.
+    wasted_verifies: verified in vain.
+    utilisation: busy share of the machine.
+    mean_running, mean_waiting (for a first slot): requests, over busy time.
+    peak_blocks: share of the budget (0 without one).
+    mean_blocks: over busy time.
+    fairness: Jain's index of the requests' seconds per token, 1 if all are alike (Jain, Chiu and
+        Hawe, DEC-TR-301, 1984).
     """
 
     requests: int

@@ -36,33 +36,35 @@ REASONS = {
 class Server:
     """How a server works.
 
-    slots: requests that decode at once, per replica. order: of admission, see
-    simulator.serving.queue.ORDERS. blocks: memory for keys and values, in blocks of block_tokens,
-    per replica (0: no limit); a round reserves gamma + 1 tokens; when none is free, who was
-    admitted last waits again and is read anew. chunk_tokens: prompt tokens read per iteration
-    beside the decoding rows; 0: a prompt is read at once, and everybody waits. padded: every row is
-    verified as wide as the widest. longest: caches of one width, as real_backend reads them: steps
-    are priced at the longest context of their rows, and what a target step costs beyond that of the
-    shortest context is paid for every row as wide as the widest; else at the mean of both (paged
-    attention). allotment: see simulator.serving.draft_budget; budget_tokens: verified per
-    iteration, of
-    "budget" all of them, of "tetris" the drafted ones. max_gamma: None for the depth of the trace.
-
+    slots: requests that decode at once, per replica.
+    order: of admission, see simulator.serving.queue.ORDERS.
+    blocks: memory for keys and values, in blocks of block_tokens, per replica (0: no limit); a
+        round reserves gamma + 1 tokens; when none is free, who was admitted last waits again and is
+        read anew.
+    chunk_tokens: prompt tokens read per iteration beside the decoding rows; 0: a prompt is read at
+        once, and everybody waits.
+    padded: every row is verified as wide as the widest.
+    longest: caches of one width, as real_backend reads them: steps are priced at the longest
+        context of their rows, and what a target step costs beyond that of the shortest context is
+        paid for every row as wide as the widest; else at the mean of both (paged attention).
+    allotment: see simulator.serving.draft_budget.
+    budget_tokens: verified per iteration, of "budget" all of them, of "tetris" the drafted ones.
+    max_gamma: None for the depth of the trace.
     apart: the draft has a device of its own, and every iteration with a draft crosses the network
-    twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
+        twice: hop_s each way, up to jitter_s more (uniform), token_hop_s per verified token.
     pipelined (needs apart): PEARL, as parallel_speculative_decoding in src/engine.py of
-    github.com/smart-lty/ParallelSpeculativeDecoding has it (arXiv 2408.11850, which we have not
-    read). Draft and target begin every iteration together and wait for each other. The target
-    verifies what was drafted an iteration ago (post-verify; after a rejection nothing, pre-verify),
-    and by the token that it adds the first of the new draft. Where they differ, or something
-    before was rejected, the new draft is thrown away; else its others are verified next. So a row
-    of gamma g emits g tokens an iteration while all are accepted. The network is crossed once, both
-    ways at a time. A round's drafted tokens are those verified in it, its gamma no less.
-
-    reentry_s: charged when drafting begins again after iterations without.
-
-    replicas: targets, each with its slots and memory (and draft); router: see ROUTERS.
-    bin_s: width of the time series' bins.
+        github.com/smart-lty/ParallelSpeculativeDecoding has it (arXiv 2408.11850, which we have not
+        read). Draft and target begin every iteration together and wait for each other. The target
+        verifies what was drafted an iteration ago (post-verify; after a rejection nothing, pre-
+        verify), and by the token that it adds the first of the new draft. Where they differ, or
+        something before was rejected, the new draft is thrown away; else its others are verified
+        next. So a row of gamma g emits g tokens an iteration while all are accepted. The network is
+        crossed once, both ways at a time. A round's drafted tokens are those verified in it, its
+        gamma no less.
+    reentry_s: seconds charged when drafting begins again after iterations without.
+    replicas: targets, each with its slots and memory (and draft).
+    router: see ROUTERS.
+    bin_s: width of the time series' bins, seconds.
     """
 
     slots: int = 8

@@ -38,11 +38,22 @@ TOTALS = (
 class ServingResult:
     """The result of a run. Letters: Q requests, B bins.
 
+    policy: its label.
+    server: as it was asked for.
     arrival_s, admitted_s, first_s, finish_s [Q]: seconds since the run began; finish_s NaN if the
-    run was cut off before. prefill_s, longest_s [Q]; prompt_tokens, tokens, rounds, drafted,
-    accepted, preempted, replica [Q]; row [Q] of the trace. gaps: see simulator.serving.state.World.
-    bins [replicas, B] records (simulator.serving.state.BIN). round_log: None unless asked for.
-    totals: counts of all replicas by name. busy_s [replicas]: seconds of iterations and prompts.
+        run was cut off before.
+    prefill_s, longest_s [Q]: seconds of its prompt, and of the longest gap between two emissions.
+    prompt_tokens, tokens [Q]: of the prompt, and of the reply so far.
+    rounds, drafted, accepted [Q]: sums over its rounds.
+    preempted [Q]: how often it gave its memory back.
+    replica, row [Q]: where it was served; its row of the trace.
+    gaps [GAPS]: see simulator.serving.state.World.
+    bins [replicas, B]: records of simulator.serving.state.BIN.
+    busy_s [replicas]: seconds of iterations and prompts.
+    end_s: seconds from the begin of the run to its end.
+    totals: counts of all replicas by name.
+    round_log: None unless asked for.
+    meta: what was served, for the files.
     """
 
     policy: str

@@ -29,8 +29,8 @@ class Rules(NamedTuple):
     """How the server works; simulator.serving.options.Server says what each means.
 
     first: requests that come at the times noted (all of an open loop, the users of a closed one,
-    none if somebody else puts them into the queue). closed: a reply that ends lets the next
-    request be sent.
+        none if somebody else puts them into the queue).
+    closed: a reply that ends lets the next request be sent.
     """
 
     slots: int
@@ -112,9 +112,15 @@ tokens."""
 
 
 class World(NamedTuple):
-    """Everything that `advance` touches: records as named above. queue, later: heaps, of those who
-    wait and of those of a closed loop who were sent but have not come. survival [S, G]; gaps [GAPS]
-    int64: gaps between two emissions of a row by length, 16 bins to a doubling.
+    """Everything that `advance` touches: records as named above.
+
+    tape: the trace's arrays.
+    costs, limits, rules: of steps, of drafts, of the server.
+    counters, requests, slots, places, bins, log: records.
+    queue, later: heaps, of those who wait and of those of a closed loop who were sent but have not
+        come.
+    survival [S, G]: chances that a row's draft is accepted so far, for the draft budget.
+    gaps [GAPS] int64: gaps between two emissions of a row by length, 16 bins to a doubling.
 
     Several replicas are one World too: all arrays from counters on but the requests, which they
     share, have an axis of replicas in front.

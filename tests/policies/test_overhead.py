@@ -12,7 +12,7 @@ import pytest
 import simulator.envs.round_token  # registers the environments
 from experiments.comparison.compare import compare
 from experiments.comparison.compare_text import comparison_text, to_dict
-from experiments.sweep.jobs import costs_of, fingerprints, jobs_of, worlds_of
+from experiments.sweep.jobs import conditions_of, costs_of, fingerprints, jobs_of
 from experiments.sweep.suites import Suite
 from policies.base import Outcome, Policy, State, View
 from policies.confidence.thresholds import HFConfidence
@@ -238,9 +238,9 @@ def test_cost_ratio_worlds_are_in_seconds_of_the_timing() -> None:
     rounds = int(tally(rules[2], trace, priced).rounds.sum())
     assert seconds(priced)[2] - free[2] == pytest.approx(5e-3 * rounds, rel=1e-9)
     timings = (timing, make_timing(verify_s=0.02))
-    worlds = [worlds_of({"x": trace}, ["c=8"], [0], each) for each in timings]
-    jobs = jobs_of(Suite("about", ("gammatune",), ()), worlds[0])
-    assert fingerprints(worlds[0], jobs) != fingerprints(worlds[1], jobs)
+    conditions = [conditions_of({"x": trace}, ["c=8"], [0], each) for each in timings]
+    jobs = jobs_of(Suite("about", ("gammatune",), ()), conditions[0])
+    assert fingerprints(conditions[0], jobs) != fingerprints(conditions[1], jobs)
 
 
 @dataclasses.dataclass(frozen=True)

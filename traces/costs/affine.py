@@ -14,10 +14,12 @@ class Affine:
 
     All in seconds. A draft forward over t tokens costs draft_fixed + draft_token * (t - 1), a
     target forward target_fixed + target_token * (t - 1); target_fixed / draft_fixed is the c of
-    simulator.replay.theory.gammatune_seconds.
-    `row` is added per further row of the batch, `context_token` per token in the cache. own: of the
-    rules' own arithmetic, see policies.overhead. draft_kind: see traces.timing.DRAFT_KINDS; of a
-    block its one forward costs draft_fixed, of look-up every row does.
+    simulator.replay.theory.gammatune_seconds. `row` is added per further row of the batch,
+    `context_token` per token in the cache.
+
+    own: of the rules' own arithmetic, see policies.overhead.
+    draft_kind: see traces.timing.DRAFT_KINDS; of a block its one forward costs draft_fixed, of
+        look-up every row does.
     """
 
     draft_fixed: float = 1.0e-3

@@ -20,14 +20,16 @@ class Roofline:
     """Costs from the size of both models and two rates of the device, where nothing was measured.
 
     *_bytes: weights read by a forward; *_flops: operations per token, about twice the weights;
-    *_context_bytes: keys and values of one context token. bytes_per_s, flops_per_s: of the device;
-    what is reached is less than the data sheet's. fixed, signal, control: seconds, as in Affine.
+    *_context_bytes: keys and values of one context token.
+
+    bytes_per_s, flops_per_s: of the device; what is reached is less than the data sheet's.
+    fixed, signal, control: seconds, as in Affine.
     knee_tokens: how many tokens' arithmetic hides behind the reading of the weights; 0: all that
-    fits, the textbook's roofline. Measured layers turn up earlier (docs/published.md): above the
-    knee every token costs its arithmetic on top of what the weights cost.
-    Operations of attention itself are left out: few beside those of the weights.
+        fits, the textbook's roofline. Measured layers turn up earlier (docs/published.md): above
+        the knee every token costs its arithmetic on top of what the weights cost. Operations of
+        attention itself are left out: few beside those of the weights.
     draft_kind: see traces.timing.DRAFT_KINDS; a block's forward is over block_tokens per row, a
-    look-up takes `host` seconds per row.
+        look-up takes `host` seconds per row.
     """
 
     target_bytes: float

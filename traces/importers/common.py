@@ -26,11 +26,14 @@ class Options:
     """Options of an importer; each reads a few of these and refuses the others.
 
     schedule: how gamma was set, "heuristic:5" or "fixed:5", one for all files or one per file with
-    commas; key: which of several objects of a row; merge: further runs of the same requests;
-    vanilla: the same requests decoded without a draft. depth: deepest draft of a replay, 0: what
-    was recorded. temperature: of the recorded run where the file does not say. max_new_tokens: the
-    run's reply limit, 0: the format's usual one, or the longest reply. strict: mend nothing, raise
-    InputError instead.
+        commas.
+    key: which of several objects of a row.
+    merge: further runs of the same requests.
+    vanilla: the same requests decoded without a draft.
+    depth: deepest draft of a replay, 0: what was recorded.
+    temperature: of the recorded run where the file does not say.
+    max_new_tokens: the run's reply limit, 0: the format's usual one, or the longest reply.
+    strict: mend nothing, raise InputError instead.
     """
 
     schedule: str = ""

@@ -18,8 +18,9 @@ from traces.errors import InputError
 class Marginals:
     """Counts over all verification steps of a file.
 
-    at_least: steps that accepted d tokens or more, for d = 1, 2, ...; empty if unknown. steps,
-    drafted_tokens: 0 if unknown. rounded: the counts were rebuilt from printed rates.
+    at_least: steps that accepted d tokens or more, for d = 1, 2, ...; empty if unknown.
+    steps, drafted_tokens: 0 if unknown.
+    rounded: the counts were rebuilt from printed rates.
     """
 
     format: str

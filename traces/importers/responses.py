@@ -34,7 +34,11 @@ from traces.schema import Trace
 
 
 class RequestSteps(NamedTuple):
-    """The steps of one request. first: output position of the first one; place: for messages."""
+    """The steps of one request.
+
+    first: output position of the first one.
+    place: for messages.
+    """
 
     place: str
     request_id: str

@@ -46,17 +46,20 @@ _LEAST_PER_CYCLE = 0.01  # requests; below, bursts are a Poisson process drawn a
 class Workload:
     """A load; every field is checked, InputError names the one that is wrong.
 
-    requests: Q. process: one of PROCESSES; fields of another process keep their defaults.
-    poisson, gamma: rate_per_s; cv: coefficient of variation of the gaps (1: Poisson).
-    bursts: an on-off Markov-modulated Poisson process, stationary from time 0, with exponential
-    stays of mean on_s and off_s, seconds; off_rate_per_s may be 0.
-    recorded: arrival_s, Q timestamps, seconds, ascending.
-    closed: users; think_s: mean seconds between the end of a reply and its user's next request;
+    requests: Q.
+    process: one of PROCESSES; fields of another process keep their defaults. poisson, gamma:
+        rate_per_s.
+    cv: coefficient of variation of the gaps (1: Poisson). bursts: an on-off Markov-modulated
+        Poisson process, stationary from time 0, with exponential stays of mean on_s and off_s,
+        seconds; off_rate_per_s may be 0. recorded: arrival_s, Q timestamps, seconds, ascending.
+        closed: users.
+    think_s: mean seconds between the end of a reply and its user's next request.
     think: "exponential" or "fixed".
     order: "drawn" (rows of the trace with replacement) or "recorded" (rows 0, 1, 2, ... over and
-    over). weights: category -> weight, shared equally by its rows; categories not named get 0; no
-    weights: every row alike. priorities: category -> priority, the smaller is served first; 0 if
-    not named.
+        over).
+    weights: category -> weight, shared equally by its rows; categories not named get 0; no weights:
+        every row alike.
+    priorities: category -> priority, the smaller is served first; 0 if not named.
     """
 
     requests: int

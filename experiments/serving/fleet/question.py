@@ -27,7 +27,17 @@ from traces.workload.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class FleetSetting:
-    """The setting of all questions. step: called after every run of a policy."""
+    """The setting of all questions.
+
+    trace: acceptance.
+    priced: a cost model, and what it is.
+    server: slots and memory.
+    objective: what a request must keep to count as served.
+    requests: of a run.
+    seeds: of the runs, one each.
+    policies: those asked for.
+    step: called after every run of a policy.
+    """
 
     trace: Trace
     priced: Priced

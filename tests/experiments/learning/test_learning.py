@@ -83,7 +83,7 @@ class World:
         return self.optimum_s(trace) / float(tally(policy, trace, self.table()).decode_s.sum())
 
 
-WORLDS = {
+CONDITIONS = {
     "one rate": World((0.8,), Affine(draft_fixed=1e-3, target_fixed=10e-3)),
     "two regimes": World((0.95, 0.2), Affine(draft_fixed=2e-3, target_fixed=10e-3)),
     "drafting is dear": World((0.6,), Affine(draft_fixed=10e-3, target_fixed=10e-3)),
@@ -118,13 +118,13 @@ def trained(
     return ppo.weights_of(state.policy)
 
 
-@pytest.mark.parametrize("name", list(WORLDS))
+@pytest.mark.parametrize("name", list(CONDITIONS))
 def test_ppo_finds_the_known_answer(name: str) -> None:
     """Some short runs end in a habit of their own, and which ones hangs on the processor's
     rounding. So the first of four that has found the answer on other requests of the training kind
     is judged, as `gammalab train` chooses by its quarter.
     """
-    condition = WORLDS[name]
+    condition = CONDITIONS[name]
     for seed in range(4):
         settings = dataclasses.replace(SHORT, iterations=120, seed=seed)
         weights = trained(
@@ -135,7 +135,7 @@ def test_ppo_finds_the_known_answer(name: str) -> None:
     assert condition.share(weights) >= 0.98
 
 
-SHORT_REPLIES = dataclasses.replace(WORLDS["one rate"], tokens=50)
+SHORT_REPLIES = dataclasses.replace(CONDITIONS["one rate"], tokens=50)
 
 
 def test_the_return_in_seconds_finds_it_too() -> None:
@@ -160,13 +160,13 @@ def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
     assert condition.optimum_s(trace) / seconds < 0.6
 
 
-@pytest.mark.parametrize("name", list(WORLDS))
+@pytest.mark.parametrize("name", list(CONDITIONS))
 def test_dqn_finds_the_known_answer(name: str) -> None:
     pytest.importorskip("stable_baselines3")
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
-    condition = WORLDS[name]
+    condition = CONDITIONS[name]
     options = LANES | {"reward": "average", "rho": condition.rho()}
     env = RoundVectorEnv(64, condition.trace(seed=1), condition.costs, **options)
     model = make_model("dqn", LaneVecEnv(env), SHORT)
@@ -179,7 +179,7 @@ def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model
 
     torch.set_num_threads(1)
-    condition = WORLDS["one rate"]
+    condition = CONDITIONS["one rate"]
     native = RoundVectorEnv(
         64, condition.trace(seed=1), condition.costs, autoreset_mode="SameStep", reward="average"
     )
@@ -188,7 +188,7 @@ def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
         warnings.simplefilter("error")
         env.seed(3)
         first = env.reset()
-    assert np.array_equal(first, native.stage.condition.obs)
+    assert np.array_equal(first, native.stage.arrays.obs)
     ends = 0
     for _ in range(150):
         _, rewards, dones, infos = env.step(np.full(64, 4))
@@ -196,7 +196,7 @@ def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
         for lane in np.flatnonzero(dones):
             ends += 1
             seen = infos[lane]["terminal_observation"]
-            assert np.array_equal(seen, native.stage.condition.final[lane])
+            assert np.array_equal(seen, native.stage.arrays.final[lane])
             assert not infos[lane]["TimeLimit.truncated"]
     assert ends >= 64
     model = make_model("ppo", env, SHORT)
@@ -220,8 +220,8 @@ def test_halves_do_not_overlap_and_the_held_out_one_is_not_there(task: Task) -> 
     env = task.env(8)
     for _ in range(40):
         env.step(np.zeros(8, dtype=np.int64))
-        assert env.stage.condition.lanes["request"].max() < len(task.fit.traces[0].request_id)
-    assert set(env.stage.condition.lanes["cost"].tolist()) == {0, 1}
+        assert env.stage.arrays.lanes["request"].max() < len(task.fit.traces[0].request_id)
+    assert set(env.stage.arrays.lanes["cost"].tolist()) == {0, 1}
 
 
 def test_a_stopped_run_ends_in_the_same_weights(task: Task, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_demonstrations_are_the_clairvoyant(cls: Any) -> None:
     table = next(iter(pool.tables.values()))
     best_s = float(clairvoyant(trace, table).elapsed_s.sum())
     env = RoundVectorEnv(1, trace, timing, copy=False, autoreset_mode="SameStep")
-    choice, condition, seconds = schedules(pool)[0], env.stage.condition, 0.0
+    choice, condition, seconds = schedules(pool)[0], env.stage.arrays, 0.0
     for row in (0, 1):
         env.reset(seed=0, options={"requests": row})
         ended = False

@@ -12,7 +12,7 @@ from tests.policies.bandits.outcomes import choose, feed, outcome, view
 
 
 @pytest.mark.parametrize(
-    ("rule", "goes_on", "stops"),
+    ("rule", "continues", "stops"),
     [
         (ENTROPY_LOW, Draft(1, 0.1, 0.69), Draft(1, 0.9, 0.70)),  # 1 bit
         (ENTROPY_HIGH, Draft(1, 0.1, 1.38), Draft(1, 0.9, 1.39)),  # 2 bits

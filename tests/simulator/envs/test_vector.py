@@ -117,13 +117,13 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ResetNeeded):
         native.step(np.zeros(LANES, dtype=np.int64))
     native.reset(seed=0)
-    before = native.stage.world.lanes.tobytes()
+    before = native.stage.arrays.lanes.tobytes()
     for wrong in (np.full(LANES, 17), np.full(LANES, -1), np.zeros(LANES + 1, dtype=np.int64)):
         with pytest.raises(InvalidAction):
             native.step(wrong)
     with pytest.raises(TypeError):
         native.step(np.zeros(LANES))
-    assert native.stage.world.lanes.tobytes() == before
+    assert native.stage.arrays.lanes.tobytes() == before
     for mask in (np.zeros(LANES, dtype=bool), np.ones(LANES)):
         with pytest.raises(ValueError, match="reset_mask"):
             native.reset(options={"reset_mask": mask})
