@@ -93,7 +93,9 @@ class CompareOptions:
 
     trace: tuple[Path, ...] = recordings()
     timing: Path = timing_file()
-    policies: str | None = option("e.g. gammatune,fixed:gamma=4 (default: the shelf)", default=None)
+    policies: str | None = option(
+        "e.g. gammatune,fixed:gamma=4 (default: the registry)", default=None
+    )
     out: Path | None = maybe("folder for compare.json, compare.txt and simulated rounds")
     seed: int = seed_of(HALVES)
     json: bool = as_json()

@@ -30,7 +30,7 @@ from experiments.comparison.headline import headline_text
 from experiments.options import CompareOptions, StudyOptions, ValidateOptions
 from experiments.report.report import write_report
 from experiments.validation.command import run as validate
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.command_line import Result
 from real_backend.options import CaptureOptions, MeasureOptions, refuse_shape
 from real_backend.partial_file import finished, partial_path
@@ -142,7 +142,7 @@ def _compiling() -> Iterator[None]:
     time.
     """
     compare = (sys.executable, "-m", "experiments", "compare", "--trace", str(GREEDY))
-    quiet, names = subprocess.DEVNULL, list(SHELF)
+    quiet, names = subprocess.DEVNULL, list(REGISTRY)
     with contextlib.ExitStack() as stack:
         for half in (names[::2], names[1::2]):
             command = [*compare, "--timing", str(TIMING), "--policies", ",".join(half)]

@@ -1,4 +1,4 @@
-"""The shelf: every policy by name, the notation `name:field=value,field=value`, policy files."""
+"""The registry: every policy by name, the notation `name:field=value,field=value`, policy files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ DEFAULT = HFConfidence.name
 sittings on the real engine nothing else was ahead of it reliably (docs/sweeps.md).
 """
 
-SHELF: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() for cls in group}
+REGISTRY: dict[str, type[Policy]] = {cls.name: cls for group in FAMILIES.values() for cls in group}
 
 
 def _suggest(word: str, known: list[str]) -> str:
@@ -103,15 +103,15 @@ def _suggest(word: str, known: list[str]) -> str:
 
 def find_policy(name: str) -> type[Policy]:
     """The class of that name, or of `arbiter/NAME`; raises InputError with the nearest name."""
-    if name not in SHELF and name.startswith("arbiter/"):
+    if name not in REGISTRY and name.startswith("arbiter/"):
         return arbiter(find_policy(name.removeprefix("arbiter/")))
     if name in KINDS:
         raise InputError(f"policy {name!r} {FROM_FILE}")
-    if name not in SHELF:
+    if name not in REGISTRY:
         raise InputError(
-            f"unknown policy {name!r}; {_suggest(name, list(SHELF))}known: {', '.join(SHELF)}"
+            f"unknown policy {name!r}; {_suggest(name, list(REGISTRY))}known: {', '.join(REGISTRY)}"
         )
-    return SHELF[name]
+    return REGISTRY[name]
 
 
 def _typed(value: Any, kind: type[int] | type[float] | type[bool]) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from policies.registry import file_name, label, parse_policies
 from real_backend.decoding.measured import PLACEBO, timed_path
 
-SHELF = (
+REGISTRY = (
     "never,fixed:gamma=2,fixed:gamma=4,fixed:gamma=8,gammatune,gammatune+,hf-heuristic,"
     "hf-confidence,hf-roc,tail-pruning,ucb,goodput"
 )
@@ -39,7 +39,7 @@ class SessionEffort(NamedTuple):
     policies: str
 
 
-FULL = SessionEffort(60, 0, 100, 40.0, 60.0, 128, "1,2,4,8", "96,380", SHELF)
+FULL = SessionEffort(60, 0, 100, 40.0, 60.0, 128, "1,2,4,8", "96,380", REGISTRY)
 SMALL = SessionEffort(6, 4, 10, 3.0, 5.0, 32, "1", "96", "never,fixed:gamma=3,hf-confidence")
 
 
@@ -128,7 +128,7 @@ class _Planner:
         return timing
 
     def decode(self, pair: str, dtype: str, trace: Path, timing: Path, batch: int = 1) -> None:
-        """Rounds of the shelf on the real engine."""
+        """Rounds of the registry on the real engine."""
         replayed = pair.startswith("shape:")
         name = file_name(pair.removeprefix("shape:")) + f"-{dtype}"
         folder = self.out / "runs" / (name if batch == 1 else f"{name}-batch-{batch}")

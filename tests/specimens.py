@@ -96,7 +96,7 @@ def random_trace(generator: np.random.Generator, requests: int, depth: int) -> T
     remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
     easy = generator.random()
     accept_len = np.minimum(remaining, generator.geometric(1.0 - 0.95 * easy, remaining.size) - 1)
-    # Thresholds of the shelf are among the values, where float32 and float64 disagree most.
+    # Thresholds of the registry are among the values, where float32 and float64 disagree most.
     values = np.asarray([0.0, 0.2, 0.4, 0.5, 0.7, 0.75, 1.0])
     noise = generator.random((remaining.size, depth))
     chosen = generator.choice(values, noise.shape)

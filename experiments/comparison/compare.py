@@ -30,7 +30,7 @@ from experiments.comparison.sensitivity import sensitivity
 from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.overhead import is_known
-from policies.registry import SHELF, label
+from policies.registry import REGISTRY, label
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts
@@ -48,10 +48,10 @@ def censored_positions(trace: Trace) -> int:
 
 
 def default_policies(trace: Trace) -> tuple[list[Policy], list[str]]:
-    """The whole shelf with its defaults, and the names this trace cannot replay (no signals)."""
-    shelf = [cls() for cls in SHELF.values()]
-    usable = [p for p in shelf if trace.has_signals or not uses_signals(p)]
-    return usable, [p.name for p in shelf if p not in usable]
+    """The whole registry with its defaults, and the names this trace cannot replay (no signals)."""
+    registered = [cls() for cls in REGISTRY.values()]
+    usable = [p for p in registered if trace.has_signals or not uses_signals(p)]
+    return usable, [p.name for p in registered if p not in usable]
 
 
 def fixed_logs(trace: Trace, costs: StepCosts, seed: int) -> list[RoundLog]:

@@ -1,7 +1,7 @@
 """The price of an exported setting: the replay of an engine that follows it.
 
-Most settings are a controller of the shelf. Two things are not: a batch in which all requests get
-the same draft length, and llama.cpp's stop, which drops the doubtful token unverified.
+Most settings are a controller of the registry. Two things are not: a batch in which all requests
+get the same draft length, and llama.cpp's stop, which drops the doubtful token unverified.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from experiments.inspect.options import TraceCheckOptions, TraceInfoOptions, Tra
 from experiments.options import PoliciesOptions
 from policies.base import Policy, uses_signals
 from policies.fields import allowed, origins, short_field
-from policies.registry import SHELF, find_policy
+from policies.registry import REGISTRY, find_policy
 from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.schema import EXACTNESS, Trace, TraceError
@@ -23,7 +23,7 @@ from traces.split import split_rows
 from traces.store import content_hash, read_trace, refuse_existing, write_trace
 
 WIDTH = 110  # columns
-BESIDE = 3 + max(map(len, SHELF))
+BESIDE = 3 + max(map(len, REGISTRY))
 ACCEPTANCE = (
     words("task", "task", None, ""),
     figure("requests", "replies", None, "", 0),
@@ -39,7 +39,7 @@ FIELD_COLUMNS = ("field", "default", "range", "the default comes from")
 def show_policies(options: PoliciesOptions) -> Result:
     """All controllers in a table, or one in full."""
     name = options.name
-    classes = [find_policy(name)] if name else list(SHELF.values())
+    classes = [find_policy(name)] if name else list(REGISTRY.values())
     described = [describe_policy(cls()) for cls in classes]
     if name:
         return Result(_policy_page(described[0]), described[0])

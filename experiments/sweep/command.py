@@ -68,10 +68,10 @@ def suite_of(options: SweepOptions) -> Suite:
 
 
 def known_names() -> Sequence[str]:
-    """The names of the shelf."""
-    from policies.registry import SHELF
+    """The names of the registry."""
+    from policies.registry import REGISTRY
 
-    return tuple(SHELF)
+    return tuple(REGISTRY)
 
 
 def read_traces(paths: Sequence[Path]) -> dict[str, Trace]:

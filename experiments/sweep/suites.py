@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from traces.shipped import GREEDY, SAMPLED
 
 MEASURED = "measured"
@@ -43,13 +43,13 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "leaderboard": Suite(
         "every controller, tuned, at the measured cost and at three cost ratios",
-        policies=tuple(SHELF),
+        policies=tuple(REGISTRY),
         costs=(MEASURED, "c=4", "c=8", "c=16"),
         traces=(GREEDY, SAMPLED),
     ),
     "cost-ratio": Suite(
         "which controller wins as the target grows dearer",
-        policies=tuple(SHELF),
+        policies=tuple(REGISTRY),
         costs=tuple(f"c={c}" for c in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)),
         trials=24,
     ),

@@ -76,7 +76,7 @@ def validation_policies(
 ) -> Entrants:
     """The policies to confirm and the baseline, the fixed gamma tuned on the training half.
 
-    Those asked for and the baseline, or never, the baseline, a selection of the shelf, and the
+    Those asked for and the baseline, or never, the baseline, a selection of the registry, and the
     winner and the runner-up of a comparison.
     """
     train, _ = split_rows(trace, seed=seed)
@@ -88,8 +88,8 @@ def validation_policies(
             raise InputError("--policies names the same policy twice")
         wanted = [*chosen, baseline]
     else:
-        shelf = [parse_policy(name) for name in DEFAULT_POLICIES]
-        usable = [p for p in shelf if trace.has_signals or not uses_signals(p)]
+        registered = [parse_policy(name) for name in DEFAULT_POLICIES]
+        usable = [p for p in registered if trace.has_signals or not uses_signals(p)]
         claimed = [parse_policy(name) for name in map(_plain, (winner, runner_up)) if name]
         wanted = [Never(), baseline, *usable, *claimed]
     policies = {label(policy): policy for policy in wanted}

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from policies.overhead import ROUNDS, own_seconds_of
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.command_line import Result, run_module
 from real_backend.decoding.bench import (
     DRAFTED,
@@ -198,8 +198,8 @@ def measure(
     if kept.gaps:
         about["gaps"] = kept.gaps
     timing = Timing(about, cells, 0.0, 0.0)
-    rules = [rule() for rule in SHELF.values()]
-    own_s = dict(zip(SHELF, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
+    rules = [rule() for rule in REGISTRY.values()]
+    own_s = dict(zip(REGISTRY, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
     signal = control = Repeats()
     if 1 in batches:
         bench = Bench(pair, 1, min(contexts) + SIGNAL_TOKENS + 1, {}, sampling, SIGNAL_TOKENS)

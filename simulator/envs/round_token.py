@@ -156,7 +156,7 @@ class TokenEnv(LaneEnv):
 def play(
     env: gymnasium.Env[Any, Any], policy: Policy, requests: Sequence[int], *, seed: int = 0
 ) -> list[tuple[int, Outcome]]:
-    """Let a policy of the shelf play these requests, one after another: its rounds.
+    """Let a policy of the registry play these requests, one after another: its rounds.
 
     They are those of simulator.replay.replay with this seed, its own arithmetic charged. Per-round
     policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0.

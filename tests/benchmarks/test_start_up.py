@@ -1,4 +1,4 @@
-"""From process start to a result: --help, and a comparison of the whole shelf, cold and warm.
+"""From process start to a result: --help, and a comparison of the whole registry, cold and warm.
 
     python -m pytest -m benchmarks -s tests/benchmarks/test_start_up.py
 
@@ -36,14 +36,14 @@ def seconds(command: list[str], cache: Path) -> float:
 
 def test_start_up(tmp_path: Path) -> None:
     gammalab = [sys.executable, "-m", "experiments"]
-    shelf = [*gammalab, "compare", "--trace", str(TRACES[0]), "--timing", str(TIMINGS[0])]
+    whole = [*gammalab, "compare", "--trace", str(TRACES[0]), "--timing", str(TIMINGS[0])]
     contenders = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "gammalab --help": [*gammalab, "--help"],
         "import numba": [sys.executable, "-c", "import numba"],
-        "compare, warm": shelf,
+        "compare, warm": whole,
     }
-    print(f"\n{'compare, cold cache':22} {seconds(shelf, tmp_path):7.3f} s")
+    print(f"\n{'compare, cold cache':22} {seconds(whole, tmp_path):7.3f} s")
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(5):
         for name, command in contenders.items():

@@ -1,4 +1,4 @@
-"""The whole shelf where the draft goes on while the target verifies, and where it does not.
+"""The whole registry where the draft goes on while the target verifies, and where it does not.
 
 There a full acceptance brings no token of the target's own although the reply goes on. The table of
 both, tokens per second on the shipped greedy trace and timing, one slot, draft on its own device:
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policies.fixed import Fixed
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.serving.options import Server
 from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
@@ -28,7 +28,7 @@ TRACE = read_trace(GREEDY)
 SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
 COSTS = tabulate(Table(read_timing(TIMING)), **SHAPE)
 ASKED = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TRACE.category, 0)
-DEAF = 0.7  # of the unpipelined speed; no rule of the shelf has a reason to fall below
+DEAF = 0.7  # of the unpipelined speed; no rule of the registry has a reason to fall below
 
 
 def played(name: str, *, pipelined: bool, log: bool = False) -> ServingResult:
@@ -55,7 +55,7 @@ def test_only_the_last_round_of_a_reply_ends_it() -> None:
 def test_no_rule_is_deaf_to_full_acceptance() -> None:
     print("\ntokens/s              in turn  pipelined")
     deaf = []
-    for name in SHELF:
+    for name in REGISTRY:
         plain, ahead = (tokens_per_s(name, pipelined=pipelined) for pipelined in (False, True))
         print(f"{name:20} {plain:8.1f}   {ahead:8.1f}", flush=True)
         if ahead < DEAF * plain:

@@ -12,7 +12,7 @@ import pytest
 from policies.base import Outcome, Policy, State, View, reads_seconds
 from policies.fixed import Fixed
 from policies.randomness import Rng
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.replay.replay import replay
 from tests.specimens import random_costs, random_trace
 from traces.costs.pricing import StepCosts
@@ -39,7 +39,7 @@ def worlds(seed: int) -> tuple[Trace, StepCosts, StepCosts]:
     return trace, cheap, dear
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_decisions_hang_on_costs_only_where_seconds_are_read(name: str) -> None:
     policy = parse_policy(name)
     if reads_seconds(policy):
@@ -58,7 +58,7 @@ def test_these_worlds_tell_the_readers_of_seconds_apart(name: str) -> None:
     assert decisions(policy, trace, cheap) != decisions(policy, trace, dear)
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_a_machine_slower_than_its_timing_takes_the_same_decisions(name: str) -> None:
     """Twice as slow, a factor that rounds nothing: seconds are compared on one clock or not at
     all.

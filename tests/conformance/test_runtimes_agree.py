@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from policies.base import Policy, State, View, uses_signals
 from policies.learned.neural import neural_policy
 from policies.randomness import Rng
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.replay import kernels
 from simulator.replay.replay import replay, replay_interpreted
 from tests.policies.learned.test_neural import KINDS, random_network
@@ -67,7 +67,7 @@ def same(policy: Policy, trace: Trace, costs: StepCosts, seed: int) -> RoundLog:
     return compiled
 
 
-@pytest.mark.parametrize("spec", [*SHELF, *VARIANTS])
+@pytest.mark.parametrize("spec", [*REGISTRY, *VARIANTS])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 24), st.integers(-(2**70), 2**70))
 def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: int) -> None:
@@ -78,7 +78,7 @@ def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: i
     assert emitted.tolist() == trace.reply_tokens.tolist()
 
 
-@pytest.mark.parametrize("spec", [*SHELF, *VARIANTS])
+@pytest.mark.parametrize("spec", [*REGISTRY, *VARIANTS])
 def test_synthetic_traces(spec: str) -> None:
     generator = np.random.default_rng(5)
     costs = tabulate(Affine(context_token=1e-6, signal=1e-4, control=2e-4, prefill_token=1e-4))
@@ -96,7 +96,7 @@ def test_synthetic_traces(spec: str) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 24), st.integers(1, 128), st.integers(1, 128))
 def test_networks(kind: tuple[int, int], world: int, depth: int, one: int, two: int) -> None:
-    """They come from files, not from the shelf; layers of any two widths."""
+    """They come from files, not from the registry; layers of any two widths."""
     generator = np.random.default_rng(world)
     trace, costs = random_trace(generator, 2, depth), random_costs(generator, depth)
     policy = neural_policy(random_network(kind, world, (one, two)), round_s=3e-5)
@@ -105,7 +105,7 @@ def test_networks(kind: tuple[int, int], world: int, depth: int, one: int, two: 
 
 
 def test_both_kinds_of_hooks_are_covered() -> None:
-    kinds = {uses_signals(cls()) for cls in SHELF.values()}
+    kinds = {uses_signals(cls()) for cls in REGISTRY.values()}
     assert kinds == {True, False}
 
 

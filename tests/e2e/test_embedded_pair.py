@@ -12,7 +12,7 @@ import torch
 from experiments.validation.agreement import agree
 from experiments.validation.in_law import check_law
 from policies.fixed import Fixed
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.decoding.engine import Engine
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
@@ -69,12 +69,12 @@ def test_shipped_data_is_what_it_says(questions: list[Question]) -> None:
             assert 0.4 < (trace.accept_len[picked] > 0).mean() < 0.92
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_engine_takes_the_replays_decisions(
     embedded: Any, few: tuple[Trace, list[Any]], shipped_costs: StepCosts, name: str
 ) -> None:
     trace, requests = few
-    policy, tokens = SHELF[name](), trace.token_ids
+    policy, tokens = REGISTRY[name](), trace.token_ids
     assert tokens is not None
     run = Engine(embedded, shipped_costs).decode(policy, requests, clock="model")
     assert run.tokens == [part.tolist() for part in np.split(tokens, trace.offsets[1:-1])]

@@ -19,7 +19,7 @@ import pytest
 
 from experiments import cli
 from experiments.inspect import show
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from tests.command import Outcome, refused
 from tests.results import lively_trace, make_trace, save_inputs
 from traces.store import read_trace, write_trace
@@ -116,7 +116,7 @@ def test_policies_lists_and_shows(gammalab: Any) -> None:
 
 def test_policies_fit_110_columns_and_names_stand_apart(gammalab: Any) -> None:
     listed = gammalab("policies").out.splitlines()
-    for name, cls in SHELF.items():
+    for name, cls in REGISTRY.items():
         (line,) = (line for line in listed if line.split()[0] == name)
         beside = line[len(name) :]
         assert beside.startswith("  ") and cls.rule.startswith(beside.split()[0])

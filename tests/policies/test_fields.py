@@ -18,10 +18,10 @@ from policies.conformance import _play
 from policies.fields import Domain, fits
 from policies.goodput.smartspec import SmartSpec
 from policies.learned.neural import KINDS
-from policies.registry import SHELF, parse_policies, parse_policy, read_policies
+from policies.registry import REGISTRY, parse_policies, parse_policy, read_policies
 from traces.errors import InputError
 
-EVERY = {**SHELF, **KINDS}
+EVERY = {**REGISTRY, **KINDS}
 
 
 def ends(field: dataclasses.Field[Any]) -> list[Any]:
@@ -56,9 +56,9 @@ def test_every_field_is_declared_and_refuses_what_lies_outside(name: str) -> Non
             assert "must be" in message and repr(value) in message and "\n" not in message
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_whatever_lies_inside_can_be_played(name: str) -> None:
-    cls = SHELF[name]
+    cls = REGISTRY[name]
     for field in dataclasses.fields(cls):
         for value in ends(field):
             policy = with_values(cls(), {field.name: value})
@@ -68,11 +68,11 @@ def test_whatever_lies_inside_can_be_played(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_search_spaces_lie_inside(name: str) -> None:
-    fields = {field.name: field for field in dataclasses.fields(SHELF[name])}
+    fields = {field.name: field for field in dataclasses.fields(REGISTRY[name])}
     for field, points in SPACES[name].items():
         for point in points:
             assert fits(point, fields[field]), (field, point)
-        together = [with_values(SHELF[name](), {field: point}) for point in points]
+        together = [with_values(REGISTRY[name](), {field: point}) for point in points]
         assert any(together), field
 
 
@@ -122,7 +122,7 @@ def test_a_policy_file_names_itself_and_the_field(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_go_together_are_left_out_of_a_search() -> None:
-    ucb = SHELF["ucb"]()
+    ucb = REGISTRY["ucb"]()
     assert with_values(ucb, {"gamma_min": 9}) is None
     assert with_values(ucb, {"gamma_min": 9, "gamma_max": 12}) is not None
     assert with_values(SmartSpec(), {"decide_every": 0}) is None

@@ -29,7 +29,7 @@ from policies.overhead import (
     uncharged,
 )
 from policies.randomness import Rng
-from policies.registry import SHELF, find_policy, parse_policy
+from policies.registry import REGISTRY, find_policy, parse_policy
 from simulator.envs.play_serve import play_serve
 from simulator.replay.hindsight import ceilings, clairvoyant
 from simulator.replay.metrics import per_request
@@ -45,7 +45,7 @@ from traces.costs.pricing import StepCosts, tabulate
 from traces.workload.arrivals import demand
 from traces.workload.workload import Workload
 
-OWN = {name: (1e-3 * (k + 1), 2e-4 * (k + 1)) for k, name in enumerate(SHELF)}
+OWN = {name: (1e-3 * (k + 1), 2e-4 * (k + 1)) for k, name in enumerate(REGISTRY)}
 MODEL = Affine(
     draft_fixed=1.3e-3, target_fixed=10.7e-3, draft_token=1.1e-4, target_token=3.3e-4,
     prefill_fixed=5e-3, row=2.1e-4, context_token=1.3e-6, signal=1.9e-4, control=4.1e-4, own=OWN,

@@ -14,7 +14,7 @@ from policies.conformance import ContractError, check_policy
 from policies.goodput.arbiter import arbiter
 from policies.ours.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
-from policies.registry import SHELF, label, parse_policies, parse_policy
+from policies.registry import REGISTRY, label, parse_policies, parse_policy
 from traces.errors import InputError
 
 RNG = Rng(1)
@@ -37,9 +37,9 @@ def play(policy: Policy, state: Any, accepts: list[int], room: int = 30) -> list
     return [*shown, policy.gamma(state, 0, view(room), RNG)]
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_shelf_conforms(name: str) -> None:
-    check_policy(SHELF[name]())
+    check_policy(REGISTRY[name]())
 
 
 def test_a_policy_that_means_to_remember_conforms() -> None:
@@ -261,7 +261,7 @@ def test_bad_specs(text: str, message: str) -> None:
 
 
 def test_signals_are_read_only_for_those_who_look() -> None:
-    looking = {name for name, cls in SHELF.items() if uses_signals(cls())}
+    looking = {name for name, cls in REGISTRY.items() if uses_signals(cls())}
     assert looking == {
         "gammatune+", "hf-heuristic+", "hf-confidence", "batch-confidence", "hf-roc",
         "draft-verify", "svip", "adaedl", "tail-pruning", "profile-guided", "disco", "specdec++",

@@ -21,7 +21,7 @@ from experiments.comparison.sensitivity import (
 from policies.base import Policy, View
 from policies.fixed import Fixed, Never
 from policies.randomness import Rng
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from tests.results import make_trace
@@ -156,7 +156,7 @@ def test_no_rule_of_the_shelf_is_misled_by_the_machines_pace() -> None:
     train, test = (trace.select(rows) for rows in split_rows(trace, seed=0))
     tuned = Fixed(best_fixed(train, costs)[0])
     reference_s = float(replay(tuned, test, costs).elapsed_s.sum())
-    entrants = {name: parse_policy(name) for name in SHELF}
+    entrants = {name: parse_policy(name) for name in REGISTRY}
     beliefs = tuple(wrong_beliefs(entrants, test, costs, reference_s, seed=0))
     found = Sensitivity("", Race("", 0.0), (), beliefs)
     print(f"\n{belief_table(found)}")

@@ -30,7 +30,7 @@ from policies.confidence.roc import HFRocConfidence
 from policies.confidence.thresholds import HFConfidence
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from simulator.replay.theory import expected_emitted
@@ -225,7 +225,7 @@ def test_llama_cpp_gets_both_models_and_its_type(exported: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("spec", list(SHELF))
+@pytest.mark.parametrize("spec", list(REGISTRY))
 def test_transformers_takes_every_export(exported: Any, spec: str) -> None:
     """The text runs, and no field of it is unknown to the installed GenerationConfig."""
     from transformers import GenerationConfig
@@ -431,7 +431,7 @@ def test_text_is_comments_and_then_what_to_paste(
 
 
 def test_every_policy_of_the_shelf_can_be_exported(exported: Any) -> None:
-    for spec in SHELF:
+    for spec in REGISTRY:
         for to in ("vllm", "llama.cpp"):
             found = exported(spec, to).predicted
             assert found.exported_tokens_per_s > 0 and np.isfinite(found.loss)

@@ -18,7 +18,7 @@ from experiments.sweep.suites import PAPER_GAMMAS, SUITES, Suite
 from experiments.sweep.tuning import candidates, value_at
 from policies.base import Policy, field_values
 from policies.fixed import Fixed
-from policies.registry import SHELF, label, parse_policies, parse_policy, read_policies
+from policies.registry import REGISTRY, label, parse_policies, parse_policy, read_policies
 from simulator.replay.hindsight import best_fixed, ceilings
 from simulator.replay.replay import replay
 from traces import synthetic
@@ -44,12 +44,12 @@ def run(conditions: list[Condition], folder: Path, **how: Any) -> list[dict[str,
 
 def test_spaces_name_fields_of_policies_and_hold_their_defaults_kind() -> None:
     for name, space in SPACES.items():
-        defaults = field_values(SHELF[name]())
+        defaults = field_values(REGISTRY[name]())
         for field, points in space.items():
             kinds = {type(point) for point in points}
             assert kinds == {type(defaults[field])}, f"{name}:{field}"
             assert list(points) == sorted(points)
-    searched = {name for name, cls in SHELF.items() if field_values(cls()) and "/" not in name}
+    searched = {name for name, cls in REGISTRY.items() if field_values(cls()) and "/" not in name}
     assert searched == set(SPACES)
 
 

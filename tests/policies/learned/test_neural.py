@@ -31,7 +31,7 @@ from policies.learned.observation import GRID
 from policies.overhead import charged, measured_overhead
 from policies.registry import (
     FAMILIES,
-    SHELF,
+    REGISTRY,
     find_policy,
     label,
     parse_policies,
@@ -272,7 +272,7 @@ def test_names_and_labels() -> None:
     assert label(one) == f"neural-token:digest={one.digest}" != label(two)
     assert 0 < one.digest < 2**48 and len(label(one)) <= 40
     everything = {cls for group in FAMILIES.values() for cls in group}
-    assert not {NeuralRound, NeuralToken} & everything and "neural-round" not in SHELF
+    assert not {NeuralRound, NeuralToken} & everything and "neural-round" not in REGISTRY
     fails: list[Any] = [find_policy, parse_policy, parse_policies]
     for ask in fails:
         with pytest.raises(InputError, match="comes from its file"):

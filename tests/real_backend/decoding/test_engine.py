@@ -12,7 +12,7 @@ from scipy import stats
 
 from policies.base import STEP_COSTS, reads_seconds
 from policies.fixed import Fixed
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.decoding.cuda_graphs import eagerly
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
@@ -30,7 +30,7 @@ from traces.schema import Trace
 
 WEIGH_STEP_COSTS = [
     name
-    for name, cls in SHELF.items()
+    for name, cls in REGISTRY.items()
     if reads_seconds(cls(), STEP_COSTS) and not reads_seconds(cls(), {"elapsed_s"})
 ]
 
@@ -72,14 +72,14 @@ def test_trace_is_plain_greedy_decoding_and_generate(
         assert generated[0, ids.shape[1] :].tolist() == reply
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], name: str
 ) -> None:
     from simulator.replay.replay import replay_interpreted
 
     trace, requests = recorded
-    policy = SHELF[name]()
+    policy = REGISTRY[name]()
     run = Engine(pair, costs, max_gamma=8).decode(
         policy, requests, max_new_tokens=40, clock="model"
     )
@@ -98,8 +98,8 @@ def test_no_interruption_reaches_who_weighs_step_costs(
     from simulator.replay.replay import replay_interpreted
 
     trace, requests = recorded
-    run = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, max_new_tokens=40)
-    log = replay_interpreted(SHELF[name](), trace, costs)
+    run = Engine(pair, costs, max_gamma=8).decode(REGISTRY[name](), requests, max_new_tokens=40)
+    log = replay_interpreted(REGISTRY[name](), trace, costs)
     for column in ("gamma", "drafted", "accepted", "emitted", "ended"):
         assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
 
@@ -127,7 +127,7 @@ def test_a_ragged_batch_decodes_what_single_rows_do(
 ) -> None:
     trace, requests = recorded
     pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
-    engine, policy = Engine(pair, costs, max_gamma=8), SHELF[name]()
+    engine, policy = Engine(pair, costs, max_gamma=8), REGISTRY[name]()
     run = engine.decode(policy, requests, max_new_tokens=40, batch=batch)
     assert run.tokens == replies(trace)
     assert run.log.batch_size.max() == batch and set(run.log.slot.tolist()) == set(range(batch))
@@ -155,11 +155,11 @@ def test_steps_of_fixed_shape_decode_the_same(
     """What CUDA graphs replay, run eagerly: padded widths, spare rows, device-side chains."""
     _, requests = recorded
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
-    eager = Engine(pair, costs, max_gamma=8).decode(SHELF[name](), requests, **settings)
+    eager = Engine(pair, costs, max_gamma=8).decode(REGISTRY[name](), requests, **settings)
     monkeypatch.setattr("real_backend.decoding.leanest_steps.recorder_of", lambda _: eagerly)
     monkeypatch.setattr("real_backend.decoding.graphs.SHORTEST_SPAN", 32)  # several spans in play
     engine = Engine(pair, costs, max_gamma=8)
-    fixed = engine.decode(SHELF[name](), requests, **settings)
+    fixed = engine.decode(REGISTRY[name](), requests, **settings)
     assert isinstance(engine.steps(batch, 1), GraphSteps)
     assert fixed.tokens == eager.tokens
     for column in ("request", "gamma", "drafted", "accepted", "emitted"):
@@ -182,7 +182,7 @@ def test_a_row_alone_takes_the_steps_of_a_batch(
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40}
     alone, packed = (Engine(pair, costs, max_gamma=8) for _ in range(2))
     packed.use(EagerSteps(pair, 1, 256))
-    ours, theirs = (e.decode(SHELF[name](), requests, **settings) for e in (alone, packed))
+    ours, theirs = (e.decode(REGISTRY[name](), requests, **settings) for e in (alone, packed))
     assert isinstance(alone.steps(1, 1), SoloSteps)
     assert ours.tokens == theirs.tokens
     for column in ("request", "gamma", "drafted", "accepted", "emitted"):
@@ -213,16 +213,16 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(
     _, requests = recorded
     settings = {"temperature": 0.8, "top_p": 0.95, "seed": 5, "max_new_tokens": 30}
     engine = Engine(pair, costs, max_gamma=8)
-    together = engine.decode(SHELF["gammatune+"](), requests, batch=batch, **settings)
+    together = engine.decode(REGISTRY["gammatune+"](), requests, batch=batch, **settings)
     alone = [
-        engine.decode(SHELF["gammatune+"](), [request], **settings).tokens[0]
+        engine.decode(REGISTRY["gammatune+"](), [request], **settings).tokens[0]
         for request in requests
     ]
     assert together.tokens == alone
     assert len({tuple(tokens) for tokens in alone}) > 3
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_replayed_acceptance_is_the_replay_on_any_models(
     pair_folder: Path, costs: StepCosts, name: str
 ) -> None:
@@ -241,13 +241,13 @@ def test_replayed_acceptance_is_the_replay_on_any_models(
         for request_id, n in zip(trace.request_id, trace.prompt_tokens, strict=True)
     ]
     run = Engine(pair, costs, max_gamma=trace.meta.depth).decode(
-        SHELF[name](),
+        REGISTRY[name](),
         requests,
         max_new_tokens=trace.meta.max_new_tokens,
         clock="model",
         acceptance=trace,
     )
-    log = replay_interpreted(SHELF[name](), trace, costs)
+    log = replay_interpreted(REGISTRY[name](), trace, costs)
     for column in ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted"):
         assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
     assert [len(reply) for reply in run.tokens] == trace.reply_tokens.tolist()
@@ -264,7 +264,7 @@ def test_a_listener_sees_every_token_and_may_end_a_reply(
         heard[index] += tokens
         return index == 0 and len(heard[0]) >= 5
 
-    engine, policy = Engine(pair, costs, max_gamma=8), SHELF["ucb"]()
+    engine, policy = Engine(pair, costs, max_gamma=8), REGISTRY["ucb"]()
     state = policy.new_state(1)
     run = engine.decode(policy, requests[:2], max_new_tokens=40, emit=emit, state=state)
     assert list(heard.values()) == run.tokens

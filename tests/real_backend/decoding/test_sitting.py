@@ -15,7 +15,7 @@ from experiments.common.cost_sources import step_costs
 from experiments.validation.validate import judge
 from experiments.validation.validate_text import validation_text
 from policies.fixed import Fixed
-from policies.registry import SHELF, label, parse_policies
+from policies.registry import REGISTRY, label, parse_policies
 from real_backend.command_line import run_module
 from real_backend.decoding import sitting
 from real_backend.decoding.engine import Engine
@@ -248,7 +248,7 @@ def test_only_force_or_what_was_begun_with_it_overwrites(tmp_path: Path) -> None
 
 def test_states_come_back_bit_for_bit() -> None:
     generator = np.random.default_rng(0)
-    for policy in (cls() for cls in SHELF.values()):
+    for policy in (cls() for cls in REGISTRY.values()):
         state, fresh = policy.new_state(2), policy.new_state(2)
         arrays = [part for part in state if isinstance(part, np.ndarray)]
         for array in arrays:

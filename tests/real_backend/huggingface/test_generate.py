@@ -21,7 +21,7 @@ from transformers.generation import (
     StopStringCriteria,
 )
 
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.huggingface.generate import speculate
 from real_backend.models.pair import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
@@ -106,7 +106,7 @@ def test_a_policy_object_and_a_timing(
     with pytest.raises(InputError, match=r"goodput.*gammalab measure"):
         speculate(draft, "goodput")
     for timing in (SHIPPED_TIMING, str(SHIPPED_TIMING)):
-        spec = speculate(draft, SHELF["goodput"](), timing=timing)
+        spec = speculate(draft, REGISTRY["goodput"](), timing=timing)
     output = target.generate(**prompts[0], max_new_tokens=48, custom_generate=spec)
     assert torch.equal(output, plain[0])
     assert 0 < spec.log.drafted.max() <= 12

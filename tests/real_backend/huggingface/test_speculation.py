@@ -21,7 +21,7 @@ from policies.bandits.ucb import UCB
 from policies.base import STEP_COSTS, Policy, State, View, reads_seconds
 from policies.counts.heuristic import HFHeuristic
 from policies.randomness import Rng
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.huggingface.generate import Speculation, speculate
 from tests.real_backend.huggingface.models import TINY_PROMPT, Models, small_qwen
 from traces.errors import InputError
@@ -196,7 +196,7 @@ class Frugal(Policy):
 
 
 def test_policies_that_read_costs_are_known() -> None:
-    found = {name for name, policy in SHELF.items() if reads_seconds(policy(), STEP_COSTS)}
+    found = {name for name, policy in REGISTRY.items() if reads_seconds(policy(), STEP_COSTS)}
     assert found == {
         "profile-guided", "vllm-dynamic", "sglang-throughput", "smartspec", "adaptive-k", "cascade",
         "thompson-beta", "linucb", "lin-thompson", "nightjar", "goodput", "alpha-goodput", "hedge",

@@ -14,7 +14,7 @@ import torch
 from policies.base import Policy, uses_signals
 from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from real_backend.decoding.bench import DRAFTED, LAGS, Bench
 from real_backend.decoding.steps import GREEDY, Sampling
 from real_backend.models import finite
@@ -43,9 +43,9 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
     assert (timing.clocks, timing.sweeps) == (("wall", "cpu"), 1)
     assert all(len(c.blocks_s) == len(c.cpu_blocks_s) == 1 for c in timing.cells)
     assert all(0 < cpu <= 1.5 * c.q75_s for c in timing.on("cpu").cells for cpu in [c.median_s])
-    assert list(timing.own_s) == list(SHELF)
+    assert list(timing.own_s) == list(REGISTRY)
     for rule, (round_s, token_s) in timing.own_s.items():
-        assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(SHELF[rule]())
+        assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(REGISTRY[rule]())
     costs = tabulate(Table(timing), max_context=256)
     assert costs.own_s == timing.own_s
     assert (costs.verify_s[..., 1:] > timing.control_s).all()

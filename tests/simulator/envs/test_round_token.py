@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 import simulator.envs  # noqa: F401  registers the environments
 from policies.base import uses_signals
 from policies.fixed import Fixed
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.envs.dataset import Pool
 from simulator.envs.round_token import RoundEnv, TokenEnv, play
 from simulator.replay.replay import replay
@@ -46,7 +46,7 @@ def greedy() -> Any:
     return read_trace(GREEDY)
 
 
-@pytest.mark.parametrize("spec", list(SHELF))
+@pytest.mark.parametrize("spec", list(REGISTRY))
 def test_every_policy_plays_as_in_the_replay(spec: str, greedy: Any) -> None:
     policy, rows = parse_policy(spec), [3, 40, 77, 120]
     trace = greedy.select(rows)

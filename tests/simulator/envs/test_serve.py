@@ -26,7 +26,7 @@ from policies.learned.observation import (
     show_costs,
     show_request,
 )
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from simulator.envs.external_gamma import BATCH
 from simulator.envs.play_serve import play_serve
 from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
@@ -56,7 +56,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     "budget": {"allotment": "budget", "budget_tokens": 7, "padded": True},
 }
 WORKLOADS = ("closed:users=5", "closed:users=2,think_s=0.3", "poisson:rate=40", "poisson:rate=2")
-WIDE = [cls for cls in SHELF.values() if cls.batch_wide]
+WIDE = [cls for cls in REGISTRY.values() if cls.batch_wide]
 
 
 def make(**changes: Any) -> ServeEnv:
@@ -105,7 +105,7 @@ def test_batch_wide_policies_play_as_in_serve(cls: type[Policy]) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_servers_of_all_kinds(server: str, workload: str) -> None:
     env = make(server=Server(slots=3, **SERVERS[server]), workload=workload)
-    for k, policy in enumerate((Fixed(4), SHELF["smartspec"](), SHELF["vllm-dynamic"]())):
+    for k, policy in enumerate((Fixed(4), REGISTRY["smartspec"](), REGISTRY["vllm-dynamic"]())):
         agree(policy, env, seed=k)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policies.fixed import Never
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from simulator.replay.hindsight import best_fixed, clairvoyant, plan
 from simulator.replay.metrics import per_request, regret_s
 from simulator.replay.replay import check_inputs, replay_interpreted, tape_of
@@ -118,7 +118,7 @@ def test_nobody_beats_the_clairvoyant() -> None:
     model = Affine(draft_fixed=2e-3, draft_token=5e-4, target_token=2e-4, context_token=1e-6)
     costs = tabulate(model)
     best = clairvoyant(trace, costs)
-    for cls in SHELF.values():
+    for cls in REGISTRY.values():
         assert regret_s(replay_interpreted(cls(), trace, costs), best).min() >= -1e-12
     assert regret_s(best_fixed(trace, costs)[1], best).max() > 0
 

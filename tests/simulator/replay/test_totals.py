@@ -14,7 +14,7 @@ from policies.base import Outcome, Policy, State, View, reads_seconds
 from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
 from policies.randomness import Rng, uniform
-from policies.registry import SHELF, parse_policy
+from policies.registry import REGISTRY, parse_policy
 from simulator.replay import kernels
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import (
@@ -43,7 +43,7 @@ from traces.costs.pricing import StepCosts, prices_of, tabulate
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 
-SAME_COSTS = [name for name, cls in SHELF.items() if not reads_seconds(cls())]
+SAME_COSTS = [name for name, cls in REGISTRY.items() if not reads_seconds(cls())]
 
 
 def same_sums(sums: Tally, log: RoundLog) -> bool:
@@ -53,7 +53,7 @@ def same_sums(sums: Tally, log: RoundLog) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(sums, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 20), st.integers(-(2**70), 2**70))
 def test_sums_are_those_of_the_log(

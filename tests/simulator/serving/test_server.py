@@ -13,7 +13,7 @@ from policies.base import Policy
 from policies.confidence.thresholds import TailPruning
 from policies.counts.gammatune import GammaTune, GammaTunePlus
 from policies.fixed import Fixed
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from simulator.replay.replay import replay_interpreted
 from simulator.serving import server as server_module
 from simulator.serving.costs import verify_seconds
@@ -47,9 +47,9 @@ def small_trace() -> Trace:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_one_slot_without_a_queue_is_a_replay(name: str) -> None:
-    trace, policy = small_trace(), SHELF[name]()
+    trace, policy = small_trace(), REGISTRY[name]()
     costs = tabulate(MODEL, bucket_tokens=32)
     alone = tabulate(MODEL, bucket_tokens=32)
     served = serve(

@@ -1,7 +1,7 @@
-"""The shelf and networks, compiled, on a server with one slot and no queue: all rounds a replay's.
+"""The registry and networks, compiled, on a server of one slot, no queue: rounds a replay's.
 
 The suite has this for the interpreted server and a few compiled policies; here every kernel of the
-server is compiled, which takes minutes:  pytest -m slow tests/conformance/test_server_shelf.py
+server is compiled, which takes minutes:  pytest -m slow tests/conformance/test_server_registry.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pytest
 
 from policies.base import Policy
 from policies.learned.neural import neural_policy
-from policies.registry import SHELF
+from policies.registry import REGISTRY
 from simulator.replay.replay import replay
 from simulator.serving.options import Server
 from simulator.serving.server import serve
@@ -29,7 +29,7 @@ SHAPE = {"max_context": 512, "width": TRACE.meta.depth + 2, "bucket_tokens": 32}
 
 
 NETWORKS = [neural_policy(random_network(kind, 1), round_s=2e-5) for kind in KINDS]
-POLICIES = [*(cls() for cls in SHELF.values()), *NETWORKS]
+POLICIES = [*(cls() for cls in REGISTRY.values()), *NETWORKS]
 
 
 @pytest.mark.slow
