@@ -1,31 +1,54 @@
-# Two targets do everything from a bare clone with only Python 3.11 to 3.13 present.
+# Targets do everything from a bare clone with only Python 3.11 to 3.13 present.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/study
 
-.PHONY: study test bench clean
+.PHONY: study check test test-all coverage bench docs clean
 
 # Record, measure, replay, compare, validate and report on the embedded pair.
 study: $(VENV)/.installed
 	$(BIN)/gammalab study --out $(OUT)
 
-# Lint, types, import contracts and the whole test suite.
-test: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Lint, types, import contracts, and the third of the tests that takes seconds.
+check: lint
+	$(BIN)/python -m pytest -q -n 2 -m fast
+
+# Lint, types, import contracts and the suite.
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+# The suite, and what is marked slow.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 -m "not benchmarks and not gpu"
+
+# Branch coverage, kernels as plain Python; the suite takes about three times as long.
+coverage: $(VENV)/.installed
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --cov --cov-report=term:skip-covered
 
 # Speed ratios, printed, never asserted.
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest -m benchmarks -s -q
 
+# The site, into out/site; a broken link or a public name without a docstring fails.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.PHONY: lint
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "GammaLab needs Python 3.11 to 3.13")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:

@@ -1,16 +1,25 @@
-"""What the documentation shows is run: every `>>>` of docs/, and the files that README names."""
+"""What the documentation shows is run: every `>>>`, every example; and it names what there is."""
 
 from __future__ import annotations
 
 import doctest
+import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PACKAGES = ("traces", "policies", "simulator", "real_backend", "experiments")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+EXAMPLES = {
+    "compare_three": r"hf-confidence +1\.\d{3} times as fast as plain decoding",
+    "train_on_rounds": r"mean reward -?\d+\.\d{3} a round after 1024 steps",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -20,26 +29,79 @@ def test_examples_of_the_docs_run(page: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result.failed == 0
 
 
-def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    """Every Python file of the five packages has its line in the README, and no other has."""
-    text = (ROOT / "README.md").read_text()
-    packages = ("traces", "policies", "simulator", "real_backend", "experiments")
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (ROOT / "docs/examples").glob("*.py"))
+)
+def test_examples_print_what_they_promise(name: str) -> None:
+    """As a reader runs them; a new one needs its line in EXAMPLES."""
+    script = ROOT / "docs/examples" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(EXAMPLES[name], done.stdout)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_links_of_readme_and_contributing_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text()):
+            assert target.startswith("http") or (ROOT / target).exists(), f"{name}: {target}"
+
+
+def test_the_tree_of_the_house_is_the_tree_on_disk() -> None:
+    """Two levels: every file and room of the five packages has its line, and no other has."""
+    text = (ROOT / "docs/house.md").read_text()
     block = text.split("```text\n", 1)[1].split("```", 1)[0]
-    named, folders = set(), []
+    named, package = set(), ""
     for line in block.splitlines():
         match = re.match(r"^( *)([\w./-]+)", line)
-        if not match:
-            continue
-        level, name = len(match[1]) // 2, match[2]
-        folders = folders[:level]
-        if name.endswith("/"):
-            folders.append(name.rstrip("/"))
-        elif name.endswith(".py"):
-            named.add("/".join([*folders, name]))
+        assert match, line
+        if not match[1]:
+            package = match[2].rstrip("/")
+        else:
+            named.add(f"{package}/{match[2].rstrip('/')}")
     on_disk = {
-        str(path.relative_to(ROOT))
-        for package in packages
-        for path in (ROOT / package).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
+        f"{package}/{path.name}"
+        for package in PACKAGES
+        for path in (ROOT / package).iterdir()
+        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("__")
     }
     assert named == on_disk
+
+
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert not [name for package in PACKAGES for name in hooks().undocumented(ROOT / package)]
+
+
+def test_a_name_without_a_docstring_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hooks()
+    monkeypatch.setattr(made, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text('"""A."""\n\n\ndef said():\n    """B."""\n\n\ndef bare(): ...\n')
+    (tmp_path / "b.py").write_text("x = 1\n")
+    assert list(made.undocumented(tmp_path)) == ["a.py:bare", "b.py"]
+
+
+def test_the_site_shows_every_command_and_controller() -> None:
+    from experiments.cli import VERBS
+    from policies.registry import REGISTRY
+
+    made = hooks()
+    text = made.on_page_markdown("<!-- commands -->\n<!-- controllers -->")
+    assert all(f"\n## {name}\n" in f"\n{text}" for name in VERBS)
+    assert all(f"\n| {name} |" in text for name in REGISTRY)
+    assert str(ROOT) not in text

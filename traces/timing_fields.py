@@ -44,6 +44,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def seconds_of(value: Any, where: str) -> float:
+    """A time of a timing file, seconds; raises InputError naming `where`."""
     seconds = _number(value, where)
     if seconds < 0:
         raise InputError(f"{where}: a time of {value} seconds is not possible; measure again")
@@ -101,6 +102,7 @@ def repeats_fields(raw: Any, where: str) -> dict[str, tuple[float, ...]]:
 
 
 def own_fields(raw: Any) -> dict[str, tuple[float, float]]:
+    """Seconds of each rule's own arithmetic, per round and per token; raises InputError."""
     if not isinstance(raw, dict):
         raise InputError(f"field own_s must be an object of policy names, not {raw!r}")
     found: dict[str, tuple[float, float]] = {}

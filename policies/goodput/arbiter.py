@@ -33,11 +33,13 @@ inner_learn: Hook = Policy.learn
 
 
 def admit(self: Any, state: State, slot: int) -> None:
+    """The hook of both: the policy around which the arbiter stands forgets the slot."""
     state.arbiter_played[slot] = SPECULATE
     inner_admit(self, state, slot)
 
 
 def gamma(self: Any, state: State, slot: int, view: View, rng: Rng) -> int:
+    """The inner policy's length where it is its turn, else nothing."""
     playing = int(state.arbiter_mode[PLAYING])
     state.arbiter_played[slot] = playing
     if playing == SERIAL:
@@ -46,6 +48,7 @@ def gamma(self: Any, state: State, slot: int, view: View, rng: Rng) -> int:
 
 
 def learn(self: Any, state: State, slot: int, view: View, outcome: Outcome) -> None:
+    """Count the round for its mode, and let the inner policy learn of it."""
     played = int(state.arbiter_played[slot])
     if played == SPECULATE:
         inner_learn(self, state, slot, view, outcome)

@@ -60,6 +60,7 @@ def _fuse(tensors: list[Any], name: str, own: bool) -> Tensor | None:
 
 
 def scaled(norm: Any, gain: float) -> Tensor:
+    """A norm's weights times `gain`."""
     weight: Tensor = norm.weight.data
     return weight if gain == 1.0 else weight * gain
 

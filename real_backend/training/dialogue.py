@@ -44,16 +44,20 @@ Generator = Callable[[Random, Sequence[DocEntry]], Dialogue]
 
 
 def lower_first(text: str) -> str:
+    """With a small first letter, unless a capital word begins it."""
     return text if len(text) < 2 or text[1].isupper() else text[0].lower() + text[1:]
 
 
 def upper_first(text: str) -> str:
+    """With a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def some(rng: Random, items: Sequence[str], count: int) -> list[str]:
+    """Up to `count` of the items, without repetition."""
     return rng.sample(list(items), min(count, len(items)))
 
 
 def doc_text(entry: DocEntry) -> str:
+    """The sentences of an entry as one text."""
     return " ".join(entry.sentences)

@@ -142,6 +142,7 @@ def low_bits(seed: int) -> int:
 
 
 def tape_of(trace: Trace, signals: bool) -> Tape:
+    """The arrays of a trace that a compiled replay reads. signals: the draft's, too."""
     empty = np.zeros((0, 0), dtype=np.float32)
     return Tape(
         read_only(trace.offsets, np.int64),
