@@ -40,14 +40,12 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chains:
-    """n series that were published at every k.
+    """n series that were published at every k; arrays [n, 3] in the order of STEPS.
 
-    model, dataset, draft, batch: n each, of which series.
-    accept_length [n, 3]: tokens per round, in the order of STEPS.
-    throughput [n, 3]: tokens/s of the whole batch.
-    speedup [n, 3]: over no speculation.
-    incomplete: series that lack a k.
-    other_rows: of the table, that are no chains.
+    model, dataset, draft, batch: of each series.
+    accept_length: tokens per round.
+    throughput, speedup: tokens/s of the whole batch, and over no speculation.
+    incomplete, other_rows: series that lack a k; rows that are no chains.
     """
 
     model: tuple[str, ...]
