@@ -10,17 +10,18 @@ OUT ?= out/study
 study: $(VENV)/.installed
 	$(BIN)/gammalab study --out $(OUT)
 
-# Lint, types, import contracts, and the third of the tests that takes seconds.
+# Lint, types, import contracts, and the third of the tests that is quick.
 check: lint
-	$(BIN)/python -m pytest -q -n 2 -m fast
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/traces tests/policies \
+		tests/test_house.py --ignore tests/traces/censoring --ignore tests/policies/learned
 
 # Lint, types, import contracts and the suite.
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The suite, and what is marked slow.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 -m "not benchmarks and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not benchmarks and not gpu"
 
 # Branch coverage, kernels as plain Python; the suite takes about three times as long.
 coverage: $(VENV)/.installed

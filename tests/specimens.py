@@ -5,10 +5,12 @@ traces and costs.
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from traces.costs.pricing import StepCosts, make_step_costs
 from traces.schema import Trace, TraceMeta
@@ -87,6 +89,14 @@ def write_prompts(path: Path, questions: int = 6, turns: int = 1) -> Path:
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+FEW = ("fixed", "gammatune", "hf-confidence", "goodput", "ucb", "payback", "tail-pruning", "exp3")
+
+
+def few_or_slow(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:
+    """Parameters of a test: the suite runs those in `few`, `make test-all` the others, too."""
+    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in names]
 
 
 def random_trace(generator: np.random.Generator, requests: int, depth: int) -> Trace:

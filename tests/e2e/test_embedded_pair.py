@@ -19,6 +19,7 @@ from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, req
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from simulator.replay.replay import replay
+from tests.specimens import few_or_slow
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
@@ -69,7 +70,7 @@ def test_shipped_data_is_what_it_says(questions: list[Question]) -> None:
             assert 0.4 < (trace.accept_len[picked] > 0).mean() < 0.92
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", few_or_slow(REGISTRY))
 def test_engine_takes_the_replays_decisions(
     embedded: Any, few: tuple[Trace, list[Any]], shipped_costs: StepCosts, name: str
 ) -> None:

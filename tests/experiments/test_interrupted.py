@@ -77,7 +77,7 @@ def of_validate(out: Path) -> Made:
 
 CASES: dict[str, tuple[list[str], str, Callable[[Path], Made]]] = {
     "capture": (["--max-new-tokens", "12"], "t.parquet", of_capture),
-    "measure": (["--batch", "1", "--context", "12,16", "--repeats", "20"], "m.json", of_measure),
+    "measure": (["--batch", "1", "--context", "12", "--repeats", "20"], "m.json", of_measure),
     "sweep": (["cost-ratio", "--policies", "fixed", "--cost", "c=4"], "", of_sweep),
     "train": (["--iterations", "4", "--lanes", "4", "--no-warm-start"], "net.json", of_train),
     "validate": (["--policies", "fixed:gamma=2,gammatune", "--max-error", "1e6"], "", of_validate),

@@ -25,6 +25,7 @@ from simulator.envs.vector import RoundVectorEnv, TokenVectorEnv
 from simulator.replay.hindsight import clairvoyant
 from simulator.replay.replay import replay
 from simulator.replay.totals import tally
+from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.model import CostModel
@@ -118,7 +119,7 @@ def trained(
     return ppo.weights_of(state.policy)
 
 
-@pytest.mark.parametrize("name", list(CONDITIONS))
+@pytest.mark.parametrize("name", few_or_slow(CONDITIONS, ["one rate"]))
 def test_ppo_finds_the_known_answer(name: str) -> None:
     """Some short runs end in a habit of their own, and which ones hangs on the processor's
     rounding. So the first of four that has found the answer on other requests of the training kind
@@ -160,7 +161,7 @@ def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
     assert condition.optimum_s(trace) / seconds < 0.6
 
 
-@pytest.mark.parametrize("name", list(CONDITIONS))
+@pytest.mark.parametrize("name", few_or_slow(CONDITIONS, ["one rate"]))
 def test_dqn_finds_the_known_answer(name: str) -> None:
     pytest.importorskip("stable_baselines3")
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model

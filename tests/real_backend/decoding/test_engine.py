@@ -23,7 +23,7 @@ from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
-from tests.specimens import save_pair, write_prompts
+from tests.specimens import few_or_slow, save_pair, write_prompts
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
@@ -114,7 +114,7 @@ def test_general_path_decodes_the_same(
     assert run.tokens == replies(trace)
 
 
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
+@pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
 @pytest.mark.parametrize("batch", [2, 3, 8])
 @pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence"])
 def test_a_ragged_batch_decodes_what_single_rows_do(
@@ -166,7 +166,7 @@ def test_steps_of_fixed_shape_decode_the_same(
         assert np.array_equal(getattr(fixed.log, column), getattr(eager.log, column)), column
 
 
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("lean", few_or_slow([True, False], [True]))
 @pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "goodput"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_row_alone_takes_the_steps_of_a_batch(
@@ -222,7 +222,7 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(
     assert len({tuple(tokens) for tokens in alone}) > 3
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", few_or_slow(REGISTRY))
 def test_replayed_acceptance_is_the_replay_on_any_models(
     pair_folder: Path, costs: StepCosts, name: str
 ) -> None:

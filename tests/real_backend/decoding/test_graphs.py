@@ -25,6 +25,7 @@ from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.models.pair import load_pair, pair_of, resolve_pair
 from real_backend.prompts import Request
 from tests.fake_cuda import FakeGraph, install
+from tests.specimens import few_or_slow
 from traces.costs.pricing import StepCosts
 
 CPU = torch.device("cpu")
@@ -75,7 +76,8 @@ def same(recorded: Any, eager: Any) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
-    "name", ["never", "fixed:gamma=4", "hf-confidence", "gammatune", "payback"]
+    "name",
+    few_or_slow(["never", "fixed:gamma=4", "hf-confidence", "gammatune", "payback"]),
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_recorded_steps_decode_what_eager_ones_do(

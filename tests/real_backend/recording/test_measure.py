@@ -21,13 +21,14 @@ from real_backend.models import finite
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.recording import round_overheads
 from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, measure
+from tests.specimens import few_or_slow
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.timing import read_timing
 
 
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
+@pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
 def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: bool) -> None:
     pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
     timing = measure(pair, batches=[1, 2], contexts=[16, 64], repeats=10)
@@ -55,14 +56,14 @@ def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.Monke
     lean, forward = pair.target.lean, pair.target.lean.forward
 
     def slow(*args: Any, **keywords: Any) -> torch.Tensor:
-        time.sleep(0.02)
+        time.sleep(0.006)
         return forward(*args, **keywords)
 
     monkeypatch.setattr(lean, "forward", slow)
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)
-    assert timing.grid("verify").seconds.min() > 0.02
-    assert timing.grid("first").seconds.max() < 0.02
-    assert timing.grid("draft").seconds.max() < 0.02
+    assert timing.grid("verify").seconds.min() > 0.006
+    assert timing.grid("first").seconds.max() < 0.006
+    assert timing.grid("draft").seconds.max() < 0.006
 
 
 def test_a_sweep_visits_usual_rounds_five_times_a_few_at_a_time(
