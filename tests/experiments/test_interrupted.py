@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from experiments import cli
 from experiments.common.results import read_result
+from policies.fixed import Fixed
 from tests.specimens import write_prompts
 from traces.roundlog import read_roundlog
 from traces.timing import read_timing
@@ -110,6 +111,9 @@ def test_stopped_at_every_write(
 ) -> None:
     options, name, made = CASES[command]
     stops = Stops(monkeypatch, tmp_path)
+    monkeypatch.setattr(
+        "real_backend.recording.measure.REGISTRY", {"fixed": Fixed}
+    )  # saves a second
 
     def argv(folder: str) -> list[str]:
         out = str(tmp_path / folder / name)
