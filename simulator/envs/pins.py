@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, config
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -86,9 +86,14 @@ class Pinned:
                 raise ValueError(f"{Lanes._fields[k]} is not contiguous")
             self.pins[k, 0] = array.ctypes.data
             self.pins[k, 1 : 1 + array.ndim] = array.shape
-        step = pinned_tokens if tokens else pinned_rounds
-        self.call: Callable[[IntArray], int] = compiled(step, self.pins)
-        self._reset: Callable[[IntArray], int] = compiled(pinned_reset, self.pins)
+        self.call: Callable[[IntArray], int]
+        self._reset: Callable[[IntArray], int]
+        if config.DISABLE_JIT:  # for a debugger, and for coverage
+            plain = step_tokens if tokens else step_rounds
+            self.call, self._reset = (lambda _: plain(arrays)), (lambda _: reset_lanes(arrays))
+        else:
+            self.call = compiled(pinned_tokens if tokens else pinned_rounds, self.pins)
+            self._reset = compiled(pinned_reset, self.pins)
 
     def step(self) -> int:
         """One step in every lane."""

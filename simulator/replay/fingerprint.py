@@ -87,7 +87,7 @@ class Namespace:
         and the linker keeps whichever came first.
         """
         for dispatcher in self._own:
-            function = dispatcher.py_func
+            function = getattr(dispatcher, "py_func", dispatcher)  # plain where numba is off
             function.__qualname__ = f"{function.__qualname__}_{self.fingerprint}"
 
     def _convert(self, name: str, value: Any) -> Any:
