@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib.util
 import os
@@ -45,6 +46,24 @@ def test_examples_print_what_they_promise(name: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/accuracy.md", "docs/sweeps.md"])
+def test_the_number_of_controllers_is_that_of_the_registry(page: str) -> None:
+    from policies.registry import REGISTRY
+
+    said = re.findall(r"(\d+) controllers", (ROOT / page).read_text())
+    assert str(len(REGISTRY)) in said
+
+
+def test_the_help_names_every_format() -> None:
+    from experiments.inspect.options import TraceImportOptions
+    from traces.importers import FORMATS
+
+    (field,) = (f for f in dataclasses.fields(TraceImportOptions) if f.name == "format")
+    about = field.metadata["argument"]["about"]
+    pages = (ROOT / "docs/importing.md").read_text()
+    assert all((name in about and f"{name}:" in pages) or name in pages for name in FORMATS)
 
 
 def test_links_of_readme_and_contributing_lead_somewhere() -> None:

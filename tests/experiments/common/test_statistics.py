@@ -14,6 +14,7 @@ from experiments.common.statistics import (
     SIGNIFICANCE,
     Estimate,
     bootstrap_weights,
+    interval,
     judge_together,
     max_t,
     ratio_of_sums,
@@ -199,3 +200,11 @@ def test_the_detectable_difference_is_found_8_times_in_10() -> None:
         found = judge_together(reference, seconds, weights_of(questions, seed))
         hits += found.adjusted_p[0] < SIGNIFICANCE
     assert 0.72 < hits / worlds < 0.88
+
+
+def test_an_interval_over_seeds_by_hand() -> None:
+    """Student's t of one degree of freedom is 12.706; one seed has none."""
+    two = interval([2.0, 4.0])
+    assert (two.mean, two.low, two.high) == pytest.approx((3.0, 3 - 12.706, 3 + 12.706), abs=1e-3)
+    assert two.half == pytest.approx(12.706, abs=1e-3)
+    assert math.isnan(interval([2.0]).low) and interval([2.0]).mean == 2.0

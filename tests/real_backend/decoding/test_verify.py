@@ -9,7 +9,14 @@ import pytest
 import torch
 from scipy import stats
 
-from real_backend.decoding.verify import accept_greedy, accept_sampled, distribution, draw, signals
+from real_backend.decoding.verify import (
+    accept_greedy,
+    accept_probability,
+    accept_sampled,
+    distribution,
+    draw,
+    signals,
+)
 
 
 def test_greedy_keeps_the_common_prefix_of_every_row() -> None:
@@ -107,6 +114,23 @@ def test_rows_are_judged_as_if_alone() -> None:
     ]
     assert list(zip(accepted.tolist(), extra.tolist(), strict=True)) == expected
     assert len({n for n, _ in expected}) == depth + 1
+
+
+def test_the_chance_of_a_token_is_at_most_one() -> None:
+    target, draft = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    assert accept_probability(target, draft, 0) == 1.0
+    assert accept_probability(target, draft, 1) == pytest.approx(2 / 3)
+
+
+def test_a_token_that_the_target_never_takes_is_rejected_at_any_draw() -> None:
+    """Also at a draw of exactly 0, which a generator may give; the residual then is the target."""
+    target = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
+    draft = torch.tensor([[[0.0, 1.0]]])
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    accepted, extra = accept_sampled(
+        torch.tensor([[1]]), torch.tensor([1]), target, draft, zero, zero[:, 0]
+    )
+    assert accepted.tolist() == [0] and extra.tolist() == [0]
 
 
 def test_output_has_the_targets_law() -> None:
