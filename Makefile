@@ -31,9 +31,10 @@ coverage: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest -m benchmarks -s -q
 
-# The site, into out/site; a broken link or a public name without a docstring fails.
+# The site, into out/site; a broken link or a public name without a docstring fails (not under
+# --quiet, which counts no warnings).
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: lint
 lint: $(VENV)/.installed

@@ -103,6 +103,20 @@ def test_a_reply_that_ends_inside_a_draft_rejects_nothing() -> None:
     assert float(state.squares[0, 0]) == pytest.approx(1 + 0.37754**2, 1e-5)  # one token judged
 
 
+def test_what_lies_behind_the_first_rejected_token_teaches_nothing() -> None:
+    states = []
+    for drafted in (2, 4):
+        policy = Marginal()
+        state = policy.new_state(1)
+        policy.gamma(state, 0, view(), RNG)
+        for depth in range(1, drafted + 1):
+            policy.proceed(state, 0, Draft(depth, 0.5, 0.0))
+        policy.learn(state, 0, view(), Outcome(16, drafted, 1, 2, False, 8.0, 8.0))
+        states.append(state)
+    assert states[0].weight.tolist() == states[1].weight.tolist()
+    assert states[0].squares.tolist() == states[1].squares.tolist()
+
+
 def test_in_a_batch_a_step_is_paid_by_those_who_take_it() -> None:
     policy = Marginal()
     state = policy.new_state(4)
