@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.results import lively_trace
 from traces.costs.affine import Affine
-from traces.costs.pricing import bucket_end, bucket_of, make_step_costs, prices_of, tabulate
+from traces.costs.pricing import (
+    bucket_end,
+    bucket_of,
+    lag_after,
+    lags_of,
+    make_step_costs,
+    prices_of,
+    tabulate,
+    tabulate_for,
+)
 from traces.errors import InputError
+from traces.roundlog import ROUND_DTYPES, RoundLog
 
 
 def test_tabulate_by_hand() -> None:
@@ -76,3 +89,36 @@ def test_nothing_left_to_charge_is_kept() -> None:
     assert make_step_costs([[0.0, 1.0]], [[0.0, 1.0]], own_s=None).own_s is None
     with pytest.raises(InputError, match="verify_s holds a negative"):
         make_step_costs([[0.0, 1.0]], [[0.0, -1.0]])
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6),
+        min_size=0, max_size=4,
+    )
+)  # fmt: skip
+def test_lags_of_a_log_are_those_that_a_draft_runs_up(
+    requests: list[list[tuple[int, int]]],
+) -> None:
+    """Against `lag_after`, round by round; rounds that draft nothing let the draft fall behind."""
+    rounds, lags = [], []
+    for request, played in enumerate(requests):
+        lag = 1
+        for drafted, accepted in played:
+            accepted = min(accepted, drafted)
+            lags.append(lag)
+            rounds.append((request, drafted, accepted))
+            lag = lag_after(lag, drafted, accepted)
+    columns = {name: np.zeros(len(rounds)) for name in ROUND_DTYPES}
+    for at, name in enumerate(("request", "drafted", "accepted")):
+        columns[name] = np.asarray([row[at] for row in rounds], dtype=np.int64)
+    log = RoundLog(**columns, prefill_s=np.zeros(len(requests)), meta={})
+    assert lags_of(log).tolist() == lags
+
+
+def test_the_tables_of_a_trace_hold_all_that_it_needs() -> None:
+    trace = lively_trace()
+    costs = tabulate_for(trace, Affine())
+    assert costs.bucket_tokens == 32 and costs.sizes == [1]
+    assert costs.width > trace.meta.depth + 1
+    assert costs.buckets * 32 > trace.longest_context
