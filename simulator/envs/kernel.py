@@ -34,8 +34,8 @@ SIGNAL_S, UNIT_S, RHO = range(3)  # columns of Lanes.rates
 MODE, LIMIT, BUCKET_TOKENS, MAX_GAMMA, AVERAGE = range(5)  # entries of Lanes.rules
 
 _COUNTS = (
-    "request cost begin at end prompt last room bucket lag round steps done tokens first_request "
-    "requests first_cost costs"
+    "request cost begin at end prompt last room bucket lag round_number steps done tokens "
+    "first_request requests first_cost costs"
 )
 LANE = np.dtype(
     [
@@ -47,7 +47,7 @@ LANE = np.dtype(
 )
 """One lane. key, episode: of its draws; request, cost: drawn for this episode. begin, at, end: its
 positions; prompt, last: see Lanes.requests; room, bucket, lag: of the round at hand, edge: where
-the bucket ends; round: of the request, steps: of the episode, done: 1 after its end. tokens:
+the bucket ends; round_number: in the request, steps: of the episode, done: 1 after its end. tokens:
 drafted so far in the round, spent_s: seconds of these. first_request, requests, first_cost, costs:
 what may be drawn, as stretches of Lanes.choices."""
 
@@ -182,7 +182,7 @@ def begin(arrays: Lanes, i: int) -> None:
     lane.begin, lane.at = int(arrays.requests[row, BEGIN]), int(arrays.requests[row, BEGIN])
     lane.end = int(arrays.requests[row, END])
     lane.prompt, lane.last = int(arrays.requests[row, PROMPT]), int(arrays.requests[row, LAST])
-    lane.lag, lane.round, lane.steps, lane.done, lane.edge = 1, 0, 0, 0, 0
+    lane.lag, lane.round_number, lane.steps, lane.done, lane.edge = 1, 0, 0, 0, 0
     forget(arrays.memory, i)
     open_round(arrays, i)
     if of_tokens(arrays):
@@ -251,7 +251,7 @@ def end_round(arrays: Lanes, i: int, gamma: int, drafted: int) -> int:
     out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
     lane.lag = lag_after(lag, drafted, accepted)
     lane.at = at + emitted
-    lane.round += 1
+    lane.round_number += 1
     arrays.played[i] = 1
     remember(arrays.memory, i, drafted, accepted)
     open_round(arrays, i)

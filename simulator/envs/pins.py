@@ -72,6 +72,9 @@ def pinned_reset(pins: IntArray) -> int:
     return reset_lanes(unpin(pins))
 
 
+RECORDS = ("lanes", "outcomes")  # of Lanes: as plain Python their fields are attributes of a view
+
+
 class Pinned:
     """The compiled steps of one set of arrays, as in simulator.envs.kernel; call(pins) is step().
 
@@ -89,8 +92,9 @@ class Pinned:
         self.call: Callable[[IntArray], int]
         self._reset: Callable[[IntArray], int]
         if config.DISABLE_JIT:  # for a debugger, and for coverage
-            plain = step_tokens if tokens else step_rounds
-            self.call, self._reset = (lambda _: plain(arrays)), (lambda _: reset_lanes(arrays))
+            records = {name: getattr(arrays, name).view(np.recarray) for name in RECORDS}
+            plain, step = arrays._replace(**records), step_tokens if tokens else step_rounds
+            self.call, self._reset = (lambda _: step(plain)), (lambda _: reset_lanes(plain))
         else:
             self.call = compiled(pinned_tokens if tokens else pinned_rounds, self.pins)
             self._reset = compiled(pinned_reset, self.pins)

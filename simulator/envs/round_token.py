@@ -133,7 +133,7 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         return {
             "view": self.stage.view(0),
             "request": int(lane["request"]),
-            "round": int(lane["round"]),
+            "round": int(lane["round_number"]),
             "unit_s": self.stage.unit_s(0),
         }
 

@@ -220,7 +220,7 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         """Keep the rounds of the replies in progress, for pictures."""
         for lane in np.flatnonzero(self._played):
             self._rounds[lane].append(self.outcome(int(lane)))
-        for lane in np.flatnonzero(self.stage.arrays.lanes["round"] == 0):
+        for lane in np.flatnonzero(self.stage.arrays.lanes["round_number"] == 0):
             self._rounds[lane] = []
 
     def render(self) -> tuple[Any, ...] | None:

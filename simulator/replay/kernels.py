@@ -97,8 +97,10 @@ def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
     """A plain function of plain arithmetic, with all that it calls in place, compiled for arguments
-    like these: to be called often.
+    like these: to be called often. Where numba is off, the function itself.
     """
+    if numba.config.DISABLE_JIT:
+        return function
     plain = cast(types.FunctionType, function)
     recipe = KernelRecipe(plain, {}, (plain.__module__, plain.__qualname__), inline=True)
     kinds = tuple(map(numba.typeof, arguments))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import config
 
 from policies.base import Policy, State
 from policies.overhead import charged
@@ -153,7 +154,9 @@ class SharedState:
         if self._plain is not None:
             plain = _plain(routing.route, {"advance": self._plain})
             return int(plain(self.policy, *arguments))
-        names = self._names | {"own_state": routing.own_state_compiled}
+        names = dict(self._names)
+        if not config.DISABLE_JIT:
+            names["own_state"] = routing.own_state_compiled
         lower = scheduler.__name__
         made = recipe(cls, routing.route, names, variant, lower)
         return run_recipe(self.policy, made, (cls, variant), *arguments)
