@@ -23,9 +23,17 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not benchmarks and not gpu"
 
-# Branch coverage, kernels as plain Python; the suite takes about three times as long.
+# Branch coverage: the suite, and environments, servers and replay once more as plain Python, since
+# compiled code leaves no trace.
+COVER := out/coverage
 coverage: $(VENV)/.installed
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --cov --cov-report=term:skip-covered
+	rm -rf $(COVER) && mkdir -p $(COVER)
+	NUMBA_DISABLE_JIT=1 COVERAGE_FILE=$(COVER)/plain $(BIN)/python -m pytest -q -n 2 --cov --cov-report= \
+		tests/simulator/envs tests/simulator/serving/test_server.py tests/simulator/serving/test_routing.py \
+		tests/simulator/replay/test_hindsight.py tests/simulator/replay/test_replay.py
+	COVERAGE_FILE=$(COVER)/suite $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=
+	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage combine --keep $(COVER)/plain $(COVER)/suite
+	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage report --skip-covered
 
 # Speed ratios, printed, never asserted.
 bench: $(VENV)/.installed
