@@ -22,6 +22,8 @@ def table_view(kind: str, found: Json, folder: Path) -> dict[str, Any]:
 
     part = found["answer"] if kind == "fleet" else found
     frame = frame_of(part["rows"])
+    if kind == "fleet" and found["question"] not in QUESTIONS:
+        raise InputError(f"{folder}/fleet.json: question {found['question']!r} is not known")
     columns = QUESTIONS[found["question"]].columns(frame) if kind == "fleet" else COLUMNS
     return {
         "title": f"GammaLab {kind} {found.get('question', '')}".strip(),

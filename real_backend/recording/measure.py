@@ -181,9 +181,9 @@ def measure(
     seconds: float = math.inf,
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
-    sweeps, and of every rule of the registry. law: how tokens are chosen meanwhile. partial_file:
-    where finished sweeps are kept until all is done, and found again; the timing's meta then has
-    `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many.
+    sweeps, and of every rule of the registry. sampling: how tokens are chosen meanwhile.
+    partial_file: where finished sweeps are kept until all is done, and found again; the timing's
+    meta then has `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many.
 
     Raises InputError if a context does not fit the pair, or the file is of another measurement.
     """
