@@ -115,10 +115,10 @@ def test_sampled_runs_have_the_law_of_the_replay(
     embedded: Any, questions: list[Question], shipped_costs: StepCosts
 ) -> None:
     trace = read_trace(SAMPLED)
-    rows = spread_rows(trace, 40)
+    rows = spread_rows(trace, 16)
     requests = requests_of_trace(questions, trace, embedded)
     engine = Engine(embedded, shipped_costs)
     policy = Fixed(3)
     real = engine.decode(policy, [requests[row] for row in rows], temperature=1.0, seed=77)
     check = check_law("fixed", [real.log], [replay(policy, trace.select(rows), shipped_costs)])
-    assert check.real_rounds > 800 and check.permutation_p > 1e-3
+    assert check.real_rounds > 300 and check.permutation_p > 1e-3

@@ -111,9 +111,8 @@ def test_stopped_at_every_write(
 ) -> None:
     options, name, made = CASES[command]
     stops = Stops(monkeypatch, tmp_path)
-    monkeypatch.setattr(
-        "real_backend.recording.measure.REGISTRY", {"fixed": Fixed}
-    )  # saves a second
+    monkeypatch.setattr("real_backend.recording.measure.REGISTRY", {"fixed": Fixed})
+    monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 2))  # saves ten seconds
 
     def argv(folder: str) -> list[str]:
         out = str(tmp_path / folder / name)

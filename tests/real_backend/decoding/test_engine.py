@@ -278,7 +278,7 @@ def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts) -> None:
     """The first two tokens of many short replies against the target's exact joint law."""
     from real_backend.prompts import Request
 
-    prompt, runs, temperature = [0, 9, 30, 12], 4_000, 0.7
+    prompt, runs, temperature = [0, 9, 30, 12], 1_500, 0.7
     requests = [Request(str(k), "qa", prompt) for k in range(runs)]
     run = Engine(pair, costs, max_gamma=8).decode(
         Fixed(2), requests, temperature=temperature, top_p=0.9, seed=11, max_new_tokens=3

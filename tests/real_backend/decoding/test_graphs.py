@@ -97,7 +97,7 @@ class Late(Fixed):
     name = "late"
 
     def gamma(self, state: Any, slot: int, view: Any, rng: Any) -> int:
-        return 0 if view.context_tokens < 110 else 3
+        return 0 if view.context_tokens < 84 else 3
 
 
 @pytest.mark.parametrize("make", [lambda: parse_policy("payback"), lambda: Late(3)])
@@ -117,7 +117,7 @@ def test_nothing_is_recorded_inside_a_round(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._Loop, "run", watched)
-        same(*both(pair, costs, make, 18, max_new_tokens=128))
+        same(*both(pair, costs, make, 18, max_new_tokens=96))
     assert made[0] == made[1] > 20
 
 
@@ -156,7 +156,7 @@ def test_a_round_waits_for_the_device_once(
 def test_a_draft_that_lags_more_than_a_step_holds(
     pair: Any, costs: StepCosts, fake: Any, batch: int
 ) -> None:
-    recorded, eager = both(pair, costs, lambda: Late(3), max_new_tokens=128, batch=batch)
+    recorded, eager = both(pair, costs, lambda: Late(3), max_new_tokens=96, batch=batch)
     same(recorded, eager)
     first = np.flatnonzero(recorded.log.drafted)[0]
     lag = recorded.log.context_tokens[first] - min(len(r.prompt_ids) for r in requests(pair))

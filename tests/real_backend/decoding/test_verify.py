@@ -140,11 +140,21 @@ def test_output_has_the_targets_law() -> None:
     target = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), 3)).float()
     draft = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), 2)).float()
     first, second = np.zeros(vocabulary), np.zeros(vocabulary)
-    for _ in range(rounds):
-        drafted = [int(draw(draft[k], generator.random())) for k in range(2)]
-        uniforms = generator.random(3).tolist()
-        accepted, extra = one_row(drafted, target, draft, uniforms)
-        emitted = [*drafted[:accepted], extra]
+    numbers = torch.from_numpy(generator.random((rounds, 5)))
+    rows = draft.expand(rounds, -1, -1)
+    drafted = draw(rows, numbers[:, :2])
+    accepted, extra = accept_sampled(
+        drafted,
+        torch.full((rounds,), 2),
+        target.expand(rounds, -1, -1),
+        rows,
+        numbers[:, 2:4],
+        numbers[:, 4],
+    )
+    for proposed, kept, added in zip(
+        drafted.tolist(), accepted.tolist(), extra.tolist(), strict=True
+    ):
+        emitted = [*proposed[:kept], added]
         first[emitted[0]] += 1
         if len(emitted) > 1:
             second[emitted[1]] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from real_backend.decoding.verify import distribution, draw, signals
 from real_backend.models.kvcache import Reader
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import CaptureOptions, PairOptions
-from real_backend.prompts import read_questions, request_for, requests_of_trace
+from real_backend.prompts import Request, read_questions, request_for, requests_of_trace
 from real_backend.recording import capture as capture_module
 from real_backend.recording.capture import capture, run, run_lengths
 from real_backend.recording.coupling import CaptureSettings, decode_coupled, draw_uniforms
@@ -119,32 +120,27 @@ def test_rollout_equals_drafting_afresh_from_every_position(
     assert compared > 300 and (trace.accept_len == 0).any() and (trace.accept_len > 2).any()
 
 
-def test_sampled_path_has_the_targets_law(pair: Any, tmp_path: Path) -> None:
+def test_sampled_path_has_the_targets_law(pair: Any) -> None:
     """First emitted token over many questions with one prompt; acceptance = sum min(p, q)."""
     from scipy import stats
 
-    lines = [
-        json.dumps({"question_id": k, "category": "qa", "turns": ["w5 w9 w30"]})
-        for k in range(1500)
-    ]
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
-    questions = read_questions(tmp_path / "p.jsonl")
-    settings = CaptureSettings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=50)
-    trace = capture(pair, questions, tmp_path / "t.parquet", settings)
-    prompt = requests_of_trace(questions[:1], trace.select([0]), pair)[0].prompt_ids
+    prompt, runs = [0, 2, 9, 13, 34, 3], 4_000
+    asked = [Request(str(k), "qa", prompt) for k in range(runs)]
+    settings = CaptureSettings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=runs)
     with torch.inference_mode():
+        decoded = decode_coupled(pair, asked, settings)
         samplings = [
             torch.softmax(m.module(torch.tensor([prompt])).logits[0, -1, :64], -1).double().numpy()
             for m in (pair.target, pair.draft)
         ]
-    assert trace.token_ids is not None
-    seen = np.bincount(trace.token_ids, minlength=64)
-    big = samplings[0] * 1500 >= 5
+    seen = np.bincount([one.tokens[0] for one in decoded], minlength=64)
+    big = samplings[0] * runs >= 5
     observed = np.append(seen[big], seen[~big].sum())
-    expected = np.append(samplings[0][big], samplings[0][~big].sum()) * 1500
-    assert stats.chisquare(observed, expected * 1500 / expected.sum()).pvalue > 1e-3
+    expected = np.append(samplings[0][big], samplings[0][~big].sum()) * runs
+    assert stats.chisquare(observed, expected * runs / expected.sum()).pvalue > 1e-3
     accept = np.minimum(samplings[0], samplings[1]).sum()
-    assert (trace.accept_len > 0).mean() == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(1500))
+    taken = np.mean([one.proposals[0] >= 0 for one in decoded])
+    assert taken == pytest.approx(accept, abs=4 * 0.5 / np.sqrt(runs))
 
 
 def test_batched_capture_records_the_same(pair: Any, tmp_path: Path) -> None:
@@ -186,7 +182,7 @@ def test_interrupted_capture_resumes_to_the_same_bytes(
 
 
 def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
-    """A real process, killed without warning, resumed from the command line."""
+    """A real process, killed without warning; another goes on."""
     prompts = write_prompts(tmp_path / "p.jsonl", questions=24)
     command = [
         sys.executable,
@@ -203,7 +199,14 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
     ]
     root = Path(__file__).parents[3]
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
-    subprocess.run([*command, "--out", str(whole)], cwd=root, check=True, capture_output=True)
+    asked = CaptureOptions(
+        pair=PairOptions(name=str(pair_folder)),
+        prompts=prompts,
+        out=whole,
+        max_new_tokens=40,
+        depth=4,
+    )
+    run(asked)
     process = subprocess.Popen([*command, "--out", str(broken)], cwd=root, stderr=subprocess.PIPE)
     partial = broken.with_name("broken.parquet.partial")
     while process.poll() is None and len(list(partial.glob("0*.parquet"))) < 3:
@@ -211,8 +214,7 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not broken.exists() and partial.exists()
-    resumed = [*command, "--out", str(broken), "--resume"]
-    subprocess.run(resumed, cwd=root, check=True, capture_output=True)
+    run(dataclasses.replace(asked, out=broken, resume=True))
     assert broken.read_bytes() == whole.read_bytes()
     assert read_trace(broken).requests == 24
 

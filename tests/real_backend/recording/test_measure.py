@@ -34,6 +34,12 @@ def one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("real_backend.recording.measure.REGISTRY", {"fixed": Fixed})
 
 
+@pytest.fixture
+def few_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of three lengths are timed instead of fifteen."""
+    monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 8))
+
+
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
 def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: bool) -> None:
     pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
@@ -58,19 +64,19 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
     assert (costs.verify_s[..., 1:] > timing.control_s).all()
 
 
-@pytest.mark.usefixtures("one_rule")
+@pytest.mark.usefixtures("one_rule", "few_lengths")
 def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lean, forward = pair.target.lean, pair.target.lean.forward
 
     def slow(*args: Any, **keywords: Any) -> torch.Tensor:
-        time.sleep(0.004)
+        time.sleep(0.002)
         return forward(*args, **keywords)
 
     monkeypatch.setattr(lean, "forward", slow)
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)
-    assert timing.grid("verify").seconds.min() > 0.004
-    assert timing.grid("first").seconds.max() < 0.004
-    assert timing.grid("draft").seconds.max() < 0.004
+    assert timing.grid("verify").seconds.min() > 0.002
+    assert timing.grid("first").seconds.max() < 0.002
+    assert timing.grid("draft").seconds.max() < 0.002
 
 
 def test_a_sweep_visits_usual_rounds_five_times_a_few_at_a_time(
@@ -118,6 +124,7 @@ def busy(seconds: float) -> None:
         pass
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_no_rules_arithmetic_is_in_control(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither that of rules of the registry, nor that of the one that plays the timed rounds."""
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)
@@ -175,7 +182,7 @@ def test_impossible_grids_are_refused(pair: Any) -> None:
         measure(pair, batches=[1], contexts=[16], repeats=0)
 
 
-@pytest.mark.usefixtures("one_rule")
+@pytest.mark.usefixtures("one_rule", "few_lengths")
 def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     real = finite.distribution
@@ -195,7 +202,7 @@ class Stopped(Exception):
     """The power went off."""
 
 
-@pytest.mark.usefixtures("one_rule")
+@pytest.mark.usefixtures("one_rule", "few_lengths")
 def test_a_stopped_measurement_goes_on(
     pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

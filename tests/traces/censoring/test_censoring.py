@@ -330,7 +330,7 @@ def test_span_by_hand() -> None:
 COVERED = ("gammatune", "fixed:gamma=2", "fixed:gamma=5", "goodput")
 
 
-def tried(fill: censored_check.Fill, resamples: int = 12) -> dict[str, float]:
+def tried(fill: censored_check.Fill, resamples: int = 6) -> dict[str, float]:
     """Share of truths inside the 95 % interval, of tokens/s and of the ratio that decides."""
     trace = read_trace(GREEDY)
     one = functools.partial(
