@@ -127,9 +127,13 @@ def test_timed_contexts_fit_the_pair() -> None:
 
 
 def test_the_whole_loop_on_a_tiny_pair(
-    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only what does not depend on the clock is asserted."""
+    monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 4, 16))
     prompts = write_prompts(tmp_path / "prompts.jsonl", questions=9, turns=2)
     out = tmp_path / "study"
     argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]

@@ -25,7 +25,7 @@ from real_backend.models.llama import LeanLlama
 from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import LosslessOptions
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
-from tests.specimens import write_prompts
+from tests.specimens import few_or_slow, write_prompts
 from traces.costs.pricing import StepCosts
 
 DTYPES = ("float32", "bfloat16")  # a format without near ties and one with many
@@ -48,7 +48,7 @@ def tiny(request: pytest.FixtureRequest, pair_folder: Path) -> Subject:
     return load(pair_folder, request.param)
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=few_or_slow(DTYPES, ["float32"]))
 def real(request: pytest.FixtureRequest) -> Subject:
     """The embedded pair, in every format, and first turns of three tasks."""
     pair = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype=request.param)

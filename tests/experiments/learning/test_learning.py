@@ -144,6 +144,7 @@ def test_the_return_in_seconds_finds_it_too() -> None:
     assert SHORT_REPLIES.share(weights) >= 0.98
 
 
+@pytest.mark.slow
 def test_tokens_per_second_of_a_round_is_the_wrong_reward() -> None:
     """It prefers plain rounds, for there are more of them: 6 drafts of rate 0.8 at c = 10 emit 3.95
     tokens in 16 steps, a reward of 0.25 for every 3.95 tokens; plain decoding gets 0.1 for each.

@@ -115,7 +115,7 @@ def test_general_path_decodes_the_same(
 
 
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
-@pytest.mark.parametrize("batch", [2, 3, 8])
+@pytest.mark.parametrize("batch", few_or_slow([2, 3, 8], [2, 3]))
 @pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence"])
 def test_a_ragged_batch_decodes_what_single_rows_do(
     pair_folder: Path,
@@ -140,8 +140,11 @@ def test_a_ragged_batch_decodes_what_single_rows_do(
         assert (both.min(1) != both.max(1)).any()
 
 
+STEPPING = ["never", "fixed", "gammatune", "hf-confidence", "goodput"]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "goodput"])
+@pytest.mark.parametrize("name", few_or_slow(STEPPING, ["gammatune", "hf-confidence"]))
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_steps_of_fixed_shape_decode_the_same(
     pair: Any,
@@ -167,7 +170,7 @@ def test_steps_of_fixed_shape_decode_the_same(
 
 
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]))
-@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "goodput"])
+@pytest.mark.parametrize("name", few_or_slow(STEPPING, ["gammatune", "hf-confidence"]))
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_row_alone_takes_the_steps_of_a_batch(
     pair_folder: Path,

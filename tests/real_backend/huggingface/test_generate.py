@@ -26,6 +26,7 @@ from real_backend.huggingface.generate import speculate
 from real_backend.models.pair import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 from tests.real_backend.huggingface.models import TINY_PROMPT, Models, Recorder, Watcher, load
+from tests.specimens import few_or_slow
 from traces.errors import InputError
 from traces.timing import read_timing
 
@@ -177,7 +178,7 @@ def test_a_prompt_of_one_token(tiny: Models) -> None:
 # ---- batches ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 8])
+@pytest.mark.parametrize("at_once", few_or_slow([1, 2, 8], [2]))
 def test_left_padded_rows(embedded: Models, batch: Any, at_once: int) -> None:
     target, draft = embedded
     spec = speculate(draft, "gammatune", batch=at_once)

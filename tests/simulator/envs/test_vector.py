@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import simulator.envs  # noqa: F401  registers the environments
 from policies.base import Outcome
+from tests.specimens import few_or_slow
 from traces.shipped import GREEDY, TIMING
 
 IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
@@ -41,7 +42,7 @@ def assert_outcomes(ours: Any, theirs: Any) -> None:
         assert Outcome(*(row[name].item() for name in Outcome._fields)) == theirs["outcome"][lane]
 
 
-@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("copy", few_or_slow([True, False], [False]))
 @pytest.mark.parametrize("limit", [9, 4096])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", IDS)

@@ -152,6 +152,7 @@ for factor in map(int, sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_kernels_that_differ_in_a_constant_are_not_mixed(tmp_path: Path) -> None:
     # Compiled in two processes, their inner functions agree in name, number and argument types.
     (tmp_path / "mixed_of_mine.py").write_text(MIXED)
