@@ -31,13 +31,14 @@ def longest_reply(limits: Limits, prompt_tokens: int) -> int:
     return limits.max_new_tokens
 
 
-def room_at(limits: Limits, prompt_tokens: int, position: int) -> int:
+def room_at(limits: Limits, prompt_tokens: int, position: int, draft_len: int) -> int:
     """The most tokens that may be drafted at output position `position`, >= 0.
 
-    Only limits that a server knows: the reply's own length would tell the policy its future. The
-    target's own token needs a place, too.
+    draft_len: tokens that the drafter has to offer there. Only limits that a server knows: the
+    reply's own length would tell the policy its future. The target's own token needs a place, too.
     """
-    return max(0, min(limits.max_gamma, longest_reply(limits, prompt_tokens) - position - 1))
+    left = longest_reply(limits, prompt_tokens) - position - 1
+    return max(0, min(limits.max_gamma, draft_len, left))
 
 
 def view_at(

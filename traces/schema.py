@@ -26,7 +26,19 @@ EXACTNESS = {
 }
 
 
+DRAFTERS = {
+    "model": "an independent model, one forward per token",
+    "lookup": "n-grams looked up in prompt and output",
+    "suffix": "the longest repeated suffix of prompt and output, and what followed it most often",
+    "eagle3": "a feature head over the target's states, one forward per token",
+    "block": "heads over the target's states, one forward for all tokens",
+}
+
 DEEPEST = 4096  # tokens; a table of costs has a column for each
+OPTIONAL = {"draft_len": np.int16, "target_rank": np.int16, "target_entropy": np.float32}
+"""Columns [N] that a file may lack as a whole, and their types."""
+RANK_UNKNOWN = 32_767
+_INT16_MAX = 32_767
 _LARGEST = 2**31 - 1
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a text"),
@@ -53,6 +65,7 @@ class TraceMeta:
     weights_sha256: a fingerprint of both models' weights, so that a retrained pair is not taken for
         the same.
     source: of an imported trace: format, what was rebuilt, merged, mended, JSON-ready; else empty.
+    drafter: the kind of drafter, one of DRAFTERS.
     """
 
     pair: str
@@ -72,6 +85,7 @@ class TraceMeta:
     weights_sha256: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    drafter: str = "model"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -82,6 +96,10 @@ class TraceMeta:
         if self.exactness not in EXACTNESS:
             raise TraceError(
                 f"meta.exactness is {self.exactness!r}; it must be one of {', '.join(EXACTNESS)}"
+            )
+        if self.drafter not in DRAFTERS:
+            raise TraceError(
+                f"meta.drafter is {self.drafter!r}; it must be one of {', '.join(DRAFTERS)}"
             )
         for name, low, high in (
             ("depth", 1, DEEPEST),
@@ -96,9 +114,12 @@ class TraceMeta:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields, in a fixed order; an empty source is left out."""
+        """JSON-ready fields, in a fixed order; an empty source and a drafter that is a model are
+        left out.
+        """
+        usual = {"source": {}, "drafter": "model"}
         raw = dataclasses.asdict(self)
-        return raw if self.source else {k: v for k, v in raw.items() if k != "source"}
+        return {name: value for name, value in raw.items() if value != usual.get(name, ...)}
 
     @staticmethod
     def from_dict(raw: Any) -> TraceMeta:
@@ -131,6 +152,12 @@ class Trace:
         rejection; a label known only after verification, never a feature.
     censored [N] bool or None: true where accept_len is only a lower bound, because what follows the
         known acceptances was never proposed to the target.
+    draft_len [N] int16 or None: tokens the drafter had to offer here (look-up); None: as many as
+        asked.
+    target_rank [N] int16 or None: the rank of the target's token in the drafter's distribution of
+        the next token here, 0 if it is the first; RANK_UNKNOWN also where it cannot be proposed.
+    target_entropy [N] float32 or None: entropy of the target's distribution that the token was
+        taken from, nats; known to a server once the token is out.
     """
 
     meta: TraceMeta
@@ -144,6 +171,9 @@ class Trace:
     entropy: npt.NDArray[np.float32] | None = None
     accept_prob: npt.NDArray[np.float32] | None = None
     censored: npt.NDArray[np.bool_] | None = None
+    draft_len: npt.NDArray[np.int16] | None = None
+    target_rank: npt.NDArray[np.int16] | None = None
+    target_entropy: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         check_arrays(self)
@@ -162,6 +192,13 @@ class Trace:
     def has_signals(self) -> bool:
         """True if per-token controllers can be replayed."""
         return self.top1_prob is not None and self.entropy is not None
+
+    @property
+    def offered(self) -> npt.NDArray[np.int16]:
+        """[N] draft_len; the largest number where the drafter has as many as asked."""
+        if self.draft_len is not None:
+            return self.draft_len
+        return np.full(self.positions, _INT16_MAX, dtype=np.int16)
 
     @property
     def reply_tokens(self) -> npt.NDArray[np.int64]:
@@ -194,6 +231,7 @@ class Trace:
             entropy=pick(self.entropy),
             accept_prob=pick(self.accept_prob),
             censored=pick(self.censored),
+            **{name: pick(getattr(self, name)) for name in OPTIONAL},
         )
 
 
@@ -234,6 +272,15 @@ def check_arrays(trace: Trace) -> None:
         _require(censored.shape == (positions,), f"censored must have {positions} entries")
         at_end = trace.accept_len == remaining
         _require(not bool((censored & at_end).any()), "a run that ends its reply is not censored")
+    for name in OPTIONAL:
+        column = getattr(trace, name)
+        if column is not None:
+            _require(column.shape == (positions,), f"{name} must have {positions} entries")
+            known = bool((column >= 0).all())  # NaN is not
+            _require(known, f"{name} has a negative value or NaN")
+    if trace.draft_len is not None:
+        offers = bool((trace.accept_len <= trace.draft_len).all())
+        _require(offers, "accept_len must not be above draft_len")
     depth = trace.meta.depth
     for name in ("top1_prob", "entropy", "accept_prob"):
         array = getattr(trace, name)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from traces.errors import InputError
 from traces.json_text import parse_json
-from traces.schema import Trace, TraceError, TraceMeta
+from traces.schema import OPTIONAL, Trace, TraceError, TraceMeta
 
 SCHEMA_VERSION = 1
 _SIGNALS = ("top1_prob", "entropy", "accept_prob")
@@ -128,6 +128,9 @@ def content_hash(trace: Trace) -> str:
         digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
     if trace.censored is not None:
         digest.update(trace.censored.tobytes())
+    for name in OPTIONAL:  # each under its name: a file that lacks them has the hash it had
+        if (column := getattr(trace, name)) is not None:
+            digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
 
 
@@ -156,6 +159,10 @@ def _to_table(trace: Trace) -> pa.Table:
     if trace.censored is not None:
         column = _lists(trace.censored, trace.offsets, pa.bool_())
         table = table.append_column("censored", column)
+    for name, dtype in OPTIONAL.items():
+        if (values := getattr(trace, name)) is not None:
+            column = _lists(values, trace.offsets, pa.from_numpy_dtype(dtype))
+            table = table.append_column(name, column)
     return table
 
 
@@ -194,6 +201,9 @@ def read_trace(path: Path) -> Trace:
     table, header = read_table(path, "trace", columns=_SCHEMA)
     if "censored" in table.column_names:
         _check_column(table, pa.field("censored", pa.list_(pa.bool_())), path)
+    optional = {name: kind for name, kind in OPTIONAL.items() if name in table.column_names}
+    for name, kind in optional.items():
+        _check_column(table, pa.field(name, pa.list_(pa.from_numpy_dtype(kind))), path)
     if table.num_rows == 0:
         raise TraceError(f"{path} holds no requests")
     try:
@@ -227,6 +237,7 @@ def read_trace(path: Path) -> Trace:
             censored=(
                 _flat(table, "censored", np.bool_) if "censored" in table.column_names else None
             ),
+            **{name: _flat(table, name, kind) for name, kind in optional.items()},
         )
     except (TraceError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: {error}") from None
@@ -259,5 +270,8 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         prompt_tokens=join("prompt_tokens"),
         request_id=sum((t.request_id for t in traces), ()),
         category=sum((t.category for t in traces), ()),
-        **{name: join(name) for name in ("accept_len", "token_ids", *_SIGNALS, "censored")},
+        **{
+            name: join(name)
+            for name in ("accept_len", "token_ids", *_SIGNALS, "censored", *OPTIONAL)
+        },
     )

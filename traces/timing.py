@@ -34,6 +34,10 @@ STEP, BLOCK, HOST = DRAFT_KINDS = ("step", "block", "host")
 one forward whatever the length (DFlash, Medusa), so that a further token is free; host: no forward
 (look-up), only the processor's time, row by row.
 """
+PRICES = {"model": STEP, "eagle3": STEP, "block": BLOCK, "lookup": HOST, "suffix": HOST}
+"""The kind of draft of every drafter (traces.schema.DRAFTERS)."""
+FEATURE_HEADS = ("eagle3",)
+"""Drafters of kind "step" that read every fixed token with the target's state of it."""
 WALL, CPU = "wall", "cpu"
 TIMING_VERSION = 2
 READABLE = (1, 2)
@@ -115,6 +119,11 @@ class Timing:
     def draft_kind(self) -> str:
         """One of DRAFT_KINDS; "step" where the file says nothing."""
         return str(self.meta.get("draft_kind", STEP))
+
+    @property
+    def drafter(self) -> str:
+        """One of traces.schema.DRAFTERS, "" where the file says nothing."""
+        return str(self.meta.get("drafter", ""))
 
     @property
     def operations(self) -> tuple[str, ...]:

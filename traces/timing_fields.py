@@ -20,7 +20,7 @@ LONGEST_S = 86_400.0  # a day; no step of any pair takes one
 _LARGEST = 2**31 - 1
 _TEXTS = (
     *("pair", "target", "draft", "tokenizer_sha256", "weights", "device", "device_name", "dtype"),
-    "engine",
+    *("engine", "drafter"),
 )
 _NUMBERS = ("threads", "temperature", "top_p")
 _NEEDED = ("pair", "device")

@@ -109,7 +109,7 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
         at, lag = begin, 1
         while at < end:
             bucket = bucket_of(paid, prompt + at - begin)
-            room = min(cap, room_at(limits, prompt, at - begin))
+            room = min(cap, room_at(limits, prompt, at - begin, int(tape.draft_len[at])))
             sure = min(sure_from[at], room)
             drafted = min(sure + 1, room)
             seconds += round_seconds(paid, 0, bucket, drafted, lag)
@@ -119,7 +119,7 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
                 seconds += float(costs.start_s[bucket]) if sure == 0 else 0.0
             accepted, emitted, _ = settle(sure, runs[at], end - at)
             # The dropped token was never fed back, so a round that stopped leaves no lag.
-            lag = lag_after(lag, drafted, accepted)
+            lag = lag_after(lag, drafted, accepted, paid.reads_states)
             at += emitted
     return seconds
 

@@ -19,6 +19,12 @@ from real_backend.models.model import Model
 class CacheRows(Protocol):
     """One model with a cache per row."""
 
+    @property
+    def states(self) -> Tensor:
+        """[N, taps E] the hidden states that the model keeps (LeanLlama.taps), of the last
+        read.
+        """
+
     def holds(self, context: int) -> bool:
         """True if every row's caches can be read on from `context`."""
 
@@ -35,6 +41,11 @@ class LeanRows:
     def __init__(self, model: LeanLlama, batch: int, capacity: int) -> None:
         self.model, self.batch = model, batch
         self.cache = model.new_cache(capacity, batch)
+
+    @property
+    def states(self) -> Tensor:
+        """[N, taps E] of the last read."""
+        return self.model.states
 
     def holds(self, context: int) -> bool:
         """Always: what a preallocated cache holds does not change what a read costs."""
@@ -54,7 +65,15 @@ class GeneralRows:
     """Any transformers model: one cache per row, read one after another."""
 
     def __init__(self, model: Model, batch: int, capacity: int) -> None:
-        self.readers: list[Reader] = [GeneralReader(model.module, capacity) for _ in range(batch)]
+        self.readers: list[Reader] = [
+            GeneralReader(model.module, capacity, model.taps) for _ in range(batch)
+        ]
+        self._read: list[int] = []  # rows of the last read
+
+    @property
+    def states(self) -> Tensor:
+        """[N, taps E] of the last read."""
+        return torch.cat([self.readers[row].states for row in self._read])
 
     def holds(self, context: int) -> bool:
         """True if every row's caches can be read on from `context`."""
@@ -62,6 +81,7 @@ class GeneralRows:
 
     def read(self, feeds: Sequence[tuple[int, int, int]], tokens: Tensor, last: bool) -> Tensor:
         """Logits of these tokens, read behind what the cache holds."""
+        self._read = [row for row, _, _ in feeds]
         parts = torch.split(tokens, [width for _, _, width in feeds])
         logits = [
             self.readers[row].read(part[None], start, last=1 if last else None)[0]

@@ -35,6 +35,7 @@ from traces.costs.pricing import StepCosts, round_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
+from traces.timing import FEATURE_HEADS
 
 
 class EngineRun(NamedTuple):
@@ -219,7 +220,10 @@ class _Loop:
             None if trace is None else ReplayedAcceptance(trace, index, engine.pair.vocab_size)
         )
         number = self.first + index
-        slot = Slot(requests[index], index, row, parameters.seed, limits, eos_ids, replayed, number)
+        states = engine.pair.drafter.kind in FEATURE_HEADS
+        slot = Slot(
+            requests[index], index, row, parameters.seed, limits, eos_ids, replayed, number, states
+        )
         began = time.perf_counter()
         if slot.prompt_tokens > 1:
             self.steps.prefill(slot.prompt())
@@ -237,8 +241,9 @@ class _Loop:
         costs = self.costs
         row = min(len(running), costs.draft_s.shape[0]) - 1
         requested_gamma: int | None = None
-        for slot in running:
-            told = slot.plan(policy, state, costs, row, len(running), requested_gamma)
+        offers = steps.offers([(slot.row, slot.ids) for slot in running])
+        for slot, offered in zip(running, offers, strict=True):
+            told = slot.plan(policy, state, costs, row, len(running), offered, requested_gamma)
             requested_gamma = told if policy.batch_wide else None
         self._draft([slot for slot in running if slot.gamma > 0])
         newest = [slot.newest() for slot in running]

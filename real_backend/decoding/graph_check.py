@@ -34,7 +34,7 @@ def recorder_of(pair: Pair) -> Recorder | None:
     """The recorder of this pair's graphs; None: its steps run eagerly. Checks them at the first
     call and says on stderr in one line how that went.
     """
-    if not graphs_possible(pair) or not pair.graphs.allowed:
+    if not pair.graphs.allowed or not graphs_possible(pair):
         return None
     record = GraphRecorder(torch.device(pair.device))
     if pair.graphs.difference is None:

@@ -20,6 +20,8 @@ from torch import Tensor
 from real_backend.decoding.cuda_graphs import Inbox, Recorder, eagerly
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
+from real_backend.drafters.drafter import MOST
+from real_backend.drafters.model import ModelDrafter
 from real_backend.models.llama import Layout, additive
 from real_backend.models.pair import Pair
 from traces.errors import InputError
@@ -39,7 +41,7 @@ class GraphPurpose(NamedTuple):
 
 def graphs_possible(pair: Pair) -> bool:
     """True where graphs can be recorded: both models lean, on a CUDA device."""
-    lean = pair.target.lean is not None and pair.draft.lean is not None
+    lean = pair.lean and isinstance(pair.drafter, ModelDrafter)
     return lean and pair.device.startswith("cuda")
 
 
@@ -117,6 +119,10 @@ class GraphSteps:
                 for width in LACKING:
                     self._graph("first", width, span, chosen)
                 self._graph("next", 1, span, chosen)
+
+    def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
+        """As many tokens as asked."""
+        return [MOST] * len(rows)
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt."""

@@ -14,6 +14,7 @@ from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, mix, request_key
 from policies.round import Limits, Settled, longest_reply, room_at, settle, view_at
 from real_backend.decoding.steps import Feed, Verdict
+from real_backend.drafters.drafter import MOST
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, bucket_of, lag_after
 from traces.errors import InputError
@@ -47,6 +48,12 @@ class ReplayedAcceptance(NamedTuple):
         recorded += [0] * (accepted + 1 - len(recorded))  # behind the end, or never recorded
         return Verdict(recorded[:-1] + drafted[accepted:], accepted, recorded[-1])
 
+    def offered(self, emitted: int) -> int:
+        """Tokens that the trace's drafter had to offer behind `emitted` tokens of the reply."""
+        draft_len = self.trace.draft_len
+        at = int(self.trace.offsets[self.row]) + emitted
+        return int(draft_len[at]) if draft_len is not None else MOST
+
     def signals(self, emitted: int, drafted: int) -> tuple[float, float]:
         """top1_prob and entropy that the trace recorded for the newest drafted token."""
         at = int(self.trace.offsets[self.row]) + emitted
@@ -62,7 +69,8 @@ class Slot:
     """One row of the running batch.
 
     index: the request's number in the run; row: its place in the batch and in the policy's state;
-    eos_ids: tokens that end the reply; number: what keys the policy's draws for it.
+    eos_ids: tokens that end the reply; number: what keys the policy's draws for it. reads_states:
+    the drafter is a feature head, see traces.costs.pricing.lag_after.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class Slot:
         eos_ids: frozenset[int],
         replayed: ReplayedAcceptance | None,
         number: int,
+        reads_states: bool = False,
     ) -> None:
         self.request, self.index, self.row = request, index, row
         self.limits, self.eos_ids = limits, eos_ids
@@ -83,6 +92,7 @@ class Slot:
         self.prompt_tokens = len(self.ids)
         self.rounds = self.gamma = self.drafted = self.bucket = 0
         self.lag = 1  # tokens that the draft's cache lacks
+        self.reads_states = reads_states
         self.finished = False
         # From seed and request_id alone, so that requests may run in any order and grouping;
         # another stream than a capture's, so that no replay shares its draws with a real run.
@@ -116,13 +126,17 @@ class Slot:
         costs: StepCosts,
         row: int,
         batch_size: int,
+        offered: int,
         requested_gamma: int | None,
     ) -> int:
         """Ask the policy for this round's cap, unless the batch has a wish already; returns it.
 
-        row: of the costs, by batch size.
+        row: of the costs, by batch size. offered: tokens that the drafter has to offer.
         """
-        context, room = len(self.ids), room_at(self.limits, self.prompt_tokens, self.emitted)
+        if self.replayed is not None:
+            offered = self.replayed.offered(self.emitted)
+        context = len(self.ids)
+        room = room_at(self.limits, self.prompt_tokens, self.emitted, offered)
         self.bucket = bucket_of(costs, context)
         self.view = view_at(costs, row, self.bucket, context, batch_size, 0, room)
         if requested_gamma is None:
@@ -174,5 +188,5 @@ class Slot:
 
     def close(self, outcome: Outcome) -> None:
         """The round is over."""
-        self.lag = lag_after(self.lag, outcome.drafted, outcome.accepted)
+        self.lag = lag_after(self.lag, outcome.drafted, outcome.accepted, self.reads_states)
         self.rounds += 1

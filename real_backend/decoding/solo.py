@@ -16,6 +16,7 @@ from torch import Tensor
 from real_backend.decoding.cache_rows import CacheRows, rows_of
 from real_backend.decoding.steps import GREEDY, Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_sampled, accepted_of, draw, signals
+from real_backend.drafters.drafter import MOST
 from real_backend.models.pair import Pair
 
 STRIP = 32  # tokens a strip holds before anybody says how many a round may have
@@ -60,6 +61,10 @@ class SoloSteps:
         if max_gamma + 1 > len(self._cells):
             self._lay_out(max_gamma + 1)
             self._known, self._known_ids = None, []
+
+    def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
+        """As many tokens as asked."""
+        return [MOST] * len(rows)
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt."""

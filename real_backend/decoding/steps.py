@@ -4,7 +4,8 @@ A batch has rows; a row is one request with its place in both caches. Rows stand
 lengths and draft different numbers of tokens: a step reads only the rows that take part, and only
 the tokens they have (a ragged batch). Between two calls nothing returns from the device, unless the
 policy looks at signals. `eager.py` runs operation by operation on any device, `solo.py` does so for
-a single row, and `graphs.py` holds the same steps as CUDA graphs.
+a single row of two models, `graphs.py` holds the same steps as CUDA graphs, and `lookup_steps.py`
+has drafts that are looked up.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class Steps(Protocol):
         """Do ahead of the clock what a run with contexts from `shortest` tokens on will need."""
 
     def prefill(self, feed: Feed) -> None:
-        """Both models read a prompt; nothing is drafted from it yet."""
+        """Target and drafter read a prompt; nothing is drafted from it yet."""
+
+    def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
+        """Tokens that the drafter has to offer to each row, whose tokens so far are these; asked
+        in every round, before its policy.
+        """
 
     def draft_first(
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms

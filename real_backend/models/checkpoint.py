@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from real_backend.models.device import GIB, free_bytes, weights_bytes
+from real_backend.models.gguf import gguf_model, gguf_tokenizer, is_gguf
 from traces.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,8 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def shared_tokenizer(target: str, draft: str) -> Any:
     """The target's tokenizer; raises InputError if the draft has another one."""
-    tokenizer = _load_tokenizer(target)
-    if vocabulary_hash(tokenizer) != vocabulary_hash(_load_tokenizer(draft)):
+    tokenizer = load_tokenizer(target)
+    if vocabulary_hash(tokenizer) != vocabulary_hash(load_tokenizer(draft)):
         raise InputError(
             f"{target} and {draft} have different tokenizers; a draft must propose the "
             "target's own tokens - choose a pair of one family"
@@ -32,7 +33,8 @@ def shared_tokenizer(target: str, draft: str) -> Any:
     return tokenizer
 
 
-def _load_tokenizer(where: str) -> Any:
+def load_tokenizer(where: str) -> Any:
+    """The tokenizer of a folder, a hub name or a GGUF file; raises InputError."""
     files = (
         "tokenizer.json",
         "tokenizer.model",
@@ -43,7 +45,9 @@ def _load_tokenizer(where: str) -> Any:
     if Path(where).is_dir() and not any((Path(where) / name).is_file() for name in files):
         raise InputError(f"{where} has no tokenizer (tokenizer.json); copy it beside the weights")
     try:
-        return AutoTokenizer.from_pretrained(where)
+        return gguf_tokenizer(where) if is_gguf(where) else AutoTokenizer.from_pretrained(where)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{where}: the tokenizer cannot be loaded ({_first_line(error)})"
@@ -74,18 +78,27 @@ def check_room(name: str, parts: Sequence[str], device: str, dtype: str) -> None
 
 
 def load_model(where: str, device: str, dtype: str) -> Any:
-    """A transformers model in eval mode; only safetensors are read, no code of the model's runs."""
+    """A transformers model in eval mode; only safetensors or GGUF are read, no code of the model's
+    runs.
+    """
     chosen: Any = _dtype_on(device, dtype) or "auto"
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     told = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # what is wrong with the weights we say
     try:
+        if is_gguf(where):
+            return (
+                gguf_model(where, torch.float32 if chosen == "auto" else chosen)
+                .to(device)
+                .eval()
+                .requires_grad_(False)
+            )
         AutoConfig.from_pretrained(where)
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=chosen, use_safetensors=True, output_loading_info=True
         )
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, InputError):
         raise
     except Exception as error:
         raise InputError(f"{where}: the model cannot be loaded ({_first_line(error)})") from None

@@ -19,7 +19,6 @@ from real_backend.decoding.verify import distribution
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from real_backend.models.model import Model
     from real_backend.models.pair import Pair
 
 
@@ -59,18 +58,20 @@ def check_finite(pair: Pair, read: Mapping[str, Sequence[int]]) -> None:
     """Raise InputError naming model, place and remedy if tokens were chosen by NaN or infinity
     since the last call. read: what was read meanwhile, token ids by the name of the request.
     """
-    for role, model in (("target", pair.target), ("draft", pair.draft)):
-        if model.watch.broken():
-            raise InputError(_told(role, model, pair.dtype, read))
+    drafter = pair.drafter
+    if pair.target.watch.broken():
+        raise InputError(_told("target", pair.target.module, pair.dtype, read))
+    if drafter.watch is not None and drafter.watch.broken():
+        raise InputError(_told("draft", drafter.modules[0], pair.dtype, read))
 
 
 @torch.inference_mode()
-def _told(role: str, model: Model, dtype: str, read: Mapping[str, Sequence[int]]) -> str:
+def _told(role: str, module: Any, dtype: str, read: Mapping[str, Sequence[int]]) -> str:
     said = f"the {role} says NaN or infinity in place of logits ({dtype})"
-    places = (_place(model.module, name, ids) for name, ids in read.items())
+    places = (_place(module, name, ids) for name, ids in read.items())
     said += ", " + next(filter(None, places), f"in request {', '.join(read)}")
     remedy = "an undamaged checkpoint" if dtype == "float32" else "--dtype float32"
-    named = model.module.named_parameters()
+    named = module.named_parameters()
     weight = next((name for name, values in named if not values.isfinite().all()), None)
     cause = f"; its weight {weight} is not finite" if weight else ""
     return f"{said}{cause}; try {remedy} or another pair"
@@ -78,6 +79,8 @@ def _told(role: str, model: Model, dtype: str, read: Mapping[str, Sequence[int]]
 
 def _place(module: Any, name: str, ids: Sequence[int]) -> str | None:
     """Token and layer from which one pass over these ids is not finite; None if all of it is."""
+    if not hasattr(module, "lm_head"):  # a head has no forward over tokens alone
+        return None
     tokens = torch.tensor([list(ids)], device=module.device)
     try:
         output = module(input_ids=tokens, output_hidden_states=True, use_cache=False)

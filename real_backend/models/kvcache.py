@@ -25,6 +25,12 @@ class Reader(Protocol):
     capacity: int
 
     @property
+    def states(self) -> Tensor:
+        """[B T, taps E] the hidden states that the model keeps (LeanLlama.taps), of the last
+        read.
+        """
+
+    @property
     def held(self) -> int:
         """Tokens from which a read can start: what was read, or all of a preallocated cache."""
 
@@ -47,6 +53,11 @@ class LeanReader:
         self.cache = model.new_cache(capacity, batch)
 
     @property
+    def states(self) -> Tensor:
+        """[B T, taps E] of the last read."""
+        return self.model.states
+
+    @property
     def held(self) -> int:
         """All of it: what a preallocated cache holds does not change what a read costs."""
         return self.capacity
@@ -65,11 +76,12 @@ class LeanReader:
 
 class GeneralReader:
     """Any transformers causal language model over its DynamicCache, which is cropped to roll
-    back.
+    back. taps: as in LeanLlama.
     """
 
-    def __init__(self, model: Any, capacity: int) -> None:
-        self.model, self.capacity = model, capacity
+    def __init__(self, model: Any, capacity: int, taps: tuple[int, ...] = ()) -> None:
+        self.model, self.capacity, self.taps = model, capacity, taps
+        self.states = torch.empty(0, 0)
         self.cache = DynamicCache(config=model.config)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -102,7 +114,11 @@ class GeneralReader:
             position_ids=positions,
             attention_mask=mask,
             use_cache=True,
+            output_hidden_states=bool(self.taps),
             **({"logits_to_keep": last} if last and self._keeps else {}),
         )
+        if self.taps:  # transformers' last one is normed: NORMED is -1
+            tapped = [output.hidden_states[tap] for tap in self.taps]
+            self.states = torch.cat(tapped, -1).flatten(0, 1)
         logits: Tensor = output.logits
         return logits if last is None else logits[:, -last:]

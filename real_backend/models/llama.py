@@ -19,6 +19,8 @@ from torch import Tensor
 
 from real_backend.models.llama_weights import check_covered, lean_layer, scaled, settled
 
+NORMED = -1  # a tap: the hidden state behind the final norm
+
 Attend = Callable[[int, Tensor], Tensor]
 """(layer index, rotated q, k and v [N, H + 2K, D]) -> attended [N, H D]; stores k and v."""
 
@@ -54,6 +56,9 @@ class LeanLlama:
 
     own: nobody else will train or save the model, so that its weights may be laid out anew (and
     the head's copied).
+    taps: hidden states to keep in every forward, as layer boundaries: k is what layer k reads, the
+        number of layers what the final norm reads, NORMED what the head reads.
+    states [N, taps E]: those of the last forward.
 
     Raises ValueError for a configuration outside the layout (other activations, rotary scalings
     that depend on the length read, quantised weights), before anything is touched.
@@ -81,6 +86,8 @@ class LeanLlama:
         self.layers = [lean_layer(layer, gain, own) for layer in model.model.layers]
         self._rotary = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0, self.head_dim)
+        self.taps: tuple[int, ...] = ()
+        self.states = torch.empty(0, 0)
 
     @property
     def device(self) -> torch.device:
@@ -175,20 +182,32 @@ class LeanLlama:
 
     def _layers(self, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Hidden states [N, E] behind the final norm; cos, sin [N, D]."""
-        half, rotated = self.head_dim // 2, self.heads + self.kv_heads
         cos, sin = cos[:, None], sin[:, None]
         x = F.embedding(tokens, self.embedding)
+        kept: dict[int, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            h = self._norm(x, layer.input_norm)
-            qkv = F.linear(h, layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(-1, rotated + self.kv_heads, self.head_dim)
-            qk = qkv[:, :rotated]
-            torch.addcmul(qk * cos, qk.roll(half, -1), sin, out=qk)  # rotary on q and k at once
-            x += F.linear(attend(index, qkv), layer.out, layer.out_bias)
-            h = self._norm(x, layer.post_norm)
-            gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x += F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
-        return self._norm(x, self.final_norm)
+            if index in self.taps:
+                kept[index] = x.clone()
+            self._layer(index, x, self._norm(x, layer.input_norm), cos, sin, attend)
+        normed = self._norm(x, self.final_norm)
+        if self.taps:
+            kept |= {len(self.layers): x, NORMED: normed}
+            self.states = torch.cat([kept[tap] for tap in self.taps], -1)
+        return normed
+
+    def _layer(
+        self, index: int, x: Tensor, h: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> None:
+        """One layer, which reads h [N, E] and adds to x [N, E]; cos, sin [N, 1, D]."""
+        layer, half, rotated = self.layers[index], self.head_dim // 2, self.heads + self.kv_heads
+        qkv = F.linear(h, layer.qkv, layer.qkv_bias)
+        qkv = qkv.view(-1, rotated + self.kv_heads, self.head_dim)
+        qk = qkv[:, :rotated]
+        torch.addcmul(qk * cos, qk.roll(half, -1), sin, out=qk)  # rotary on q and k at once
+        x += F.linear(attend(index, qkv), layer.out, layer.out_bias)
+        h = self._norm(x, layer.post_norm)
+        gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+        x += F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
 
     def _attend(self, q: Tensor, kv: Tensor, scores: Tensor | None, causal: bool) -> Tensor:
         """[A, H, T, D] from q [A, H, T, D] and kv [2, A, K, S, D]; scores as _fold_mask left it.

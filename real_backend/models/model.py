@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from real_backend.models.finite import Watch
 from real_backend.models.kvcache import GeneralReader, LeanReader, Reader
-from real_backend.models.llama import LeanLlama
+from real_backend.models.llama import NORMED, LeanLlama
 from real_backend.models.llama_weights import LEAN_ARCHITECTURES
 from traces.errors import InputError
 
@@ -22,6 +22,7 @@ class Model:
 
     def __init__(self, module: Any, lean: bool, own: bool) -> None:
         self.module = module
+        self.taps: tuple[int, ...] = ()
         self.watch = Watch(str(module.device))
         config = module.config
         self.vocab_size = int(config.vocab_size)
@@ -42,7 +43,23 @@ class Model:
         """A fresh cache for `capacity` tokens of `batch` rows."""
         if self.lean is not None:
             return LeanReader(self.lean, capacity, batch)
-        return GeneralReader(self.module, capacity)
+        return GeneralReader(self.module, capacity, self.taps)
+
+    def tap(self, layers: tuple[int, ...], where: str) -> None:
+        """Keep these hidden states (LeanLlama.taps) in every forward from now on.
+
+        Raises InputError naming `where` if the model has no such layers, or, on the general path,
+        for what the final norm reads, which transformers does not show.
+        """
+        deepest = int(self.module.config.num_hidden_layers) - (self.lean is None)
+        if not all(NORMED <= layer <= deepest for layer in layers):
+            raise InputError(
+                f"{where} reads the target's layers {', '.join(map(str, layers))}; this target "
+                f"shows 0 to {deepest}"
+            )
+        self.taps = layers
+        if self.lean is not None:
+            self.lean.taps = layers
 
 
 def check_layout(where: str, model: Any) -> None:

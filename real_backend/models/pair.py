@@ -1,4 +1,4 @@
-"""Load a target and a draft from Hugging Face layout and check that they can work together."""
+"""Load a target and a drafter and check that they can work together."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ import torch
 import transformers
 
 from real_backend.device_errors import device_faults
+from real_backend.drafters.drafter import Drafter
+from real_backend.drafters.load import is_model, load_drafter
+from real_backend.drafters.model import ModelDrafter
 from real_backend.models import shapes
 from real_backend.models.checkpoint import (
     DTYPES,
     check_room,
     load_model,
+    load_tokenizer,
     shared_tokenizer,
     vocabulary_hash,
     weights_hash,
 )
 from real_backend.models.device import GIB, choose_device, describe_device, device_name, free_bytes
+from real_backend.models.gguf import smollm2_file
 from real_backend.models.model import Model, check_layout
 from real_backend.models.threads import choose_threads
 from real_backend.number_options import MOST_THREADS
 from real_backend.options import SHAPE_PREFIX, PairOptions
 from real_backend.partial_file import kept_threads
 from traces.errors import InputError
+from traces.timing import PRICES
 
 EMBEDDED = Path(__file__).parents[1] / "pair"
 
 
 @dataclasses.dataclass(frozen=True)
 class PairSpec:
-    """Where a pair lies: a name for reports, and a folder or hub name for each model.
+    """Where a pair lies: a name for reports; a folder, a hub name or a GGUF file for each model.
 
-    random: no weights are read; target and draft are shapes, see real_backend.models.shapes.
+    draft: of another kind of drafter its name (real_backend.drafters.load). random: no weights are
+    read; target and draft are shapes, see real_backend.models.shapes.
     """
 
     name: str
@@ -48,8 +55,9 @@ class PairSpec:
 def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> PairSpec:
     """The pair meant on the command line: --pair, or --target with --draft.
 
-    pair: "embedded", a folder, or "shape:TARGET+DRAFT". Raises InputError if the folder has no
-    target/ and draft/, one of two names is missing, both ways are used, or a shape is unknown.
+    pair: "embedded" or "smollm2", with +DRAFTER or without, a folder, or "shape:TARGET+DRAFT".
+    Raises InputError if the folder has no target/ and draft/, one of two names is missing, both
+    ways are used, or a shape or a drafter is unknown.
     """
     if target or draft:
         if pair is not None:
@@ -57,8 +65,14 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
         if not (target and draft):
             raise InputError("--target and --draft belong together; one of them is missing")
         return PairSpec(f"{Path(target).name}+{Path(draft).name}", target, draft)
-    if pair is None or pair == "embedded":
-        return PairSpec("embedded", str(EMBEDDED / "target"), str(EMBEDDED / "draft"))
+    family, _, drafter = (pair or "embedded").partition("+")
+    if family == "embedded" and (not drafter or not is_model(drafter)):
+        return PairSpec(
+            pair or family, str(EMBEDDED / "target"), drafter or str(EMBEDDED / "draft")
+        )
+    if family == "smollm2":
+        return PairSpec(pair or family, str(smollm2_file()), drafter or "lookup")
+    assert pair is not None
     if pair.startswith(SHAPE_PREFIX):
         target, draft = shapes.split_pair(pair)
         name = f"{SHAPE_PREFIX}{Path(target).name}+{Path(draft).name}"
@@ -90,16 +104,16 @@ class GraphUse:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A target and a draft that share a tokenizer; random weights have none.
+    """A target and a drafter that share a tokenizer; random weights have none.
 
-    vocab_size: tokens both models know (their embeddings may be padded differently).
+    vocab_size: tokens that both know (embeddings may be padded differently).
     eos_ids: any of them ends a reply.
     max_context: prompt and reply tokens that both can hold.
     """
 
     name: str
     target: Model
-    draft: Model
+    drafter: Drafter
     tokenizer: Any
     tokenizer_sha256: str
     weights_sha256: str
@@ -111,19 +125,34 @@ class Pair:
     spec: PairSpec
     graphs: GraphUse = dataclasses.field(default_factory=GraphUse, compare=False)
 
+    @property
+    def draft(self) -> Model:
+        """The draft model; raises ValueError if the drafter is of another kind."""
+        if not isinstance(self.drafter, ModelDrafter):
+            raise ValueError(f"pair {self.name} drafts by {self.drafter.kind}, not with a model")
+        return self.drafter.model
+
+    @property
+    def lean(self) -> bool:
+        """True if every forward is a lean one."""
+        alone = not isinstance(self.drafter, ModelDrafter)
+        return self.target.lean is not None and (alone or self.draft.lean is not None)
+
     def describe(self) -> dict[str, Any]:
         """Facts of the pair and the machine for a Timing or a report; JSON-ready."""
         return {
             "pair": self.name,
             "target": Path(self.spec.target).name,
-            "draft": Path(self.spec.draft).name,
+            "draft": self.drafter.name,
+            "drafter": self.drafter.kind,
+            "draft_kind": PRICES[self.drafter.kind],
             "tokenizer_sha256": self.tokenizer_sha256,
             "weights": "random" if self.spec.random else "loaded",
             "weights_sha256": self.weights_sha256,
             "device": self.device,
             "device_name": device_name(self.device),
             "dtype": self.dtype,
-            "engine": "lean" if self.target.lean and self.draft.lean else "general",
+            "engine": "lean" if self.lean else "general",
             "steps": "graphs" if self.graphs.in_use else "eager",
             "threads": torch.get_num_threads() if self.device == "cpu" else 0,
             "versions": versions(),
@@ -157,7 +186,7 @@ def load_pair(
     lean: bool = True,
     graphs: bool = True,
 ) -> Pair:
-    """Load both models and check them against each other; shapes are built, see shapes.py.
+    """Load target and drafter and check them against each other; shapes are built, see shapes.py.
 
     dtype "auto": float32 on a CPU, elsewhere what the checkpoint says, bfloat16 for shapes. threads
     0: on a CPU what real_backend.models.threads finds. lean False keeps every model on the general
@@ -176,11 +205,15 @@ def load_pair(
             auto = torch.float32 if device == "cpu" else torch.bfloat16
             parts = (spec.target, spec.draft)
             target, draft = shapes.build_pair(spec.name, parts, device, DTYPES.get(dtype, auto))
-        else:
+        elif is_model(spec.draft):
             tokenizer = shared_tokenizer(spec.target, spec.draft)
             check_room(spec.name, (spec.target, spec.draft), device, dtype)
             target = load_model(spec.target, device, dtype)
             draft = load_model(spec.draft, device, dtype)
+        else:
+            tokenizer, draft = load_tokenizer(spec.target), None
+            check_room(spec.name, (spec.target,), device, dtype)
+            target = load_model(spec.target, device, dtype)
         if device == "cpu":
             _set_threads(threads, target)
         pair = pair_of(target, draft, spec, tokenizer, lean=lean, own=True)
@@ -208,24 +241,31 @@ def pair_of(
     lean: bool = True,
     own: bool = False,
 ) -> Pair:
-    """Two loaded transformers models as a Pair; they must share a vocabulary.
+    """Loaded transformers models as a Pair; they must share a vocabulary. draft None: the drafter
+    that spec.draft names.
 
     lean True fuses weights of Llama layouts in place: the modules go on working, on shared memory.
     own: nobody else will train or save them, see LeanLlama.
     Raises InputError for a layout that cannot roll back.
     """
-    for where, model in ((spec.target, target), (spec.draft, draft)):
-        check_layout(where, model)
-    models = Model(target, lean, own), Model(draft, lean, own)
-    limits = [m.max_context for m in models if m.max_context]
+    check_layout(spec.target, target)
+    verifier = Model(target, lean, own)
+    drafter: Drafter
+    if draft is None:
+        drafter = load_drafter(spec.draft, verifier)
+    else:
+        check_layout(spec.draft, draft)
+        drafter = ModelDrafter(Model(draft, lean, own), Path(spec.draft).name)
+    limits = [m.max_context for m in (verifier, drafter) if m.max_context]
+    known = [m.vocab_size for m in (verifier, drafter) if m.vocab_size]
     return Pair(
         name=spec.name,
-        target=models[0],
-        draft=models[1],
+        target=verifier,
+        drafter=drafter,
         tokenizer=tokenizer,
         tokenizer_sha256=vocabulary_hash(tokenizer) if tokenizer is not None else "",
-        weights_sha256=weights_hash(target, draft),
-        vocab_size=min(m.vocab_size for m in models),
+        weights_sha256=weights_hash(target, *drafter.modules),
+        vocab_size=min(known),
         eos_ids=_eos_ids(target.generation_config, target.config, tokenizer),
         max_context=min(limits) if limits else 0,
         device=str(target.device),
@@ -240,8 +280,8 @@ def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
     """
     free = free_bytes(pair.device) if pair.device == "cpu" else None
     dtype = getattr(torch, pair.dtype)
-    models = pair.target.module, pair.draft.module
-    needed = sum(shapes.cache_bytes(model.config, dtype, tokens) for model in models)
+    configs = [module.config for module in (pair.target.module, *pair.drafter.modules)]
+    needed = sum(shapes.cache_bytes(config, dtype, tokens) for config in configs)
     if free is not None and needed > free:
         raise InputError(
             f"caches of {tokens} tokens in all rows need {needed / GIB:.1f} GiB, "

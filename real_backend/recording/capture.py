@@ -1,25 +1,20 @@
 """Record a Trace from real models: `python -m real_backend.recording.capture`.
 
-Per request: decode the reply on the coupled path (`coupled.py`), then one teacher-forced pass and
-one batched rollout of the draft (`rollout.py`) for its signals. A position is accepted where,
-greedy, the draft's arg-max is the reply's token, or, sampled, the coupled draw accepted; so the
-recorded flags have the right joint law for every causal policy.
+Per request: decode the reply (`coupling.py`), then find what the drafter would have offered at
+every position of it, and how much of that the target takes (`annotation.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from real_backend.command_line import Result, run_module
-from real_backend.decoding.verify import draw, signals
-from real_backend.models.finite import check_finite
 from real_backend.models.pair import Pair, pair_from, resolve_pair, versions
 from real_backend.options import CaptureOptions, refuse_shape
 from real_backend.progress import Step, progress
@@ -32,93 +27,11 @@ from real_backend.prompts import (
     read_questions,
     request_for,
 )
-from real_backend.recording.coupling import CaptureSettings, Decoded, decode_coupled, draw_uniforms
-from real_backend.recording.rollout import roll_out, spread
+from real_backend.recording.annotation import annotate
+from real_backend.recording.coupling import CaptureSettings, decode_coupled
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.trace_writer import TraceWriter
-
-
-def run_lengths(accepted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
-    """[L] how many positions in a row, from each on, are accepted."""
-    lengths = np.zeros(len(accepted), dtype=np.int16)
-    run = 0
-    for i in range(len(accepted) - 1, -1, -1):
-        run = run + 1 if accepted[i] else 0
-        lengths[i] = run
-    return lengths
-
-
-def annotate(
-    pair: Pair, request: Request, decoded: Decoded, settings: CaptureSettings, meta: TraceMeta
-) -> Trace:
-    """The trace of one decoded request: the draft's view of every position, G steps deep."""
-    length, prompt, depth = len(decoded.tokens), len(request.prompt_ids), settings.depth
-    greedy = settings.temperature == 0.0
-    ids = torch.tensor([request.prompt_ids + decoded.tokens], device=pair.device)
-    capacity = prompt + length + (depth - 1) * (length + 1) + depth
-    draft = pair.draft.reader(capacity)
-    logits = draft.read(ids, 0, last=length + 1)[0, :, : pair.vocab_size]  # (L + 1, V)
-    tokens = torch.tensor(decoded.tokens, device=pair.device)
-    uniforms = draw_uniforms(
-        settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
-    )
-
-    watch = pair.draft.watch
-
-    def probs_of(row: Tensor) -> Tensor:
-        if greedy:
-            return torch.softmax(row.float(), -1)
-        return watch.probs(row, settings.temperature, settings.top_p)
-
-    def choose(row: Tensor, at: npt.NDArray[np.int64], step: int) -> tuple[Tensor, Tensor]:
-        probs = probs_of(row)
-        if greedy:
-            return watch.best(row), probs
-        return draw(probs, torch.from_numpy(uniforms.branch[at, step])), probs
-
-    on_path = probs_of(logits)
-    if greedy:
-        proposals = watch.best(logits)
-        accepted = (proposals[:-1] == tokens).cpu().numpy()
-    else:
-        # Rejected proposals were stored as -1 - token.
-        stored = torch.tensor(decoded.proposals, device=pair.device)
-        accepted = (stored >= 0).cpu().numpy()
-        behind = draw(on_path[-1:], float(uniforms.path[length, 0]))
-        proposals = torch.cat([torch.where(stored < 0, -1 - stored, stored), behind])
-    at = np.append(np.flatnonzero(~accepted), length).astype(np.int64)
-    first = proposals[torch.from_numpy(at).to(proposals.device)]
-    branches = roll_out(draft, prompt, at, first, depth, choose, pair.max_context)
-    accept_len = run_lengths(accepted)
-    check_finite(pair, {request.request_id: ids[0].tolist()})
-    dense = spread(signals(on_path).cpu().numpy(), accept_len, branches)
-    return Trace(
-        meta=meta,
-        offsets=np.asarray([0, length], dtype=np.int64),
-        prompt_tokens=np.asarray([prompt], dtype=np.int32),
-        request_id=(request.request_id,),
-        category=(request.category,),
-        accept_len=accept_len,
-        token_ids=np.asarray(decoded.tokens, dtype=np.int32),
-        top1_prob=np.ascontiguousarray(dense[:, :, 0]),
-        entropy=np.ascontiguousarray(dense[:, :, 1]),
-        accept_prob=None if greedy else _spread_labels(decoded.accept_prob, accept_len, depth),
-    )
-
-
-def _spread_labels(
-    on_path: list[float], accept_len: npt.NDArray[np.int16], depth: int
-) -> npt.NDArray[np.float32]:
-    """[L, G] min(1, p/q) at each depth from each start, NaN behind the first rejection."""
-    length = len(on_path)
-    labels = np.full((length, depth), np.nan, dtype=np.float32)
-    padded = np.asarray([*on_path, np.nan], dtype=np.float32)
-    start = np.arange(length)
-    for k in range(depth):
-        seen = k <= accept_len
-        labels[seen, k] = padded[np.minimum(start + k, length)[seen]]
-    return labels
 
 
 def make_meta(pair: Pair, questions: list[Question], settings: CaptureSettings) -> TraceMeta:
@@ -141,6 +54,7 @@ def make_meta(pair: Pair, questions: list[Question], settings: CaptureSettings) 
         max_context=pair.max_context,
         prompts_sha256=questions_hash(questions),
         versions=versions(),
+        drafter=pair.drafter.kind,
     )
 
 
@@ -209,6 +123,7 @@ def capture(
     """
     if out.exists() and not force:
         raise InputError(f"{out} exists; choose another name or pass --force")
+    settings = dataclasses.replace(settings, depth=min(settings.depth, pair.drafter.most))
     for question in questions:  # find a prompt that does not fit before hours of decoding
         request_for(pair, question, 0, [])
     meta = make_meta(pair, questions, settings)

@@ -1,8 +1,9 @@
 """Decode replies on the path that a trace records: the law is the target's, drafted or not.
 
-Greedy: the target's own choice at every position. Sampling: at every position the draft's token x ~
-q is accepted with min(1, p/q), else replaced from the residual. Draws depend on (seed, request_id,
-position) alone.
+Greedy: the target's own choice at every position. Sampling beside a draft model: at every position
+the draft's token x ~ q is accepted with min(1, p/q), else replaced from the residual. Sampling with
+any other drafter: from the target's law; what it would have accepted is found afterwards. Draws
+depend on (seed, request_id, position) alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from real_backend.decoding.verify import accept_probability, draw, residual
+from real_backend.drafters.model import ModelDrafter
 from real_backend.models.finite import check_finite
 from real_backend.models.kvcache import Reader
 from real_backend.models.pair import Pair, check_caches
@@ -68,9 +70,12 @@ def draw_uniforms(seed: int, request_id: str, positions: int, depth: int) -> Uni
 
 
 class Decoded(NamedTuple):
-    """A reply [L] and, if sampled, what the draft proposed on its path and p/q there [L] each."""
+    """A reply [L], the entropy of the target's laws that its tokens were taken from [L], nats, and,
+    if a draft model was sampled beside, what it proposed on the path and p/q there [L] each.
+    """
 
     tokens: list[int]
+    target_entropy: list[float]
     proposals: list[int]
     accept_prob: list[float]
 
@@ -84,7 +89,7 @@ class _Row:
         )
         room = pair.max_context - len(request.prompt_ids) if pair.max_context else 1 << 30
         self.limit = min(settings.max_new_tokens, room)
-        self.decoded = Decoded([], [], [])
+        self.decoded = Decoded([], [], [], [])
         self.eos_ids = pair.eos_ids
 
     @property
@@ -93,11 +98,15 @@ class _Row:
         return len(tokens) >= self.limit or bool(tokens and tokens[-1] in self.eos_ids)
 
     def extend(self, target_row: Tensor, draft_row: Tensor | None) -> None:
-        """Add one token given the laws [V] (greedy: the target's choice) at the newest position."""
-        if draft_row is None:
-            self.decoded.tokens.append(int(target_row))
-            return
+        """Add one token given the laws [V] (greedy: the target's choice []) at the newest
+        position.
+        """
         u_draft, u_accept, u_residual = self.uniforms.path[len(self.decoded.tokens)]
+        if draft_row is None:
+            sampled = target_row.ndim > 0
+            own = draw(target_row, float(u_residual)) if sampled else target_row
+            self.decoded.tokens.append(int(own))
+            return
         proposal = int(draw(draft_row, float(u_draft)))
         probability = accept_probability(target_row, draft_row, proposal)
         token = proposal
@@ -106,6 +115,12 @@ class _Row:
         self.decoded.tokens.append(token)
         self.decoded.proposals.append(proposal if u_accept < probability else -1 - proposal)
         self.decoded.accept_prob.append(probability)
+
+
+def entropies(laws: Tensor) -> list[float]:
+    """Of laws [B, V], nats."""
+    found: list[float] = torch.special.entr(laws).sum(-1).tolist()
+    return found
 
 
 class _Batch:
@@ -143,19 +158,23 @@ def decode_coupled(pair: Pair, requests: list[Request], settings: CaptureSetting
     capacity = batch.width + settings.max_new_tokens
     check_caches(pair, len(rows) * capacity, "a smaller --batch or --max-new-tokens")
     greedy = settings.temperature == 0.0
-    models = [pair.target] if greedy else [pair.target, pair.draft]
+    coupled = not greedy and isinstance(pair.drafter, ModelDrafter)
+    models = [pair.target, pair.draft] if coupled else [pair.target]
     readers = [model.reader(capacity, len(rows)) for model in models]
     feed, start = batch.tokens, 0
     while not all(row.finished for row in rows):
         logits = [batch.read(reader, feed, start)[:, : pair.vocab_size] for reader in readers]
         if greedy:
             probs = [pair.target.watch.best(logits[0])]
+            entropy = entropies(torch.softmax(logits[0].float(), -1))
         else:
             sampling = settings.temperature, settings.top_p
             probs = [m.watch.probs(said, *sampling) for m, said in zip(models, logits, strict=True)]
+            entropy = entropies(probs[0])
         for index, row in enumerate(rows):
             if not row.finished:
-                row.extend(probs[0][index], None if greedy else probs[1][index])
+                row.decoded.target_entropy.append(entropy[index])
+                row.extend(probs[0][index], probs[1][index] if coupled else None)
         start += feed.shape[1]
         feed = torch.tensor([[row.decoded.tokens[-1]] for row in rows], device=pair.device)
     pairs = zip(requests, rows, strict=True)

@@ -32,10 +32,13 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Branches(NamedTuple):
-    """Rollouts of M rejected positions: at [M], signals [M, G - 1, 2] from depth 1 on."""
+    """Rollouts of M rejected positions: at [M], signals [M, G - 1, 2] and tokens [M, G - 1] from
+    depth 1 on.
+    """
 
     at: npt.NDArray[np.int64]
     signals: FloatArray
+    tokens: npt.NDArray[np.int64]
 
 
 def roll_out(
@@ -54,6 +57,7 @@ def roll_out(
     """
     branches, device = len(at), first.device
     found = np.zeros((branches, max(depth - 1, 0), 2), dtype=np.float32)
+    drafted = np.zeros((branches, max(depth - 1, 0)), dtype=np.int64)
     reply_end = prompt + int(at.max()) if branches else prompt
     prefix = torch.from_numpy(prompt + at).to(
         device
@@ -72,7 +76,8 @@ def roll_out(
         logits = draft.read(tokens[None], start, positions, mask)[0]
         tokens, probs = choose(logits, at, step)
         found[:, step - 1] = signals(probs).cpu().numpy()
-    return Branches(at, found)
+        drafted[:, step - 1] = tokens.cpu().numpy()
+    return Branches(at, found, drafted)
 
 
 def spread(

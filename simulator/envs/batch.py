@@ -48,13 +48,15 @@ class LaneBatch:
             raise InputError(f"rho is {rho}; give tokens per second, at least 0")
         self.pool, self.tokens, self.rho = pool, tokens, rho
         self.numbers = len(ROUND) + (len(DRAFTING) if tokens else 0)
-        bucket_tokens = next(iter(pool.tables.values())).bucket_tokens
-        rules = [mode, limit, bucket_tokens, pool.max_gamma, int(reward == "average")]
+        table = next(iter(pool.tables.values()))
+        averages, states = int(reward == "average"), int(table.reads_states)
+        rules = [mode, limit, table.bucket_tokens, pool.max_gamma, averages, states]
         shown = (lanes, self.numbers)
         obs = np.zeros(shown, dtype=np.float32)
         self.arrays = Lanes(
             requests=pool.requests,
             accept_len=pool.accept_len,
+            draft_len=pool.draft_len,
             top1_prob=pool.top1_prob,
             entropy=pool.entropy,
             **self._costs(),

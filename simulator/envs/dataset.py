@@ -104,6 +104,8 @@ class Pool:
         self.longest = int((self.requests[:, 2] + self.requests[:, 1] - self.requests[:, 0]).max())
         accepted = np.concatenate([trace.accept_len for trace in self.traces])
         self.accept_len: npt.NDArray[np.int16] = read_only(accepted, np.int16)
+        offered = np.concatenate([trace.offered for trace in self.traces])
+        self.draft_len: npt.NDArray[np.int16] = read_only(offered, np.int16)
         self.top1_prob, self.entropy = self._signal("top1_prob"), self._signal("entropy")
 
     def _signal(self, name: str) -> npt.NDArray[np.float32]:

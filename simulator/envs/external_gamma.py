@@ -128,7 +128,8 @@ def observe(
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
-        room = room_at(world.limits, prompt, place + int(slot.ready))
+        offered = int(world.tape.draft_len[slot.at])
+        room = room_at(world.limits, prompt, place + int(slot.ready), offered)
         bucket = bucket_of(costs, prompt + place)
         rows[n, REQUEST], rows[n, SLOT], rows[n, ROUND_NUMBER] = slot.request, number, slot.rounds
         rows[n, CONTEXT], rows[n, ROOM], rows[n, BUCKET] = prompt + place, room, bucket

@@ -31,7 +31,7 @@ from traces.costs.pricing import StepCosts, bucket_end, bucket_of, lag_after, ro
 NEXT_STEP, SAME_STEP, DISABLED = range(3)  # what follows the end of an episode
 BEGIN, END, PROMPT, LAST = range(4)  # columns of Lanes.requests
 SIGNAL_S, UNIT_S, RHO = range(3)  # columns of Lanes.rates
-MODE, LIMIT, BUCKET_TOKENS, MAX_GAMMA, AVERAGE = range(5)  # entries of Lanes.rules
+MODE, LIMIT, BUCKET_TOKENS, MAX_GAMMA, AVERAGE, READS_STATES = range(6)  # entries of Lanes.rules
 
 _COUNTS = (
     "request cost begin at end prompt last room bucket lag round_number steps done tokens "
@@ -67,14 +67,14 @@ class Lanes(NamedTuple):
 
     requests [R, 4] int64: begin, end (positions), prompt (tokens), last (no draft reaches beyond
         output position last - 1).
-    accept_len [N] int16; top1_prob, entropy [N, G] float32, or [0, 0]: of the trace.
+    accept_len, draft_len [N] int16; top1_prob, entropy [N, G] float32, or [0, 0]: of the trace.
     draft_s, verify_s [M, C, W]: seconds, a plane per cost table.
     rates [M, 3]: seconds of a signal, seconds that count as 1 in the reward, tokens per second in
         the average-reward form.
     facts [M, C, 6] float32: what policies.learned.observation shows of costs and load.
     choices [any] int64: requests and cost tables that episodes are drawn from.
-    rules [5] int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for
-        average reward.
+    rules [6] int64: mode, limit (steps of an episode, 0: none), bucket_tokens, max_gamma, 1 for
+        average reward, 1 for a feature head.
     lanes [L] LANE, memory [L, 6]: where each lane is, and of its rounds what it sees.
     seen [L, K] float32: its observation, see of_tokens.
     actions [L] int64: what to do; at a reset, 1 where an episode begins.
@@ -85,6 +85,7 @@ class Lanes(NamedTuple):
 
     requests: IntArray
     accept_len: npt.NDArray[np.int16]
+    draft_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
     draft_s: FloatArray
@@ -195,7 +196,7 @@ def open_round(arrays: Lanes, i: int) -> None:
     place = int(lane.at) - int(lane.begin)
     context = int(lane.prompt) + place
     limits = Limits(int(arrays.rules[MAX_GAMMA]), int(lane.last), 0)
-    lane.room = room_at(limits, int(lane.prompt), place)
+    lane.room = room_at(limits, int(lane.prompt), place, int(arrays.draft_len[lane.at]))
     lane.tokens, lane.spent_s = 0, 0.0
     if context >= int(lane.edge):
         costs = costs_at(arrays, int(lane.cost))
@@ -218,6 +219,7 @@ def costs_at(arrays: Lanes, cost: int) -> StepCosts:
         arrays.draft_s,
         arrays.verify_s,
         float(arrays.rates[cost, SIGNAL_S]),
+        int(arrays.rules[READS_STATES]) > 0,
         None,
     )
 
@@ -249,7 +251,7 @@ def end_round(arrays: Lanes, i: int, gamma: int, drafted: int) -> int:
     )
     out.elapsed_s, out.priced_s, out.ended = seconds, seconds, ended
     out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
-    lane.lag = lag_after(lag, drafted, accepted)
+    lane.lag = lag_after(lag, drafted, accepted, int(arrays.rules[READS_STATES]) > 0)
     lane.at = at + emitted
     lane.round_number += 1
     arrays.played[i] = 1

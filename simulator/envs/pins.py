@@ -31,29 +31,30 @@ def pointer(context: Any, address: Any) -> Any:
 
 
 def unpin(n: IntArray) -> Lanes:
-    """The arrays, in compiled code; n [21, 4]: address and lengths of the axes of each."""
+    """The arrays, in compiled code; n [22, 4]: address and lengths of the axes of each."""
     return Lanes(
         carray(pointer(n[0, 0]), (n[0, 1], n[0, 2]), np.int64),
         carray(pointer(n[1, 0]), (n[1, 1],), np.int16),
-        carray(pointer(n[2, 0]), (n[2, 1], n[2, 2]), np.float32),
+        carray(pointer(n[2, 0]), (n[2, 1],), np.int16),
         carray(pointer(n[3, 0]), (n[3, 1], n[3, 2]), np.float32),
-        carray(pointer(n[4, 0]), (n[4, 1], n[4, 2], n[4, 3]), np.float64),
+        carray(pointer(n[4, 0]), (n[4, 1], n[4, 2]), np.float32),
         carray(pointer(n[5, 0]), (n[5, 1], n[5, 2], n[5, 3]), np.float64),
-        carray(pointer(n[6, 0]), (n[6, 1], n[6, 2]), np.float64),
-        carray(pointer(n[7, 0]), (n[7, 1], n[7, 2], n[7, 3]), np.float32),
-        carray(pointer(n[8, 0]), (n[8, 1],), np.int64),
+        carray(pointer(n[6, 0]), (n[6, 1], n[6, 2], n[6, 3]), np.float64),
+        carray(pointer(n[7, 0]), (n[7, 1], n[7, 2]), np.float64),
+        carray(pointer(n[8, 0]), (n[8, 1], n[8, 2], n[8, 3]), np.float32),
         carray(pointer(n[9, 0]), (n[9, 1],), np.int64),
-        carray(pointer(n[10, 0]), (n[10, 1],), LANE),
-        carray(pointer(n[11, 0]), (n[11, 1], n[11, 2]), np.float64),
-        carray(pointer(n[12, 0]), (n[12, 1], n[12, 2]), np.float32),
-        carray(pointer(n[13, 0]), (n[13, 1],), np.int64),
-        carray(pointer(n[14, 0]), (n[14, 1], n[14, 2]), np.float32),
+        carray(pointer(n[10, 0]), (n[10, 1],), np.int64),
+        carray(pointer(n[11, 0]), (n[11, 1],), LANE),
+        carray(pointer(n[12, 0]), (n[12, 1], n[12, 2]), np.float64),
+        carray(pointer(n[13, 0]), (n[13, 1], n[13, 2]), np.float32),
+        carray(pointer(n[14, 0]), (n[14, 1],), np.int64),
         carray(pointer(n[15, 0]), (n[15, 1], n[15, 2]), np.float32),
-        carray(pointer(n[16, 0]), (n[16, 1],), np.float64),
-        carray(pointer(n[17, 0]), (n[17, 1],), np.uint8),
+        carray(pointer(n[16, 0]), (n[16, 1], n[16, 2]), np.float32),
+        carray(pointer(n[17, 0]), (n[17, 1],), np.float64),
         carray(pointer(n[18, 0]), (n[18, 1],), np.uint8),
         carray(pointer(n[19, 0]), (n[19, 1],), np.uint8),
-        carray(pointer(n[20, 0]), (n[20, 1],), OUTCOME),
+        carray(pointer(n[20, 0]), (n[20, 1],), np.uint8),
+        carray(pointer(n[21, 0]), (n[21, 1],), OUTCOME),
     )
 
 

@@ -27,12 +27,13 @@ from traces.schema import Trace
 
 class ScheduleState(NamedTuple):
     """choice [N, W] int64: gamma to take at a position if the draft's cache lags by the second
-    index; position, lag [1]: where the run is.
+    index; position, lag [1]: where the run is; states [1]: the costs' reads_states.
     """
 
     choice: IntArray
     position: IntArray
     lag: IntArray
+    states: IntArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Clairvoyant(Policy):
 
     def learn(self, state: ScheduleState, slot: int, view: View, outcome: Outcome) -> None:
         state.position[0] += outcome.emitted
-        state.lag[0] = lag_after(int(state.lag[0]), outcome.drafted, outcome.accepted)
+        lag, states = int(state.lag[0]), int(state.states[0]) > 0
+        state.lag[0] = lag_after(lag, outcome.drafted, outcome.accepted, states)
 
 
 def clairvoyant(trace: Trace, costs: StepCosts, *, max_gamma: int | None = None) -> RoundLog:
@@ -71,7 +73,9 @@ def clairvoyant(trace: Trace, costs: StepCosts, *, max_gamma: int | None = None)
     limits = check_inputs(policy, trace, costs, max_gamma)
     choice = np.zeros((trace.positions, costs.width), dtype=np.int64)
     run_function(plan, tape_of(trace, False), charged(policy, costs), limits, choice)
-    state = ScheduleState(choice, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    states = np.asarray([costs.reads_states], dtype=np.int64)
+    zero = np.zeros(1, dtype=np.int64)
+    state = ScheduleState(choice, zero, zero.copy(), states)
     return run(policy, run_policy, state, trace, costs, limits, seed=0)
 
 
@@ -158,12 +162,13 @@ def plan(tape: Tape, costs: StepCosts, limits: Limits, choice: IntArray) -> None
         for i in range(end - begin - 1, -1, -1):
             bucket = bucket_of(costs, prompt + i)
             accept_len, left = int(tape.accept_len[begin + i]), end - begin - i
-            room = room_at(limits, prompt, i)
+            room = room_at(limits, prompt, i, int(tape.draft_len[begin + i]))
             for lag in range(1, widest + 1):
                 best = np.inf
                 for gamma in range(room + 1):
                     accepted, emitted, _ = settle(gamma, accept_len, left)
-                    lag_then = min(lag_after(lag, gamma, accepted), widest)
+                    lag_then = lag_after(lag, gamma, accepted, costs.reads_states)
+                    lag_then = min(lag_then, widest)
                     total = round_seconds(costs, 0, bucket, gamma, lag)
                     total += least[i + emitted, lag_then]
                     if total < best:

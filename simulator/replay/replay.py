@@ -148,6 +148,7 @@ def tape_of(trace: Trace, signals: bool) -> Tape:
         read_only(trace.offsets, np.int64),
         read_only(trace.prompt_tokens, np.int32),
         read_only(trace.accept_len, np.int16),
+        read_only(trace.offered, np.int16),
         read_only(trace.top1_prob if signals else empty, np.float32),
         read_only(trace.entropy if signals else empty, np.float32),
     )

@@ -25,13 +25,14 @@ Recorder = Callable[..., None]
 class Tape(NamedTuple):
     """The arrays of a trace that a replay reads; letters as in traces.schema.
 
-    offsets [R+1] int64; prompt_tokens [R] int32; accept_len [N] int16; top1_prob, entropy [N, G]
-    float32, or [0, 0] where nobody asks for them.
+    offsets [R+1] int64; prompt_tokens [R] int32; accept_len, draft_len [N] int16; top1_prob,
+    entropy [N, G] float32, or [0, 0] where nobody asks for them.
     """
 
     offsets: npt.NDArray[np.int64]
     prompt_tokens: npt.NDArray[np.int32]
     accept_len: npt.NDArray[np.int16]
+    draft_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
 
@@ -101,7 +102,7 @@ def play(
             if context >= edge:  # the next bucket, or the first
                 bucket = bucket_of(costs, context)
                 edge = bucket_end(costs, bucket)
-            room = room_at(limits, prompt, at - begin)
+            room = room_at(limits, prompt, at - begin, int(tape.draft_len[at]))
             view = view_at(believed if APART else costs, 0, bucket, context, 1, 0, room)
             rng = Rng(round_key(seed, request, index))
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
@@ -119,6 +120,6 @@ def play(
             outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
             record(sink, Place(row, request, clock, context, bucket, lag), outcome)
-            lag = lag_after(lag, drafted, accepted)
+            lag = lag_after(lag, drafted, accepted, costs.reads_states)
             clock, row, index, at = clock + elapsed, row + 1, index + 1, at + emitted
     return row

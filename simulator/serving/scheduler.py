@@ -127,7 +127,9 @@ def choose(self: Any, state: State, world: World, seed: int) -> tuple[int, int]:
         if int(slot.unread) > 0:
             continue
         place, prompt = int(slot.at) - int(slot.begin), int(slot.prompt)
-        room = room_at(world.limits, prompt, place + int(slot.ready) if PIPELINED else place)
+        offered = int(world.tape.draft_len[slot.at])
+        place_then = place + int(slot.ready) if PIPELINED else place
+        room = room_at(world.limits, prompt, place_then, offered)
         slot.room, slot.bucket = room, bucket_of(world.costs, prompt + place)
         if n == 0 or not WIDE:
             rng = Rng(round_key(seed, int(slot.request), int(slot.rounds)))
@@ -334,7 +336,7 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
             counters.written += 1
         mark(world, world.requests[slot.request], drafted, outcome, now + elapsed)
         if not PIPELINED:  # there one token is new to the draft, its own last or the target's
-            slot.lag = lag_after(int(slot.lag), drafted, accepted)
+            slot.lag = lag_after(int(slot.lag), drafted, accepted, world.costs.reads_states)
         slot.at = at + emitted
         slot.rounds += 1
         verified_all += verified

@@ -46,7 +46,10 @@ def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, f
             at, index, lag = begin, 0, 1
             while at < end:
                 context = prompt + at - begin
-                bucket, room = bucket_of(prices, context), room_at(limits, prompt, at - begin)
+                bucket, room = (
+                    bucket_of(prices, context),
+                    room_at(limits, prompt, at - begin, 1 << 15),
+                )
                 view = view_at(prices, 0, bucket, context, 1, 0, room)
                 rng = Rng(round_key(0, r, index))
                 cap = clamp_gamma(policy.gamma(state, 0, view, rng), room)
@@ -56,7 +59,7 @@ def simpy_rounds(policy: Policy, trace: Trace, costs: StepCosts) -> tuple[int, f
                 yield env.timeout(elapsed)
                 outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, elapsed)
                 policy.learn(state, 0, view, outcome)
-                lag = lag_after(lag, drafted, accepted)
+                lag = lag_after(lag, drafted, accepted, False)
                 at, index, rounds = at + emitted, index + 1, rounds + 1
 
     for r in range(trace.requests):

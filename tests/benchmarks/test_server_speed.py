@@ -113,7 +113,7 @@ class PlainServer:
         while at < end:
             batch = yield self.begun
             row.context = prompt + at - begin
-            room = room_at(self.limits, prompt, at - begin)
+            room = room_at(self.limits, prompt, at - begin, 1 << 15)
             view = self.view(row, batch, room)
             rng = Rng(round_key(0, query, index))
             row.steps = clamp_gamma(self.policy.gamma(self.state, slot, view, rng), room)
@@ -124,7 +124,7 @@ class PlainServer:
                 row.steps, row.steps, accepted, emitted, emitted <= accepted, elapsed_s, elapsed_s
             )
             self.policy.learn(self.state, slot, view, outcome)
-            row.lag = lag_after(row.lag, row.steps, accepted)
+            row.lag = lag_after(row.lag, row.steps, accepted, False)
             at, index = at + emitted, index + 1
         self.finish_s[query] = self.env.now
         self.rounds += index

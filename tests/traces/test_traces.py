@@ -264,7 +264,16 @@ def test_round_price_by_hand() -> None:
     assert round_seconds(looking, 0, 1, 3, 1) == 1.0 + 2.0 + 0.75 + 9.0
     assert round_seconds(plain, 0, 1, 2, 2) == 1.5 + 1.0 + 8.0
     assert round_seconds(plain, 0, 1, 1, 50) == 2.5 + 7.0  # beyond the table: its last
-    assert [lag_after(1, 3, 3), lag_after(2, 3, 1), lag_after(2, 0, 0)] == [2, 1, 3]
+    assert [lag_after(1, 3, 3, False), lag_after(2, 3, 1, False), lag_after(2, 0, 0, False)] == [
+        2,
+        1,
+        3,
+    ]
+    assert [lag_after(1, 3, 3, True), lag_after(2, 3, 1, True), lag_after(2, 0, 0, True)] == [
+        4,
+        2,
+        3,
+    ]
 
 
 def test_log_priced_by_hand() -> None:

@@ -45,3 +45,14 @@ class KnowsRules(Protocol):
 
     def own_s(self) -> OwnSeconds:
         """By policy name; see policies.overhead."""
+
+
+@runtime_checkable
+class ReadsStates(Protocol):
+    """A cost model that knows whether its drafter is a feature head (EAGLE): it reads every fixed
+    token with the target's state of it, so that after a round it lacks all that was emitted.
+    """
+
+    @property
+    def reads_states(self) -> bool:
+        """True for a feature head."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from traces.costs.model import CostModel, KnowsRules
+from traces.costs.model import CostModel, KnowsRules, ReadsStates
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
@@ -38,6 +38,7 @@ class StepCosts(NamedTuple):
     verify_s: [S, C, W], the target step over n = index tokens per row, with the engine's fixed cost
         per round and, for n > 1, what a draft costs once a round whatever its length. Column 0: 0.
     signal_s: reading top-1 probability and entropy of one drafted token.
+    reads_states: the drafter is a feature head, see lag_after.
     own_s: what rules' own arithmetic costs, in none of these yet (policies.overhead adds it); None:
         nothing is left to add, the only form that compiled code takes.
     """
@@ -48,6 +49,7 @@ class StepCosts(NamedTuple):
     draft_s: FloatArray
     verify_s: FloatArray
     signal_s: float
+    reads_states: bool
     own_s: OwnSeconds | None
 
     @property
@@ -74,6 +76,7 @@ def make_step_costs(
     bucket_tokens: int = 32,
     prefill_s: npt.ArrayLike | None = None,
     signal_s: float = 0.0,
+    reads_states: bool = False,
     own_s: OwnSeconds | None = UNKNOWN,
 ) -> StepCosts:
     """The table of these seconds; draft_s, verify_s: [S, C, W], or [C, W] of one batch size.
@@ -99,6 +102,7 @@ def make_step_costs(
         read_only(draft, np.float64),
         read_only(verify, np.float64),
         float(signal_s),
+        reads_states,
         own_s,
     )
 
@@ -141,6 +145,7 @@ def tabulate(
         bucket_tokens=bucket_tokens,
         prefill_s=[model.prefill_s(x, 1) for x in middles],
         signal_s=model.signal_s(),
+        reads_states=isinstance(model, ReadsStates) and model.reads_states,
         own_s=model.own_s() if isinstance(model, KnowsRules) else UNKNOWN,
     )
 
@@ -169,6 +174,7 @@ def prices_of(costs: StepCosts, *, signals: bool) -> StepCosts:
         read_only(costs.draft_s, np.float64),
         read_only(costs.verify_s, np.float64),
         float(costs.signal_s) if signals else 0.0,
+        bool(costs.reads_states),
         None,
     )
 
@@ -211,14 +217,17 @@ def round_seconds(costs: StepCosts, row: int, bucket: int, drafted: int, lag: in
     return seconds + float(costs.verify_s[row, bucket, drafted + 1])
 
 
-def lag_after(lag: int, drafted: int, accepted: int) -> int:
+def lag_after(lag: int, drafted: int, accepted: int, reads_states: bool) -> int:
     """Fixed tokens unread by the draft's cache after a round; 1 at the start of a request.
 
     The target's own token is always unread; after full acceptance so is the last draft, which was
-    proposed but never fed back; a round without a draft leaves one more.
+    proposed but never fed back; a round without a draft leaves one more. reads_states: a feature
+    head reads every token anew, with the target's state of it in the place of its own.
     """
     if drafted == 0:
         return lag + 1
+    if reads_states:
+        return accepted + 1
     return 2 if accepted == drafted else 1
 
 

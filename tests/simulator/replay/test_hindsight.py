@@ -144,5 +144,9 @@ def test_best_fixed_is_the_argmin_and_ties_go_down() -> None:
 
 
 def test_lag_states_are_those_of_the_round() -> None:
-    assert [lag_after(1, 0, 0), lag_after(4, 0, 0)] == [2, 5]
-    assert [lag_after(3, 2, 2), lag_after(3, 2, 1), lag_after(1, 1, 0)] == [2, 1, 1]
+    assert [lag_after(1, 0, 0, False), lag_after(4, 0, 0, False)] == [2, 5]
+    assert [lag_after(3, 2, 2, False), lag_after(3, 2, 1, False), lag_after(1, 1, 0, False)] == [
+        2,
+        1,
+        1,
+    ]

@@ -108,7 +108,7 @@ def test_lags_of_a_log_are_those_that_a_draft_runs_up(
             accepted = min(accepted, drafted)
             lags.append(lag)
             rounds.append((request, drafted, accepted))
-            lag = lag_after(lag, drafted, accepted)
+            lag = lag_after(lag, drafted, accepted, False)
     columns = {name: np.zeros(len(rounds)) for name in ROUND_DTYPES}
     for at, name in enumerate(("request", "drafted", "accepted")):
         columns[name] = np.asarray([row[at] for row in rounds], dtype=np.int64)
