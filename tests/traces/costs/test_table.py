@@ -108,9 +108,15 @@ def test_a_timing_with_a_hole_is_refused() -> None:
         Table(dataclasses.replace(timing, cells=timing.cells[1:]))
 
 
-@pytest.mark.parametrize("kind", ["block", "host"])
-def test_a_draft_without_steps_needs_none_timed(kind: str, tmp_path: Path) -> None:
-    """One forward or look-up of 3 s (4 s if two tokens are unread), verifies of 6 and 9 s."""
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("block", [6.0, 10.0, 12.0]), ("host", [9.0, 10.0, 12.0])]
+)
+def test_a_draft_without_steps_needs_none_timed(
+    kind: str, expected: list[float], tmp_path: Path
+) -> None:
+    """One forward or look-up of 3 s (4 s if two tokens are unread), verifies of 6 and 9 s. A
+    look-up is made in a round without a draft, too.
+    """
     seconds = {("first", 1): 3.0, ("first", 2): 4.0, ("prefill", 1): 1.0}
     seconds |= {("verify", 1): 6.0, ("verify", 4): 9.0}
     cells = tuple(Cell(op, 1, t, 0, s, s, s, 1) for (op, t), s in seconds.items())
