@@ -170,8 +170,8 @@ def run(options: LosslessOptions) -> Result:
     refuse_shape(options.pair, "lossless")
     policies = parse_policies(options.policies)
     named = options.pair
-    spec = resolve_pair(named.name, named.target, named.draft)
-    if options.prompts is None and spec.name != "embedded":
+    resolve_pair(named.name, named.target, named.draft)
+    if options.prompts is None and not named.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
     if options.out is not None and options.out.exists() and not options.force:
         raise InputError(f"{options.out} exists; choose another name or pass --force")

@@ -84,13 +84,20 @@ class PairOptions:
     """Which models, and where they run."""
 
     name: str | None = option(
-        "'embedded' (default), a folder with target/ and draft/, or shape:TARGET+DRAFT, random "
-        "weights of real sizes, by name (shape:llama-3.1-8b+llama-3.2-1b) or by config.json",
+        "'embedded' (default) or 'smollm2', also with +lookup, +suffix or +block; a folder with "
+        "target/ and draft/; or shape:TARGET+DRAFT, random weights of real sizes, by name "
+        "(shape:llama-3.1-8b+llama-3.2-1b) or by config.json",
         default=None,
         name="pair",
     )
-    target: str | None = option("target model: folder or Hugging Face name", default=None)
-    draft: str | None = option("draft model: folder or Hugging Face name", default=None)
+    target: str | None = option(
+        "target model: folder, Hugging Face name or .gguf file", default=None
+    )
+    draft: str | None = option(
+        "drafter: a model as above, a folder with an EAGLE-3 or Medusa head, or a look-up: "
+        "lookup:least=1,greatest=3 or suffix:factor=1,min_share=0.1",
+        default=None,
+    )
     device: str = device_of()
     dtype: str = option(
         "auto: float32 on a CPU, elsewhere the checkpoint's own (shapes: bfloat16)",
@@ -105,7 +112,7 @@ class PairOptions:
     @property
     def is_embedded(self) -> bool:
         """The pair that comes with the prompts of its own."""
-        return not self.target and self.name in (None, "embedded")
+        return not self.target and (self.name or "embedded").partition("+")[0] == "embedded"
 
 
 def pair_part() -> Any:
@@ -141,6 +148,10 @@ class CaptureOptions:
     seed: int = seed_of("all draws, if sampled")
     limit: int = few(FEW_QUESTIONS)
     batch: int = option("prompts decoded at once; 1 is bit-exact to the engine", count, 1)
+    replies: Path | None = maybe(
+        "a trace of the same target and questions: its replies are taken, not decoded, so that "
+        "drafters are compared on the same tokens"
+    )
     resume: bool = flag("continue an interrupted capture")
     force: bool = flag("overwrite")
 

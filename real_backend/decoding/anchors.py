@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from real_backend.decoding.bench import LAGS, Bench, Samples
+from real_backend.decoding.bench import Bench, Samples, lags_for
 from real_backend.decoding.measured import Anchor
 from real_backend.decoding.steps import Sampling
 from real_backend.models.pair import Pair
@@ -34,7 +34,8 @@ class Anchors:
         self.context = anchor_context(timing)
         sampling = Sampling(timing.meta.get("temperature", 0.0), timing.meta.get("top_p", 1.0))
         self._samples: Samples = {}
-        deepest = max(KINDS)
+        self._kinds = [drafted for drafted in KINDS if drafted <= pair.drafter.most]
+        self._lags, deepest = lags_for(pair)[:2], max(self._kinds)
         self._bench = Bench(pair, 1, self.context + deepest + 1, self._samples, sampling, deepest)
         self._seed = seed
 
@@ -45,8 +46,8 @@ class Anchors:
         """
         at_s = time.perf_counter() - began
         self._samples.clear()
-        for index in named_generator(self._seed, f"anchors {turn}").permutation(len(KINDS)):
-            self._bench.block(KINDS[index], LAGS[:2], self.context)
+        for index in named_generator(self._seed, f"anchors {turn}").permutation(len(self._kinds)):
+            self._bench.block(self._kinds[index], self._lags, self.context)
         return [
             Anchor(at_s, operation, tokens, context, *np.median(spent, axis=0).tolist())
             for (operation, _, tokens, context), spent in self._samples.items()

@@ -13,17 +13,20 @@ import numpy as np
 import torch
 
 from real_backend.decoding.clock import wait_for
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.leanest_steps import steps_for
 from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.device_errors import device_faults
 from real_backend.models.finite import check_finite
 from real_backend.models.pair import Pair
 from traces.errors import InputError
+from traces.timing import HOST, PRICES, STEP
 
 DRAFTED = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32)
 LAGS = (1, 2, 3, 5, 9)
 TIMED_ROUNDS = 3  # of a block
 SIGNAL_TOKENS = 4  # drafted by rounds that read signals, and by those beside them that do not
+PERIOD = 64  # tokens after which a text repeats itself, so that look-ups find some
 _SIGNAL_WARM, _SIGNAL_PAIRS = 2, 33  # of such rounds
 _WARM_ROUNDS = 5  # untimed, at the head of a block: behind rounds of another kind the first ones
 #                   take 1.05, 1.03, 1.02, 1.01 ... of the settled, and a reply is a row of one kind
@@ -37,6 +40,11 @@ Spent = tuple[float, float]
 GPU."""
 Samples = dict[Key, list[Spent]]
 """Seconds of every cell in one sweep."""
+
+
+def lags_for(pair: Pair) -> tuple[int, ...]:
+    """The numbers of unread tokens to time: only a drafter of steps reads what it lacks."""
+    return LAGS if PRICES[pair.drafter.kind] == STEP else LAGS[:1]
 
 
 class Marks:
@@ -83,12 +91,17 @@ class Bench:
         deepest: int = max(DRAFTED),
     ) -> None:
         self.pair, self.batch, self.samples, self.sampling = pair, batch, samples, sampling
+        self.price = PRICES[pair.drafter.kind]
         self.steps = steps_for(pair, batch, longest)
         self.steps.prepare(sampling, False, deepest, 1)
         generator = torch.Generator().manual_seed(batch)
-        self.ids: list[list[int]] = torch.randint(
-            pair.vocab_size, (batch, longest), generator=generator
+        # What is looked up must be there to be found.
+        period = PERIOD if self.price == HOST else longest
+        text = torch.randint(pair.vocab_size, (batch, period), generator=generator)
+        self.ids: list[list[int]] = text.repeat(
+            1, 1 + (longest + _WARM_ROUNDS * 4) // period
         ).tolist()
+        self._rounds = 0  # of this block so far
 
     def _feeds(self, start: int, end: int) -> list[Feed]:
         return [Feed(row, ids[start:end], start) for row, ids in enumerate(self.ids)]
@@ -109,23 +122,34 @@ class Bench:
         self._keep([("prefill", tokens, 0)], marks)
 
     def round(self, drafted: int, lag: int, context: int, reads_signals: bool = False) -> None:
-        """One round as the engine runs it: first draft step, further ones, verify. looks: the
-        signals of every drafted token are read.
+        """One round as the engine runs it: look-up or first draft step, further ones, verify.
+        reads_signals: of every drafted token. Where further tokens are free, what they cost all the
+        same is in the verify.
         """
         steps, rows, marks = self.steps, range(self.batch), Marks(self.pair.device)
         unread_tokens = self._feeds(context - lag, context)
         newest = self._feeds(context - 1, context)
         numbers = [[0.5] * (drafted + 1) if self.sampling.temperature else [] for _ in rows]
         keys = []
+        self._rounds += 1
+        known = [(row, ids[: context + self._rounds]) for row, ids in enumerate(self.ids)]
+        if isinstance(steps, EagerSteps) and self.pair.target.taps:
+            steps.lack(lag)
         marks.mark()
+        steps.offers(known)
+        if self.price == HOST:
+            marks.mark()
+            keys.append(("first", 1, context))
         if drafted:
             steps.draft_first(unread_tokens, self.sampling, reads_signals, numbers)
-            marks.mark()
-            keys.append(("first", lag, context))
+            if self.price != HOST:
+                marks.mark()
+                keys.append(("first", lag, context))
         for _ in range(drafted - 1):
             steps.draft_next(rows)
-            marks.mark()
-            keys.append(("draft", 1, context))
+            if self.price == STEP:
+                marks.mark()
+                keys.append(("draft", 1, context))
         steps.verify(newest, self.sampling, numbers)
         marks.mark()
         self._keep([*keys, ("verify", drafted + 1, context)], marks)
@@ -138,7 +162,8 @@ class Bench:
         for k in range(2 * (_SIGNAL_WARM + _SIGNAL_PAIRS)):
             self.samples = {}
             self.round(SIGNAL_TOKENS, 1, context, reads_signals=k % 2 == 1)
-            drafts = [s for key, some in self.samples.items() if key[0] != "verify" for s in some]
+            apart = ("verify",) if self.price == STEP else ()
+            drafts = [s for key, some in self.samples.items() if key[0] not in apart for s in some]
             spent.append((sum(s[0] for s in drafts), sum(s[1] for s in drafts)))
         self.samples = kept
         rounds = np.asarray(spent[2 * _SIGNAL_WARM :]).reshape(-1, 2, 2)  # pair, looks, clock
@@ -154,7 +179,7 @@ class Bench:
             if not self.steps.holds(context):
                 for feed in self._feeds(0, context):
                     self.steps.prefill(feed)
-            kept, self.samples = self.samples, {}
+            kept, self.samples, self._rounds = self.samples, {}, 0
             for k in range(_WARM_ROUNDS if drafted else _PLAIN_WARM_ROUNDS):
                 self.round(drafted, lags[k % len(lags)], context)
             self.samples = kept

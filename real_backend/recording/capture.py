@@ -29,8 +29,10 @@ from real_backend.prompts import (
 )
 from real_backend.recording.annotation import annotate
 from real_backend.recording.coupling import CaptureSettings, decode_coupled
+from real_backend.recording.replies import Replies
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
+from traces.store import content_hash
 from traces.trace_writer import TraceWriter
 
 
@@ -63,6 +65,7 @@ def _capture_batch(
     batch: list[tuple[int, Question]],
     settings: CaptureSettings,
     writer: TraceWriter,
+    recorded: Replies | None,
     step: Step,
 ) -> None:
     """All turns of a few questions; `batch` pairs each with the row of its first turn."""
@@ -78,7 +81,11 @@ def _capture_batch(
                 assert tokens is not None
                 replies[first].append(decode_reply(pair, tokens.tolist()))
             continue
-        decoded = decode_coupled(pair, list(requests.values()), settings)
+        asked = list(requests.values())
+        if recorded is None:
+            decoded = decode_coupled(pair, asked, settings)
+        else:
+            decoded = [recorded.of(pair, request, settings) for request in asked]
         for (first, request), one in zip(requests.items(), decoded, strict=True):
             writer.append(first + turn, annotate(pair, request, one, settings, writer.meta))
             replies[first].append(decode_reply(pair, one.tokens))
@@ -112,17 +119,21 @@ def capture(
     out: Path,
     settings: CaptureSettings,
     *,
+    replies: Path | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> Trace:
     """Record every turn of every question into the Parquet file `out`.
 
-    Each finished request is on disk at once; after a kill, resume=True goes on and ends with the
-    same bytes. Raises InputError if `out` exists (unless force), a prompt does not fit, the disk is
+    replies: a trace whose replies, sampling and limit are taken. Each finished request is on disk at
+    once; after a kill, resume=True goes on and ends with the same bytes. Raises InputError if `out`
+    exists (unless force), a prompt does not fit, the replies are another target's, the disk is
     full.
     """
     if out.exists() and not force:
         raise InputError(f"{out} exists; choose another name or pass --force")
+    recorded = None if replies is None else Replies(replies, pair)
+    settings = settings if recorded is None else recorded.settings(settings)
     settings = dataclasses.replace(settings, depth=min(settings.depth, pair.drafter.most))
     for question in questions:  # find a prompt that does not fit before hours of decoding
         request_for(pair, question, 0, [])
@@ -131,6 +142,8 @@ def capture(
         TraceWriter.discard_partial(out)
     about = pair.describe()
     conditions = {"batch": settings.batch, "threads": about["threads"], "engine": about["engine"]}
+    if recorded is not None:
+        conditions["replies"] = content_hash(recorded.trace)
     writer = TraceWriter(out, meta, resume=resume, conditions=conditions)
     first_rows = np.cumsum([0] + [len(q.turns) for q in questions])
     total = int(first_rows[-1])
@@ -138,7 +151,8 @@ def capture(
     done = sum(writer.has(row) for row in range(total))
     with progress(total, "capture", done) as step:
         for begin in range(0, len(work), settings.batch):
-            _capture_batch(pair, work[begin : begin + settings.batch], settings, writer, step)
+            some = work[begin : begin + settings.batch]
+            _capture_batch(pair, some, settings, writer, recorded, step)
     return writer.finish(total, overwrite=force)
 
 
@@ -147,8 +161,8 @@ def run(options: CaptureOptions) -> Result:
     o, named = options, options.pair
     refuse_shape(named, "capture")
     settings = CaptureSettings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
-    spec = resolve_pair(named.name, named.target, named.draft)
-    if o.prompts is None and spec.name != "embedded":
+    resolve_pair(named.name, named.target, named.draft)
+    if o.prompts is None and not named.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
     questions = read_questions(o.prompts or EMBEDDED_PROMPTS, o.limit)
     if o.out.exists() and not o.force:
@@ -156,7 +170,8 @@ def run(options: CaptureOptions) -> Result:
     # Begun with so many threads: another trial might choose otherwise.
     threads = int(TraceWriter.conditions_of(o.out).get("threads", 0)) if o.resume else 0
     pair = pair_from(named, threads=threads)
-    trace = capture(pair, questions, o.out, settings, resume=o.resume, force=o.force)
+    again = {"resume": o.resume, "force": o.force}
+    trace = capture(pair, questions, o.out, settings, replies=o.replies, **again)
     print(f"{o.out}: {trace.requests} replies, {trace.positions} tokens", file=sys.stderr)
     return Result()
 

@@ -32,6 +32,7 @@ from real_backend.decoding.bench import (
     TIMED_ROUNDS,
     Bench,
     Samples,
+    lags_for,
 )
 from real_backend.decoding.steps import GREEDY, Sampling
 from real_backend.models.pair import Pair, check_caches, pair_from
@@ -131,11 +132,12 @@ def _work(
     rare: list[Callable[[], None]] = []
     for bench in [Bench(pair, batch, longest, samples, sampling) for batch in batches]:
         for context in contexts:
-            for drafted in DRAFTED:
-                kind = partial(bench.block, drafted, LAGS[:2], context)
+            lags = lags_for(pair)
+            for drafted in (length for length in DRAFTED if length <= pair.drafter.most):
+                kind = partial(bench.block, drafted, lags[:2], context)
                 (usual if drafted <= _USUAL else rare).append(kind)
             # Longer lags follow rounds without a draft; they are rare, one cell each will do.
-            rare += [partial(bench.block, 1, (lag,), context) for lag in LAGS[2:]]
+            rare += [partial(bench.block, 1, (lag,), context) for lag in lags[2:]]
         fitting = [n for n in PREFILL_TOKENS if n < limit]
         rare += [partial(bench.prefill, n) for n in fitting]
         for n in fitting:

@@ -17,6 +17,7 @@ import numpy as np
 from policies.base import Policy, State, View
 from policies.overhead import measured_overhead
 from policies.randomness import Rng
+from real_backend.decoding.bench import PERIOD
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.steps import Sampling, Steps
 from real_backend.models.pair import Pair
@@ -52,7 +53,7 @@ class _Stopwatch:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._steps, name)
-        if name not in ("draft_first", "draft_next", "verify"):
+        if name not in ("offers", "draft_first", "draft_next", "verify"):
             return found
 
         def timed(*args: Any) -> Any:
@@ -79,7 +80,9 @@ class _Rounds:
         self.tokens, self.sampling = tokens, sampling
         self.engine = Engine(pair, costs, max_gamma=8)
         self.steps = self.engine.steps(1, prompt_tokens + tokens + 9)
-        prompt = np.random.default_rng(0).integers(pair.vocab_size, size=prompt_tokens).tolist()
+        period = min(prompt_tokens, PERIOD)  # or a look-up would find nothing
+        text = np.random.default_rng(0).integers(pair.vocab_size, size=period)
+        prompt = np.resize(text, prompt_tokens).tolist()
         self.request = [Request("control.1", "", prompt)]
 
     def play(self, policy: Policy, clock: Callable[[], float]) -> tuple[RoundLog, _Stopwatch]:

@@ -48,6 +48,13 @@ class KnowsRules(Protocol):
 
 
 @runtime_checkable
+class KnowsDraft(Protocol):
+    """A cost model that knows what kind of draft it prices, one of traces.timing.DRAFT_KINDS."""
+
+    draft_kind: str
+
+
+@runtime_checkable
 class ReadsStates(Protocol):
     """A cost model that knows whether its drafter is a feature head (EAGLE): it reads every fixed
     token with the target's state of it, so that after a round it lacks all that was emitted.

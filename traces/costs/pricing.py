@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from traces.costs.model import CostModel, KnowsRules, ReadsStates
+from traces.costs.model import CostModel, KnowsDraft, KnowsRules, ReadsStates
 from traces.errors import InputError
 from traces.roundlog import RoundLog
 from traces.schema import Trace
-from traces.timing import OwnSeconds
+from traces.timing import HOST, OwnSeconds
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -132,9 +132,12 @@ def tabulate(
             for b in batch_sizes
         ]
 
+    # A look-up is made in every round, before anybody knows how many tokens it has to offer.
+    looks_up = isinstance(model, KnowsDraft) and model.draft_kind == HOST
+
     def target_s(batch: int, context: float, tokens: int) -> float:
         seconds = model.verify_s(tokens, batch, context)
-        if tokens > 1:
+        if tokens > 1 or looks_up:
             seconds += model.draft_start_s(batch, context)
         return seconds + control
 

@@ -7,7 +7,7 @@ import bisect
 import numpy as np
 import numpy.typing as npt
 
-from traces.timing import FEATURE_HEADS, HOST, STEP, OwnSeconds, Timing
+from traces.timing import FEATURE_HEADS, STEP, OwnSeconds, Timing
 from traces.timing_grid import Grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,18 +77,17 @@ class Table:
 
     What was measured is kept: a verify of five tokens that was faster than one of four stays
     faster. A draft of kind "step" costs a further forward per token; what its first forward of a
-    round, right behind the target's, costs beyond that is draft_start_s. Of kind "block" the first
-    forward is all of it. A look-up (kind "host") is made in every round, before anybody knows how
-    many tokens it has to offer, so that it is part of the target's step. A timing on which no clock
-    was chosen is read on its default one: the processor's where one thread did all the work. Raises
-    InputError if it lacks a grid point.
+    round, right behind the target's, costs beyond that is draft_start_s. Of the other kinds
+    the first forward, or look-up, is all of it. A timing on which no clock was chosen is read on
+    its default one: the processor's where one thread did all the work. Raises InputError if it
+    lacks a grid point.
     """
 
     def __init__(self, timing: Timing) -> None:
         self.timing = timing.settled()
         self._surface = {name: _Surface(self.timing.grid(name)) for name in self.timing.operations}
         self._steps = self.timing.draft_kind == STEP
-        self._looks_up = self.timing.draft_kind == HOST
+        self.draft_kind = self.timing.draft_kind
 
     def prefill_s(self, tokens: float, batch: int) -> float:
         return self._surface["prefill"].at(batch, 0, tokens)
@@ -99,8 +98,6 @@ class Table:
         return self.timing.drafter in FEATURE_HEADS
 
     def draft_start_s(self, batch: int, context_tokens: float) -> float:
-        if self._looks_up:
-            return 0.0
         first_s = self._surface["first"].at(batch, context_tokens, 1)
         return max(0.0, first_s - self._further_s(batch, context_tokens))
 
@@ -117,10 +114,7 @@ class Table:
         return self._surface["draft"].at(batch, context_tokens, 1) if self._steps else 0.0
 
     def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
-        seconds = self._surface["verify"].at(batch, context_tokens, tokens)
-        if self._looks_up:
-            seconds += self._surface["first"].at(batch, context_tokens, 1)
-        return seconds
+        return self._surface["verify"].at(batch, context_tokens, tokens)
 
     def signal_s(self) -> float:
         return self.timing.signal_s
