@@ -92,7 +92,9 @@ class CompareOptions:
     """Every controller on recorded traces."""
 
     trace: tuple[Path, ...] = recordings()
-    timing: Path = timing_file()
+    timing: tuple[Path, ...] = options(
+        "step costs of all traces; or given for each of them, in their order", Path
+    )
     policies: str | None = option(
         "e.g. gammatune,fixed:gamma=4 (default: the registry)", default=None
     )

@@ -259,7 +259,9 @@ def contexts_of(trace: Trace) -> list[int]:
 def _compare(options: StudyOptions, trace: Path) -> None:
     out = options.out
     timing = out / "timing.json"
-    compare(CompareOptions(trace=(trace,), timing=timing, seed=options.seed, out=out, force=True))
+    compare(
+        CompareOptions(trace=(trace,), timing=(timing,), seed=options.seed, out=out, force=True)
+    )
 
 
 def _validate(options: StudyOptions, effort: Effort, trace: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
     if note:
         return [note]
     found = []
-    for field in ("pair", "tokenizer_sha256", "device", "dtype"):
+    for field in ("pair", "drafter", "tokenizer_sha256", "device", "dtype"):
         named = "device_name" if field == "device" else field  # a trace names the device itself
         ours, theirs = getattr(trace.meta, field), timing.meta.get(named)
         if theirs is not None and ours != theirs:
@@ -130,14 +130,18 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
     return found
 
 
-def read_inputs(traces: Sequence[Path], timing_path: Path) -> tuple[list[Trace], Timing]:
-    """Traces and timing, with a warning on stderr for whatever does not belong together."""
-    timing = read_timing(timing_path)
-    read = [read_trace(path) for path in traces]
-    for path, trace in zip(traces, read, strict=True):
-        for line in mismatches(trace, timing):
-            warn(f"{path} and {timing_path}: {line}")
-    return read, timing
+def read_input(trace_path: Path, timing_path: Path) -> tuple[Trace, Timing]:
+    """A trace and a timing, with a warning on stderr for whatever does not belong together."""
+    timing, trace = read_timing(timing_path), read_trace(trace_path)
+    for line in mismatches(trace, timing):
+        warn(f"{trace_path} and {timing_path}: {line}")
+    return trace, timing
+
+
+def read_inputs(traces: Sequence[Path], timing: Path) -> tuple[list[Trace], Timing]:
+    """Several traces and one timing, likewise."""
+    read = [read_input(path, timing) for path in traces]
+    return [trace for trace, _ in read], read[0][1]
 
 
 def random_weights_note(timing_meta: Mapping[str, Any], pair: str) -> str:

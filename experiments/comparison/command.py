@@ -14,7 +14,7 @@ from experiments.common.results import (
     describe_inputs,
     mismatches,
     random_weights_note,
-    read_inputs,
+    read_input,
     versions,
     withdraw,
     write_result,
@@ -23,6 +23,13 @@ from experiments.common.results import (
 from experiments.comparison.columns import COLUMNS
 from experiments.comparison.compare import compare, default_policies
 from experiments.comparison.compare_text import comparison_text, to_dict, write_logs
+from experiments.comparison.drafters import (
+    Drafted,
+    compare_drafters,
+    drafters_dict,
+    drafters_text,
+    same_replies,
+)
 from experiments.comparison.headline import headline_text
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
@@ -43,7 +50,8 @@ def run(options: CompareOptions) -> Result:
     """`gammalab compare`: on every trace; the content is that of compare.json.
 
     With `out`, also writes out/compare.json, the text as out/compare.txt, and the simulated rounds
-    of every row to out/simulated/TRACE/. Raises InputError for bad input, or if the result exists.
+    of every row to out/simulated/TRACE/. Traces of several drafters on the same replies are also
+    compared with each other. Raises InputError for bad input, or if the result exists.
     """
     out, seed = options.out, options.seed
     if len({path.name for path in options.trace}) < len(options.trace):
@@ -51,18 +59,30 @@ def run(options: CompareOptions) -> Result:
     if out is not None:
         refuse_existing(out / "compare.json", options.force)
     policies = parse_policies(options.policies) if options.policies else None
-    traces, timing = read_inputs(options.trace, options.timing)
+    files = options.timing * (len(options.trace) if len(options.timing) == 1 else 1)
+    if len(files) != len(options.trace):
+        raise InputError(
+            f"{len(options.trace)} traces, but {len(files)} timings; give one timing for all of "
+            "them, or one for each"
+        )
+    traces, timings = zip(*map(read_input, options.trace, files), strict=True)
     texts, entries, done = [], [], []
-    for path, trace in zip(options.trace, traces, strict=True):
+    for path, file, trace, timing in zip(options.trace, files, traces, timings, strict=True):
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
         entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
-        entry |= {"timing": options.timing.name, "logs": f"simulated/{path.stem}"}
+        entry |= {"timing": file.name, "logs": f"simulated/{path.stem}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
         said = [note, comparison_text(comparison, path.name), headline_text(entries[-1], None)]
         texts.append("\n\n".join(filter(None, said)))
         done.append((path.stem, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
+    names = [path.stem for path in options.trace]
+    drafted = [Drafted(*one) for one in zip(names, traces, timings, strict=True)]
+    if same_replies(drafted):
+        found = compare_drafters(drafted, seed=seed)
+        result["drafters"] = drafters_dict(found)
+        texts.append(drafters_text(found))
     text = "\n\n\n".join(texts)
     if out is not None:
         withdraw(out / "compare.json")

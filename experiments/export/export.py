@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from experiments.common.cost_sources import step_costs
-from experiments.common.results import read_inputs
+from experiments.common.results import read_input
 from experiments.export.engines import EngineSetting, Names, ServingEngine, find_engine
 from experiments.export.replay import (
     Batches,
@@ -202,7 +202,7 @@ def run(options: ExportOptions) -> Result:
     policy, engine = parse_policy(options.policy), find_engine(options.to)
     if options.out is not None:
         refuse_existing(options.out, options.force)
-    (trace,), timing = read_inputs([options.trace], options.timing)
+    trace, timing = read_input(options.trace, options.timing)
     refuse_censored(trace, "export")
     result = export(policy, engine, trace, timing, options.seed)
     about = result, trace, options.trace.name, timing, options.timing.name

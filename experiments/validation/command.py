@@ -13,7 +13,7 @@ from experiments.common.results import (
     command_line,
     describe_inputs,
     random_weights_note,
-    read_inputs,
+    read_input,
     versions,
     withdraw,
     write_result,
@@ -117,7 +117,7 @@ def run(
         kept = begin_sitting(out, out / "validate.json", force)
     elif out is not None:
         refuse_existing(out / "validate.json", force)
-    (trace,), timing = read_inputs([options.trace], options.timing)
+    trace, timing = read_input(options.trace, options.timing)
     if options.measured is None:
         chosen = validation_policies(
             trace, step_costs(timing, trace), options.policies, options.seed, winner, runner_up

@@ -125,10 +125,10 @@ def capture(
 ) -> Trace:
     """Record every turn of every question into the Parquet file `out`.
 
-    replies: a trace whose replies, sampling and limit are taken. Each finished request is on disk at
-    once; after a kill, resume=True goes on and ends with the same bytes. Raises InputError if `out`
-    exists (unless force), a prompt does not fit, the replies are another target's, the disk is
-    full.
+    replies: a trace whose replies, sampling and limit are taken. Each finished request is on disk
+    at once; after a kill, resume=True goes on and ends with the same bytes. Raises InputError if
+    `out` exists (unless force), a prompt does not fit, the replies are another target's, the disk
+    is full.
     """
     if out.exists() and not force:
         raise InputError(f"{out} exists; choose another name or pass --force")

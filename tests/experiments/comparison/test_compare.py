@@ -265,7 +265,7 @@ def test_text_fits_a_terminal_and_names_everything() -> None:
 def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     make_timing(control_s=0.5).write(timing, overwrite=True)
-    result = run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune"))
+    result = run_compare(CompareOptions(trace=(trace,), timing=(timing,), policies="gammatune"))
     found = result.content["comparisons"][0]["sensitivity"]
     assert {case["term"] for case in found["cases"]} == {"draft steps", "verify", "control"}
     assert found["settled"] is all(case["race"]["lead"] > -0.001 for case in found["cases"])
@@ -274,7 +274,7 @@ def test_the_timing_says_what_control_costs(tmp_path: Path) -> None:
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     found = run_compare(
-        CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out")
+        CompareOptions(trace=(trace,), timing=(timing,), policies="gammatune", out=tmp_path / "out")
     )
     stored = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert stored["comparisons"] == found.content["comparisons"]
@@ -286,12 +286,12 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists"):
         run_compare(
             CompareOptions(
-                trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out"
+                trace=(trace,), timing=(timing,), policies="gammatune", out=tmp_path / "out"
             )
         )
     run_compare(
         CompareOptions(
-            trace=(trace,), timing=timing, policies="gammatune", out=tmp_path / "out", force=True
+            trace=(trace,), timing=(timing,), policies="gammatune", out=tmp_path / "out", force=True
         )
     )
 
@@ -301,7 +301,9 @@ def test_an_old_result_does_not_outlive_its_rounds(
 ) -> None:
     """Stopped while the rounds are overwritten: no comparison stays that names others."""
     trace, timing = save_inputs(tmp_path)
-    run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune", out=tmp_path))
+    run_compare(
+        CompareOptions(trace=(trace,), timing=(timing,), policies="gammatune", out=tmp_path)
+    )
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -310,7 +312,7 @@ def test_an_old_result_does_not_outlive_its_rounds(
     with pytest.raises(KeyboardInterrupt):
         run_compare(
             CompareOptions(
-                trace=(trace,), timing=timing, policies="gammatune", out=tmp_path, force=True
+                trace=(trace,), timing=(timing,), policies="gammatune", out=tmp_path, force=True
             )
         )
     assert not (tmp_path / "compare.json").exists()

@@ -31,7 +31,7 @@ HEADS = [
 def part(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A comparison of two controllers, as compare.json has it."""
     trace, timing = save_inputs(tmp_path_factory.mktemp("headline"))
-    result = run_compare(CompareOptions(trace=(trace,), timing=timing, policies="gammatune,ucb"))
+    result = run_compare(CompareOptions(trace=(trace,), timing=(timing,), policies="gammatune,ucb"))
     found: dict[str, Any] = jsonable(result.content["comparisons"][0])
     return found
 

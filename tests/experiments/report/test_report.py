@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a comparison and a validation, without the models they would come from."""
     folder = tmp_path_factory.mktemp("study")
     trace, timing = save_inputs(folder)
-    run_compare(CompareOptions(trace=(trace,), timing=timing, out=folder))
+    run_compare(CompareOptions(trace=(trace,), timing=(timing,), out=folder))
     found = validation_dict(run(slower={"never": 1.25}, noise=0.01))
     found |= {"machine": {"device_name": "<a CPU>"}, "command": "gammalab validate"}
     found |= describe_inputs(read_trace(trace), trace.name, read_timing(timing))
@@ -176,7 +176,7 @@ def test_two_traces_in_one_report(tmp_path: Path) -> None:
                 trace,
                 other,
             ),
-            timing=timing,
+            timing=(timing,),
             policies="gammatune",
             out=tmp_path,
         )
@@ -218,7 +218,7 @@ def test_a_page_is_of_one_command(study: Path, tmp_path: Path) -> None:
 def test_only_a_fixed_length_to_show(tmp_path: Path) -> None:
     """No controller at all: the figures still stand."""
     trace, timing = save_inputs(tmp_path)
-    run_compare(CompareOptions(trace=(trace,), timing=timing, policies="never", out=tmp_path))
+    run_compare(CompareOptions(trace=(trace,), timing=(timing,), policies="never", out=tmp_path))
     write_report(tmp_path)
     assert len(parse(tmp_path)[1].links) == 5
 
