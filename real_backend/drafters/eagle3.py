@@ -32,8 +32,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from real_backend.decoding.cache_rows import LeanRows
 from real_backend.drafters.drafter import MOST, Span
+from real_backend.models.cache_rows import LeanRows
 from real_backend.models.finite import Watch
 from real_backend.models.llama import Attend, LeanLlama
 from real_backend.models.llama_weights import LeanLayer, settled

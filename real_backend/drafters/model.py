@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from real_backend.decoding.cache_rows import CacheRows, rows_of
 from real_backend.drafters.drafter import MOST, Span
+from real_backend.models.cache_rows import CacheRows, rows_of
 from real_backend.models.finite import Watch
 from real_backend.models.model import Model
 

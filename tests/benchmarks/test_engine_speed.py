@@ -30,10 +30,10 @@ import transformers
 
 from policies.base import Policy
 from policies.registry import parse_policy
-from real_backend.decoding.cache_rows import CacheRows
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.solo import SoloSteps
+from real_backend.models.cache_rows import CacheRows
 from real_backend.models.pair import Pair, load_pair, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from traces.costs.affine import Affine
