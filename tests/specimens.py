@@ -100,7 +100,9 @@ def few_or_slow(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:
 
 
 def random_trace(generator: np.random.Generator, requests: int, depth: int) -> Trace:
-    """Any accept_len the schema allows, any signals, replies of 1 token and more."""
+    """Any accept_len the schema allows, any signals, replies of 1 token and more; every other one
+    is of a look-up, which has some tokens to offer and not as many as asked.
+    """
     lengths = generator.integers(1, 30, requests)
     lengths[0] = 1
     remaining = np.concatenate([np.arange(n, 0, -1) for n in lengths])
@@ -113,9 +115,12 @@ def random_trace(generator: np.random.Generator, requests: int, depth: int) -> T
     top1 = np.where(generator.random(noise.shape) < 0.3, chosen, noise)
     longest = int(lengths.max()) + int(generator.integers(0, 5))
     context = int(generator.integers(0, 2)) * (longest + int(generator.integers(1, 60)))
+    looks_up = bool(generator.integers(0, 2))
+    draft_len = np.maximum(accept_len, generator.integers(0, depth + 1, remaining.size))
     meta = TraceMeta(
         "p", "t", "d", "", "none", "none", "synthetic",
         depth=depth, max_new_tokens=longest, max_context=context,
+        drafter="lookup" if looks_up else "model",
     )  # fmt: skip
     return Trace(
         meta=meta,
@@ -126,6 +131,7 @@ def random_trace(generator: np.random.Generator, requests: int, depth: int) -> T
         accept_len=accept_len.astype(np.int16),
         top1_prob=top1.astype(np.float32),
         entropy=generator.exponential(1.0, noise.shape).astype(np.float32),
+        draft_len=draft_len.astype(np.int16) if looks_up else None,
     )
 
 
@@ -136,5 +142,7 @@ def random_costs(generator: np.random.Generator, depth: int) -> StepCosts:
     verify = generator.exponential(1e-2, (buckets, width)) + 1e-6
     draft[:, 0] = verify[:, 0] = 0.0
     prefill = generator.exponential(1e-1, buckets)
-    size = int(generator.integers(1, 40))
-    return make_step_costs(draft, verify, bucket_tokens=size, prefill_s=prefill, signal_s=1e-4)
+    size, states = int(generator.integers(1, 40)), bool(generator.integers(0, 2))
+    return make_step_costs(
+        draft, verify, bucket_tokens=size, prefill_s=prefill, signal_s=1e-4, reads_states=states
+    )

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from experiments.export.drafters import drafter_fields
 from traces.errors import InputError
 
 Range = tuple[int, int, int]
@@ -41,10 +42,19 @@ class EngineSetting:
 
 
 class Names(NamedTuple):
-    """Target and draft as the trace names them: the last part of a path or of a hub name."""
+    """Target and draft as the trace names them: the last part of a path or of a hub name. kind: of
+    the drafter, as in traces.schema.DRAFTERS.
+    """
 
     target: str
     draft: str
+    kind: str = "model"
+
+    def others(self, engine: str, gamma: int) -> dict[str, Any] | None:
+        """The fields of a drafter that is no independent model; None if it is one."""
+        if self.kind == "model":
+            return None
+        return drafter_fields(engine, self.kind, gamma, self.draft)[0]
 
 
 class Rendered(NamedTuple):
@@ -87,7 +97,7 @@ def _vllm(setting: EngineSetting, names: Names) -> Rendered:
     command = ["vllm", "serve", names.target]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
-    fields: dict[str, Any] = {
+    fields = names.others("vllm", setting.gamma) or {
         "method": "draft_model",
         "model": names.draft,
         "num_speculative_tokens": setting.gamma,
@@ -101,7 +111,7 @@ def _sglang(setting: EngineSetting, names: Names) -> Rendered:
     command = ["python3", "-m", "sglang.launch_server", "--model-path", names.target]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
-    fields: dict[str, Any] = {
+    fields = names.others("sglang", setting.gamma) or {
         "speculative_algorithm": "STANDALONE",
         "speculative_draft_model_path": names.draft,
         "speculative_num_steps": setting.gamma,
@@ -117,7 +127,7 @@ def _trtllm(setting: EngineSetting, names: Names) -> Rendered:
     use = f"# trtllm-serve {shlex.quote(names.target)} --config THIS_FILE"
     if setting.gamma == 0:
         return Rendered({}, f"{use}\nspeculative_config: null")
-    fields: dict[str, Any] = {
+    fields = names.others("trtllm", setting.gamma) or {
         "decoding_type": "Draft_Target",
         "max_draft_len": setting.gamma,
         "speculative_model": names.draft,
@@ -136,7 +146,7 @@ def _llama_cpp(setting: EngineSetting, names: Names) -> Rendered:
     command = ["llama-server", "-m", f"{names.target}.gguf"]
     if setting.gamma == 0:
         return Rendered({}, shlex.join(command))
-    fields: dict[str, Any] = {
+    fields = names.others("llama.cpp", setting.gamma) or {
         "md": f"{names.draft}.gguf",
         "spec-type": "draft-simple",
         "spec-draft-n-max": setting.gamma,
@@ -151,6 +161,9 @@ def _llama_cpp(setting: EngineSetting, names: Names) -> Rendered:
 def _transformers(setting: EngineSetting, names: Names) -> Rendered:
     if setting.gamma == 0:
         return Rendered({}, "# nothing to set: call generate() without assistant_model")
+    if found := names.others("hf", setting.gamma):
+        given = "\n".join(f"    {field}={json.dumps(value)}," for field, value in found.items())
+        return Rendered(found, f"model.generate(\n    **inputs,\n{given}\n)")
     fields: dict[str, Any] = {
         "num_assistant_tokens": setting.gamma,
         "num_assistant_tokens_schedule": setting.schedule,
@@ -219,11 +232,14 @@ def find_engine(name: str) -> ServingEngine:
     return ENGINES[name]
 
 
-def field_sources(engine: ServingEngine, setting: EngineSetting) -> list[str]:
+def field_sources(engine: ServingEngine, setting: EngineSetting, names: Names) -> list[str]:
     """Where the fields in use come from, and since when; one line each."""
     if setting.gamma == 0:
         return []
-    found = list(_SOURCES[engine.name])
+    if names.kind == "model":
+        found = list(_SOURCES[engine.name])
+    else:
+        found = [drafter_fields(engine.name, names.kind, setting.gamma, names.draft)[1]]
     if setting.table:
         found.append(_TABLE_SOURCES[engine.name])
     return found

@@ -67,6 +67,10 @@ def export(
     """Translate a policy and replay both; raises InputError if the trace cannot be split, or lacks
     the signals that the policy reads.
     """
+    names = Names(trace.meta.target, trace.meta.draft, trace.meta.drafter)
+    names.others(engine.name, 1)  # before the work: does it have such a drafter?
+    if names.kind in ("lookup", "suffix", "block"):  # no engine stops these at a doubtful token
+        engine = dataclasses.replace(engine, stops=False, discards=False)
     train, test = (trace.select(rows) for rows in split_rows(trace, seed=seed))
     steps = step_costs(timing, trace)
     policy_s = float(replay(policy, test, steps, seed=seed).elapsed_s.sum())
@@ -78,7 +82,8 @@ def export(
         policy=policy,
         engine=engine,
         setting=setting,
-        rendered=engine.render(setting, Names(trace.meta.target, trace.meta.draft)),
+        rendered=engine.render(setting, names),
+        names=names,
         predicted=predict(policy_s, setting, engine, bench),
         depth=trace.meta.depth,
         temperature=trace.meta.temperature,

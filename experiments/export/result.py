@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.export.engines import EngineSetting, Rendered, ServingEngine
+from experiments.export.engines import EngineSetting, Names, Rendered, ServingEngine
 from policies.base import Policy
 
 
@@ -50,6 +50,7 @@ class Export:
     engine: ServingEngine
     setting: EngineSetting
     rendered: Rendered
+    names: Names
     predicted: Predicted
     depth: int
     temperature: float

@@ -35,7 +35,9 @@ def export_text(
     if result.predicted.batches:
         lines += ["", *batch_table(result.predicted.batches).splitlines()]
     lines += listed("", notes(result))
-    lines += listed("where the fields are from:", field_sources(result.engine, result.setting))
+    lines += listed(
+        "where the fields are from:", field_sources(result.engine, result.setting, result.names)
+    )
     comments = "\n".join(f"# {line}".rstrip() for line in lines)
     return f"{comments}\n{result.rendered.text}"
 
@@ -52,7 +54,7 @@ def export_dict(
         "advice": advice(result),
         "lost": lost(result),
         "notes": notes(result),
-        "sources": field_sources(result.engine, result.setting),
+        "sources": field_sources(result.engine, result.setting, result.names),
         "predicted": result.predicted,
         "made_by": command_line(),
         "versions": versions(),

@@ -1,0 +1,94 @@
+"""One target, several drafters: `gammalab compare` with a trace and a timing of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import cli
+from tests.results import lively_trace, make_timing
+from traces.schema import Trace
+from traces.store import write_trace
+
+
+def looked_up(trace: Trace) -> Trace:
+    """What a look-up would have offered: at a third of the positions all that the target takes."""
+    hit = np.arange(trace.positions) % 3 == 0
+    accept_len = np.where(hit, np.minimum(trace.accept_len, 6), 0).astype(np.int16)
+    return dataclasses.replace(
+        trace,
+        meta=dataclasses.replace(trace.meta, drafter="lookup", draft="lookup:least=1,greatest=3"),
+        accept_len=accept_len,
+        draft_len=np.where(hit, 6, 0).astype(np.int16),
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A draft and a look-up on the same replies; the look-up's machine was half as fast."""
+    trace = lively_trace(questions=24)
+    trace = dataclasses.replace(trace, token_ids=np.arange(trace.positions, dtype=np.int32))
+    names = {n: tmp_path / n for n in ("draft.parquet", "lookup.parquet", "d.json", "l.json")}
+    write_trace(trace, names["draft.parquet"])
+    write_trace(looked_up(trace), names["lookup.parquet"])
+    make_timing(2.0, 10.0, drafter="model").write(names["d.json"])
+    slow = make_timing(0.2, 20.0, drafter="lookup", draft_kind="host")
+    cells = tuple(cell for cell in slow.cells if cell.operation != "draft")
+    dataclasses.replace(slow, cells=cells).write(names["l.json"])
+    return names
+
+
+def compared(files: dict[str, Path], out: Path, *more: str) -> dict[str, Any]:
+    argv = ["compare", "--policies", "gammatune", "--out", str(out), *more]
+    for name, path in files.items():
+        argv += ["--timing" if name.endswith("json") else "--trace", str(path)]
+    assert cli.main(argv) == 0
+    found: dict[str, Any] = json.loads((out / "compare.json").read_text())
+    return found
+
+
+def test_drafters_on_one_clock(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compared(files, tmp_path / "out")["drafters"]
+    assert found["scales"] == {"draft": 1.0, "lookup": 0.5}
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["plain decoding", "draft", "lookup", "choice of both", "oracle of both"]
+    plain = rows["plain decoding"]
+    assert plain["tokens_per_s"] == pytest.approx(0.1) and plain["speedup"]["value"] == 1.0
+    assert rows[found["best"]]["vs_best"]["value"] == 1.0
+    # A look-up costs 0.1 s of this clock in every round.
+    lookup = rows["lookup"]
+    assert lookup["tokens_per_s"] == pytest.approx(lookup["tokens_per_round"] / 10.1, rel=1e-6)
+    oracle = rows["oracle of both"]["tokens_per_s"]
+    best = max(row["tokens_per_s"] for name, row in rows.items() if name != "oracle of both")
+    assert oracle >= best
+    assert rows["choice of both"]["tokens_per_s"] > rows["draft"]["tokens_per_s"]
+    assert 0 < rows["choice of both"]["looked_up"] < 1
+    told = capsys.readouterr().out
+    assert "One target, several drafters" in told and "oracle of both" in told
+    assert set(found["tasks"]) == set(oracle_tasks := rows["oracle of both"]["tasks"])
+    assert all(one["value"] > 1 for one in oracle_tasks.values())
+
+
+def test_other_replies_are_not_compared(files: dict[str, Path], tmp_path: Path) -> None:
+    trace = lively_trace(questions=24, seed=9)
+    other = dataclasses.replace(trace, token_ids=np.arange(trace.positions, dtype=np.int32)[::-1])
+    write_trace(looked_up(other), files["lookup.parquet"], overwrite=True)
+    assert "drafters" not in compared(files, tmp_path / "out")
+
+
+def test_a_timing_for_each_or_one_for_all(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    traces = [f"--trace={files[name]}" for name in ("draft.parquet", "lookup.parquet")]
+    times = [f"--timing={files['d.json']}"] * 3
+    assert cli.main(["compare", *traces, *times]) == 2
+    assert "2 traces, but 3 timings" in capsys.readouterr().err
+    assert cli.main(["compare", "--policies", "never", *traces, times[0]]) == 0
+    assert "drafter 'lookup', the timing 'model'" in capsys.readouterr().err
