@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,9 @@ class LookupSteps(Judge):
         self._learn(feed.row, feed.ids, afresh=True)
 
     def _learn(self, row: int, ids: list[int], afresh: bool = False) -> None:
-        if afresh or len(ids) < self._held[row]:
+        # Every round adds a token: where none is new, these are another request's, whose prompt of
+        # one token is never prefilled.
+        if afresh or len(ids) <= self._held[row]:
             self._index[row], self._held[row] = self._empty(), 0
         self._index[row].extend(ids[self._held[row] :])
         self._held[row] = len(ids)
@@ -54,7 +57,7 @@ class LookupSteps(Judge):
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
         """Looks up what may follow in each row."""
         for row, ids in rows:
-            self._learn(row, ids, afresh=self._held[row] == 0)
+            self._learn(row, ids)
             self._found[row] = self._index[row].find(self._most)
         return [len(self._found[row].tokens) for row, _ in rows]
 
@@ -73,8 +76,13 @@ class LookupSteps(Judge):
         return [self._signals(row) for row in rows] if self._reads_signals else None
 
     def _signals(self, row: int) -> list[float]:
+        """As a trace keeps them, or a share that is a threshold would fall on its other side; 0
+        where only a measurement asks.
+        """
         found, at = self._found[row], self._drafted[row] - 1
-        return [found.shares[at], found.entropy[at]]
+        if at >= len(found.tokens):
+            return [0.0, 0.0]
+        return [float(np.float32(found.shares[at])), float(np.float32(found.entropy[at]))]
 
     def verify(
         self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
@@ -95,7 +103,7 @@ class LookupSteps(Judge):
         return put_back(found, order)
 
     def _laws(self, tokens: list[int]) -> list[Tensor]:
-        """What was looked up was certain: [N, V], 1 at each token."""
+        """Laws [N, V] of tokens that are certain: 1 at each."""
         if not tokens:
             return []
         laws = torch.zeros(len(tokens), self.vocab, device=self.device)

@@ -1,4 +1,4 @@
-"""What a look-up would have offered at every position of a reply: it needs no model."""
+"""Offers of a look-up at every position of a reply: they need no model."""
 
 from __future__ import annotations
 
