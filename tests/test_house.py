@@ -104,7 +104,7 @@ def test_the_rules_of_a_round_stand_once() -> None:
     once = {
         r"min\([^()]*accept_len": {"policies/round.py", "traces/schema.py"},  # its bounds
         r"min\(accepted \+ 1, (left|end|\w+ - at)": {"policies/round.py"},
-        r"max_new_tokens - \w+ - 1|max_gamma, .* - 1\)": {"policies/round.py"},
+        r"max_new_tokens - \w+ - 1|min\(limits\.max_gamma": {"policies/round.py"},
         r"(?<!class )\bView\(": {"policies/round.py", *made_up},
         r"draft_s\[.*\blag\b": {"traces/costs/pricing.py"},
         r"token_s \* \(": {"policies/overhead.py"},

@@ -1,1 +1,1 @@
-"""What proposes tokens to a target, a file a kind; drafter.py says what all of them have."""
+"""Drafters, which propose tokens to a target: a file a kind; drafter.py is what all have."""

@@ -23,7 +23,8 @@ from real_backend.models.pair import load_pair, resolve_pair
 from real_backend.options import CaptureOptions, PairOptions
 from real_backend.prompts import Request, read_questions, request_for, requests_of_trace
 from real_backend.recording import capture as capture_module
-from real_backend.recording.capture import capture, run, run_lengths
+from real_backend.recording.annotation import run_lengths
+from real_backend.recording.capture import capture, run
 from real_backend.recording.coupling import CaptureSettings, decode_coupled, draw_uniforms
 from real_backend.recording.rollout import Choose, FloatArray
 from tests.results import lively_trace
