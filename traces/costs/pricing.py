@@ -240,7 +240,7 @@ def price_log(log: RoundLog, costs: StepCosts, row: int = 0) -> FloatArray:
 
     costs: what the log's policy pays (policies.overhead.charged). Rounds of a request are in order.
     """
-    lag = lags_of(log)
+    lag = lags_of(log, costs.reads_states)
     bucket = np.minimum(log.context_tokens // costs.bucket_tokens, costs.buckets - 1)
     drafted, some = log.drafted.astype(np.int64), log.drafted > 0
     draft_s, verify_s = costs.draft_s[row], costs.verify_s[row]
@@ -259,14 +259,15 @@ def surplus_draft_s(log: RoundLog, costs: StepCosts) -> FloatArray:
     return np.asarray(surplus * (costs.draft_s[0, bucket, 1] + costs.signal_s))
 
 
-def lags_of(log: RoundLog) -> npt.NDArray[np.int64]:
+def lags_of(log: RoundLog, reads_states: bool) -> npt.NDArray[np.int64]:
     """[K] what `lag_after` says before each round of a log."""
     rounds = np.arange(len(log))
     if len(log) == 0:
         return rounds
     first = np.r_[True, log.request[1:] != log.request[:-1]]
     drafted_before = np.r_[False, log.drafted[:-1] > 0]
-    after = np.r_[1, np.where(log.accepted[:-1] == log.drafted[:-1], 2, 1)]
+    accepted, whole = log.accepted[:-1], log.accepted[:-1] == log.drafted[:-1]
+    after = np.r_[1, accepted + 1 if reads_states else np.where(whole, 2, 1)]
     begins = first | drafted_before  # here the lag is known; behind it grows by one a round
     since = np.maximum.accumulate(np.where(begins, rounds, 0))
     known = np.where(first, 1, after)

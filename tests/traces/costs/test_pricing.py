@@ -95,10 +95,11 @@ def test_nothing_left_to_charge_is_kept() -> None:
     st.lists(
         st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6),
         min_size=0, max_size=4,
-    )
+    ),
+    st.booleans(),
 )  # fmt: skip
 def test_lags_of_a_log_are_those_that_a_draft_runs_up(
-    requests: list[list[tuple[int, int]]],
+    requests: list[list[tuple[int, int]]], reads_states: bool
 ) -> None:
     """Against `lag_after`, round by round; rounds that draft nothing let the draft fall behind."""
     rounds, lags = [], []
@@ -108,12 +109,12 @@ def test_lags_of_a_log_are_those_that_a_draft_runs_up(
             accepted = min(accepted, drafted)
             lags.append(lag)
             rounds.append((request, drafted, accepted))
-            lag = lag_after(lag, drafted, accepted, False)
+            lag = lag_after(lag, drafted, accepted, reads_states)
     columns = {name: np.zeros(len(rounds)) for name in ROUND_DTYPES}
     for at, name in enumerate(("request", "drafted", "accepted")):
         columns[name] = np.asarray([row[at] for row in rounds], dtype=np.int64)
     log = RoundLog(**columns, prefill_s=np.zeros(len(requests)), meta={})
-    assert lags_of(log).tolist() == lags
+    assert lags_of(log, reads_states).tolist() == lags
 
 
 def test_the_tables_of_a_trace_hold_all_that_it_needs() -> None:
