@@ -75,6 +75,87 @@ def save_pair(folder: Path, *, draft_changes: dict[str, Any] | None = None, **ch
     return folder
 
 
+def save_eagle3(
+    folder: Path,
+    target: Path,
+    layout: str = "safeai",
+    seed: int = 3,
+    *,
+    without: Container[str] = (),
+    biases: bool = False,
+    **changes: Any,
+) -> Path:
+    """A random EAGLE-3 head for a target of save_llama, in the files of SafeAILab ("safeai") or of
+    the speculators library; 40 of the target's tokens can be proposed.
+
+    without: tensors that the file lacks. changes: fields of config.json.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    of_target = json.loads((target / "config.json").read_text())
+    hidden, vocab = of_target["hidden_size"], of_target["vocab_size"]
+    layer: dict[str, Any] = {
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": 40,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 1,
+        "vocab_size": vocab, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "rope_theta": 700.0,
+    }  # fmt: skip
+    layer |= {name: changes.pop(name) for name in list(changes) if name in layer}
+    layer["head_dim"] = changes.pop("head_dim", hidden // layer["num_attention_heads"])
+    known = changes.setdefault("draft_vocab_size", 40)
+    generator = torch.Generator().manual_seed(seed)
+    wide = layer["num_attention_heads"] * layer["head_dim"]
+    narrow, inner = layer["num_key_value_heads"] * layer["head_dim"], layer["intermediate_size"]
+    shapes = {
+        "fc": (hidden, 3 * hidden),
+        "layers.0.hidden_norm": (hidden,),
+        "layers.0.input_layernorm": (hidden,),
+        "layers.0.self_attn.q_proj": (wide, 2 * hidden),
+        "layers.0.self_attn.k_proj": (narrow, 2 * hidden),
+        "layers.0.self_attn.v_proj": (narrow, 2 * hidden),
+        "layers.0.self_attn.o_proj": (hidden, wide),
+        "layers.0.post_attention_layernorm": (hidden,),
+        "layers.0.mlp.gate_proj": (inner, hidden),
+        "layers.0.mlp.up_proj": (inner, hidden),
+        "layers.0.mlp.down_proj": (hidden, inner),
+        "norm": (hidden,),
+        "lm_head": (known, hidden),
+        "embed_tokens": (vocab, hidden),
+    }
+    if changes.get("norm_before_fc"):
+        shapes["input_norm"] = (3 * hidden,)
+    tensors = {
+        f"{name}.weight": 0.25 * torch.randn(shape, generator=generator) + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+    if biases:
+        tensors |= {
+            f"{name}.bias": torch.randn(shape[0], generator=generator)
+            for name, shape in shapes.items()
+            if name == "fc" or name.endswith("_proj")
+        }
+    tokens = torch.randperm(vocab, generator=generator)[:known].sort().values
+    mask = torch.zeros(vocab, dtype=torch.bool)
+    mask[tokens] = True
+    tensors |= {"d2t": tokens - torch.arange(known), "t2d": mask}
+    raw = {"architectures": ["LlamaForCausalLMEagle3"], **layer, **changes}
+    if layout == "safeai":
+        tensors = {name.replace("layers.0.", "midlayer."): t for name, t in tensors.items()}
+    else:
+        raw = {
+            "architectures": ["Eagle3DraftModel"],
+            "speculators_model_type": "eagle3",
+            "transformer_layer_config": layer,
+            **changes,
+        }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    kept = {name: t for name, t in tensors.items() if name not in without}
+    save_file(kept, folder / "model.safetensors")
+    return folder
+
+
 def write_prompts(path: Path, questions: int = 6, turns: int = 1) -> Path:
     """A prompt file in Spec-Bench's layout over the tiny tokenizer's words."""
     generator = np.random.default_rng(5)

@@ -40,8 +40,11 @@ class EagerSteps(Judge):
         return self.target.holds(context) and self.draft.holds(context)
 
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
-        """Tokens that each row could be drafted now."""
-        return [self.draft.offers(row) for row, _ in rows]
+        """As many as asked, but none where the drafter reads states and the target has read
+        nothing.
+        """
+        most, fewest = self.pair.drafter.most, 2 if self._taps else 1
+        return [most if len(ids) >= fewest else 0 for _, ids in rows]
 
     def lack(self, tokens: int) -> None:
         """Hand the drafter states of so many tokens a row, as if they had just been verified: for
@@ -114,16 +117,16 @@ class EagerSteps(Judge):
             feed = torch.cat([self.tensor([f.ids[-1] for f in newest]), *self._tokens])
         found = self.judge(newest, self._drafted_by(), feed, self._probs, sampling, uniforms)
         if self._taps:
-            self._hand_over([f.row for f in newest], found)
+            self._hand_over(newest, found)
         self._begin([], sampling, False, [])
         return put_back(found, order)
 
-    def _hand_over(self, rows: list[int], verdicts: Sequence[Verdict]) -> None:
+    def _hand_over(self, newest: Sequence[Feed], verdicts: Sequence[Verdict]) -> None:
         """The target's states of the newest and the accepted tokens go to the drafter."""
         widths = [len(verdict.drafted) + 1 for verdict in verdicts]
         parts = torch.split(self.target.states, widths)
-        for row, verdict, states in zip(rows, verdicts, parts, strict=True):
-            self.draft.verified(row, states[: verdict.accepted + 1])
+        for feed, verdict, states in zip(newest, verdicts, parts, strict=True):
+            self.draft.verified(feed.row, feed.start, states[: verdict.accepted + 1])
 
     def _drafted_by(self) -> dict[int, list[int]]:
         """For each row that drafted, where its tokens stand among all drafted ones."""

@@ -149,6 +149,8 @@ class Slot:
     def unread_tokens(self) -> Feed:
         """The tokens that the draft's cache lacks, read first."""
         start = len(self.ids) - self.lag
+        if self.reads_states:  # a head never reads a request's first token
+            start = max(start, 1)
         return Feed(self.row, self.ids[start:], start)
 
     def newest(self) -> Feed:

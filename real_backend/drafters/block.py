@@ -114,10 +114,6 @@ class BlockRows:
         """False where the target has read nothing."""
         return all(state is not None for state in self._newest)
 
-    def offers(self, row: int) -> int:
-        """A token a head, none before the target has read something."""
-        return 0 if self._newest[row] is None else self.heads.heads
-
     def prefill(self, row: int, start: int, tokens: Tensor, states: Tensor) -> None:
         """The last state is what the heads read."""
         self._newest[row] = states[-1].clone()
@@ -135,7 +131,7 @@ class BlockRows:
         self._drafted += 1
         return torch.stack([self._block[row][self._drafted - 1] for row, _, _ in spans])
 
-    def verified(self, row: int, states: Tensor) -> None:
+    def verified(self, row: int, start: int, states: Tensor) -> None:
         """The newest one counts."""
         self._newest[row] = states[-1].clone()
 

@@ -69,9 +69,6 @@ class DraftRows(Protocol):
     def holds(self, context: int) -> bool:
         """True if every row can be drafted from at `context` without a prefill."""
 
-    def offers(self, row: int) -> int:
-        """Tokens that could be drafted in this row now."""
-
     def prefill(self, row: int, start: int, tokens: Tensor, states: Tensor) -> None:
         """A prompt [N] was read by the target. states [N, taps E]: what it kept, as in
         LeanLlama.taps.
@@ -83,8 +80,10 @@ class DraftRows(Protocol):
     def further(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
         """Logits [A, V] of another one, behind the newest drafted tokens [A]."""
 
-    def verified(self, row: int, states: Tensor) -> None:
-        """The target has read this row's newest token and the accepted ones; states: as above."""
+    def verified(self, row: int, start: int, states: Tensor) -> None:
+        """The target has read this row's newest token, which stands at `start`, and the accepted
+        ones; states: as above.
+        """
 
 
 class Found(NamedTuple):

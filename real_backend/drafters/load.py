@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from real_backend.drafters.block import BLOCK_ARCHITECTURES, load_block
 from real_backend.drafters.drafter import Drafter
-from real_backend.drafters.eagle3 import EAGLE3_ARCHITECTURES, load_eagle3
+from real_backend.drafters.eagle3_checkpoint import EAGLE3_ARCHITECTURES, load_eagle3
 from real_backend.drafters.lookup import LookupDrafter
 from real_backend.drafters.suffix import SuffixDrafter
 from traces.errors import InputError
@@ -28,19 +28,22 @@ def is_model(draft: str) -> bool:
 
 
 def _head_of(draft: str) -> str | None:
-    """The kind of heads that lie in this folder; None: there are none."""
+    """The kind of heads that lie in this folder; None: there are none.
+
+    Raises InputError if its config.json is no JSON.
+    """
     config = Path(draft) / "config.json"
     if not config.is_file():
         return None
     try:
         raw = json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None  # whoever loads it says what is wrong
+    except (OSError, ValueError) as error:
+        raise InputError(f"{config} cannot be read ({error})") from None
     if not isinstance(raw, dict):
         return None
-    names = {*(raw.get("architectures") or ()), raw.get("speculators_model_type")}
+    names = str([raw.get("architectures"), raw.get("speculators_model_type")])
     kinds = {"eagle3": EAGLE3_ARCHITECTURES, "block": BLOCK_ARCHITECTURES}
-    return next((kind for kind, known in kinds.items() if names & known), None)
+    return next((k for k, known in kinds.items() if any(f"'{n}'" in names for n in known)), None)
 
 
 def load_drafter(draft: str, target: Model) -> Drafter:

@@ -59,10 +59,6 @@ class ModelRows:
         """True if every row's cache can be read on from `context`."""
         return self.cache.holds(context)
 
-    def offers(self, row: int) -> int:
-        """As many as asked."""
-        return MOST
-
     def prefill(self, row: int, start: int, tokens: Tensor, states: Tensor) -> None:
         """The model reads the prompt, too."""
         self.cache.read([(row, start, len(tokens))], tokens, last=True)
@@ -73,5 +69,5 @@ class ModelRows:
 
     further = first
 
-    def verified(self, row: int, states: Tensor) -> None:
+    def verified(self, row: int, start: int, states: Tensor) -> None:
         """Nothing: its cache rolls back by being read on from an earlier place."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from real_backend.decoding.verify import distribution
 from traces.errors import InputError
@@ -79,7 +80,7 @@ def _told(role: str, module: Any, dtype: str, read: Mapping[str, Sequence[int]])
 
 def _place(module: Any, name: str, ids: Sequence[int]) -> str | None:
     """Token and layer from which one pass over these ids is not finite; None if all of it is."""
-    if not hasattr(module, "lm_head"):  # a head has no forward over tokens alone
+    if not isinstance(module, PreTrainedModel):  # heads have no forward over tokens alone
         return None
     tokens = torch.tensor([list(ids)], device=module.device)
     try:

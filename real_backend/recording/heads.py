@@ -27,6 +27,7 @@ from real_backend.prompts import Request
 from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms
 from real_backend.recording.offers import FloatArray, Offers, ranks
 from real_backend.recording.rollout import roll_out
+from traces.errors import InputError
 
 
 class HeadReader:
@@ -127,7 +128,12 @@ class Coupling:
 def _target(
     pair: Pair, request: Request, decoded: Decoded, settings: CaptureSettings
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Prompt and reply [P + L], the target's states there, and its laws [L, V] if sampled."""
+    """Prompt and reply [P + L], the target's states there, and its laws [L, V] if sampled.
+
+    Raises InputError for a prompt of one token, behind which there is nothing to draft from.
+    """
+    if len(request.prompt_ids) < 2:
+        raise InputError(f"request {request.request_id}: heads need a prompt of two tokens or more")
     ids = torch.tensor([request.prompt_ids + decoded.tokens], device=pair.device)
     reader = pair.target.reader(ids.shape[1])
     greedy = settings.temperature == 0.0
