@@ -136,7 +136,7 @@ def test_sampled_flags_have_the_law_of_speculative_sampling(
     trained: tuple[Pair, Plain], recorded: tuple[Trace, list[Request]]
 ) -> None:
     """P(first draft taken) is the sum of min(p, q), P(second | first) that of the laws behind it;
-    the reply has the law p.
+    a rejected one is of the law (q - p)+, the reply of the law p.
     """
     (pair, plain), prompt = trained, recorded[1][3].prompt_ids
     runs, settings = 800, CaptureSettings(max_new_tokens=2, depth=2, **SAMPLED)
@@ -144,13 +144,14 @@ def test_sampled_flags_have_the_law_of_speculative_sampling(
     decoded = decode_coupled(pair, requests, settings)
     lengths = np.zeros(3)
     seen = np.zeros(64)
-    labels = 0.0
+    rejected: list[float] = []
     for request, one in zip(requests, decoded, strict=True):
         offers = of_eagle3(pair, pair.drafter, request, one, settings)
         lengths[int(offers.accept_len[0])] += 1
         seen[one.tokens[0]] += 1
         assert offers.accept_prob is not None
-        labels += float(offers.accept_prob[0, 0])
+        if offers.accept_len[0] == 0:
+            rejected.append(float(offers.accept_prob[0, 0]))
 
     p, (q, behind) = law_of(plain.module, prompt), own_laws(plain, prompt)
     both = torch.minimum(p, q)
@@ -163,7 +164,10 @@ def test_sampled_flags_have_the_law_of_speculative_sampling(
     assert 0.1 < second < first < 0.97
     for observed, law in ((lengths[1] + lengths[2], first), (lengths[2], second)):
         assert abs(observed - runs * law) < 4 * math.sqrt(runs * law * (1 - law))
-    assert labels / runs == pytest.approx(first, abs=4 * 0.5 / math.sqrt(runs))
+    left = (q - p).clamp(min=0.0)  # the law of a rejected draft
+    mean = float((left * p / q.clamp(min=1e-9)).sum() / left.sum())
+    assert abs(np.mean(rejected) - mean) < 4 * np.std(rejected) / math.sqrt(len(rejected))
+    assert mean < 0.9 * first  # a draft of q would show
     assert_law(seen, p.numpy(), runs)
 
 
