@@ -37,8 +37,7 @@ DRAFTERS = {
 DEEPEST = 4096  # tokens; a table of costs has a column for each
 OPTIONAL = {"draft_len": np.int16, "target_rank": np.int16, "target_entropy": np.float32}
 """Columns [N] that a file may lack as a whole, and their types."""
-RANK_UNKNOWN = 32_767
-_INT16_MAX = 32_767
+RANK_UNKNOWN = _INT16_MAX = 32_767
 _LARGEST = 2**31 - 1
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a text"),
@@ -276,11 +275,9 @@ def check_arrays(trace: Trace) -> None:
         column = getattr(trace, name)
         if column is not None:
             _require(column.shape == (positions,), f"{name} must have {positions} entries")
-            known = bool((column >= 0).all())  # NaN is not
-            _require(known, f"{name} has a negative value or NaN")
-    if trace.draft_len is not None:
-        offers = bool((trace.accept_len <= trace.draft_len).all())
-        _require(offers, "accept_len must not be above draft_len")
+            _require(bool((column >= 0).all()), f"{name} has a negative value or NaN")
+    fits = bool((trace.accept_len <= trace.offered).all())
+    _require(fits, "accept_len must not be above draft_len")
     depth = trace.meta.depth
     for name in ("top1_prob", "entropy", "accept_prob"):
         array = getattr(trace, name)

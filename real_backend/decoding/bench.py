@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from real_backend.decoding.clock import wait_for
-from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.leanest_steps import steps_for
 from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.device_errors import device_faults
@@ -133,8 +132,6 @@ class Bench:
         keys = []
         self._rounds += 1
         known = [(row, ids[: context + self._rounds]) for row, ids in enumerate(self.ids)]
-        if isinstance(steps, EagerSteps) and self.pair.target.taps:
-            steps.lack(lag)
         marks.mark()
         steps.offers(known)
         if self.price == HOST:

@@ -46,14 +46,6 @@ class EagerSteps(Judge):
         most, fewest = self.pair.drafter.most, 2 if self._taps else 1
         return [most if len(ids) >= fewest else 0 for _, ids in rows]
 
-    def lack(self, tokens: int) -> None:
-        """Hand the drafter states of so many tokens a row, as if they had just been verified: for
-        measurements, in which it must lack what it is asked to read.
-        """
-        states = self.target.states[:1].expand(tokens, -1)
-        for row in range(self.batch):
-            self.draft.verified(row, states)
-
     def prefill(self, feed: Feed) -> None:
         """Both read a prompt."""
         tokens, span = self.tensor(feed.ids), (feed.row, feed.start, len(feed.ids))

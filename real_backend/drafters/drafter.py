@@ -1,4 +1,4 @@
-"""What every drafter has, and what it keeps of the rows of a batch.
+"""Drafters: what all of them have, and what they keep of the rows of a batch.
 
 A drafter is loaded once a pair. Those that run forwards (model, eagle3, block) make DraftRows,
 which the steps of a round ask for logits; those of the host (lookup, suffix) make an Index a row,
