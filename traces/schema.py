@@ -151,8 +151,8 @@ class Trace:
         rejection; a label known only after verification, never a feature.
     censored [N] bool or None: true where accept_len is only a lower bound, because what follows the
         known acceptances was never proposed to the target.
-    draft_len [N] int16 or None: tokens the drafter had to offer here (look-up); None: as many as
-        asked.
+    draft_len [N] int16 or None: tokens the drafter had to offer here (look-up, block); None: as
+        many as asked.
     target_rank [N] int16 or None: the rank of the target's token in the drafter's distribution of
         the next token here, 0 if it is the first; RANK_UNKNOWN also where it cannot be proposed.
     target_entropy [N] float32 or None: entropy of the target's distribution that the token was

@@ -41,9 +41,11 @@ def _head_of(draft: str) -> str | None:
         raise InputError(f"{config} cannot be read ({error})") from None
     if not isinstance(raw, dict):
         return None
-    names = str([raw.get("architectures"), raw.get("speculators_model_type")])
+    listed = raw.get("architectures")
+    said = listed if isinstance(listed, list) else []
+    names = {str(name) for name in [*said, raw.get("speculators_model_type")]}
     kinds = {"eagle3": EAGLE3_ARCHITECTURES, "block": BLOCK_ARCHITECTURES}
-    return next((k for k, known in kinds.items() if any(f"'{n}'" in names for n in known)), None)
+    return next((kind for kind, known in kinds.items() if names & set(known)), None)
 
 
 def load_drafter(draft: str, target: Model) -> Drafter:

@@ -281,7 +281,8 @@ def check_caches(pair: Pair, tokens: int, remedy: str) -> None:
     free = free_bytes(pair.device) if pair.device == "cpu" else None
     dtype = getattr(torch, pair.dtype)
     configs = [module.config for module in (pair.target.module, *pair.drafter.modules)]
-    needed = sum(shapes.cache_bytes(config, dtype, tokens) for config in configs)
+    kept = [config for config in configs if config is not None]  # block heads keep no cache
+    needed = sum(shapes.cache_bytes(config, dtype, tokens) for config in kept)
     if free is not None and needed > free:
         raise InputError(
             f"caches of {tokens} tokens in all rows need {needed / GIB:.1f} GiB, "

@@ -28,6 +28,7 @@ from real_backend.recording.coupling import CaptureSettings, Decoded, draw_unifo
 from real_backend.recording.offers import FloatArray, Offers, ranks
 from real_backend.recording.rollout import roll_out
 from traces.errors import InputError
+from traces.schema import RANK_UNKNOWN
 
 
 class HeadReader:
@@ -178,13 +179,22 @@ def of_block(
     decoded: Decoded,
     settings: CaptureSettings,
 ) -> Offers:
-    """One forward over the states before every position."""
+    """One forward over the states before every position. The first one of a prompt of one token
+    has none: nothing is drafted there.
+    """
     length, prompt = len(decoded.tokens), len(request.prompt_ids)
     _, states, laws = _target(pair, request, decoded, settings)
     coupling = Coupling(pair, drafter.watch, request, decoded, settings, laws)
-    blocks = drafter.module(states[prompt - 2 : prompt - 2 + length])[..., : pair.vocab_size]
+    unread = int(prompt == 1)
+    read = states[prompt - 2 + unread : prompt - 2 + length]
+    read = torch.cat([states.new_zeros(unread, states.shape[1]), read])
+    blocks = drafter.module(read)[..., : pair.vocab_size]
+    coupling.going[:unread] = False
     seen = []
     for step in range(settings.depth):
         _, probs = coupling.choose(blocks[:, step], np.arange(length), step)
         seen.append(signals(probs).cpu().numpy())
-    return coupling.offers(np.stack(seen, axis=1), ranks(blocks[:, 0], coupling.reply))
+    offered = np.full(length, settings.depth, dtype=np.int16)
+    rank = ranks(blocks[:, 0], coupling.reply)
+    offered[:unread], rank[:unread] = 0, RANK_UNKNOWN
+    return coupling.offers(np.stack(seen, axis=1), rank)._replace(draft_len=offered)
