@@ -151,12 +151,17 @@ class Llama(nn.Module):
         """The token embedding (V, hidden), which is the output matrix as well."""
         return self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def states(self, ids: Tensor) -> Tensor:
+        """Hidden states (B, T, hidden) behind the final norm."""
         x = self.model.embed_tokens(ids)
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        return functional.linear(self.model.norm(x), self.embedding())
+        normed: Tensor = self.model.norm(x)
+        return normed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return functional.linear(self.states(ids), self.embedding())
 
 
 class TokenBatch(NamedTuple):

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from real_backend.training.core import Llama
 from traces.store import write_atomically
 
 
@@ -53,7 +52,7 @@ class TrainingProgress(NamedTuple):
     losses: tuple[tuple[int, float], ...] = ()
 
 
-def _optimizer(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     groups = [
@@ -64,7 +63,7 @@ def _optimizer(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def save_checkpoint(
-    path: Path, model: Llama, optimizer: torch.optim.AdamW, progress: TrainingProgress
+    path: Path, model: nn.Module, optimizer: torch.optim.AdamW, progress: TrainingProgress
 ) -> None:
     """Weights, moments and progress in one safetensors file, replaced in one rename."""
     tensors = {}
@@ -84,7 +83,7 @@ def read_progress(path: Path) -> TrainingProgress:
     return TrainingProgress(note["step"], note["train_s"], losses)
 
 
-def load_checkpoint(path: Path, model: Llama, optimizer: torch.optim.AdamW) -> TrainingProgress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> TrainingProgress:
     """Restore what ``save_checkpoint`` wrote."""
     progress = read_progress(path)
     with safe_open(path, framework="pt") as stored, torch.no_grad():
@@ -99,7 +98,7 @@ def load_checkpoint(path: Path, model: Llama, optimizer: torch.optim.AdamW) -> T
 
 
 def train(
-    model: Llama, loss_of: Callable[[int], Tensor], recipe: Recipe, path: Path
+    model: nn.Module, loss_of: Callable[[int], Tensor], recipe: Recipe, path: Path
 ) -> TrainingProgress:
     """Run or resume an optimisation; ``loss_of(step)`` may depend on step and weights only.
 

@@ -77,12 +77,17 @@ def answer(
 
 
 def _chunk(
-    network: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, index: int, max_new_tokens: int
+    network: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    seed: int,
+    index: int,
+    max_new_tokens: int,
+    greedy: bool,
 ) -> list[Dialogue]:
-    """Training dialogues with the model's own replies; odd chunks greedy, even ones sampled."""
+    """Training dialogues with the model's own replies: greedy, or even chunks sampled."""
     rng = Random(f"on-policy {seed} {index}")
     asked = [corpus.dialogue(rng, rng.choice(corpus.CATEGORIES)) for _ in range(CHUNK)]
-    sample_seed = None if index % 2 else rng.randrange(2**31)
+    sample_seed = None if greedy or index % 2 else rng.randrange(2**31)
     spoken = answer(network, tokenizer, asked, max_new_tokens, sample_seed)
     return [
         drawn._replace(replies=tuple(tokenizer.decode(reply) for _, reply in turns))
@@ -97,8 +102,11 @@ def on_policy_dialogues(
     tokens: int,
     folder: Path,
     max_new_tokens: int,
+    greedy: bool = False,
 ) -> list[Dialogue]:
-    """At least ``tokens`` tokens of the model's own replies; ``folder`` keeps finished chunks."""
+    """At least ``tokens`` tokens of the model's own replies, half of them sampled unless
+    ``greedy``; ``folder`` keeps finished chunks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Dialogue] = []
     count, index = 0, 0
@@ -108,7 +116,7 @@ def on_policy_dialogues(
             rows = json.loads(path.read_text(encoding="utf-8"))
             chunk = [Dialogue(row[0], *(tuple(part) for part in row[1:])) for row in rows]
         else:
-            chunk = _chunk(network, tokenizer, seed, index, max_new_tokens)
+            chunk = _chunk(network, tokenizer, seed, index, max_new_tokens, greedy)
             text = json.dumps(chunk)
             write_atomically(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
         found += chunk
