@@ -170,7 +170,7 @@ def run(options: LosslessOptions) -> Result:
     refuse_shape(options.pair, "lossless")
     policies = parse_policies(options.policies)
     named = options.pair
-    resolve_pair(named.name, named.target, named.draft)
+    resolve_pair(named.name, named.target, named.draft)  # one that cannot be is told first
     if options.prompts is None and not named.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
     if options.out is not None and options.out.exists() and not options.force:

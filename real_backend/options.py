@@ -111,7 +111,7 @@ class PairOptions:
 
     @property
     def is_embedded(self) -> bool:
-        """The pair that comes with the prompts of its own."""
+        """The target that comes with prompts of its own, under any drafter."""
         return not self.target and (self.name or "embedded").partition("+")[0] == "embedded"
 
 

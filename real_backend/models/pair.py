@@ -36,6 +36,8 @@ from traces.errors import InputError
 from traces.timing import PRICES
 
 EMBEDDED = Path(__file__).parents[1] / "pair"
+EMBEDDED_DRAFTERS = {"": "draft", "block": "heads"}
+"""Folders of the embedded pair by what is said behind `embedded+`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ class PairSpec:
 def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> PairSpec:
     """The pair meant on the command line: --pair, or --target with --draft.
 
-    pair: "embedded" or "smollm2", with +DRAFTER or without, a folder, or "shape:TARGET+DRAFT".
+    pair: "embedded" or "smollm2", with +DRAFTER or without, "embedded+block" (its own heads), a
+    folder, or "shape:TARGET+DRAFT".
     Raises InputError if the folder has no target/ and draft/, one of two names is missing, both
     ways are used, or a shape or a drafter is unknown.
     """
@@ -66,10 +69,10 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
             raise InputError("--target and --draft belong together; one of them is missing")
         return PairSpec(f"{Path(target).name}+{Path(draft).name}", target, draft)
     family, _, drafter = (pair or "embedded").partition("+")
-    if family == "embedded" and (not drafter or not is_model(drafter)):
-        return PairSpec(
-            pair or family, str(EMBEDDED / "target"), drafter or str(EMBEDDED / "draft")
-        )
+    if family == "embedded" and (drafter in EMBEDDED_DRAFTERS or not is_model(drafter)):
+        own = EMBEDDED_DRAFTERS.get(drafter)
+        meant = str(EMBEDDED / own) if own else drafter
+        return PairSpec(pair or family, str(EMBEDDED / "target"), meant)
     if family == "smollm2":
         return PairSpec(pair or family, str(smollm2_file()), drafter or "lookup")
     assert pair is not None

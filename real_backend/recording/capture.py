@@ -161,7 +161,7 @@ def run(options: CaptureOptions) -> Result:
     o, named = options, options.pair
     refuse_shape(named, "capture")
     settings = CaptureSettings(o.max_new_tokens, o.temperature, o.top_p, o.depth, o.seed, o.batch)
-    resolve_pair(named.name, named.target, named.draft)
+    resolve_pair(named.name, named.target, named.draft)  # one that cannot be is told first
     if o.prompts is None and not named.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
     questions = read_questions(o.prompts or EMBEDDED_PROMPTS, o.limit)

@@ -1,33 +1,39 @@
-"""Block heads: their arithmetic, what a capture says of them, the engine."""
+"""Block heads: their arithmetic, what a capture says of them, the engine, the shipped ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
 
 from policies.fixed import Fixed
+from policies.registry import parse_policy
 from real_backend.decoding.bench import Bench
+from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.verify import distribution, signals
 from real_backend.drafters.block import BlockDrafter, MedusaHeads
 from real_backend.drafters.load import is_model
-from real_backend.models.pair import Pair, PairSpec, load_pair
+from real_backend.models.pair import EMBEDDED, Pair, PairSpec, load_pair, resolve_pair
+from real_backend.options import PairOptions
 from real_backend.prompts import (
+    EMBEDDED_PROMPTS,
+    Question,
     Request,
     read_questions,
     requests_of_trace,
 )
 from real_backend.recording.capture import capture
-from real_backend.recording.coupling import CaptureSettings
+from real_backend.recording.coupling import CaptureSettings, decode_coupled
+from real_backend.recording.heads import of_block
 from simulator.replay.replay import replay_interpreted
 from tests.specimens import write_prompts
 from traces.costs.pricing import StepCosts
@@ -35,6 +41,7 @@ from traces.errors import InputError
 from traces.schema import RANK_UNKNOWN, Trace
 
 K, E, V = 4, 32, 64
+HEADS = EMBEDDED / "heads"
 ROUND = ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted", "ended")
 
 
@@ -74,6 +81,25 @@ def module_of(pair: Pair) -> MedusaHeads:
 def tiny(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The tiny target under heads of random weights."""
     return load(pair_folder, save_heads(tmp_path_factory.mktemp("heads"), tiny_weights()))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Pair:
+    return load_pair(resolve_pair("embedded+block", None, None), device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    """One shipped prompt of every task."""
+    return list({q.task: q for q in read_questions(EMBEDDED_PROMPTS)}.values())
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    shipped: Pair, questions: list[Question], tmp_path_factory: pytest.TempPathFactory
+) -> Trace:
+    out = tmp_path_factory.mktemp("trace") / "t.parquet"
+    return capture(shipped, questions, out, CaptureSettings(max_new_tokens=32))
 
 
 def replies(trace: Trace) -> list[list[int]]:
@@ -169,29 +195,108 @@ def test_a_capture_is_the_heads_at_every_position(
     assert at == trace.positions > 40 and (labels > 0) == (temperature > 0)
 
 
-def test_sampling_has_the_targets_law(
-    tiny: Pair, costs: StepCosts, pair_folder: Path, tmp_path: Path
+@torch.inference_mode()
+def test_a_batch_is_lossless(
+    shipped: Pair, costs: StepCosts, questions: list[Question], recorded: Trace
 ) -> None:
-    """The first two tokens of many short replies against the target's exact joint law, drafted by
-    heads that know it roughly.
-    """
-    prompt, runs, sampling = [0, 9, 30, 12], 1_500, (0.7, 0.9)
+    requests = requests_of_trace(questions, recorded, shipped)
+    for request, reply in zip(requests, replies(recorded), strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        plain = shipped.target.module.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32
+        )
+        assert plain[0, ids.shape[1] :].tolist() == reply
+    run = Engine(shipped, costs).decode(Fixed(4), requests, max_new_tokens=32, batch=3)
+    assert run.tokens == replies(recorded)
+    assert run.log.batch_size.max() == 3 and run.log.accepted.sum() > 20
 
+
+@pytest.mark.parametrize("policy", ["fixed:gamma=4", "gammatune", "hf-confidence"])
+def test_rounds_are_those_of_the_replay(
+    shipped: Pair, costs: StepCosts, questions: list[Question], recorded: Trace, policy: str
+) -> None:
+    requests = requests_of_trace(questions, recorded, shipped)
+    engine = Engine(shipped, costs, max_gamma=recorded.meta.depth)
+    run = engine.decode(parse_policy(policy), requests, max_new_tokens=32, clock="model")
+    assert isinstance(engine.steps(1, 1), EagerSteps)
+    assert run.tokens == replies(recorded)
+    log = replay_interpreted(parse_policy(policy), recorded, costs)
+    for column in ROUND:
+        assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
+
+
+def test_a_draft_is_never_longer_than_the_heads(
+    shipped: Pair, costs: StepCosts, questions: list[Question], recorded: Trace
+) -> None:
+    requests = requests_of_trace(questions, recorded, shipped)[:3]
+    run = Engine(shipped, costs, max_gamma=16).decode(Fixed(16), requests, max_new_tokens=32)
+    assert run.tokens == replies(recorded)[:3]
+    assert run.log.drafted.max() == module_of(shipped).heads == recorded.meta.depth == 6
+
+
+def test_shipped_heads_are_accepted(recorded: Trace) -> None:
+    assert recorded.accept_len.mean() > 0.5
+    assert sum(path.stat().st_size for path in HEADS.iterdir()) < 1e6
+
+
+PROMPT, NUCLEUS = [0, 9, 30, 12], (0.7, 0.9)
+
+
+class Rough(NamedTuple):
+    """Heads that know roughly what follows PROMPT, and the laws there: first [V] and joint [V, V]
+    of the target's first two tokens, drafted [2, V] of the heads.
+    """
+
+    pair: Pair
+    first: Tensor
+    joint: Tensor
+    drafted: Tensor
+
+
+@pytest.fixture(scope="module")
+def rough(tiny: Pair, pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Rough:
     @torch.inference_mode()
     def law_behind(ids: list[int]) -> Tensor:
-        return distribution(tiny.target.module(torch.tensor([ids])).logits[0, -1], *sampling)
+        return distribution(tiny.target.module(torch.tensor([ids])).logits[0, -1], *NUCLEUS)
 
-    first = law_behind(prompt)
-    joint = torch.stack([first[a] * law_behind([*prompt, a]) for a in range(V)])
+    first = law_behind(PROMPT)
+    joint = torch.stack([first[a] * law_behind([*PROMPT, a]) for a in range(V)])
     with torch.inference_mode():
-        read = tiny.target.module(torch.tensor([prompt[:-1]]), output_hidden_states=True)
+        read = tiny.target.module(torch.tensor([PROMPT[:-1]]), output_hidden_states=True)
     state = read.hidden_states[-1][0, -1].clone()
+    logits = 0.6 * NUCLEUS[0] * (torch.stack([first, joint.sum(0)]) + 1e-3).log()
     weights = {name: torch.zeros_like(weight) for name, weight in tiny_weights(own=K).items()}
-    for k, law in enumerate((first, joint.sum(0))):
-        logits = 0.6 * sampling[0] * (law + 1e-3).log()
-        weights[f"lm_heads.{k}.weight"] = logits[:, None] * state / state.dot(state)
-    pair = load(pair_folder, save_heads(tmp_path, weights))
-    requests = [Request(str(k), "qa", prompt) for k in range(runs)]
+    for k in (0, 1):
+        weights[f"lm_heads.{k}.weight"] = logits[k, :, None] * state / state.dot(state)
+    folder = save_heads(tmp_path_factory.mktemp("rough"), weights)
+    return Rough(load(pair_folder, folder), first, joint, distribution(logits, *NUCLEUS))
+
+
+def test_a_sampled_capture_accepts_where_the_laws_overlap(rough: Rough, tmp_path: Path) -> None:
+    """One token with the sum of min(p, q), the second one given the first likewise."""
+    runs, (first, second) = 600, rough.drafted
+    settings = CaptureSettings(2, temperature=0.7, top_p=0.9, depth=K, seed=2)
+    accepted = np.zeros(3)
+    for k in range(runs):
+        request = Request(str(k), "qa", PROMPT)
+        with torch.inference_mode():
+            (decoded,) = decode_coupled(rough.pair, [request], settings)
+            assert isinstance(rough.pair.drafter, BlockDrafter)
+            offers = of_block(rough.pair, rough.pair.drafter, request, decoded, settings)
+        accepted[: 1 + offers.accept_len[0]] += 1
+    one = torch.minimum(rough.first, first)
+    behind = rough.joint / rough.first.clamp(min=1e-9)[:, None]
+    two = one * torch.minimum(behind, second).sum(-1)
+    two[1] = 0.0  # the end token ends the reply
+    expected = [1.0, float(one.sum()), float(two.sum())]
+    assert 0.2 < expected[2] < expected[1] - 0.1 < 0.9
+    assert accepted / runs == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(runs))
+
+
+def test_sampling_has_the_targets_law(rough: Rough, costs: StepCosts) -> None:
+    """The first two tokens of many short replies against the target's exact joint law."""
+    pair, first, joint, runs = rough.pair, rough.first, rough.joint.clone(), 1_500
+    requests = [Request(str(k), "qa", PROMPT) for k in range(runs)]
     run = Engine(pair, costs).decode(
         Fixed(2), requests, temperature=0.7, top_p=0.9, seed=11, max_new_tokens=3, batch=50
     )
@@ -326,3 +431,13 @@ def test_bad_folders_are_one_line(
 def test_what_names_no_heads_is_a_model(tmp_path: Path, listed: object) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": listed}))
     assert is_model(str(tmp_path))
+
+
+def test_the_embedded_pair_has_heads_and_prompts() -> None:
+    spec = resolve_pair("embedded+block", None, None)
+    assert (spec.name, spec.draft) == ("embedded+block", str(HEADS))
+    assert resolve_pair("embedded", None, None).draft == str(EMBEDDED / "draft")
+    assert PairOptions(name="embedded+block").is_embedded
+    assert not PairOptions(name="smollm2+block").is_embedded
+    config = json.loads((HEADS / "config.json").read_text())
+    assert len(load_file(HEADS / "model.safetensors")) == 2 * config["num_heads"] == 12
