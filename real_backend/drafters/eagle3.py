@@ -174,10 +174,6 @@ class Eagle3Rows:
         """Always: neither what a cache holds nor a feature changes what a read costs."""
         return True
 
-    def forget(self, row: int) -> None:
-        """The states of an earlier request are none of this one's."""
-        self._unread[row] = []
-
     def prefill(self, row: int, start: int, tokens: Tensor, states: Tensor) -> None:
         """Every token but the first is read with the feature of the one before it."""
         self.verified(row, start, states)

@@ -29,7 +29,8 @@ from policies.registry import label, parse_policy
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import DEPTH
 from real_backend.huggingface.generate_call import Call, GrowingReply, read_call, sequences_of
-from real_backend.models.pair import Pair, PairSpec, pair_of
+from real_backend.models.pair import Pair, pair_of
+from real_backend.models.pair_spec import PairSpec
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.costs.table import Table

@@ -16,7 +16,8 @@ from policies.registry import REGISTRY
 from real_backend.decoding.engine import Engine
 from real_backend.models.llama import NORMED
 from real_backend.models.model import Model
-from real_backend.models.pair import load_pair, resolve_pair
+from real_backend.models.pair import load_pair
+from real_backend.models.pair_spec import resolve_pair
 from real_backend.prompts import Request
 from real_backend.recording.heads import HeadReader
 from tests.real_backend.drafters.plain_eagle3 import LAYERS, Plain, pair_with

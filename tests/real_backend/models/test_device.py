@@ -17,7 +17,8 @@ from real_backend.device_errors import DeviceLost, fault_of
 from real_backend.models import checkpoint, device, threads
 from real_backend.models import pair as models
 from real_backend.models.kvcache import LeanReader
-from real_backend.models.pair import load_pair, resolve_pair
+from real_backend.models.pair import load_pair
+from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import MeasureOptions, PairOptions
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture

@@ -16,7 +16,8 @@ from experiments.common.results import mismatches
 from policies.fixed import Fixed
 from real_backend.decoding.engine import Engine
 from real_backend.models import shapes
-from real_backend.models.pair import load_pair, resolve_pair
+from real_backend.models.pair import load_pair
+from real_backend.models.pair_spec import resolve_pair
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings

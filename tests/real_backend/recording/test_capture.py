@@ -19,7 +19,8 @@ from torch import Tensor
 
 from real_backend.decoding.verify import distribution, draw, signals
 from real_backend.models.kvcache import Reader
-from real_backend.models.pair import load_pair, resolve_pair
+from real_backend.models.pair import load_pair
+from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import CaptureOptions, PairOptions
 from real_backend.prompts import Request, read_questions, request_for, requests_of_trace
 from real_backend.recording import capture as capture_module
