@@ -35,9 +35,7 @@ one forward whatever the length (DFlash, Medusa), so that a further token is fre
 (look-up), only the processor's time, row by row.
 """
 PRICES = {"model": STEP, "eagle3": STEP, "block": BLOCK, "lookup": HOST, "suffix": HOST}
-"""The kind of draft of every drafter (traces.schema.DRAFTERS)."""
-FEATURE_HEADS = ("eagle3",)
-"""Drafters of kind "step" that read every fixed token with the target's state of it."""
+FEATURE_HEADS = ("eagle3",)  # steps that read every fixed token with the target's state of it
 WALL, CPU = "wall", "cpu"
 TIMING_VERSION = 2
 READABLE = (1, 2)

@@ -234,11 +234,10 @@ class _Loop:
 
     def _round(self, running: list[Slot]) -> list[int]:
         """One round of all running slots; how many tokens each one emitted."""
-        policy, state, steps = self.policy, self.state, self.steps
+        policy, state, steps, costs = self.policy, self.state, self.steps, self.costs
         began = time.perf_counter()
         start_s = began - self.began
         self.processor.start()
-        costs = self.costs
         row = min(len(running), costs.draft_s.shape[0]) - 1
         requested_gamma: int | None = None
         offers = steps.offers([(slot.row, slot.ids) for slot in running])

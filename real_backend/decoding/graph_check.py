@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 
 from real_backend.decoding.cuda_graphs import GraphRecorder, Recorder, eagerly
-from real_backend.decoding.graphs import GraphSteps, graphs_possible
+from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.steps import Feed, Sampling
 from real_backend.device_errors import out_of_memory
+from real_backend.drafters.model import ModelDrafter
 from real_backend.models.pair import Pair
 
 _PROMPT, _CAPACITY, _DRAFTED = 12, 64, 3  # tokens
@@ -28,6 +29,12 @@ class GraphCheck(NamedTuple):
     difference: float
     allowed: float
     reason: str
+
+
+def graphs_possible(pair: Pair) -> bool:
+    """True where graphs can be recorded: both models lean, on a CUDA device."""
+    lean = pair.lean and isinstance(pair.drafter, ModelDrafter)
+    return lean and pair.device.startswith("cuda")
 
 
 def recorder_of(pair: Pair) -> Recorder | None:

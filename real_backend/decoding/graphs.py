@@ -21,7 +21,6 @@ from real_backend.decoding.cuda_graphs import Inbox, Recorder, eagerly
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
 from real_backend.drafters.drafter import MOST
-from real_backend.drafters.model import ModelDrafter
 from real_backend.models.llama import Layout, additive
 from real_backend.models.pair import Pair
 from traces.errors import InputError
@@ -37,12 +36,6 @@ class GraphPurpose(NamedTuple):
 
     sampling: Sampling
     reads_signals: bool
-
-
-def graphs_possible(pair: Pair) -> bool:
-    """True where graphs can be recorded: both models lean, on a CUDA device."""
-    lean = pair.lean and isinstance(pair.drafter, ModelDrafter)
-    return lean and pair.device.startswith("cuda")
 
 
 def judged_as(sampling: Sampling) -> GraphPurpose:

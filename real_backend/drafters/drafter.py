@@ -22,7 +22,7 @@ Span = tuple[int, int, int]
 
 
 class Drafter(Protocol):
-    """What all kinds have."""
+    """The members of every kind."""
 
     @property
     def kind(self) -> str:

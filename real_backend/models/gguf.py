@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,9 @@ def gguf_model(where: str, dtype: torch.dtype) -> Any:
     configuration and its weights.
     """
     folder, name = _arguments(where)
-    config = AutoConfig.from_pretrained(folder, gguf_file=name)
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar, terminal or not
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
+        read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
     config.architectures = [type(read).__name__]
     model = type(read)(config).to(dtype)
     model.load_state_dict(read.state_dict())

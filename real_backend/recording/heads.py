@@ -129,12 +129,7 @@ class Coupling:
 def _target(
     pair: Pair, request: Request, decoded: Decoded, settings: CaptureSettings
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Prompt and reply [P + L], the target's states there, and its laws [L, V] if sampled.
-
-    Raises InputError for a prompt of one token, behind which there is nothing to draft from.
-    """
-    if len(request.prompt_ids) < 2:
-        raise InputError(f"request {request.request_id}: heads need a prompt of two tokens or more")
+    """Prompt and reply [P + L], the target's states there, and its laws [L, V] if sampled."""
     ids = torch.tensor([request.prompt_ids + decoded.tokens], device=pair.device)
     reader = pair.target.reader(ids.shape[1])
     greedy = settings.temperature == 0.0
@@ -153,8 +148,12 @@ def of_eagle3(
     decoded: Decoded,
     settings: CaptureSettings,
 ) -> Offers:
-    """A dense rollout from every position."""
+    """A dense rollout from every position. Raises InputError for a prompt of one token, behind
+    which there is nothing to draft from.
+    """
     length, prompt, depth = len(decoded.tokens), len(request.prompt_ids), settings.depth
+    if prompt < 2:
+        raise InputError(f"request {request.request_id}: heads need a prompt of two tokens or more")
     ids, states, laws = _target(pair, request, decoded, settings)
     coupling = Coupling(pair, drafter.watch, request, decoded, settings, laws)
     read = prompt + length - 2  # tokens behind the first one, but the reply's last

@@ -67,7 +67,7 @@ class Lanes(NamedTuple):
 
     requests [R, 4] int64: begin, end (positions), prompt (tokens), last (no draft reaches beyond
         output position last - 1).
-    accept_len, draft_len [N] int16; top1_prob, entropy [N, G] float32, or [0, 0]: of the trace.
+    accept_len, draft_len [N] int16; top1_prob, entropy [N, G], or [0, 0]: of the trace.
     draft_s, verify_s [M, C, W]: seconds, a plane per cost table.
     rates [M, 3]: seconds of a signal, seconds that count as 1 in the reward, tokens per second in
         the average-reward form.
@@ -245,13 +245,11 @@ def end_round(arrays: Lanes, i: int, gamma: int, drafted: int) -> int:
     at, end = int(lane.at), int(lane.end)
     accepted, emitted, ended = settle(drafted, int(arrays.accept_len[at]), end - at)
     cost, bucket, lag = int(lane.cost), int(lane.bucket), int(lane.lag)
-    out, seconds = (
-        arrays.outcomes[i],
-        round_seconds(costs_at(arrays, cost), cost, bucket, drafted, lag),
-    )
+    out, costs = arrays.outcomes[i], costs_at(arrays, cost)
+    seconds = round_seconds(costs, cost, bucket, drafted, lag)
     out.elapsed_s, out.priced_s, out.ended = seconds, seconds, ended
     out.gamma, out.drafted, out.accepted, out.emitted = gamma, drafted, accepted, emitted
-    lane.lag = lag_after(lag, drafted, accepted, int(arrays.rules[READS_STATES]) > 0)
+    lane.lag = lag_after(lag, drafted, accepted, costs.reads_states)
     lane.at = at + emitted
     lane.round_number += 1
     arrays.played[i] = 1
