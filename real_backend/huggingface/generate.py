@@ -28,6 +28,7 @@ from policies.base import STEP_COSTS, Policy, State, reads_seconds
 from policies.registry import label, parse_policy
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import DEPTH
+from real_backend.drafters.load import is_model
 from real_backend.huggingface.generate_call import Call, GrowingReply, read_call, sequences_of
 from real_backend.models.pair import Pair, pair_of
 from real_backend.models.pair_spec import PairSpec
@@ -53,20 +54,22 @@ def speculate(
 ) -> Speculation:
     """The callable for a transformers model's `generate` as `custom_generate`; see Speculation.
 
-    draft: a loaded causal language model with the target's vocabulary, device and dtype. policy: a
-    Policy, or one as on the command line ("fixed:gamma=4"). timing: a Timing of this pair, or its
-    file, for policies that choose by step costs. max_gamma: the most tokens any policy may draft in
-    a round. batch: the most rows decoded at once; a row that ends makes place for the next.
+    draft: a loaded causal language model with the target's vocabulary, device and dtype, or
+    another drafter by name: "lookup:greatest=4", the folder of a head. policy: a Policy, or one as
+    on the command line ("fixed:gamma=4"). timing: a Timing of this pair, or its file, for policies
+    that choose by step costs. max_gamma: the most tokens any policy may draft in a round. batch:
+    the most rows decoded at once; a row that ends makes place for the next.
 
     Raises InputError for an unknown policy, an unreadable timing, a draft that is no model, and a
     policy that reads step costs without a timing: no cost is better than an invented one.
     """
     if not 1 <= max_gamma <= DEPTH or batch < 1:
         raise InputError(f"max_gamma must be 1 to {DEPTH} and batch at least 1")
-    if not isinstance(draft, torch.nn.Module):
+    named = isinstance(draft, str) and not is_model(draft)
+    if not isinstance(draft, torch.nn.Module) and not named:
         raise InputError(
-            f"the draft must be a loaded model, not {draft!r}; load it with "
-            "AutoModelForCausalLM.from_pretrained"
+            f"the draft must be a loaded model, a look-up or a folder with a head, not {draft!r}; "
+            "load a model with AutoModelForCausalLM.from_pretrained"
         )
     chosen = parse_policy(policy) if isinstance(policy, str) else policy
     if isinstance(timing, str | Path):
@@ -89,7 +92,7 @@ class _Prepared:
 
 # All objects of speculate for the same two models share one Pair: no weight is fused twice. An
 # entry lives as long as one of them uses it, and keeps both models, so that their ids stay theirs.
-_PREPARED: WeakValueDictionary[tuple[int, int], _Prepared] = WeakValueDictionary()
+_PREPARED: WeakValueDictionary[tuple[int, int | str], _Prepared] = WeakValueDictionary()
 
 
 class Speculation:
@@ -200,14 +203,19 @@ def _grown(policy: Policy, state: State, slots: int) -> State:
 
 def _prepare(target: Any, draft: Any) -> _Prepared:
     """The Pair of two loaded models, made once while both stay as they are."""
-    key = id(target), id(draft)
+    named = isinstance(draft, str)
+    key = id(target), draft if named else id(draft)
+    models = (target,) if named else (target, draft)
     prepared = _PREPARED.get(key)
-    if prepared is None or prepared.weights != _weights(target, draft):
-        _check_models(target, draft)
-        names = [model.name_or_path or type(model).__name__ for model in (target, draft)]
+    if prepared is None or prepared.weights != _weights(*models):
+        names = [model.name_or_path or type(model).__name__ for model in models]
+        if named:
+            names.append(draft)
+        else:
+            _check_models(target, draft)
         spec = PairSpec("+".join(Path(name).name for name in names), names[0], names[1])
-        pair = pair_of(target, draft, spec)
-        _PREPARED[key] = prepared = _Prepared(pair, _weights(target, draft))
+        pair = pair_of(target, None if named else draft, spec)
+        _PREPARED[key] = prepared = _Prepared(pair, _weights(*models))
     return prepared
 
 

@@ -117,6 +117,11 @@ class SharedState:
         self.policy, self.trace, self.demand, self.server = policy, trace, demand, server
         self.limits, self.seed, self.until_s, self.log = limits, seed, until_s, log
         self.signals = reads_signals(policy, server)
+        if server.pipelined and trace.meta.drafter != "model":
+            raise InputError(
+                f"server: only a model drafts ahead of the target; the trace's drafter is of kind "
+                f"{trace.meta.drafter!r}: leave pipelined out"
+            )
         self.costs = charged(policy, costs, signals=self.signals)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)

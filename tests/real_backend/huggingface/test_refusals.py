@@ -104,7 +104,9 @@ def test_an_encoder_decoder_is_refused(tiny: Models) -> None:
 
 def test_models_that_do_not_belong_together_are_refused(tiny: Models, tmp_path: Path) -> None:
     target, draft = tiny
-    with pytest.raises(InputError, match="must be a loaded model, not 'folder/draft'"):
+    with pytest.raises(
+        InputError, match=r"must be a loaded model, a look-up .*, not 'folder/draft'"
+    ):
         speculate("folder/draft", "fixed")
     with pytest.raises(InputError, match="did you mean 'gammatune'"):
         speculate(draft, "gamatune")

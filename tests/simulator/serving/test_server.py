@@ -33,6 +33,7 @@ from tests.simulator.serving.small_servers import (
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs.pricing import tabulate
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import demand
 from traces.workload.workload import Workload
@@ -202,3 +203,13 @@ def test_until_cuts_off(replicas: int) -> None:
     assert (part.tokens[~ended] < whole.tokens[~ended]).all()
     nothing = serve_some(GammaTune(), replicas=replicas, until=0.0)
     assert not np.isfinite(nothing.admitted_s).any() and len(rounds_of(nothing)) == 0
+
+
+def test_only_a_model_drafts_ahead() -> None:
+    trace = synthetic.constant(0.5, np.random.default_rng(0), requests=2, reply_tokens=8)
+    meta = dataclasses.replace(trace.meta, drafter="lookup")
+    looked_up = dataclasses.replace(trace, meta=meta, draft_len=trace.accept_len)
+    server = Server(slots=1, apart=True, pipelined=True)
+    costs = random_costs(np.random.default_rng(1), trace.meta.depth)
+    with pytest.raises(InputError, match="only a model drafts ahead"):
+        serve(Fixed(3), looked_up, closed_loop(2, 1), costs, server)
