@@ -20,11 +20,14 @@ import numpy.typing as npt
 
 from experiments.common.cost_sources import step_costs
 from experiments.common.frames import (
+    Column,
     described,
     figure,
     frame_of,
     interval,
     meanings,
+    page_meanings,
+    page_of,
     share,
     text_of,
     words,
@@ -245,25 +248,36 @@ def _choices(
     ]
 
 
+def _by_task(tasks: Sequence[str]) -> list[Column]:
+    """Speed-up over plain decoding, a column a task."""
+    shown = [figure(f"tasks.{t}.value", t.replace("_", "\n", 1), t, "") for t in tasks]
+    return [COLUMNS[0], *shown]
+
+
+def _basis(questions: int, scales: Mapping[str, float]) -> str:
+    said = ", ".join(f"{name} {scale:.3f}" for name, scale in scales.items())
+    return f"{questions} held-out questions; seconds of the timings times: {said}"
+
+
 def drafters_text(found: Drafters) -> str:
     """The table, the same by task, and what it rests on."""
     frame = frame_of(found.rows)
-    by_task = [
-        COLUMNS[0],
-        *(
-            figure(f"tasks.{task}.value", task.replace("_", "\n", 1), None, "")
-            for task in found.tasks
-        ),
-    ]
-    scales = ", ".join(f"{name} {scale:.3f}" for name, scale in found.scales.items())
     return "\n\n".join(
         [
-            f"One target, several drafters: {found.questions} held-out questions",
+            "One target, several drafters",
             text_of(COLUMNS, [("", frame)]),
-            text_of(by_task, [("speed-up by task", frame)]),
-            f"{meanings(COLUMNS)}\nseconds of the timings times: {scales}",
+            text_of(_by_task(found.tasks), [("speed-up by task", frame)]),
+            f"{meanings(COLUMNS)}\n{_basis(found.questions, found.scales)}",
         ]
     )
+
+
+def drafters_view(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for the page, from the result file."""
+    groups = [("", frame_of(raw["rows"]))]
+    tables = [page_of(COLUMNS, groups), page_of(_by_task(raw["tasks"]), groups)]
+    notes = [*page_meanings(COLUMNS), _basis(raw["questions"], raw["scales"])]
+    return {"tables": tables, "notes": notes, "best": raw["best"]}
 
 
 def drafters_dict(found: Drafters) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.plots import Json, Picture, write_pictures
 from experiments.common.results import MAKERS, other_input, read_result
+from experiments.comparison.drafters import drafters_view
 from experiments.comparison.headline import headline
 from experiments.options import ReportOptions
 from experiments.report.figures import (
@@ -133,6 +134,7 @@ def _study_page(kind: str, compared: Json, folder: Path) -> str:
         comparisons=[
             comparison_view(part, group) for part, group in zip(parts, pictures, strict=True)
         ],
+        drafters=drafters_view(compared["drafters"]) if "drafters" in compared else None,
         validation=validation_view(validation, checked) if validation else None,
         provenance=provenance_view(compared, validation),
         glossary=GLOSSARY,

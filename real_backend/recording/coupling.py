@@ -69,6 +69,13 @@ def draw_uniforms(seed: int, request_id: str, positions: int, depth: int) -> Uni
     return Uniforms(generator.random((positions, 3)), generator.random((positions, depth)))
 
 
+def judged(request_id: str) -> str:
+    """The name whose draws judge a reply after the fact: another stream than the reply's own, which
+    may have been drawn with the same seed.
+    """
+    return f"{request_id} judged"
+
+
 class Decoded(NamedTuple):
     """A reply [L], the entropy of the target's laws that its tokens were taken from [L], nats, and,
     if a draft model was sampled beside, what it proposed on the path and p/q there [L] each.

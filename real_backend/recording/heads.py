@@ -24,7 +24,7 @@ from real_backend.models.finite import Watch
 from real_backend.models.kvcache import LeanReader
 from real_backend.models.pair import Pair
 from real_backend.prompts import Request
-from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms
+from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms, judged
 from real_backend.recording.offers import FloatArray, Offers, ranks
 from real_backend.recording.rollout import roll_out
 from traces.errors import InputError
@@ -73,9 +73,8 @@ class Coupling:
         length = len(decoded.tokens)
         self.watch, self.settings, self.laws = watch, settings, laws
         self.reply = torch.tensor(decoded.tokens, device=pair.device)
-        self.uniforms = draw_uniforms(
-            settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
-        )
+        stream = judged(request.request_id)
+        self.uniforms = draw_uniforms(settings.seed, stream, length, settings.depth)
         self.going = torch.ones(length, dtype=torch.bool, device=pair.device)
         self.accept_len = torch.zeros(length, dtype=torch.long, device=pair.device)
         self.labels = torch.full((length, settings.depth), torch.nan, device=pair.device)

@@ -17,7 +17,13 @@ from real_backend.decoding.verify import accept_probability, draw, residual
 from real_backend.drafters.model import ModelDrafter
 from real_backend.models.pair import Pair
 from real_backend.prompts import Request
-from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms, entropies
+from real_backend.recording.coupling import (
+    CaptureSettings,
+    Decoded,
+    draw_uniforms,
+    entropies,
+    judged,
+)
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import read_trace
@@ -82,12 +88,11 @@ def _decoded(pair: Pair, request: Request, one: Trace, settings: CaptureSettings
     laws = [m.watch.probs(logits, *sampling) for m, logits in zip(models, said, strict=True)]
     decoded = Decoded(tokens, entropies(laws[0]), [], [])
     if coupled:
-        uniforms = draw_uniforms(
-            settings.seed, request.request_id, settings.max_new_tokens + 1, settings.depth
-        )
+        stream = judged(request.request_id)
+        uniforms = draw_uniforms(settings.seed, stream, len(tokens), 0).path
         for at, token in enumerate(tokens):
             target, draft = laws[0][at], laws[1][at]
-            u_draft, u_accept, _ = uniforms.path[at]
+            u_draft, u_accept, _ = uniforms[at]
             if u_accept < min(1.0, float(draft[token]) / float(target[token])):
                 decoded.proposals.append(token)
             else:

@@ -70,6 +70,10 @@ def test_drafters_on_one_clock(
     assert oracle >= best
     assert rows["choice of both"]["tokens_per_s"] > rows["draft"]["tokens_per_s"]
     assert 0 < rows["choice of both"]["looked_up"] < 1
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = page[page.index("Which drafter") : page.index("The comparison: draft")]
+    assert "oracle of both" in shown and "seconds of the timings times" in shown
     told = capsys.readouterr().out
     assert "One target, several drafters" in told and "oracle of both" in told
     assert set(found["tasks"]) == set(oracle_tasks := rows["oracle of both"]["tasks"])
