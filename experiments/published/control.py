@@ -24,6 +24,7 @@ from policies.fixed import Fixed
 from real_backend.progress import progress
 from simulator.replay.replay import replay
 from simulator.replay.theory import expected_emitted
+from traces.censoring.known import refuse_other_drafters
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
@@ -118,6 +119,7 @@ def study(options: PublishedOptions) -> tuple[str, dict[str, Any]]:
         raise InputError(f"iid takes one trace, got {len(options.data)}")
     assert options.timing is not None  # the command refuses to go on without
     (trace,), timing = read_inputs(options.data, options.timing)
+    refuse_other_drafters(trace, "a coin a position")
     if trace.meta.depth < 2:
         raise InputError(
             f"{options.data[0]}: depth {trace.meta.depth}; there is nothing to compare"

@@ -94,7 +94,8 @@ def judged_tokens(trace: Trace) -> Examples:
     """
     top1, entropy = _signals(trace)
     depth, accepted = np.arange(trace.meta.depth), trace.accept_len[:, None]
-    judged = (depth <= accepted) & (depth < _remaining(trace)[:, None])
+    offered = np.minimum(_remaining(trace), trace.offered)
+    judged = (depth <= accepted) & (depth < offered[:, None])
     drafted = np.broadcast_to(depth + 1, judged.shape)[judged]
     signals = zip(drafted.tolist(), top1[judged].tolist(), entropy[judged].tolist(), strict=True)
     rows = np.array([(1.0, *features(Draft(*one))) for one in signals])
@@ -113,7 +114,7 @@ def consecutive_rounds(trace: Trace) -> Examples:
     inputs, labels = [], []
     for last in speckv.GAMMAS:
         after = start + np.minimum(last, trace.accept_len) + 1
-        first = start[after < start + remaining]
+        first = start[(after < start + remaining) & (trace.offered >= last)]
         second = after[first]
         seen = (
             entropy[first, :last].mean(axis=1),
@@ -124,6 +125,7 @@ def consecutive_rounds(trace: Trace) -> Examples:
         run = trace.accept_len[second]
         for gamma in speckv.GAMMAS:
             judged = (run >= gamma) | (run < remaining[second])
+            judged &= trace.offered[second] >= gamma
             columns = (np.ones(len(run)), *seen, np.full(len(run), float(gamma)))
             inputs.append(np.stack(columns, axis=1)[judged])
             labels.append(np.minimum(run, gamma)[judged] / gamma)

@@ -14,8 +14,10 @@ from policies.registry import REGISTRY
 from simulator.replay.hindsight import clairvoyant
 from simulator.replay.replay import replay
 from tests.results import lively_trace
+from traces.censoring.known import flags_of
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate_for
+from traces.errors import InputError
 from traces.schema import OPTIONAL, RANK_UNKNOWN, Trace, TraceError
 from traces.store import concatenate, content_hash, read_trace, write_trace
 
@@ -108,3 +110,9 @@ def test_no_round_drafts_more_than_there_is() -> None:
     starts += trace.offsets[longest.request]
     left = trace.meta.max_new_tokens - (starts - trace.offsets[longest.request]) - 1
     assert (longest.drafted == np.minimum(trace.draft_len[starts], left)).all()
+
+
+def test_only_a_models_acceptance_is_a_flag_a_position() -> None:
+    with pytest.raises(InputError, match="needs the trace of a draft model; this one is of kind"):
+        flags_of(looked_up())
+    assert set(flags_of(lively_trace()).tolist()) == {0, 1}

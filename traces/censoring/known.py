@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from traces.errors import InputError
 from traces.importers.flags import ACCEPTED, REJECTED, UNKNOWN, Flags, accept_lengths
 from traces.roundlog import RoundLog
 from traces.schema import Trace, TraceError
@@ -18,8 +19,23 @@ from traces.schema import Trace, TraceError
 ALL_STOP, ALL_GO_ON = "all censored positions stop", "all censored positions go on"
 
 
+def refuse_other_drafters(trace: Trace, what: str) -> None:
+    """Raise InputError unless the drafter is a model: only its acceptance is one flag a position,
+    the same whatever round reaches it; a look-up or a head goes on otherwise from every start.
+    """
+    if trace.meta.drafter != "model":
+        raise InputError(
+            f"{what} needs the trace of a draft model; this one is of kind {trace.meta.drafter!r}, "
+            "whose draft from every position is another one"
+        )
+
+
 def flags_of(trace: Trace) -> Flags:
-    """[N] 1 where a draft would be accepted, 0 where rejected, -1 where nobody knows."""
+    """[N] 1 where a draft would be accepted, 0 where rejected, -1 where nobody knows.
+
+    Raises InputError if the drafter is no model.
+    """
+    refuse_other_drafters(trace, "a flag a position")
     stops = np.zeros(trace.positions, np.bool_) if trace.censored is None else trace.censored
     flags = np.where(trace.accept_len > 0, ACCEPTED, np.where(stops, UNKNOWN, REJECTED))
     return flags.astype(np.int8)
