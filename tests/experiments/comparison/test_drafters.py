@@ -15,6 +15,8 @@ from tests.results import lively_trace, make_timing
 from traces.schema import Trace
 from traces.store import write_trace
 
+CHOICE, ORACLE = "choice: draft or lookup", "oracle: draft or lookup"
+
 
 def looked_up(trace: Trace) -> Trace:
     """What a look-up would have offered: at a third of the positions all that the target takes."""
@@ -58,25 +60,31 @@ def test_drafters_on_one_clock(
     found = compared(files, tmp_path / "out")["drafters"]
     assert found["scales"] == {"draft": 1.0, "lookup": 0.5}
     rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["plain decoding", "draft", "lookup", "choice of both", "oracle of both"]
+    assert list(rows) == [
+        "plain decoding",
+        "draft",
+        "lookup",
+        CHOICE,
+        ORACLE,
+    ]
     plain = rows["plain decoding"]
     assert plain["tokens_per_s"] == pytest.approx(0.1) and plain["speedup"]["value"] == 1.0
     assert rows[found["best"]]["vs_best"]["value"] == 1.0
     # A look-up costs 0.1 s of this clock in every round.
     lookup = rows["lookup"]
     assert lookup["tokens_per_s"] == pytest.approx(lookup["tokens_per_round"] / 10.1, rel=1e-6)
-    oracle = rows["oracle of both"]["tokens_per_s"]
-    best = max(row["tokens_per_s"] for name, row in rows.items() if name != "oracle of both")
+    oracle = rows[ORACLE]["tokens_per_s"]
+    best = max(row["tokens_per_s"] for name, row in rows.items() if name != ORACLE)
     assert oracle >= best
-    assert rows["choice of both"]["tokens_per_s"] > rows["draft"]["tokens_per_s"]
-    assert 0 < rows["choice of both"]["looked_up"] < 1
+    assert rows[CHOICE]["tokens_per_s"] > rows["draft"]["tokens_per_s"]
+    assert 0 < rows[CHOICE]["looked_up"] < 1
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     shown = page[page.index("Which drafter") : page.index("The comparison: draft")]
-    assert "oracle of both" in shown and "seconds of the timings times" in shown
+    assert ORACLE in shown and "seconds of the timings times" in shown
     told = capsys.readouterr().out
-    assert "One target, several drafters" in told and "oracle of both" in told
-    assert set(found["tasks"]) == set(oracle_tasks := rows["oracle of both"]["tasks"])
+    assert "One target, several drafters" in told and ORACLE in told
+    assert set(found["tasks"]) == set(oracle_tasks := rows[ORACLE]["tasks"])
     assert all(one["value"] > 1 for one in oracle_tasks.values())
 
 
