@@ -4,8 +4,9 @@ Their traces are of the same replies. Seconds of every timing are scaled so that
 as long as in the first one, for the target is the same and the machine may not have been. Lengths
 and rules are tuned on the training half, what is printed is about the held-out half.
 
-Where one of them is a look-up, there is a rule that chooses the drafter, too, and the oracle of
-both: the least seconds that any choice of drafter and length could have had.
+Where some are look-ups, there is a rule for each that chooses between it and the best other
+drafter, and the oracle of both: the least seconds that any choice of drafter and length could have
+had.
 """
 
 from __future__ import annotations
@@ -149,8 +150,10 @@ def compare_drafters(
         ways.append(_Way(one.name, "drafter", title(label(tuned)), totals.decode_s, rounds))
     best = min(trained, key=trained.__getitem__)
     best_s = next(way.decode_s for way in ways[1:] if way.name == best)
-    forwards, looks = (_fastest(drafted, trained, host) for host in (False, True))
-    if forwards is not None and looks is not None:
+    hosts = [k for k, one in enumerate(drafted) if _price(one) == HOST]
+    others = [k for k in range(len(drafted)) if k not in hosts]
+    forwards = min(others, key=lambda k: trained[drafted[k].name], default=0)
+    for looks in hosts if others else []:
         pair = drafted[forwards], drafted[looks]
         both = _two(*pair, prices[forwards], (scales[forwards], scales[looks]))
         parts = (train[forwards], train[looks], test[forwards], test[looks])
@@ -183,14 +186,6 @@ class _Way(NamedTuple):
     decode_s: FloatArray
     rounds: float
     looked_up: float | None = None
-
-
-def _fastest(drafted: Sequence[Drafted], trained: Mapping[str, float], host: bool) -> int | None:
-    """The place of the look-up (host), or of the drafter that runs forwards, with the fewest
-    seconds on the training half; None without one.
-    """
-    places = [k for k, one in enumerate(drafted) if (_price(one) == HOST) == host]
-    return min(places, key=lambda k: trained[drafted[k].name], default=None)
 
 
 def _price(one: Drafted) -> str:
