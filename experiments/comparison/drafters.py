@@ -216,7 +216,7 @@ def _scaled(costs: StepCosts, scale: float) -> StepCosts:
 def _two(
     forwards: Drafted, lookup: Drafted, costs: StepCosts, scales: tuple[float, float]
 ) -> TwoDrafters:
-    """What both cost; costs: those of the former, scaled; scales: of their timings."""
+    """The prices of both; costs: those of the former, scaled; scales: of their timings."""
     middles = [(c + 0.5) * costs.bucket_tokens for c in range(costs.buckets)]
     start_s, look_up_s = (
         np.asarray([table.draft_start_s(1, context) * scale for context in middles])

@@ -1,4 +1,4 @@
-"""What engines call drafters that are no independent model: fields, and where each is from.
+"""Engines' names for drafters that are no independent model: fields, and where each is from.
 
 Read in September to November 2026, in the sources named; transformers' in its installed source.
 """

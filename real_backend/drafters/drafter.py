@@ -50,7 +50,7 @@ class Drafter(Protocol):
 
     @property
     def modules(self) -> tuple[Any, ...]:
-        """What holds its weights."""
+        """The holders of its weights."""
 
 
 @runtime_checkable
@@ -62,7 +62,7 @@ class RunsForwards(Drafter, Protocol):
 
 
 class DraftRows(Protocol):
-    """What a drafter of logits keeps of the rows of a batch. Places are those of tokens in the
+    """The caches of a batch, of a drafter of logits. Places are those of tokens in the
     target's cache.
     """
 
@@ -87,7 +87,7 @@ class DraftRows(Protocol):
 
 
 class Found(NamedTuple):
-    """What a look-up has to offer. shares: of the earlier continuations, those that agree with the
+    """The offer of a look-up. shares: of the earlier continuations, those that agree with the
     tokens up to and including this one. entropy: of the continuations at this depth, nats.
     """
 
@@ -97,13 +97,13 @@ class Found(NamedTuple):
 
 
 class Index(Protocol):
-    """What a look-up remembers of one row: all its tokens so far."""
+    """The memory of a look-up of one row: all its tokens so far."""
 
     def extend(self, tokens: Sequence[int]) -> None:
         """These follow."""
 
     def find(self, most: int) -> Found:
-        """What may follow now, at most so many tokens."""
+        """The tokens that may follow now, at most so many."""
 
 
 @runtime_checkable

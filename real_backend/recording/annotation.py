@@ -1,4 +1,4 @@
-"""What a drafter would have offered at every position of a reply, and how much the target takes.
+"""The offers of a drafter at every position of a reply, and how much the target takes.
 
 A draft model sees tokens only: one teacher-forced pass over the reply and one batched rollout
 (`rollout.py`) serve every start. A position is accepted where, greedy, the draft's arg-max is the
@@ -70,7 +70,7 @@ def run_lengths(accepted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
 
 
 def of_model(pair: Pair, request: Request, decoded: Decoded, settings: CaptureSettings) -> Offers:
-    """What an independent model would have drafted."""
+    """The offers of an independent model."""
     length, prompt, depth = len(decoded.tokens), len(request.prompt_ids), settings.depth
     greedy = settings.temperature == 0.0
     ids = torch.tensor([request.prompt_ids + decoded.tokens], device=pair.device)

@@ -1,4 +1,4 @@
-"""What heads over the target's states would have offered at every position of a reply.
+"""The offers of heads over the target's states at every position of a reply.
 
 Behind its first token a draft of a head goes on from states of its own, so that the continuation
 of every start is another one: all starts are rolled out, in one batch. Greedy, a start's draft is

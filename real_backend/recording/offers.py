@@ -1,4 +1,4 @@
-"""What was offered at every position of a reply, as columns of a trace."""
+"""The offers at every position of a reply, as columns of a trace."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from policies.fixed import Never
 from policies.registry import parse_policies
 from real_backend import greedy_reference, lossless
 from real_backend.command_line import run_module
-from real_backend.decoding import eager, solo, verify
+from real_backend.decoding import judge, solo, verify
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, parting, plain, spacing
 from real_backend.lossless import Difference, check, text_of, weigh
@@ -199,7 +199,7 @@ def skips_a_place(
 FOLD_MASK, FORWARD = LeanLlama._fold_mask, LeanLlama.forward
 ACCEPTED_OF = verify.accepted_of
 BREAKS: dict[str, tuple[tuple[object, ...], str, Callable[..., Any], set[int]]] = {
-    "accept": ((eager, solo), "accepted_of", accepts_one_too_many, {1, 3}),
+    "accept": ((judge, solo), "accepted_of", accepts_one_too_many, {1, 3}),
     "mask": ((LeanLlama,), "_fold_mask", sees_the_future, {1, 3}),
     "positions": ((LeanLlama,), "forward", skips_a_place, {1}),
 }

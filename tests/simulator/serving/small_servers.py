@@ -139,6 +139,12 @@ def mixed_trace(seed: int = 1, requests: int = 8, depth: int = 6) -> Trace:
     return random_trace(np.random.default_rng(seed), requests, depth)
 
 
+def of_a_model(trace: Trace) -> Trace:
+    """The same acceptance, of a draft model: only that drafts ahead of the target."""
+    meta = dataclasses.replace(trace.meta, drafter="model")
+    return dataclasses.replace(trace, meta=meta, draft_len=None)
+
+
 SERVERS = st.fixed_dictionaries(
     {
         "slots": st.integers(1, 4),
@@ -182,6 +188,7 @@ def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
         st.sampled_from([TailPruning(), Fixed(3)] + ([] if confident else [GammaTune()]))
     )
     chosen["pipelined"] = chosen["pipelined"] and not confident
+    trace = of_a_model(trace) if chosen["pipelined"] else trace
     if data.draw(st.booleans()) or "tight" in chosen:
         spare, drafts = data.draw(st.integers(0, 8)), 2 if chosen["pipelined"] else 1
         chosen["blocks"] = fewest_blocks(trace, drafts * 6, chosen["block_tokens"]) + spare
@@ -206,6 +213,7 @@ EXAMPLES = settings(max_examples=150, deadline=None)
 def serve_some(policy: Policy, trace: Trace | None = None, **changes: Any) -> ServingResult:
     """Twelve requests, if no other workload is given, in three slots, plain Python."""
     trace = trace or mixed_trace()
+    trace = of_a_model(trace) if changes.get("pipelined") else trace
     seed, log, until_s, events, workload = (
         changes.pop(k, v)
         for k, v in (
