@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from real_backend.drafters.load import is_model
+from real_backend.drafters.load import OF_THE_HOST, is_model
 from real_backend.models import shapes
 from real_backend.models.gguf import smollm2_file
 from real_backend.options import SHAPE_PREFIX
@@ -50,6 +50,11 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
         meant = str(EMBEDDED / own) if own else drafter
         return PairSpec(pair or family, str(EMBEDDED / "target"), meant)
     if family == "smollm2":
+        if drafter and drafter.partition(":")[0] not in OF_THE_HOST:
+            raise InputError(
+                f"--pair {pair}: the public model comes with look-ups only (smollm2+lookup, "
+                "smollm2+suffix); for weights of your own give --target FILE.gguf --draft FOLDER"
+            )
         return PairSpec(pair or family, str(smollm2_file()), drafter or "lookup")
     assert pair is not None
     if pair.startswith(SHAPE_PREFIX):

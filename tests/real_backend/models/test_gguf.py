@@ -30,6 +30,11 @@ def test_a_file_that_is_not_there() -> None:
         load_pair(spec, device="cpu")
 
 
+def test_the_public_model_has_look_ups_only() -> None:
+    with pytest.raises(InputError, match="comes with look-ups only"):
+        resolve_pair("smollm2+eagle3", None, None)
+
+
 def test_what_reads_gguf_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
