@@ -49,6 +49,9 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
         own = EMBEDDED_DRAFTERS.get(drafter)
         meant = str(EMBEDDED / own) if own else drafter
         return PairSpec(pair or family, str(EMBEDDED / "target"), meant)
+    if family == "embedded":
+        own = ", ".join([*filter(None, EMBEDDED_DRAFTERS), *OF_THE_HOST])
+        raise InputError(f"--pair {pair}: the embedded pair has no {drafter!r}; it knows {own}")
     if family == "smollm2":
         if drafter and drafter.partition(":")[0] not in OF_THE_HOST:
             raise InputError(

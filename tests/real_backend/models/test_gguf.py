@@ -30,6 +30,11 @@ def test_a_file_that_is_not_there() -> None:
         load_pair(spec, device="cpu")
 
 
+def test_an_unknown_drafter_of_a_known_target_is_one_line() -> None:
+    with pytest.raises(InputError, match="has no 'nothing'; it knows block, lookup, suffix"):
+        resolve_pair("embedded+nothing", None, None)
+
+
 def test_the_public_model_has_look_ups_only() -> None:
     with pytest.raises(InputError, match="comes with look-ups only"):
         resolve_pair("smollm2+eagle3", None, None)
