@@ -1,10 +1,9 @@
 """Lanes: many requests side by side, each waiting for the next decision of a learner.
 
-A lane plays one request at a time by the rules of policies.round, cut where a decision is
-due: before a round (step_rounds: how many tokens to draft) or before every token (step_tokens:
-draft one more, or verify). Plain Python of plain arithmetic; simulator.envs.pins compiles it and
-hands it the arrays. Letters: L lanes, R requests and N positions of all traces, G depth, M cost
-tables of C context buckets and W = widest step + 1.
+A lane plays one request at a time by the rules of policies.round, cut where a decision is due:
+before a round (step_rounds: how many to draft) or before every token (step_tokens: one more, or
+verify). Plain Python of plain arithmetic; simulator.envs.pins compiles it. Letters: L lanes, R
+requests and N positions of all traces, G depth, M cost tables of C buckets, W = widest step + 1.
 """
 
 from __future__ import annotations
@@ -196,7 +195,8 @@ def open_round(arrays: Lanes, i: int) -> None:
     place = int(lane.at) - int(lane.begin)
     context = int(lane.prompt) + place
     limits = Limits(int(arrays.rules[MAX_GAMMA]), int(lane.last), 0)
-    lane.room = room_at(limits, int(lane.prompt), place, int(arrays.draft_len[lane.at]))
+    at = min(int(lane.at), int(lane.end) - 1)  # behind a reply's end nobody drafts
+    lane.room = room_at(limits, int(lane.prompt), place, int(arrays.draft_len[at]))
     lane.tokens, lane.spent_s = 0, 0.0
     if context >= int(lane.edge):
         costs = costs_at(arrays, int(lane.cost))

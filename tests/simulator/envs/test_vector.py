@@ -12,8 +12,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import simulator.envs  # noqa: F401  registers the environments
 from policies.base import Outcome
+from simulator.envs.kernel import step_rounds
+from simulator.envs.pins import RECORDS
 from tests.specimens import few_or_slow
 from traces.shipped import GREEDY, TIMING
+from traces.store import read_trace
 
 IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
@@ -139,3 +142,16 @@ def test_pictures() -> None:
         native.step(np.array([1, 0]))
     left, right = native.render()
     assert left.dtype == np.uint8 and left.shape == right.shape
+
+
+def test_the_last_reply_ends_inside_the_arrays() -> None:
+    """As plain Python, where an index behind the end is an error: compiled it would be a number."""
+    trace = read_trace(GREEDY).select([0])
+    env = gymnasium.make_vec(IDS[0], 1, trace=trace, timing=TIMING, autoreset_mode="Disabled")
+    env.reset(seed=0)
+    arrays = env.unwrapped.stage.arrays
+    plain = arrays._replace(**{name: getattr(arrays, name).view(np.recarray) for name in RECORDS})
+    while not plain.terminated[0]:
+        plain.actions[:] = 3
+        assert step_rounds(plain) == -1
+    assert plain.lanes[0].at == trace.positions
