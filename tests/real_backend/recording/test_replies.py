@@ -56,9 +56,12 @@ def test_greedy_drafters_record_what_they_would_have(
     same(alone, capture(looks, questions, tmp_path / "b.parquet", settings, replies=bare))
 
 
-def test_a_sampled_reply_tells_what_a_draft_proposed(pair: Any, looks: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recorder", ["lookup", "model"])
+def test_a_sampled_reply_tells_what_a_draft_proposed(
+    pair: Any, looks: Any, tmp_path: Path, recorder: str
+) -> None:
     """P(accepted) is the sum of min(p, q); a rejected proposal is of the law (q - p)+, whoever
-    recorded the reply.
+    recorded the reply, also with draws of the same seed.
     """
     from scipy import stats
 
@@ -66,7 +69,8 @@ def test_a_sampled_reply_tells_what_a_draft_proposed(pair: Any, looks: Any, tmp_
     asked = [Request(str(k), "qa", prompt) for k in range(runs)]
     settings = CaptureSettings(max_new_tokens=1, depth=1, temperature=1.0, seed=5, batch=runs)
     with torch.inference_mode():
-        replies = [one.tokens for one in decode_coupled(looks, asked, settings)]
+        first = pair if recorder == "model" else looks
+        replies = [one.tokens for one in decode_coupled(first, asked, settings)]
         target, draft = (
             torch.softmax(m.module(torch.tensor([prompt])).logits[0, -1, :64], -1).double().numpy()
             for m in (pair.target, pair.draft)
