@@ -285,4 +285,5 @@ def drafters_view(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def drafters_dict(found: Drafters) -> Mapping[str, Any]:
     """JSON-ready."""
-    return jsonable(found) | {"columns": described(COLUMNS)}  # type: ignore[no-any-return]
+    raw: dict[str, Any] = jsonable(found)
+    return raw | {"columns": described(COLUMNS)}
