@@ -141,12 +141,17 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def default_taps(layers: int) -> tuple[int, int, int]:
+    """Boundaries that a head reads where its file names none: low, middle and high."""
+    return 2, layers // 2, layers - 3
+
+
 def _taps(raw: Mapping[str, Any], layers: int, folder: Path) -> tuple[int, ...]:
     """Boundaries of the target's layers whose states the head reads. A file whose first layer is 1
     counts outputs, not inputs: the embedding is never read.
     """
     field = "eagle_aux_hidden_state_layer_ids"
-    ids = raw.get(field) or [2, layers // 2, layers - 3]
+    ids = raw.get(field) or list(default_taps(layers))
     if not isinstance(ids, list) or not all(type(k) is int and k >= 0 for k in ids):
         raise InputError(
             f"{folder / 'config.json'}: field {field} is {ids!r}, must hold layers of a target "

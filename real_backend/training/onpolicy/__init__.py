@@ -1,0 +1,1 @@
+"""Drafters for a given target, trained on what it says itself."""

@@ -1,0 +1,190 @@
+"""Train an independent draft for a target on what the target says itself
+(``python -m real_backend.training.onpolicy.write_text``): ``python -m
+real_backend.training.onpolicy.train_draft --text TEXT --out FOLDER``.
+
+A small Llama with the target's vocabulary learns the target's law behind every token that the
+target said, as user and as assistant. Its embedding, which is its output as well, starts as the
+principal directions of the target's. Checkpoints live in ``--work``; ``--out`` receives a folder in
+Hugging Face layout and what was measured on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from real_backend.command_line import Result, option, options, run_module
+from real_backend.models.checkpoint import load_model, load_tokenizer
+from real_backend.models.gguf import smollm2_file
+from real_backend.number_options import count, number, positive
+from real_backend.options import seed_of
+from real_backend.training.core import Llama, LlamaSize
+from real_backend.training.loop import Recipe, train
+from real_backend.training.onpolicy.text import OwnText, Rows
+from real_backend.training.onpolicy.train_eagle3 import write_json
+from real_backend.training.onpolicy.write_text import GIVEN, GREEDY
+
+HEAD_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainDraftOptions:
+    """Every default is what the shipped draft was made with."""
+
+    text: tuple[Path, ...] = options("folder of chunks, several times for several", Path)
+    out: Path = option("folder of the draft", Path)
+    work: Path | None = option(
+        "folder of checkpoints (default: OUT with -work appended)", Path, None
+    )
+    held_out: Path | None = option("folder of chunks that is not learnt from", Path, None)
+    target: str | None = option("GGUF file or folder of the model (default: SmolLM2)", str, None)
+    tokens: float = option("tokens of answers to learn from", positive, 3e5)
+    epochs: float = option("times that all are read", positive, 4.0)
+    layers: int = option("of the draft", count, 2)
+    hidden: int = option(f"width, a multiple of {HEAD_SIZE}", count, 128)
+    inner: int = option("inner width", count, 1024)
+    rate: float = option("peak learning rate", positive, 2e-3)
+    rows: int = option("rows of a batch", count, 4)
+    seed: int = seed_of("all draws")
+    checkpoint_s: float = option("seconds between checkpoints", number(0.0, above=False), 60.0)
+
+    @property
+    def folder(self) -> Path:
+        """Of checkpoints."""
+        return self.work or self.out.with_name(self.out.name + "-work")
+
+
+def new_draft(target: Any, options: TrainDraftOptions) -> Llama:
+    """The draft before training."""
+    config = target.config
+    shape = LlamaSize(
+        options.layers,
+        options.hidden,
+        options.hidden // HEAD_SIZE,
+        options.inner,
+        config.vocab_size,
+        config.max_position_embeddings,
+        config.rope_parameters["rope_theta"],
+        config.rms_norm_eps,
+    )
+    draft = Llama(shape, options.seed)
+    embedding = target.get_input_embeddings().weight.data.float()
+    centred = embedding - embedding.mean(0)
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -options.hidden :]
+    reduced = centred @ directions
+    draft.embedding().data.copy_(reduced * (0.02 / reduced.std()))
+    return draft
+
+
+def places_of(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Row and place of every token behind which the target said the next one."""
+    said = rows.whose[:, 1:] != GIVEN
+    row, place = said.nonzero(as_tuple=True)
+    return row, place
+
+
+def loss_of_rows(draft: Llama, rows: Rows) -> Tensor:
+    """Cross-entropy to the target's law, nats, mean over the tokens that it said."""
+    row, place = places_of(rows)
+    states = draft.states(rows.ids)[row, place]  # [N, E]
+    logs = functional.linear(states, draft.embedding()).float().log_softmax(-1)
+    law = rows.logs[row, place].exp()  # [N, K]
+    said = logs.gather(-1, rows.likeliest[row, place])
+    return -((law / law.sum(-1, keepdim=True)) * said).sum(-1).mean()
+
+
+@torch.inference_mode()
+def agreement(draft: Llama, text: OwnText, rows: int) -> float:
+    """The share of tokens of answers that the draft would have said as the target."""
+    right = asked = 0
+    for batch in range(len(text) // rows):
+        read = text.batch(batch, rows, states=False)
+        row, place = (read.whose[:, 1:] >= GREEDY).nonzero(as_tuple=True)
+        said = functional.linear(draft.states(read.ids)[row, place], draft.embedding()).argmax(-1)
+        right += int((said == read.likeliest[row, place, 0]).sum())
+        asked += len(row)
+    return right / asked
+
+
+def write_draft(draft: Llama, target: Any, tokenizer: Any, folder: Path) -> None:
+    """Config, float16 weights and the target's tokenizer in Hugging Face layout, every file whole
+    or not at all.
+    """
+    shape, config = draft.shape, target.config
+    made = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            head_dim=HEAD_SIZE,
+            max_position_embeddings=shape.max_positions,
+            rms_norm_eps=shape.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+            tie_word_embeddings=True,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+        )
+    )
+    made.load_state_dict({**draft.state_dict(), "lm_head.weight": draft.embedding()})
+    made.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, do_sample=False
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
+        made.half().save_pretrained(room)
+        tokenizer.save_pretrained(room)
+        for file in Path(room).iterdir():
+            file.replace(folder / file.name)
+
+
+def run(options: TrainDraftOptions) -> Result:
+    """Train, measure, write."""
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    text = OwnText(options.text, options.tokens, options.seed)
+    where = options.target or str(smollm2_file())
+    target, tokenizer = load_model(where, "cpu", "float32"), load_tokenizer(where)
+    draft = new_draft(target, options)
+
+    def loss_of(step: int) -> Tensor:
+        rows = text.batch(step, options.rows, states=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_of_rows(draft, rows)
+
+    batches = int(options.epochs * len(text) / options.rows)
+    recipe = Recipe(batches, options.rate, options.checkpoint_s)
+    progress = train(draft, loss_of, recipe, options.folder / "draft.ckpt.safetensors")
+    write_draft(draft, target, tokenizer, options.out)
+    said: dict[str, Any] = {
+        "tokens": text.tokens,
+        "epochs": options.epochs,
+        "train_s": round(progress.train_s),
+        "losses": progress.losses,
+    }
+    if options.held_out:
+        other = OwnText([options.held_out], 1, options.seed)
+        said["held_out_agreement"] = agreement(draft, other, options.rows)
+    write_json(said, options.out / "training.json")
+    print(f"{options.out}: {said.get('held_out_agreement', 'trained')}", file=sys.stderr)
+    return Result()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; the exit code."""
+    name = "real_backend.training.onpolicy.train_draft"
+    return run_module(name, __doc__, TrainDraftOptions, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
