@@ -155,7 +155,7 @@ def compare_drafters(
     forwards = min(others, key=lambda k: trained[drafted[k].name], default=0)
     for looks in hosts if others else []:
         pair = drafted[forwards], drafted[looks]
-        both = _two(*pair, prices[forwards], (scales[forwards], scales[looks]))
+        both = _two(prices[forwards], drafted[looks], scales[looks])
         parts = (train[forwards], train[looks], test[forwards], test[looks])
         ways += _choices(both, " or ".join(one.name for one in pair), *parts)
     tokens = float(test[0].reply_tokens.sum())
@@ -209,20 +209,19 @@ class _Held:
 
 def _scaled(costs: StepCosts, scale: float) -> StepCosts:
     """All seconds of a table times `scale`, but those of rules' own arithmetic."""
-    parts = {name: getattr(costs, name) * scale for name in ("prefill_s", "draft_s", "verify_s")}
+    names = ("prefill_s", "draft_s", "verify_s", "start_s")
+    parts = {name: getattr(costs, name) * scale for name in names}
     return costs._replace(signal_s=costs.signal_s * scale, **parts)
 
 
-def _two(
-    forwards: Drafted, lookup: Drafted, costs: StepCosts, scales: tuple[float, float]
-) -> TwoDrafters:
-    """The prices of both; costs: those of the former, scaled; scales: of their timings."""
+def _two(costs: StepCosts, lookup: Drafted, scale: float) -> TwoDrafters:
+    """The prices of both. costs: of the drafter that runs forwards, scaled; scale: of the look-up's
+    timing.
+    """
     middles = [(c + 0.5) * costs.bucket_tokens for c in range(costs.buckets)]
-    start_s, look_up_s = (
-        np.asarray([table.draft_start_s(1, context) * scale for context in middles])
-        for table, scale in zip((Table(forwards.timing), Table(lookup.timing)), scales, strict=True)
-    )
-    return TwoDrafters(costs, start_s, look_up_s)
+    table = Table(lookup.timing)
+    look_up_s = np.asarray([table.draft_start_s(1, context) * scale for context in middles])
+    return TwoDrafters(costs, look_up_s)
 
 
 def _choices(

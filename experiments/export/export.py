@@ -16,12 +16,10 @@ from experiments.common.results import read_input
 from experiments.export.engines import EngineSetting, Names, ServingEngine, find_engine
 from experiments.export.replay import (
     Batches,
-    SingleCosts,
     best_ranges,
     measured_sizes,
     run_batches,
     setting_seconds,
-    single_costs,
 )
 from experiments.export.result import BatchRow, Export, Predicted
 from experiments.export.text import advice, export_dict, export_text
@@ -36,6 +34,7 @@ from policies.registry import label, parse_policy
 from real_backend.command_line import Result
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
+from traces.costs.pricing import StepCosts
 from traces.errors import warn
 from traces.json_text import dumps
 from traces.schema import Trace, refuse_censored
@@ -56,7 +55,7 @@ class Halves:
 
     train: Trace
     test: Trace
-    costs: SingleCosts
+    costs: StepCosts
     on_train: Batches
     on_test: Batches
 
@@ -76,7 +75,7 @@ def export(
     policy_s = float(replay(policy, test, steps, seed=seed).elapsed_s.sum())
     sizes = measured_sizes(timing) if engine.batches else (1,)
     on_train, on_test = (run_batches(part, timing, steps, sizes) for part in (train, test))
-    bench = Halves(train, test, single_costs(timing, steps), on_train, on_test)
+    bench = Halves(train, test, steps, on_train, on_test)
     setting = choose(policy, engine, bench)
     return Export(
         policy=policy,
@@ -105,7 +104,7 @@ def choose(policy: Policy, engine: ServingEngine, bench: Halves) -> EngineSettin
         return best_stop(stops(policy, bench.train.meta.depth), engine, bench)
     if engine.table and len(bench.on_train.sizes) > 1:
         return best_table(engine, bench.on_train)
-    return EngineSetting(best_fixed(bench.train, bench.costs.steps)[0])
+    return EngineSetting(best_fixed(bench.train, bench.costs)[0])
 
 
 def stops(policy: Policy, depth: int) -> list[EngineSetting]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,22 +50,6 @@ def stand_in(setting: EngineSetting) -> Policy:
     return Fixed(setting.at(1))
 
 
-class SingleCosts(NamedTuple):
-    """Costs of one request alone. steps: at batch 1. start_s [C]: what a draft costs once a round,
-    whatever its length, which `steps` holds inside its verifies of several tokens.
-    """
-
-    steps: StepCosts
-    start_s: FloatArray
-
-
-def single_costs(timing: Timing, steps: StepCosts) -> SingleCosts:
-    """Tell apart what a draft costs once a round."""
-    model, size = Table(timing), steps.bucket_tokens
-    start_s = [model.draft_start_s(1, (bucket + 0.5) * size) for bucket in range(steps.buckets)]
-    return SingleCosts(steps, np.asarray(start_s))
-
-
 def tabulate_like(costs: StepCosts, model: CostModel, sizes: Sequence[int]) -> StepCosts:
     """A model's step costs at these batch sizes, over the contexts and widths of `costs`."""
     return tabulate(
@@ -79,15 +62,15 @@ def tabulate_like(costs: StepCosts, model: CostModel, sizes: Sequence[int]) -> S
 
 
 def setting_seconds(
-    setting: EngineSetting, engine: ServingEngine, trace: Trace, costs: SingleCosts
+    setting: EngineSetting, engine: ServingEngine, trace: Trace, costs: StepCosts
 ) -> float:
     """Decode seconds of a whole trace, one request at a time, under a setting."""
     if engine.discards and setting.threshold > 0:
         return discarding_seconds(trace, costs, setting.gamma, setting.threshold)
-    return float(replay(stand_in(setting), trace, costs.steps).elapsed_s.sum())
+    return float(replay(stand_in(setting), trace, costs).elapsed_s.sum())
 
 
-def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float) -> float:
+def discarding_seconds(trace: Trace, costs: StepCosts, cap: int, p_min: float) -> float:
     """Decode seconds of a trace under llama.cpp's stop: draft up to `cap` tokens, and drop the
     first whose top-1 probability is below p_min together with the rest.
 
@@ -96,8 +79,8 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
     policy drafts is verified.
     """
     rule = HFConfidence(cap, p_min)
-    limits = check_inputs(rule, trace, costs.steps)
-    paid = charged(rule, costs.steps)
+    limits = check_inputs(rule, trace, costs)
+    paid = charged(rule, costs)
     tape = tape_of(trace, signals=True)
     # How many tokens the draft is sure of from each position, whatever the room.
     doubtful = tape.top1_prob.astype(np.float64) < p_min
@@ -116,7 +99,7 @@ def discarding_seconds(trace: Trace, costs: SingleCosts, cap: int, p_min: float)
             if sure < drafted:
                 verify_s = paid.verify_s[0, bucket]
                 seconds += float(verify_s[sure + 1] - verify_s[drafted + 1])
-                seconds += float(costs.start_s[bucket]) if sure == 0 else 0.0
+                seconds += float(paid.start_s[0, bucket]) if sure == 0 else 0.0
             accepted, emitted, _ = settle(sure, runs[at], end - at)
             # The dropped token was never fed back, so a round that stopped leaves no lag.
             lag = lag_after(lag, drafted, accepted, paid.reads_states)

@@ -39,12 +39,10 @@ class Switch(NamedTuple):
 class TwoDrafters(NamedTuple):
     """The prices of both, at batch 1, by context bucket [C].
 
-    costs: of the drafter that runs forwards. start_s: the part of costs.verify_s behind one token
-    that is its start. look_up_s: of a look-up.
+    costs: of the drafter that runs forwards. look_up_s: of a look-up.
     """
 
     costs: StepCosts
-    start_s: FloatArray
     look_up_s: FloatArray
 
 
@@ -69,27 +67,24 @@ def switch_ceiling(forwards: Trace, lookup: Trace, prices: TwoDrafters) -> Float
 
 def _tapes(
     forwards: Trace, lookup: Trace, prices: TwoDrafters
-) -> tuple[Tape, Tape, StepCosts, FloatArray, FloatArray, Limits]:
+) -> tuple[Tape, Tape, StepCosts, FloatArray, Limits]:
     meta = forwards.meta
     limits = Limits(min(meta.depth, lookup.meta.depth), meta.max_new_tokens, meta.max_context)
     costs = prices_of(prices.costs, signals=False)
     tapes = tape_of(forwards, signals=False), tape_of(lookup, signals=True)
-    return *tapes, costs, prices.start_s, prices.look_up_s, limits
+    return *tapes, costs, prices.look_up_s, limits
 
 
-def looked_up_seconds(
-    costs: StepCosts, start_s: FloatArray, look_up_s: FloatArray, bucket: int, drafted: int
-) -> float:
+def looked_up_seconds(costs: StepCosts, look_up_s: FloatArray, bucket: int, drafted: int) -> float:
     """Seconds of a round that the look-up drafts: the other drafter does not start."""
     seconds = float(costs.verify_s[0, bucket, drafted + 1]) + float(look_up_s[bucket])
-    return seconds - float(start_s[bucket]) if drafted > 0 else seconds
+    return seconds - float(costs.start_s[0, bucket]) if drafted > 0 else seconds
 
 
 def play_switch(
     forwards: Tape,
     lookup: Tape,
     costs: StepCosts,
-    start_s: FloatArray,
     look_up_s: FloatArray,
     limits: Limits,
     rule: FloatArray,
@@ -107,7 +102,7 @@ def play_switch(
             if found >= int(rule[0]) and float(lookup.top1_prob[at, 0]) >= rule[1] and found > 0:
                 drafted = min(found, int(rule[2]))
                 accepted, emitted, _ = settle(drafted, int(lookup.accept_len[at]), end - at)
-                seconds = looked_up_seconds(costs, start_s, look_up_s, bucket, drafted)
+                seconds = looked_up_seconds(costs, look_up_s, bucket, drafted)
                 out[request, LOOKED_UP] += 1.0
                 lag += emitted
             else:
@@ -124,7 +119,6 @@ def plan_switch(
     forwards: Tape,
     lookup: Tape,
     costs: StepCosts,
-    start_s: FloatArray,
     look_up_s: FloatArray,
     limits: Limits,
     out: FloatArray,
@@ -152,7 +146,7 @@ def plan_switch(
                     best = min(best, seconds)
                 for gamma in range(1, found + 1):
                     accepted, emitted, _ = settle(gamma, int(lookup.accept_len[at]), left)
-                    seconds = looked_up_seconds(costs, start_s, look_up_s, bucket, gamma)
+                    seconds = looked_up_seconds(costs, look_up_s, bucket, gamma)
                     seconds += least[i + emitted, min(lag + emitted, widest)]
                     best = min(best, seconds)
                 least[i, lag] = best

@@ -29,6 +29,22 @@ def verify_seconds(row: FloatArray, tokens: float) -> float:
     return float(row[low]) + part * (float(row[step + 1]) - float(row[step]))
 
 
+def start_held(costs: StepCosts, bucket: int, n: int, tokens: float) -> float:
+    """What verify_seconds at `tokens` per row of n rows holds of a draft's start: nothing at one
+    token, all of it from two on, a part between them.
+    """
+    return min(tokens - 1.0, 1.0) * float(costs.start_s[n - 1, bucket])
+
+
+def start_due(costs: StepCosts, bucket: int, places: Any, n: int, slots: Any) -> float:
+    """What a draft's start costs: it is paid whole, and by the rows that draft alone."""
+    active = 0
+    for k in range(n):
+        if int(slots[places[k].decoding].steps) > 0:
+            active += 1
+    return float(costs.start_s[active - 1, bucket]) if active > 0 else 0.0
+
+
 def draft_seconds(costs: StepCosts, bucket: int, places: Any, n: int, slots: Any) -> float:
     """Seconds of a draft in lock step by the n slots listed in places.decoding: each takes its
     `steps`, step j runs the rows that still draft. The first step reads what each row's cache lacks

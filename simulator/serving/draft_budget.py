@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.serving.costs import verify_seconds
+from simulator.serving.costs import start_held, verify_seconds
+from traces.costs.pricing import StepCosts
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -72,7 +73,8 @@ def trim(
     n: int,
     slots: Any,
     survival: FloatArray,
-    verify_s: FloatArray,
+    costs: StepCosts,
+    bucket: int,
     draft_s: float,
 ) -> None:
     """Choose verified <= drafted by each token's chance to survive.
@@ -84,12 +86,13 @@ def trim(
     github.com/ZhaoxuanWu/Tetris). There the capacity is a number per row (spec_decode_worker.py:
     proposal_len - tetris_extra_proposals, times the batch), here one for any batch.
     ADAPTIVE, vLLM's adaptive verification (the scheduler of arXiv 2607.05147): as many as maximise
-    (n + sum of survivals) / seconds of the iteration: draft_s, and the target step, verify_s [W] by
-    tokens per row.
+    (n + sum of survivals) / seconds of the iteration: draft_s, its start included, and the target
+    step.
     """
     for k in range(n):
         slots[places[k].decoding].verified = 0
     taken, hope = 0, float(n)
+    verify_s = costs.verify_s[n - 1, bucket]
     best_taken, best_rate = 0, hope / (draft_s + verify_seconds(verify_s, 1.0))
     while True:
         pick, most = -1, 0.0
@@ -103,7 +106,9 @@ def trim(
         slots[pick].verified += 1
         taken += 1
         hope += most
-        rate = hope / (draft_s + verify_seconds(verify_s, 1.0 + taken / n))
+        tokens = 1.0 + taken / n
+        target_s = verify_seconds(verify_s, tokens) - start_held(costs, bucket, n, tokens)
+        rate = hope / (draft_s + target_s)
         if rate > best_rate:
             best_taken, best_rate = taken, rate
     if mode == ADAPTIVE:

@@ -30,7 +30,7 @@ from simulator.serving.admission import (
     reserve,
     take_arrivals,
 )
-from simulator.serving.costs import draft_seconds, verify_seconds
+from simulator.serving.costs import draft_seconds, start_due, start_held, verify_seconds
 from simulator.serving.counters import end_iteration, mark
 from simulator.serving.draft_budget import EACH, TETRIS, share_caps, trim
 from simulator.serving.queue import blocks_of
@@ -231,11 +231,12 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
     slots, costs, rules, counters = world.slots, world.costs, world.rules, world.counters[0]
     drafted, tokens, widest = load(world, n)
     draft_s = draft_seconds(costs, bucket, world.places, n, slots)
+    start_s = start_due(costs, bucket, world.places, n, slots)
     verify_s = costs.verify_s[n - 1, bucket]
     if rules.allotment >= TETRIS:
         trim(
-            rules.allotment, rules.budget_tokens, world.places, n, slots, world.survival, verify_s,
-            draft_s,
+            rules.allotment, rules.budget_tokens, world.places, n, slots, world.survival, costs,
+            bucket, draft_s + start_s,
         )  # fmt: skip
         tokens, widest = n, 0
         for k in range(n):
@@ -243,11 +244,15 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
             tokens += int(slot.verified)
             widest = max(widest, int(slot.verified))
     mean, wide = tokens / n, widest + 1.0
-    target_s = verify_seconds(verify_s, wide if rules.padded else mean)
+    read = wide if rules.padded else mean
+    target_s, held_s = verify_seconds(verify_s, read), start_held(costs, bucket, n, read)
     if rules.longest and not rules.padded and mean < wide:  # attention alone is padded
         bare = costs.verify_s[n - 1, 0]
         target_s = verify_seconds(bare, mean)
         target_s += verify_seconds(verify_s, wide) - verify_seconds(bare, wide)
+        held_s = start_held(costs, bucket, n, wide)
+        held_s += start_held(costs, 0, n, mean) - start_held(costs, 0, n, wide)
+    target_s += start_s - held_s
     if drafted == 0:
         counters.quiet = 1
         return target_s

@@ -36,7 +36,9 @@ class StepCosts(NamedTuple):
     draft_s: [S, C, W], one more drafted token in each row, for which the draft reads n = index
         tokens (n > 1: its cache lags). Column 0 is 0.
     verify_s: [S, C, W], the target step over n = index tokens per row, with the engine's fixed cost
-        per round and, for n > 1, what a draft costs once a round whatever its length. Column 0: 0.
+        per round and, for n > 1, start_s. Column 0: 0.
+    start_s: [S, C], what a draft costs once a round whatever its length. A look-up's is 0: it is
+        made in every round, and so is in every column.
     signal_s: reading top-1 probability and entropy of one drafted token.
     reads_states: the drafter is a feature head, see lag_after.
     own_s: what rules' own arithmetic costs, in none of these yet (policies.overhead adds it); None:
@@ -48,6 +50,7 @@ class StepCosts(NamedTuple):
     prefill_s: FloatArray
     draft_s: FloatArray
     verify_s: FloatArray
+    start_s: FloatArray
     signal_s: float
     reads_states: bool
     own_s: OwnSeconds | None
@@ -75,15 +78,16 @@ def make_step_costs(
     batch_sizes: Sequence[int] = (1,),
     bucket_tokens: int = 32,
     prefill_s: npt.ArrayLike | None = None,
+    start_s: npt.ArrayLike | None = None,
     signal_s: float = 0.0,
     reads_states: bool = False,
     own_s: OwnSeconds | None = UNKNOWN,
 ) -> StepCosts:
     """The table of these seconds; draft_s, verify_s: [S, C, W], or [C, W] of one batch size.
 
-    prefill_s: [C], default 0. own_s: as in StepCosts; a rule that is unknown there pays what it
-    says of itself. Raises InputError for a negative or infinite time, ValueError for tables of
-    other shapes.
+    prefill_s: [C], default 0. start_s: [S, C], default 0. own_s: as in StepCosts; a rule that is
+    unknown there pays what it says of itself. Raises InputError for a negative or infinite time,
+    ValueError for tables of other shapes.
     """
     draft, verify = np.asarray(draft_s, np.float64), np.asarray(verify_s, np.float64)
     if draft.ndim == verify.ndim == 2:
@@ -95,12 +99,14 @@ def make_step_costs(
         if not bool((np.isfinite(table) & (table >= 0)).all()):
             raise InputError(f"{name} holds a negative or infinite time")
     prefill = np.zeros(draft.shape[1]) if prefill_s is None else prefill_s
+    start = np.zeros(draft.shape[:2]) if start_s is None else start_s
     return StepCosts(
         read_only(batch_sizes, np.int64),
         bucket_tokens,
         read_only(prefill, np.float64),
         read_only(draft, np.float64),
         read_only(verify, np.float64),
+        read_only(start, np.float64),
         float(signal_s),
         reads_states,
         own_s,
@@ -141,12 +147,16 @@ def tabulate(
             seconds += model.draft_start_s(batch, context)
         return seconds + control
 
+    def start_s(batch: int) -> list[float]:
+        return [0.0 if looks_up else model.draft_start_s(batch, x) for x in middles]
+
     return make_step_costs(
         fill(lambda b, x, n: model.draft_step_s(b, x, n)),
         fill(target_s),
         batch_sizes=batch_sizes,
         bucket_tokens=bucket_tokens,
         prefill_s=[model.prefill_s(x, 1) for x in middles],
+        start_s=[start_s(batch) for batch in batch_sizes],
         signal_s=model.signal_s(),
         reads_states=isinstance(model, ReadsStates) and model.reads_states,
         own_s=model.own_s() if isinstance(model, KnowsRules) else UNKNOWN,
@@ -176,6 +186,7 @@ def prices_of(costs: StepCosts, *, signals: bool) -> StepCosts:
         read_only(costs.prefill_s, np.float64),
         read_only(costs.draft_s, np.float64),
         read_only(costs.verify_s, np.float64),
+        read_only(costs.start_s, np.float64),
         float(costs.signal_s) if signals else 0.0,
         bool(costs.reads_states),
         None,

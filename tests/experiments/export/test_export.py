@@ -22,7 +22,6 @@ from experiments.export.replay import (
     discarding_seconds,
     measured_sizes,
     run_batches,
-    single_costs,
     stand_in,
 )
 from experiments.export.text import advice, export_text, lost
@@ -369,7 +368,7 @@ def test_a_dropped_token_by_hand() -> None:
     ]
     timing = dataclasses.replace(timing, cells=tuple(cells))
     trace = make_trace([[2, 1, 0]], ["1"], ["t"], signals=True)
-    costs = single_costs(timing, step_costs(timing, trace))
+    costs = step_costs(timing, trace)
     assert costs.start_s == pytest.approx(2.0)
     shown = np.full((3, 4), 0.9, dtype=np.float32)
     # Sure of both tokens that the limit of 3 leaves room for: 3 + 1 + 10 s, and the reply is over.
@@ -386,9 +385,9 @@ def test_a_dropped_token_by_hand() -> None:
 def test_without_doubt_the_drop_is_the_replay_of_the_same_cap() -> None:
     trace = lively_trace()
     timing = dataclasses.replace(make_timing(), signal_s=0.25)
-    costs = single_costs(timing, step_costs(timing, trace))
+    costs = step_costs(timing, trace)
     for cap in (1, 3, 4):
-        kept = replay(HFConfidence(cap, 0.5), trace, costs.steps).elapsed_s.sum()
+        kept = replay(HFConfidence(cap, 0.5), trace, costs).elapsed_s.sum()
         assert discarding_seconds(trace, costs, cap, 0.5) == pytest.approx(kept)
 
 

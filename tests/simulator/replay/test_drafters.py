@@ -52,10 +52,9 @@ def prices(trace: Trace, look_up_s: float = LOOK_UP_S, start_s: float = START_S)
     costs = tabulate_for(trace, Affine(1.0, 10.0, draft_token=0.1, target_token=0.5))
     verify_s = costs.verify_s.copy()
     verify_s[..., 2:] += start_s
-    shape = costs.buckets
-    return TwoDrafters(
-        costs._replace(verify_s=verify_s), np.full(shape, start_s), np.full(shape, look_up_s)
-    )
+    starts = np.full((1, costs.buckets), start_s)
+    paid = costs._replace(verify_s=verify_s, start_s=starts)
+    return TwoDrafters(paid, np.full(costs.buckets, look_up_s))
 
 
 def test_who_never_looks_up_drafts_as_alone() -> None:

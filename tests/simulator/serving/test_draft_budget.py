@@ -22,6 +22,7 @@ from simulator.serving.draft_budget import (
     trim,
 )
 from simulator.serving.state import PLACE, SLOT
+from traces.costs.pricing import make_step_costs
 
 Records = tuple[Any, Any]
 WIDTH = 30
@@ -65,6 +66,7 @@ def trimmed(
     *,
     budget: int = 0,
     verify_s: Any = None,
+    start_s: float = 0.0,
     draft_s: float = 0.0,
     order: list[int] | None = None,
 ) -> list[int]:
@@ -74,7 +76,11 @@ def trimmed(
     for k, row in enumerate(survival):
         table[records[0][k].decoding, : len(row)] = row
     seconds = np.arange(float(WIDTH)) if verify_s is None else verify_s
-    trim(mode, budget, records[0], len(survival), records[1], table, seconds, draft_s)
+    n = len(survival)
+    plane = np.broadcast_to(seconds, (n, 1, len(seconds)))
+    starts = np.full((n, 1), start_s)
+    costs = make_step_costs(plane, plane, batch_sizes=range(1, n + 1), start_s=starts)
+    trim(mode, budget, records[0], n, records[1], table, costs, 0, draft_s)
     return read(records, "verified")
 
 
@@ -191,6 +197,14 @@ def test_adaptive_by_hand() -> None:
     # A step of two tokens per row that costs the earth: nothing is verified.
     cliff = np.where(np.arange(WIDTH) < 2, 6.0 + np.arange(WIDTH), 600.0)
     assert trimmed(ADAPTIVE, [[0.9, 0.9]], verify_s=cliff) == [0]
+
+
+def test_what_a_draft_has_cost_is_not_saved_by_verifying_less() -> None:
+    # Two rows, a token of chance 0.2 each; the block has cost 4, a step 9 + tokens per row / 2:
+    # 2 / 14 < 2.2 / 14.25 < 2.4 / 14.5. If verifying nothing saved the block: 2 / 10 > 2.4 / 14.5.
+    seconds = 10.0 + np.asarray([0.0, 0.0, 4.5, 5.0])
+    kept = trimmed(ADAPTIVE, [[0.2], [0.2]], verify_s=seconds, start_s=4.0, draft_s=4.0)
+    assert kept == [1, 1]
 
 
 def test_a_tie_is_taken_back_from_the_last_admitted() -> None:

@@ -22,6 +22,7 @@ from tests.simulator.serving.small_servers import (
     serve_some,
 )
 from traces.costs.affine import Affine
+from traces.timing import BLOCK, HOST
 
 # --- by hand: one iteration of a batch
 #
@@ -71,6 +72,28 @@ def test_lock_step_by_hand(script: int, padded: bool, expected: float) -> None:
     rows = 3 if script > 99 else 2
     trace = make_trace([[0]] * rows, [3] * rows)
     served = by_hand(BySlot(script), trace, open_loop([0] * rows), HAND, slots=rows, padded=padded)
+    assert served.finish_s.tolist() == pytest.approx([expected] * rows, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "padded", "expected"),
+    [
+        (1, BLOCK, False, 1 + 107),  # one of two rows drafts: its block 1; 1.5 tokens per row: 107
+        (1, BLOCK, True, 1 + 112),
+        (13, BLOCK, False, 3 + 122),  # both: 1 + 2
+        (101, BLOCK, False, 3 + 104 + 20 / 3),  # two of three
+        (0, BLOCK, False, 102),
+        (1, HOST, False, 2 + 107),  # both look up, whatever they find
+        (0, HOST, False, 2 + 102),
+    ],
+)
+def test_a_draft_starts_for_the_rows_that_draft(
+    script: int, kind: str, padded: bool, expected: float
+) -> None:
+    rows = 3 if script > 99 else 2
+    trace = make_trace([[0]] * rows, [3] * rows)
+    costs = dataclasses.replace(HAND, draft_kind=kind)
+    served = by_hand(BySlot(script), trace, open_loop([0] * rows), costs, slots=rows, padded=padded)
     assert served.finish_s.tolist() == pytest.approx([expected] * rows, rel=1e-12)
 
 
