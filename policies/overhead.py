@@ -59,13 +59,15 @@ def _measured(name: str, own_s: OwnSeconds) -> tuple[float, float] | None:
     return None
 
 
-def charged(policy: Policy, costs: StepCosts, *, signals: bool | None = None) -> StepCosts:
+def charged(
+    policy: Policy, costs: StepCosts, *, signals: bool | None = None, starts: bool = False
+) -> StepCosts:
     """The table that this policy pays, as rounds are priced: the step costs with its own
     arithmetic, on which nothing is left to charge. The one way to add a controller's overhead.
 
     Rows decide one after the other, so in a batch of b rows b pay: per round with the target's
     step, per drafted token with the draft's. signals: they are read; default: by the policy alone.
-    Who reads none pays for none.
+    Who reads none pays for none. starts: with start_s.
     """
     reads = uses_signals(policy) if signals is None else signals
     round_s, token_s = seconds_of(policy, costs.own_s)
@@ -80,6 +82,7 @@ def charged(policy: Policy, costs: StepCosts, *, signals: bool | None = None) ->
     return prices_of(
         costs._replace(draft_s=draft_s, verify_s=verify_s, signal_s=costs.signal_s + token_s),
         signals=reads,
+        starts=starts,
     )
 
 

@@ -209,7 +209,7 @@ def scale_all(costs: StepCosts, factor: float) -> StepCosts:
         prefill_s=costs.prefill_s * factor,
         draft_s=costs.draft_s * factor,
         verify_s=costs.verify_s * factor,
-        start_s=costs.start_s * factor,
+        start_s=None if costs.start_s is None else costs.start_s * factor,
         signal_s=costs.signal_s * factor,
     )
 

@@ -80,7 +80,9 @@ def discarding_seconds(trace: Trace, costs: StepCosts, cap: int, p_min: float) -
     """
     rule = HFConfidence(cap, p_min)
     limits = check_inputs(rule, trace, costs)
-    paid = charged(rule, costs)
+    paid = charged(rule, costs, starts=True)
+    assert paid.start_s is not None
+    starts = paid.start_s[0]
     tape = tape_of(trace, signals=True)
     # How many tokens the draft is sure of from each position, whatever the room.
     doubtful = tape.top1_prob.astype(np.float64) < p_min
@@ -99,7 +101,7 @@ def discarding_seconds(trace: Trace, costs: StepCosts, cap: int, p_min: float) -
             if sure < drafted:
                 verify_s = paid.verify_s[0, bucket]
                 seconds += float(verify_s[sure + 1] - verify_s[drafted + 1])
-                seconds += float(paid.start_s[0, bucket]) if sure == 0 else 0.0
+                seconds += float(starts[bucket]) if sure == 0 else 0.0
             accepted, emitted, _ = settle(sure, runs[at], end - at)
             # The dropped token was never fed back, so a round that stopped leaves no lag.
             lag = lag_after(lag, drafted, accepted, paid.reads_states)

@@ -218,7 +218,7 @@ def costs_at(arrays: Lanes, cost: int) -> StepCosts:
         arrays.draft_s[cost, 0],
         arrays.draft_s,
         arrays.verify_s,
-        arrays.draft_s[:, :, 0],  # of batches whose rows draft unlike, of which there are none here
+        None,
         float(arrays.rates[cost, SIGNAL_S]),
         int(arrays.rules[READS_STATES]) > 0,
         None,

@@ -121,7 +121,7 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self._uncharged = tabulate_for(
             self.trace, as_costs(timing), slots, bucket_tokens=BUCKET_TOKENS
         )
-        self.costs = prices_of(self._uncharged, signals=True)
+        self.costs = prices_of(self._uncharged, signals=True, starts=True)
         self.limits = check(
             Commanded(), self.trace, every_row(self.trace.requests), self._uncharged, self.server
         )
@@ -165,8 +165,8 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         """From the next reset on this policy decides for all rows, and each pays for its own
         arithmetic, as policies.overhead charges it; None: whoever plays pays nothing.
         """
-        bare, paid = self._uncharged, prices_of(self._uncharged, signals=True)
-        self.costs = paid if player is None else charged(player, bare, signals=True)
+        bare, paid = self._uncharged, prices_of(self._uncharged, signals=True, starts=True)
+        self.costs = paid if player is None else charged(player, bare, signals=True, starts=True)
         self._ended = True
 
     def reset(

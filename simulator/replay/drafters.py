@@ -70,7 +70,7 @@ def _tapes(
 ) -> tuple[Tape, Tape, StepCosts, FloatArray, Limits]:
     meta = forwards.meta
     limits = Limits(min(meta.depth, lookup.meta.depth), meta.max_new_tokens, meta.max_context)
-    costs = prices_of(prices.costs, signals=False)
+    costs = prices_of(prices.costs, signals=False, starts=True)
     tapes = tape_of(forwards, signals=False), tape_of(lookup, signals=True)
     return *tapes, costs, prices.look_up_s, limits
 
@@ -78,6 +78,7 @@ def _tapes(
 def looked_up_seconds(costs: StepCosts, look_up_s: FloatArray, bucket: int, drafted: int) -> float:
     """Seconds of a round that the look-up drafts: the other drafter does not start."""
     seconds = float(costs.verify_s[0, bucket, drafted + 1]) + float(look_up_s[bucket])
+    assert costs.start_s is not None
     return seconds - float(costs.start_s[0, bucket]) if drafted > 0 else seconds
 
 

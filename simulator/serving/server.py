@@ -122,7 +122,7 @@ class SharedState:
                 f"server: only a model drafts ahead of the target; the trace's drafter is of kind "
                 f"{trace.meta.drafter!r}: leave pipelined out"
             )
-        self.costs = charged(policy, costs, signals=self.signals)
+        self.costs = charged(policy, costs, signals=self.signals, starts=True)
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
         _check_memory(demand, server, self.bins)

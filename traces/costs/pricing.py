@@ -38,7 +38,8 @@ class StepCosts(NamedTuple):
     verify_s: [S, C, W], the target step over n = index tokens per row, with the engine's fixed cost
         per round and, for n > 1, start_s. Column 0: 0.
     start_s: [S, C], what a draft costs once a round whatever its length. A look-up's is 0: it is
-        made in every round, and so is in every column.
+        made in every round, and so is in every column. None: of prices of rounds in which all rows
+        draft alike, where nobody asks (every array of a table costs a call inside compiled code).
     signal_s: reading top-1 probability and entropy of one drafted token.
     reads_states: the drafter is a feature head, see lag_after.
     own_s: what rules' own arithmetic costs, in none of these yet (policies.overhead adds it); None:
@@ -50,7 +51,7 @@ class StepCosts(NamedTuple):
     prefill_s: FloatArray
     draft_s: FloatArray
     verify_s: FloatArray
-    start_s: FloatArray
+    start_s: FloatArray | None
     signal_s: float
     reads_states: bool
     own_s: OwnSeconds | None
@@ -176,17 +177,17 @@ def tabulate_for(
     )
 
 
-def prices_of(costs: StepCosts, *, signals: bool) -> StepCosts:
+def prices_of(costs: StepCosts, *, signals: bool, starts: bool = False) -> StepCosts:
     """The table as rounds are priced by it, compiled or not: nothing left to charge, and signals at
-    their price if they are read, else for nothing.
+    their price if they are read, else for nothing. starts: with start_s.
     """
     return StepCosts(
-        None,  # every array of a table costs a call inside compiled code
+        None,
         int(costs.bucket_tokens),
         read_only(costs.prefill_s, np.float64),
         read_only(costs.draft_s, np.float64),
         read_only(costs.verify_s, np.float64),
-        read_only(costs.start_s, np.float64),
+        read_only(costs.start_s, np.float64) if starts else None,
         float(costs.signal_s) if signals else 0.0,
         bool(costs.reads_states),
         None,
