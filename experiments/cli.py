@@ -25,7 +25,7 @@ from experiments.inspect.options import (
 )
 from real_backend.command_line import Parser, Result, add_options, options_of, print_anything, show
 from real_backend.interruption import interrupted
-from real_backend.options import CaptureOptions, MeasureOptions
+from real_backend.options import CaptureOptions, ExportDraftOptions, MeasureOptions
 from traces.errors import InputError, brief, missing
 
 
@@ -87,6 +87,11 @@ VERBS = {
         "a policy as the settings of a serving engine",
         o.ExportOptions,
         "experiments.export.export:run",
+    ),
+    "export-draft": Verb(
+        "an independent draft as a GGUF file for llama.cpp",
+        ExportDraftOptions,
+        "real_backend.models.gguf_writer:run",
     ),
     "report": Verb(
         "write the HTML page and figures of finished results again",

@@ -131,6 +131,16 @@ def refuse_shape(pair: PairOptions, command: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportDraftOptions:
+    """A draft for llama.cpp."""
+
+    draft: Path = option("folder of the draft, a Llama", Path)
+    target: Path | None = option("the target's GGUF file (default: SmolLM2)", Path, None)
+    out: Path = option("the GGUF file", Path)
+    force: bool = flag("overwrite the file")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptureOptions:
     """A recording."""
 

@@ -22,15 +22,30 @@ from traces.errors import InputError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+VOCABULARY = "vocabulary_sha256"  # of a draft's config.json: stands for a tokenizer of its own
+
+
 def shared_tokenizer(target: str, draft: str) -> Any:
     """The target's tokenizer; raises InputError if the draft has another one."""
     tokenizer = load_tokenizer(target)
-    if vocabulary_hash(tokenizer) != vocabulary_hash(load_tokenizer(draft)):
+    if vocabulary_hash(tokenizer) != (
+        _named_vocabulary(draft) or vocabulary_hash(load_tokenizer(draft))
+    ):
         raise InputError(
             f"{target} and {draft} have different tokenizers; a draft must propose the "
             "target's own tokens - choose a pair of one family"
         )
     return tokenizer
+
+
+def _named_vocabulary(draft: str) -> str | None:
+    """The vocabulary that a draft's config.json names."""
+    path = Path(draft) / "config.json"
+    try:
+        named = json.loads(path.read_text("utf-8")).get(VOCABULARY)
+    except (OSError, ValueError, AttributeError):
+        return None  # a hub name, a GGUF file, or no config: whoever loads it says so
+    return named if isinstance(named, str) else None
 
 
 def load_tokenizer(where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 from pathlib import Path
@@ -32,13 +33,19 @@ def smollm2_file() -> Path:
     return found[0]
 
 
+def package(name: str) -> Any:
+    """A module that only GGUF files need; raises InputError if it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"GGUF files need the package {name}; {_REMEDY}")
+    return importlib.import_module(name)
+
+
 def _arguments(where: str) -> tuple[str, str]:
     path = Path(where)
     if not path.is_file():
         raise InputError(f"{where}: no such file")
     for name in ("gguf", "accelerate"):
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"{where}: reading GGUF needs the package {name}; {_REMEDY}")
+        package(name)
     return str(path.parent), path.name
 
 

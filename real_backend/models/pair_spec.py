@@ -14,6 +14,9 @@ from traces.errors import InputError
 EMBEDDED = Path(__file__).parents[1] / "pair"
 EMBEDDED_DRAFTERS = {"": "draft", "block": "heads"}
 """Folders of the embedded pair by what is said behind `embedded+`."""
+SMOLLM2 = Path(__file__).parents[1] / "smollm2"
+SMOLLM2_DRAFTERS = {"draft": "draft", "eagle3": "eagle3"}
+"""Folders of drafters for the public model by what is said behind `smollm2+`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,8 @@ class PairSpec:
 def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> PairSpec:
     """The pair meant on the command line: --pair, or --target with --draft.
 
-    pair: "embedded" or "smollm2", with +DRAFTER or without, "embedded+block" (its own heads), a
-    folder, or "shape:TARGET+DRAFT".
+    pair: "embedded" or "smollm2", with +DRAFTER or without, "embedded+block" (its own heads),
+        "smollm2+draft", "smollm2+eagle3", a folder, or "shape:TARGET+DRAFT".
     Raises InputError if the folder has no target/ and draft/, one of two names is missing, both
     ways are used, or a shape or a drafter is unknown.
     """
@@ -53,12 +56,15 @@ def resolve_pair(pair: str | None, target: str | None, draft: str | None) -> Pai
         own = ", ".join([*filter(None, EMBEDDED_DRAFTERS), *OF_THE_HOST])
         raise InputError(f"--pair {pair}: the embedded pair has no {drafter!r}; it knows {own}")
     if family == "smollm2":
-        if drafter and drafter.partition(":")[0] not in OF_THE_HOST:
+        if drafter and drafter not in SMOLLM2_DRAFTERS and is_model(drafter):
+            known = ", ".join([*SMOLLM2_DRAFTERS, *OF_THE_HOST])
             raise InputError(
-                f"--pair {pair}: the public model comes with look-ups only (smollm2+lookup, "
-                "smollm2+suffix); for weights of your own give --target FILE.gguf --draft FOLDER"
+                f"--pair {pair}: the public model has no {drafter!r}; it knows {known}; for "
+                "weights of your own give --target FILE.gguf --draft FOLDER"
             )
-        return PairSpec(pair or family, str(smollm2_file()), drafter or "lookup")
+        own = SMOLLM2_DRAFTERS.get(drafter)
+        meant = str(SMOLLM2 / own) if own else drafter or "lookup"
+        return PairSpec(pair or family, str(smollm2_file()), meant)
     assert pair is not None
     if pair.startswith(SHAPE_PREFIX):
         target, draft = shapes.split_pair(pair)

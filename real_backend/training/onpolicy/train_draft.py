@@ -22,7 +22,12 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from real_backend.command_line import Result, option, options, run_module
-from real_backend.models.checkpoint import load_model, load_tokenizer
+from real_backend.models.checkpoint import (
+    VOCABULARY,
+    load_model,
+    load_tokenizer,
+    vocabulary_hash,
+)
 from real_backend.models.gguf import smollm2_file
 from real_backend.number_options import count, number, positive
 from real_backend.options import seed_of
@@ -115,8 +120,8 @@ def agreement(draft: Llama, text: OwnText, rows: int) -> float:
 
 
 def write_draft(draft: Llama, target: Any, tokenizer: Any, folder: Path) -> None:
-    """Config, float16 weights and the target's tokenizer in Hugging Face layout, every file whole
-    or not at all.
+    """Config and float16 weights in Hugging Face layout, every file whole or not at all; of the
+    target's tokenizer its name.
     """
     shape, config = draft.shape, target.config
     made = LlamaForCausalLM(
@@ -134,6 +139,7 @@ def write_draft(draft: Llama, target: Any, tokenizer: Any, folder: Path) -> None
             tie_word_embeddings=True,
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
+            **{VOCABULARY: vocabulary_hash(tokenizer)},
         )
     )
     made.load_state_dict({**draft.state_dict(), "lm_head.weight": draft.embedding()})
@@ -143,7 +149,6 @@ def write_draft(draft: Llama, target: Any, tokenizer: Any, folder: Path) -> None
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
         made.half().save_pretrained(room)
-        tokenizer.save_pretrained(room)
         for file in Path(room).iterdir():
             file.replace(folder / file.name)
 

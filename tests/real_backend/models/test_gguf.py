@@ -35,9 +35,9 @@ def test_an_unknown_drafter_of_a_known_target_is_one_line() -> None:
         resolve_pair("embedded+nothing", None, None)
 
 
-def test_the_public_model_has_look_ups_only() -> None:
-    with pytest.raises(InputError, match="comes with look-ups only"):
-        resolve_pair("smollm2+eagle3", None, None)
+def test_an_unknown_drafter_of_the_public_model_is_one_line() -> None:
+    with pytest.raises(InputError, match="has no 'nothing'; it knows draft, eagle3, lookup"):
+        resolve_pair("smollm2+nothing", None, None)
 
 
 def test_what_reads_gguf_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
