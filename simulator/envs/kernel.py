@@ -202,9 +202,8 @@ def open_round(arrays: Lanes, i: int) -> None:
         costs = costs_at(arrays, int(lane.cost))
         lane.bucket = bucket_of(costs, context)
         lane.edge = bucket_end(costs, int(lane.bucket))
-    cost, bucket = int(lane.cost), int(lane.bucket)
     for k in range(len(ROUND) - FACTS):
-        arrays.seen[i, FACTS + k] = arrays.facts[cost, bucket, k]
+        arrays.seen[i, FACTS + k] = arrays.facts[lane.cost, lane.bucket, k]
     show_request(arrays.memory, i, int(lane.room), context, arrays.seen, i)
     if of_tokens(arrays):
         show_no_draft(arrays.seen, i)

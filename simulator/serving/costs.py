@@ -30,15 +30,15 @@ def verify_seconds(row: FloatArray, tokens: float) -> float:
 
 
 def start_held(costs: StepCosts, bucket: int, n: int, tokens: float) -> float:
-    """What verify_seconds at `tokens` per row of n rows holds of a draft's start: nothing at one
-    token, all of it from two on, a part between them.
+    """The part of a draft's start that verify_seconds holds at `tokens` per row of n rows: nothing
+    at one token, all of it from two on, a share between them.
     """
     assert costs.start_s is not None
     return min(tokens - 1.0, 1.0) * float(costs.start_s[n - 1, bucket])
 
 
 def start_due(costs: StepCosts, bucket: int, places: Any, n: int, slots: Any) -> float:
-    """What a draft's start costs: it is paid whole, and by the rows that draft alone."""
+    """The price of a draft's start: it is paid whole, and by the rows that draft alone."""
     assert costs.start_s is not None
     active = 0
     for k in range(n):

@@ -82,6 +82,8 @@ def test_charged_costs_are_charged_once() -> None:
     assert once.verify_s[0, 0, 1] == costs.verify_s[0, 0, 1] + OWN["payback"][0]
     assert once.signal_s == costs.signal_s + OWN["payback"][1]
     bare = uncharged(costs)
+    assert same_costs(charged(Payback(), bare, starts=True), bare)
+    bare = bare._replace(start_s=None)
     assert same_costs(charged(Payback(), bare), bare)
     blind = charged(Fixed(3), bare)
     assert same_costs(blind, bare._replace(signal_s=0.0))  # who reads no signals pays for none

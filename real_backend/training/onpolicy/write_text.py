@@ -103,7 +103,7 @@ class Speaker:
         self.speaks, self.left, self.said = ASKED, opening.most, 0
 
     def take(self, token: int, ends: frozenset[int]) -> int:
-        """What follows, given what the model would say."""
+        """The next token of the row, given the one that the model would say."""
         if not self.given:
             if token not in ends and self.left > 0:
                 self.left, self.said = self.left - 1, self.said + 1
@@ -127,7 +127,7 @@ class Speaker:
 def choose(
     logits: Tensor, speakers: list[Speaker], ends: frozenset[int], numbers: torch.Generator
 ) -> list[int]:
-    """What the model says in every row, of logits [B, V]."""
+    """The next token of every row as the model says it, of logits [B, V]."""
     found = logits.argmax(-1)
     drawn = [b for b, s in enumerate(speakers) if not s.given and s.speaks == SAMPLED]
     asked = [b for b, s in enumerate(speakers) if not s.given and s.speaks == ASKED]
