@@ -13,7 +13,7 @@ from policies.base import Outcome, Policy, State, View, reads_seconds
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from policies.registry import REGISTRY, parse_policy
-from simulator.replay.replay import replay
+from simulator.replay.replay import replay_interpreted
 from tests.specimens import random_costs, random_trace
 from traces.costs.pricing import StepCosts
 from traces.schema import Trace
@@ -25,7 +25,7 @@ COUNTING = (
 
 
 def decisions(policy: Policy, trace: Trace, costs: StepCosts) -> list[list[int]]:
-    log = replay(policy, trace, costs, seed=5)
+    log = replay_interpreted(policy, trace, costs, seed=5)
     return [log.gamma.tolist(), log.drafted.tolist()]
 
 
@@ -69,7 +69,9 @@ def test_a_machine_slower_than_its_timing_takes_the_same_decisions(name: str) ->
         trace, costs = random_trace(generator, 24, DEPTH), random_costs(generator, DEPTH)
         half = {field: factor * getattr(costs, field) for field, factor in halves.items()}
         believed = costs._replace(**half)
-        right, wrong = (replay(policy, trace, costs, believed=b) for b in (None, believed))
+        right, wrong = (
+            replay_interpreted(policy, trace, costs, believed=b) for b in (None, believed)
+        )
         assert right.same_rounds(wrong)
 
 

@@ -34,6 +34,7 @@ from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from simulator.replay.theory import expected_emitted
 from tests.results import lively_trace, make_timing, make_trace
+from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.schema import Trace
@@ -224,7 +225,7 @@ def test_llama_cpp_gets_both_models_and_its_type(exported: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("spec", list(REGISTRY))
+@pytest.mark.parametrize("spec", few_or_slow(REGISTRY))
 def test_transformers_takes_every_export(exported: Any, spec: str) -> None:
     """The text runs, and no field of it is unknown to the installed GenerationConfig."""
     from transformers import GenerationConfig
@@ -429,11 +430,11 @@ def test_text_is_comments_and_then_what_to_paste(
     assert shlex.split(text, comments=True) == shlex.split(pasted, comments=True)
 
 
-def test_every_policy_of_the_shelf_can_be_exported(exported: Any) -> None:
-    for spec in REGISTRY:
-        for to in ("vllm", "llama.cpp"):
-            found = exported(spec, to).predicted
-            assert found.exported_tokens_per_s > 0 and np.isfinite(found.loss)
+@pytest.mark.parametrize("spec", few_or_slow(REGISTRY))
+def test_every_policy_of_the_shelf_can_be_exported(exported: Any, spec: str) -> None:
+    for to in ("vllm", "llama.cpp"):
+        found = exported(spec, to).predicted
+        assert found.exported_tokens_per_s > 0 and np.isfinite(found.loss)
 
 
 def test_a_trace_without_signals_exports_what_needs_none(trace: Trace) -> None:

@@ -372,7 +372,9 @@ def test_slots_default_to_what_was_measured(inputs: Inputs) -> None:
             ["pays up", "decode under plain", "one seed: how far", "fixed:gamma=2", "requests/s"],
         ),
         ("placement", ["drafting ahead", "no network", "fixed:gamma=2"]),
-        ("routing", ["least-outstanding", "TTFT p99", "fixed:gamma=2"]),
+        pytest.param(
+            "routing", ["least-outstanding", "TTFT p99", "fixed:gamma=2"], marks=pytest.mark.slow
+        ),
         ("bursts", ["bursts: ", "objective: TPOT", "batch-table"]),
         ("capacity", ["keep TTFT <=", "drafts ahead", "fixed:gamma=5"]),
     ],

@@ -36,7 +36,7 @@ from simulator.replay.totals import (
     tally,
     tally_many,
 )
-from tests.specimens import random_costs, random_trace
+from tests.specimens import few_or_slow, random_costs, random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, prices_of, tabulate
@@ -53,7 +53,7 @@ def same_sums(sums: Tally, log: RoundLog) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(sums, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", few_or_slow(REGISTRY))
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 20), st.integers(-(2**70), 2**70))
 def test_sums_are_those_of_the_log(
@@ -152,7 +152,7 @@ def shaken(costs: StepCosts, generator: np.random.Generator) -> StepCosts:
     return costs._replace(draft_s=draft, verify_s=verify, signal_s=signal_s)
 
 
-@pytest.mark.parametrize("name", SAME_COSTS)
+@pytest.mark.parametrize("name", few_or_slow(SAME_COSTS))
 def test_one_replay_prices_every_cost_model(name: str) -> None:
     policy = parse_policy(name)
     for world in range(6):
