@@ -36,7 +36,7 @@ def smollm2_file() -> Path:
 def package(name: str) -> Any:
     """A module that only GGUF files need; raises InputError if it is not installed."""
     if importlib.util.find_spec(name) is None:
-        raise InputError(f"GGUF files need the package {name}; {_REMEDY}")
+        raise InputError(f"GGUF needs the package {name}; {_REMEDY}")
     return importlib.import_module(name)
 
 

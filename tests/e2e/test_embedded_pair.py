@@ -71,7 +71,7 @@ def test_shipped_data_is_what_it_says(questions: list[Question]) -> None:
             assert 0.4 < (trace.accept_len[picked] > 0).mean() < 0.92
 
 
-@pytest.mark.parametrize("name", few_or_slow(REGISTRY))
+@pytest.mark.parametrize("name", few_or_slow(REGISTRY, ["gammatune", "hf-confidence"]))
 def test_engine_takes_the_replays_decisions(
     embedded: Any, few: tuple[Trace, list[Any]], shipped_costs: StepCosts, name: str
 ) -> None:

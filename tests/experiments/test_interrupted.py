@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from experiments import cli
 from experiments.common.results import read_result
 from policies.fixed import Fixed
-from tests.specimens import write_prompts
+from tests.specimens import few_or_slow, write_prompts
 from traces.roundlog import read_roundlog
 from traces.timing import read_timing
 
@@ -105,7 +105,7 @@ def inputs(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.parametrize("command", few_or_slow(CASES, ["capture", "sweep"]))
 def test_stopped_at_every_write(
     command: str, inputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

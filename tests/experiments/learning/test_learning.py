@@ -141,6 +141,7 @@ def test_ppo_finds_the_known_answer(name: str) -> None:
 SHORT_REPLIES = dataclasses.replace(CONDITIONS["one rate"], tokens=50)
 
 
+@pytest.mark.slow
 def test_the_return_in_seconds_finds_it_too() -> None:
     weights = trained(SHORT_REPLIES, RoundVectorEnv, reward="seconds")
     assert SHORT_REPLIES.share(weights) >= 0.98

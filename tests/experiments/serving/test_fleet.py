@@ -33,6 +33,7 @@ from simulator.serving.metrics import Objective
 from simulator.serving.options import Server
 from tests.command import Outcome, gammalab, read_json, refused
 from tests.results import lively_trace, make_timing, make_trace
+from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.model import CostModel
@@ -406,7 +407,9 @@ def test_intervals_over_seeds_by_hand() -> None:
     assert said.endswith("+- 0.000 or less, none more than +- 12.706")
 
 
-@pytest.mark.parametrize("question", ["break-even", "placement", "routing", "bursts", "capacity"])
+@pytest.mark.parametrize(
+    "question", few_or_slow([q for q in QUESTIONS if q != "table"], ["bursts"])
+)
 def test_a_policy_that_a_question_serves_anyway(inputs: Inputs, question: str) -> None:
     ran = inputs.fleet(question, policies="fixed:gamma=3")
     assert ran.code == 0 and "fixed:gamma=3" in ran.out

@@ -73,7 +73,7 @@ def test_trace_is_plain_greedy_decoding_and_generate(
         assert generated[0, ids.shape[1] :].tolist() == reply
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", few_or_slow(REGISTRY))
 def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]], name: str
 ) -> None:

@@ -18,6 +18,7 @@ from policies.registry import REGISTRY, parse_policy
 from simulator.envs.dataset import Pool
 from simulator.envs.round_token import RoundEnv, TokenEnv, play
 from simulator.replay.replay import replay
+from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate
@@ -30,7 +31,7 @@ from traces.timing import read_timing
 IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", few_or_slow(IDS, IDS[:1]))
 def test_checked_by_gymnasium_and_sb3(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
