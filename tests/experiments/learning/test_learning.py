@@ -180,6 +180,7 @@ def test_dqn_finds_the_known_answer(name: str) -> None:
     assert condition.share(actor_weights(model)) >= 0.98
 
 
+@pytest.mark.slow
 def test_sb3_ppo_on_the_lanes_and_its_terminal_observations() -> None:
     pytest.importorskip("stable_baselines3")
     from experiments.learning.sb3 import LaneVecEnv, actor_weights, make_model

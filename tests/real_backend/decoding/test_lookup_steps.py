@@ -25,6 +25,7 @@ from real_backend.prompts import Request, read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from simulator.replay.replay import replay_interpreted
+from tests.specimens import few_or_slow
 from traces.costs.pricing import StepCosts
 from traces.schema import Trace
 
@@ -226,7 +227,7 @@ def test_a_measurement_drafts_more_than_was_found(pairs: dict[str, Any], drafter
     assert np.isfinite(Bench(pairs[drafter], 1, 40, {}, deepest=8).signal_s(20)[0])
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", few_or_slow(DRAFTERS, DRAFTERS[:1]))
 def test_sampling_has_the_targets_law(
     pairs: dict[str, Any], costs: StepCosts, drafter: str
 ) -> None:

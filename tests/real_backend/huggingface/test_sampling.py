@@ -47,7 +47,9 @@ def chi_square_p(seen: np.ndarray, sampling: np.ndarray) -> float:
     return float(stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(0.7, 0.9), pytest.param(1.0, 1.0, marks=pytest.mark.slow)]
+)
 def test_samples_have_the_targets_law(tiny: Models, temperature: float, top_p: float) -> None:
     target, draft = tiny
     spec = speculate(draft, "fixed:gamma=2")

@@ -125,6 +125,7 @@ def busy(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_lengths")
 def test_no_rules_arithmetic_is_in_control(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither that of rules of the registry, nor that of the one that plays the timed rounds."""

@@ -16,7 +16,7 @@ from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings, decode_coupled
 from real_backend.recording.replies import Replies
-from tests.specimens import write_prompts
+from tests.specimens import few_or_slow, write_prompts
 from traces.errors import InputError
 from traces.schema import OPTIONAL, Trace
 from traces.store import read_trace, write_trace
@@ -56,7 +56,7 @@ def test_greedy_drafters_record_what_they_would_have(
     same(alone, capture(looks, questions, tmp_path / "b.parquet", settings, replies=bare))
 
 
-@pytest.mark.parametrize("recorder", ["lookup", "model"])
+@pytest.mark.parametrize("recorder", few_or_slow(["lookup", "model"], ["lookup"]))
 def test_a_sampled_reply_tells_what_a_draft_proposed(
     pair: Any, looks: Any, tmp_path: Path, recorder: str
 ) -> None:

@@ -47,7 +47,7 @@ def greedy() -> Any:
     return read_trace(GREEDY)
 
 
-@pytest.mark.parametrize("spec", list(REGISTRY))
+@pytest.mark.parametrize("spec", few_or_slow(REGISTRY))
 def test_every_policy_plays_as_in_the_replay(spec: str, greedy: Any) -> None:
     policy, rows = parse_policy(spec), [3, 40, 77, 120]
     trace = greedy.select(rows)

@@ -33,6 +33,7 @@ from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
 from simulator.envs.serve import ServeEnv
 from simulator.serving.options import Server
 from simulator.serving.server import serve
+from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.errors import InputError
@@ -95,7 +96,7 @@ def agree(policy: Policy, env: ServeEnv, seed: int) -> None:
 # --- what serve does
 
 
-@pytest.mark.parametrize("cls", WIDE, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", few_or_slow(WIDE, WIDE[:3]), ids=lambda cls: cls.name)
 def test_batch_wide_policies_play_as_in_serve(cls: type[Policy]) -> None:
     for k, workload in enumerate(WORKLOADS):
         agree(cls(), make(workload=workload), seed=k)

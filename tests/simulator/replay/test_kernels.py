@@ -119,6 +119,7 @@ def test_an_edited_policy_is_never_served_stale(tmp_path: Path) -> None:
     assert run_in_new_process(tmp_path) == ["5", "0", "True"]
 
 
+@pytest.mark.slow
 def test_a_policy_from_main_is_compiled_without_a_cache(tmp_path: Path) -> None:
     (tmp_path / "helper_of_mine.py").write_text(HELPER)
     assert run_in_new_process(tmp_path, textwrap.dedent(POLICY)) == ["2", "0", "False"]
@@ -163,6 +164,7 @@ def test_kernels_that_differ_in_a_constant_are_not_mixed(tmp_path: Path) -> None
     assert run_script(tmp_path, RUN_MIXED, "32") == [threes, twos]
 
 
+@pytest.mark.slow
 def test_what_a_closure_holds_is_part_of_the_kernel(tmp_path: Path) -> None:
     factory = "def policy(drafted):\n" + textwrap.indent(
         POLICY.replace("doubled(1) + 0", "drafted") + "\nreturn Mine\n", "    "
