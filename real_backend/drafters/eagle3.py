@@ -39,8 +39,8 @@ _UNSEEN = float("-inf")
 
 
 class HeadModule(torch.nn.Module):
-    """The weights of a head under their names: what is hashed, counted and looked through for
-    NaN. config: of its layers.
+    """The weights of a head under their names, and its draft vocabulary: what is hashed and looked
+    through for NaN. config: of its layers.
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, Tensor]) -> None:

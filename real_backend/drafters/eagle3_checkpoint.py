@@ -70,9 +70,9 @@ def load_eagle3(folder: Path, target: Model) -> Eagle3Drafter:
         raise InputError(f"{folder}: norm_before_fc is set, but there is no input_norm.weight")
     weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
     target.tap(taps, str(folder))
-    holder = HeadModule(config, weights)
     if places is not None:
         weights["places"] = places.to(device)
+    holder = HeadModule(config, weights)
     head = Eagle3Head(config, raw, weights)
     longest = int(config.max_position_embeddings or 0)
     return Eagle3Drafter(head, holder, folder.name, longest, Watch(str(device)))

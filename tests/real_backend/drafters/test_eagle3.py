@@ -196,3 +196,11 @@ def test_nan_in_a_head_is_named(deep_target: Path, tmp_path: Path, costs: StepCo
     engine = Engine(pair_with(deep_target, folder), costs, max_gamma=4)
     with pytest.raises(InputError, match=r"the draft says NaN .* its weight norm is not finite"):
         engine.decode(REGISTRY["fixed"](), [Request("a", "", [2, 9, 4])], max_new_tokens=8)
+
+
+def test_another_draft_vocabulary_is_another_head(deep_target: Path, tmp_path: Path) -> None:
+    """Heads alike but for their d2t, which shifts every proposal, have other names in a trace."""
+    folder = save_eagle3(tmp_path / "head", deep_target, without=("t2d",))
+    before = pair_with(deep_target, folder).weights_sha256
+    retyped(folder, "d2t", torch.full((40,), 7))
+    assert pair_with(deep_target, folder).weights_sha256 != before
