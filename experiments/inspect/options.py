@@ -53,6 +53,11 @@ class TraceImportOptions:
     key: str = option("acc-len: the object to read, a dotted path", default="")
     vanilla: Path | None = maybe("spec-bench: the run without a draft")
     timing_out: Path | None = maybe("spec-bench: fit a timing to wall times")
+    drafter: str = option(
+        "what proposed the tokens: eagle3 also of heads like it, block of DFlash, DSpark or Medusa",
+        default="model",
+        choices=["model", "eagle3", "block", "lookup", "suffix"],
+    )
     depth: int = option("deepest draft of a replay, in tokens", count, 0)
     temperature: float = option("of the recorded run, 0 is greedy", temperature, 0.0)
     max_new_tokens: int = option("its reply limit, in tokens", count, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run(asked: TraceImportOptions) -> Result:
     except MarginalsOnly as refused:
         print(refused.marginals.table())
         raise
+    trace = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, drafter=asked.drafter))
     timing = fit_timing(asked.input[0], options) if asked.timing_out else None
     write_trace(trace, asked.out, overwrite=asked.force)
     lines = [describe(trace, asked.out)]

@@ -19,6 +19,7 @@ from traces.errors import InputError
 from traces.importers import FORMATS
 from traces.importers.common import Options
 from traces.importers.schedule import Schedule
+from traces.schema import DRAFTERS
 from traces.store import read_trace
 from traces.timing import read_timing
 
@@ -175,6 +176,17 @@ def test_a_request_occurs_once(tmp_path: Path) -> None:
 
 
 # The command
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_whose_drafts_they_were(tmp_path: Path, kind: str) -> None:
+    path, out = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    path.write_text('{"id": "1", "rounds": [[4, 2], [4, 4], [4, 0]]}\n')
+    command = ["trace", "import", str(path), "--format", "jsonl", "--out", str(out)]
+    assert main([*command, "--drafter", kind]) == 0
+    assert read_trace(out).meta.drafter == kind
+    assert main([*command, "--force"]) == 0
+    assert read_trace(out).meta.drafter == "model"
 
 
 def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
