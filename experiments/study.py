@@ -192,18 +192,16 @@ def _identity(path: Path | None) -> str | None:
 
 
 def _few_prompts(options: StudyOptions, effort: Effort, path: Path) -> Path:
-    """The first questions of every task, as a prompt file in the study's folder."""
-    from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
+    """Questions of every task, as a prompt file in the study's folder."""
+    from real_backend.prompts import EMBEDDED_PROMPTS, alike, read_questions
 
     if options.prompts is None and not options.pair.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    counts: dict[str, int] = {}
+    questions = read_questions(options.prompts or EMBEDDED_PROMPTS)
     lines = []
-    for question in read_questions(options.prompts or EMBEDDED_PROMPTS):
-        counts[question.task] = counts.get(question.task, 0) + 1
-        if counts[question.task] <= effort.questions_per_task:
-            fields = {name: getattr(question, name) for name in ("question_id", "category")}
-            lines.append(json.dumps(fields | {"turns": list(question.turns)}))
+    for question in alike(questions, effort.questions_per_task):
+        fields = {name: getattr(question, name) for name in ("question_id", "category")}
+        lines.append(json.dumps(fields | {"turns": list(question.turns)}))
     text = "\n".join(lines) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"), overwrite=True)
     return path

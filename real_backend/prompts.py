@@ -103,6 +103,20 @@ def read_questions(path: Path, limit: int = 0) -> list[Question]:
     return questions
 
 
+def alike(questions: list[Question], per_task: int) -> list[Question]:
+    """At most so many questions of every task, evenly spread over those in the file and in its
+    order; 0: all.
+    """
+    by_task: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        by_task.setdefault(question.task, []).append(index)
+    kept: set[int] = set()
+    for places in by_task.values():
+        count = min(per_task or len(places), len(places))
+        kept |= {places[k * len(places) // count] for k in range(count)}
+    return [questions[index] for index in sorted(kept)]
+
+
 def questions_hash(questions: list[Question]) -> str:
     """SHA-256 of what is asked, independent of the file's formatting."""
     rows = [(q.question_id, q.category, q.turns) for q in questions]

@@ -23,6 +23,7 @@ from real_backend.prompts import (
     EMBEDDED_PROMPTS,
     Question,
     Request,
+    alike,
     decode_reply,
     questions_hash,
     read_questions,
@@ -165,7 +166,7 @@ def run(options: CaptureOptions) -> Result:
     resolve_pair(named.name, named.target, named.draft)  # one that cannot be is told first
     if o.prompts is None and not named.is_embedded:
         raise InputError("--prompts is missing; only the embedded pair brings its own")
-    questions = read_questions(o.prompts or EMBEDDED_PROMPTS, o.limit)
+    questions = alike(read_questions(o.prompts or EMBEDDED_PROMPTS, o.limit), o.per_task)
     if o.out.exists() and not o.force:
         raise InputError(f"{o.out} exists; choose another name or pass --force")
     # Begun with so many threads: another trial might choose otherwise.

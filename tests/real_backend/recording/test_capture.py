@@ -22,7 +22,14 @@ from real_backend.models.kvcache import Reader
 from real_backend.models.pair import load_pair
 from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import CaptureOptions, PairOptions
-from real_backend.prompts import Request, read_questions, request_for, requests_of_trace
+from real_backend.prompts import (
+    Question,
+    Request,
+    alike,
+    read_questions,
+    request_for,
+    requests_of_trace,
+)
 from real_backend.recording import capture as capture_module
 from real_backend.recording.annotation import run_lengths
 from real_backend.recording.capture import capture, run
@@ -284,6 +291,14 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for pair in ("embedded", str(tmp_path)):
         with pytest.raises(InputError, match="beside --target or --draft"):
             resolve_pair(pair, "a", "b")
+
+
+def test_questions_of_every_task_evenly_spread() -> None:
+    tasks = ["qa"] * 5 + ["writing", "rag", "math", "qa"]  # writing and math: conversation
+    asked = [Question(str(k), task, ("t",)) for k, task in enumerate(tasks)]
+    names = [question.question_id for question in alike(asked, 2)]
+    assert names == ["0", "3", "5", "6", "7"]  # of the qa at 0 1 2 3 4 8 the first and the fourth
+    assert alike(asked, 0) == asked == alike(asked, 9)
 
 
 @pytest.mark.parametrize(
