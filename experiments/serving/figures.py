@@ -26,6 +26,7 @@ from experiments.common.statistics import Interval
 from policies.registry import title
 
 SHOWN = 4
+HARDLY = 0.05  # requests that wait on average: fewer are no queue
 
 
 def table_figure(
@@ -113,8 +114,8 @@ def bars_figure(name: str, values: Mapping[str, Interval], meaning: str, unit: s
     axes.set_xlabel(meaning)
     named_rows(axes, [title(key) for key in order])
     best, worst = order[-1], order[0]
-    finding = f"{title(best)} is first with {means[best]:.2f} {unit}, {title(worst)} last with "
-    finding += f"{means[worst]:.2f}"
+    finding = f"{title(best)} is first with {means[best]:.2f} {unit}{_between(values[best])}, "
+    finding += f"{title(worst)} last with {means[worst]:.2f}{_between(values[worst])}"
     caption = (
         "Orange: plain decoding and fixed lengths; blue: rules that adapt. Means over seeds; line: "
         "95 % interval, none with one seed."
@@ -122,13 +123,22 @@ def bars_figure(name: str, values: Mapping[str, Interval], meaning: str, unit: s
     return finish(figure, name, finding, caption)
 
 
+def _between(value: Interval) -> str:
+    """The interval behind a mean; nothing where there is none."""
+    if np.isnan(value.high) or value.low == value.high:
+        return ""
+    return f" ({value.low:.2f}-{value.high:.2f})"
+
+
 def series_figure(series: Mapping[str, Any], bin_s: float) -> Picture:
     """Requests that decode and wait, over time, a line per policy.
 
     series: bins [replicas, B] (simulator.serving.state.BIN) by policy; at most six policies are
-    drawn, the first and those whose waiting line is shortest.
+    drawn, the first and those whose queue is shortest.
     """
-    waits = {name: float(bins["waiting_s"].sum()) for name, bins in series.items()}
+    waits = {
+        name: float(bins["waiting_s"].sum() / bins["busy_s"].sum()) for name, bins in series.items()
+    }
     first, *others = series
     names = [first, *sorted(others, key=lambda name: waits[name])[:5]]
     use_style()
@@ -156,13 +166,18 @@ def series_figure(series: Mapping[str, Any], bin_s: float) -> Picture:
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
     calm, crowded = min(waits, key=waits.__getitem__), max(waits, key=waits.__getitem__)
-    finding = f"The line is shortest under {title(calm)}, longest under {title(crowded)}"
+    finding = (
+        f"The queue is shortest under {title(calm)} ({waits[calm]:.2f} requests), longest under "
+        f"{title(crowded)} ({waits[crowded]:.2f})"
+    )
+    if waits[crowded] < HARDLY:
+        finding = f"Hardly anybody waits for a slot: at most {waits[crowded]:.3f} requests"
     if waits[crowded] == 0.0:
         finding = "Nobody waits for a slot under any policy"
     caption = (
         f"The first seed's run, {width * bin_s:g} s to a point. Waiting: requests without a slot "
         "when an iteration begins. At most six policies are drawn: the first, and the five with "
-        "the shortest line."
+        "the shortest queue; queues are means over the time that the machine works."
     )
     return finish(figure, "series", finding, caption)
 
