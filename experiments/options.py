@@ -82,6 +82,7 @@ class StudyOptions:
     trace: Path | None = maybe("use this trace instead of capturing one")
     out: Path = out_of("folder of all results")
     quick: bool = flag("fewer prompts and repeats, for a look")
+    validate_limit: int = few(f"validate on {FEW_REPLIES}")
     max_error: float = largest_error()
     seed: int = seed_of(HALVES)
     force: bool = forced("start over, overwriting results")

@@ -58,19 +58,18 @@ STAGES = ("capture", "measure", "compare", "validate", "report")
 
 
 class Effort(NamedTuple):
-    """How much work a study does. questions_per_task, validate_replies 0: all of them."""
+    """How much work a study does. questions_per_task 0: all of them."""
 
     questions_per_task: int
     max_new_tokens: int
     batches: tuple[int, ...]
     measure_repeats: int
-    validate_replies: int
     validate_repeats: int
 
 
 WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
-FULL = Effort(0, 128, (1,), 150, 0, 1)
-QUICK = Effort(5, 64, (1,), 30, 0, 1)
+FULL = Effort(0, 128, (1,), 150, 1)
+QUICK = Effort(5, 64, (1,), 30, 1)
 
 
 def run(options: StudyOptions) -> Result:
@@ -165,6 +164,7 @@ def _settings(options: StudyOptions, out: Path) -> dict[str, Any]:
         "pair": pair.name or (None if pair.target else "embedded"),
         **{name: getattr(pair, name) for name in OF_THE_PAIR},
         "quick": options.quick,
+        "validate_limit": options.validate_limit or None,  # as in studies that knew no limit
         "seed": options.seed,
         "prompts": _identity(options.prompts),
         "trace": _identity(options.trace),
@@ -273,7 +273,7 @@ def _validate(options: StudyOptions, effort: Effort, trace: Path) -> None:
             timing=out / "timing.json",
             prompts=options.prompts,
             repeats=effort.validate_repeats,
-            limit=effort.validate_replies,
+            limit=options.validate_limit,
             max_error=options.max_error,
             seed=options.seed,
             out=out,

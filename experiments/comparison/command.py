@@ -54,8 +54,7 @@ def run(options: CompareOptions) -> Result:
     compared with each other. Raises InputError for bad input, or if the result exists.
     """
     out, seed = options.out, options.seed
-    if len({path.name for path in options.trace}) < len(options.trace):
-        raise InputError("two traces have the same file name; rename one, results go by it")
+    names = names_of(options.trace)
     if out is not None:
         refuse_existing(out / "compare.json", options.force)
     policies = parse_policies(options.policies) if options.policies else None
@@ -67,17 +66,22 @@ def run(options: CompareOptions) -> Result:
         )
     traces, timings = zip(*map(read_input, options.trace, files), strict=True)
     texts, entries, done = [], [], []
-    for path, file, trace, timing in zip(options.trace, files, traces, timings, strict=True):
+    every = zip(options.trace, names, files, traces, timings, strict=True)
+    for path, name, file, trace, timing in every:
         comparison = _compare_one(path, trace, timing, policies, seed)
         note = random_weights_note(timing.meta, trace.meta.pair)
-        entry = describe_inputs(trace, path.name, timing) | to_dict(comparison)
-        entry |= {"timing": file.name, "logs": f"simulated/{path.stem}"}
+        file_name = name + path.suffix
+        entry = describe_inputs(trace, file_name, timing) | to_dict(comparison)
+        entry |= {"timing": file.name, "logs": f"simulated/{name}"}
         entries.append(entry | {"mismatches": mismatches(trace, timing)})
-        said = [note, comparison_text(comparison, path.name), headline_text(entries[-1], None)]
+        said = [
+            note,
+            comparison_text(comparison, file_name),
+            headline_text(entries[-1], None),
+        ]
         texts.append("\n\n".join(filter(None, said)))
-        done.append((path.stem, comparison))
+        done.append((name, comparison))
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
-    names = [path.stem for path in options.trace]
     drafted = [Drafted(*one) for one in zip(names, traces, timings, strict=True)]
     if same_replies(drafted):
         found = compare_drafters(drafted, seed=seed)
@@ -86,14 +90,27 @@ def run(options: CompareOptions) -> Result:
     text = "\n\n\n".join(texts)
     if out is not None:
         withdraw(out / "compare.json")
-        for stem, comparison in done:
-            write_logs(comparison, out / "simulated" / stem)
+        for name, comparison in done:
+            write_logs(comparison, out / "simulated" / name)
         write_text(text, out / "compare.txt")
         write_result("compare", result, out / "compare.json", overwrite=options.force)
     parts = [frame_of(entry["rows"]) for entry in entries]
     for part, entry in zip(parts, entries, strict=True):
         part.insert(0, "trace", entry["trace"])
     return Result(text, result, csv_of((TRACE, ROLE, *COLUMNS), pd.concat(parts)))
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each trace: of its file, or where two are called alike, of folder and file.
+
+    Raises InputError if these are alike, too.
+    """
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.absolute().parent.name}-{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        raise InputError("two traces have the same folder and file name; results go by them")
+    return names
 
 
 def _compare_one(

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import cli
+from experiments.comparison.command import names_of
 from tests.results import lively_trace, make_timing
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.store import write_trace
 
@@ -104,3 +106,19 @@ def test_a_timing_for_each_or_one_for_all(
     assert "2 traces, but 3 timings" in capsys.readouterr().err
     assert cli.main(["compare", "--policies", "never", *traces, times[0]]) == 0
     assert "drafter 'lookup', the timing 'model'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.parquet", "b/y.parquet"], ["x", "y"]),
+        (["a/x.parquet", "b/x.parquet"], ["a-x", "b-x"]),
+    ],
+)
+def test_files_called_alike_go_by_their_folders(paths: list[str], names: list[str]) -> None:
+    assert names_of([Path(path) for path in paths]) == names
+
+
+def test_one_file_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="the same folder and file name"):
+        names_of([Path("a/x.parquet"), Path("b/a/x.parquet")])
