@@ -34,10 +34,12 @@ class WriteCardOptions:
     about: str = option("one sentence: what it drafts, for whom")
 
 
-def by_depth(accept_len: npt.NDArray[Any], depth: int) -> list[float]:
-    """Of the drafts that agree so far, the share that agrees with the target's next token, too."""
+def by_depth(accept_len: npt.NDArray[Any], depth: int) -> list[float | None]:
+    """Of the drafts that agree so far, the share that agrees with the target's next token, too;
+    None: no draft does so far.
+    """
     reached = [int((accept_len >= k).sum()) for k in range(depth + 1)]
-    return [b / a if a else float("nan") for a, b in pairwise(reached)]
+    return [b / a if a else None for a, b in pairwise(reached)]
 
 
 def table(trace: Trace) -> str:
@@ -54,7 +56,8 @@ def table(trace: Trace) -> str:
         kept = np.ones(len(task), bool) if name == "all" else task == name
         replies = trace.requests if name == "all" else trace.category.count(name)
         lengths = trace.accept_len[kept]
-        shares = " | ".join(f"{100 * share:.1f} %" for share in by_depth(lengths, depth))
+        found = by_depth(lengths, depth)
+        shares = " | ".join("-" if s is None else f"{100 * s:.1f} %" for s in found)
         mean = float(lengths.mean())
         lines.append(f"| {name} | {replies} | {kept.sum()} | {shares} | {mean:.2f} |")
     return "\n".join(lines)
