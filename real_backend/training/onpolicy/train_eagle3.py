@@ -35,6 +35,23 @@ from real_backend.training.onpolicy.write_text import GREEDY
 from traces.errors import InputError
 from traces.store import write_atomically
 
+FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""Of config.json, as LlamaConfig names them."""
 DISCOUNT = 0.8  # of the loss of a later step beside that of the one before
 
 
@@ -49,12 +66,12 @@ class TrainEagle3Options:
     )
     held_out: Path | None = option("folder of chunks that is not learnt from", Path, None)
     target: str | None = option("GGUF file or folder of the model (default: SmolLM2)", str, None)
-    tokens: float = option("tokens of answers to learn from", positive, 3e5)
+    tokens: float = option("tokens of answers to learn from", positive, 3.4e5)
     epochs: float = option("times that all are read", positive, 3.0)
     vocab: int = option("tokens of the draft vocabulary", count, 8192)
     steps: int = option("of a draft while training", count, 3)
-    rate: float = option("peak learning rate", positive, 1e-3)
-    rows: int = option("rows of a batch", count, 4)
+    rate: float = option("peak learning rate", positive, 2e-3)
+    rows: int = option("rows of a batch", count, 2)
     seed: int = seed_of("all draws")
     checkpoint_s: float = option("seconds between checkpoints", number(0.0, above=False), 60.0)
 
@@ -101,14 +118,13 @@ def write_head(head: Eagle3Trainee, known: Tensor, layers: int, folder: Path) ->
     mask[known] = True
     weights = {name: weight.detach().half() for name, weight in head.named_parameters()}
     weights |= {"d2t": known - torch.arange(len(known)), "t2d": mask}
-    config = head.config.to_dict() | {
+    config = {name: getattr(head.config, name) for name in FIELDS} | {
         "rope_theta": head.config.rope_parameters["rope_theta"],
         "architectures": ["LlamaForCausalLMEagle3"],
         "draft_vocab_size": len(known),
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": list(default_taps(layers))},
         "dtype": "float16",
     }
-    del config["rope_parameters"]  # the layout names its one field above
     path = folder / "model.safetensors"
     write_atomically(path, functools.partial(save_file, weights, metadata={"format": "pt"}), True)
     write_json(config, folder / "config.json")

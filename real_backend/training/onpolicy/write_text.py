@@ -52,7 +52,7 @@ class WriteTextOptions:
 
     out: Path = option("folder of the chunks", Path)
     target: str | None = option("GGUF file or folder of the model (default: SmolLM2)", str, None)
-    tokens: float = option("tokens of answers", positive, 1e6)
+    tokens: float = option("tokens of answers", positive, 3.4e5)
     seed: int = seed_of("all draws")
     rows: int = option("rows of a chunk", count, 64)
     row_tokens: int = option("tokens of a row", count, 384)

@@ -59,8 +59,9 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="make smollm2")
-def test_the_public_model_decodes_as_generate_does() -> None:
-    pair = load_pair(resolve_pair("smollm2+lookup", None, None), device="cpu", threads=1)
+@pytest.mark.parametrize("drafter", ["lookup", "draft", "eagle3"])
+def test_the_public_model_decodes_as_generate_does(drafter: str) -> None:
+    pair = load_pair(resolve_pair(f"smollm2+{drafter}", None, None), device="cpu", threads=1)
     assert pair.lean and (pair.vocab_size, pair.max_context) == (49_152, 8192)
     request = request_for(pair, Question("1", "qa", (REPEAT,)), 0, [])
     ids = torch.tensor([request.prompt_ids])
