@@ -157,7 +157,7 @@ class CaptureOptions:
     )
     seed: int = seed_of("all draws, if sampled")
     limit: int = few(FEW_QUESTIONS)
-    per_task: int = few("of every task at most so many, evenly spread, 0: all of them")
+    per_task: int = few("questions of every task at most, evenly spread, 0: all of them")
     batch: int = option("prompts decoded at once; 1 is bit-exact to the engine", count, 1)
     replies: Path | None = maybe(
         "a trace of the same target and questions: its replies are taken, not decoded, so that "
