@@ -30,7 +30,8 @@ coverage: $(VENV)/.installed
 	rm -rf $(COVER) && mkdir -p $(COVER)
 	NUMBA_DISABLE_JIT=1 COVERAGE_FILE=$(COVER)/plain $(BIN)/python -m pytest -q -n 2 --cov --cov-report= \
 		tests/simulator/envs tests/simulator/serving/test_server.py tests/simulator/serving/test_routing.py \
-		tests/simulator/replay/test_hindsight.py tests/simulator/replay/test_replay.py
+		tests/simulator/replay/test_hindsight.py tests/simulator/replay/test_replay.py \
+		tests/simulator/replay/test_drafters.py
 	COVERAGE_FILE=$(COVER)/suite $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage combine --keep $(COVER)/plain $(COVER)/suite
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage report --skip-covered
