@@ -89,7 +89,9 @@ def run_recipe(policy: Policy, recipe: KernelRecipe, key: Any, *arguments: Any) 
 
 
 def run_function(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A plain function of plain arithmetic, compiled."""
+    """A plain function of plain arithmetic, compiled; where numba is off, as it is."""
+    if numba.config.DISABLE_JIT:
+        return function(*arguments)
     plain = cast(types.FunctionType, function)
     recipe = KernelRecipe(plain, {}, (plain.__module__, plain.__qualname__))
     return _guarded(recipe, plain, lambda kernel: kernel.call(*arguments))
