@@ -37,14 +37,18 @@ class Rows(NamedTuple):
 class OwnText:
     """Chunks of the folders, in order, until they hold `tokens` of answers.
 
-    Raises InputError if a folder holds none, a file is none of them, or there are too few tokens.
+    Raises InputError if a folder is not there, a file is no chunk, or there are too few tokens.
     """
 
     def __init__(self, folders: Iterable[Path], tokens: float, seed: int) -> None:
         self.seed, self.tokens = seed, 0
         self._files: list[Any] = []
         self._rows: list[tuple[int, int]] = []  # file and row
-        paths = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+        paths: list[Path] = []
+        for folder in folders:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder of chunks")
+            paths += sorted(folder.glob("*.safetensors"))
         for path in paths:
             if self.tokens >= tokens:
                 break

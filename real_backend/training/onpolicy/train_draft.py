@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from real_backend.command_line import Result, option, options, run_module
+from real_backend.command_line import Result, option, run_module
 from real_backend.models.checkpoint import (
     VOCABULARY,
     load_model,
@@ -29,42 +29,24 @@ from real_backend.models.checkpoint import (
     vocabulary_hash,
 )
 from real_backend.models.gguf import smollm2_file
-from real_backend.number_options import count, number, positive
-from real_backend.options import seed_of
+from real_backend.number_options import count
 from real_backend.training.core import Llama, LlamaSize
 from real_backend.training.loop import Recipe, train
+from real_backend.training.onpolicy.options import TrainingOptions, write_json
 from real_backend.training.onpolicy.text import OwnText, Rows
-from real_backend.training.onpolicy.train_eagle3 import write_json
 from real_backend.training.onpolicy.write_text import GIVEN, GREEDY
 
 HEAD_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainDraftOptions:
+class TrainDraftOptions(TrainingOptions):
     """Every default is what the shipped draft was made with."""
 
-    text: tuple[Path, ...] = options("folder of chunks, several times for several", Path)
-    out: Path = option("folder of the draft", Path)
-    work: Path | None = option(
-        "folder of checkpoints (default: OUT with -work appended)", Path, None
-    )
-    held_out: Path | None = option("folder of chunks that is not learnt from", Path, None)
-    target: str | None = option("GGUF file or folder of the model (default: SmolLM2)", str, None)
-    tokens: float = option("tokens of answers to learn from", positive, 3.4e5)
-    epochs: float = option("times that all are read", positive, 3.0)
     layers: int = option("of the draft", count, 2)
     hidden: int = option(f"width, a multiple of {HEAD_SIZE}", count, 128)
     inner: int = option("inner width", count, 1024)
-    rate: float = option("peak learning rate", positive, 2e-3)
     rows: int = option("rows of a batch", count, 4)
-    seed: int = seed_of("all draws")
-    checkpoint_s: float = option("seconds between checkpoints", number(0.0, above=False), 60.0)
-
-    @property
-    def folder(self) -> Path:
-        """Of checkpoints."""
-        return self.work or self.out.with_name(self.out.name + "-work")
 
 
 def new_draft(target: Any, options: TrainDraftOptions) -> Llama:
@@ -171,12 +153,7 @@ def run(options: TrainDraftOptions) -> Result:
     recipe = Recipe(batches, options.rate, options.checkpoint_s)
     progress = train(draft, loss_of, recipe, options.folder / "draft.ckpt.safetensors")
     write_draft(draft, target, tokenizer, options.out)
-    said: dict[str, Any] = {
-        "tokens": text.tokens,
-        "epochs": options.epochs,
-        "train_s": round(progress.train_s),
-        "losses": progress.losses,
-    }
+    said = options.told(text.tokens, progress)
     if options.held_out:
         other = OwnText([options.held_out], 1, options.seed)
         said["held_out_agreement"] = agreement(draft, other, options.rows)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from real_backend.command_line import Result, option, options, run_module
+from real_backend.command_line import Result, option, run_module
 from real_backend.drafters.eagle3_checkpoint import default_taps
 from real_backend.models.checkpoint import load_model
 from real_backend.models.gguf import smollm2_file
-from real_backend.number_options import count, number, positive
-from real_backend.options import seed_of
+from real_backend.number_options import count
 from real_backend.training.loop import Recipe, TrainingProgress, train
 from real_backend.training.onpolicy.eagle3_trainee import Eagle3Trainee
+from real_backend.training.onpolicy.options import TrainingOptions, write_json
 from real_backend.training.onpolicy.text import OwnText
 from real_backend.training.onpolicy.write_text import GREEDY
 from traces.errors import InputError
@@ -56,29 +54,12 @@ DISCOUNT = 0.8  # of the loss of a later step beside that of the one before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainEagle3Options:
+class TrainEagle3Options(TrainingOptions):
     """Every default is what the shipped head was made with."""
 
-    text: tuple[Path, ...] = options("folder of chunks, several times for several", Path)
-    out: Path = option("folder of the head", Path)
-    work: Path | None = option(
-        "folder of checkpoints (default: OUT with -work appended)", Path, None
-    )
-    held_out: Path | None = option("folder of chunks that is not learnt from", Path, None)
-    target: str | None = option("GGUF file or folder of the model (default: SmolLM2)", str, None)
-    tokens: float = option("tokens of answers to learn from", positive, 3.4e5)
-    epochs: float = option("times that all are read", positive, 3.0)
     vocab: int = option("tokens of the draft vocabulary", count, 8192)
     steps: int = option("of a draft while training", count, 3)
-    rate: float = option("peak learning rate", positive, 2e-3)
     rows: int = option("rows of a batch", count, 2)
-    seed: int = seed_of("all draws")
-    checkpoint_s: float = option("seconds between checkpoints", number(0.0, above=False), 60.0)
-
-    @property
-    def folder(self) -> Path:
-        """Of checkpoints."""
-        return self.work or self.out.with_name(self.out.name + "-work")
 
 
 def likeliest(text: OwnText, vocab: int, most: int) -> Tensor:
@@ -130,12 +111,6 @@ def write_head(head: Eagle3Trainee, known: Tensor, layers: int, folder: Path) ->
     write_json(config, folder / "config.json")
 
 
-def write_json(what: Mapping[str, Any], path: Path) -> None:
-    """Indented, whole or not at all."""
-    text = json.dumps(what, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, lambda to: to.write_text(text, "utf-8"), overwrite=True)
-
-
 @torch.inference_mode()
 def agreement(head: Eagle3Trainee, text: OwnText, steps: int, rows: int) -> list[float]:
     """By step, the share of tokens that the head would have said as the target."""
@@ -175,12 +150,7 @@ def run(options: TrainEagle3Options) -> Result:
     head.norm.weight.data.copy_(target.model.norm.weight.data)
     progress = _train(options, head, text)
     write_head(head, known, target.config.num_hidden_layers, options.out)
-    said: dict[str, Any] = {
-        "tokens": text.tokens,
-        "epochs": options.epochs,
-        "train_s": round(progress.train_s),
-        "losses": progress.losses,
-    }
+    said = options.told(text.tokens, progress)
     if options.held_out:
         other = OwnText([options.held_out], 1, options.seed)
         said["held_out_agreement"] = agreement(head, other, options.steps, options.rows)

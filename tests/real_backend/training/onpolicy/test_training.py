@@ -122,6 +122,11 @@ def test_text_that_cannot_be_read_is_one_line(text: Path, tmp_path: Path, damage
         OwnText([folder], 1e9, 0)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder of chunks"):
+        OwnText([tmp_path / "nowhere"], 1, 0)
+
+
 def test_every_epoch_reads_every_row_once_in_its_own_order(text: Path) -> None:
     own = OwnText([text], 150, 0)
     rows = [
