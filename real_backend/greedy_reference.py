@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from real_backend.models.finite import check_finite
+from real_backend.load_pair import Pair
 from real_backend.models.kvcache import GeneralReader
-from real_backend.models.pair import Pair
+from real_backend.not_finite import check_finite
 from real_backend.prompts import Request
 
 

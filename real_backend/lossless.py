@@ -33,9 +33,9 @@ from policies.registry import label, parse_policies
 from real_backend.command_line import Result, run_module
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, decode_reference, parting, plain, spacing
-from real_backend.models.pair import Pair, pair_from
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import Pair, pair_from
 from real_backend.options import LosslessOptions, refuse_shape
+from real_backend.pair_spec import resolve_pair
 from real_backend.progress import progress
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from traces.costs.pricing import make_step_costs

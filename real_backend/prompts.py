@@ -17,7 +17,7 @@ from traces.schema import Trace, refuse_censored
 from traces.split import task_of
 
 if TYPE_CHECKING:
-    from real_backend.models.pair import Pair
+    from real_backend.load_pair import Pair
 
 EMBEDDED_PROMPTS = Path(__file__).parent / "pair" / "prompts.jsonl"
 _LONGEST_LINE = 1 << 24  # characters; a file without line ends must not fill the memory

@@ -25,8 +25,8 @@ def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pair(pair_folder: Path) -> Any:
     """The tiny pair, loaded with the lean forward."""
-    from real_backend.models.pair import load_pair
-    from real_backend.models.pair_spec import resolve_pair
+    from real_backend.load_pair import load_pair
+    from real_backend.pair_spec import resolve_pair
 
     return load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
 

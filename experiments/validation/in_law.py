@@ -127,7 +127,7 @@ def text_of(checks: Sequence[LawCheck]) -> str:
 def check(options: InLawOptions) -> list[LawCheck]:
     """Decode every trace's prompts once more with fresh draws, per policy, and compare."""
     from real_backend.decoding.engine import Engine
-    from real_backend.models.pair import pair_from
+    from real_backend.load_pair import pair_from
     from real_backend.prompts import questions_of, requests_of_trace
 
     policies = parse_policies(options.policies)

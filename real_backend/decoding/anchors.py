@@ -11,7 +11,7 @@ import torch
 from real_backend.decoding.bench import Bench, Samples, lags_for
 from real_backend.decoding.measured import Anchor
 from real_backend.decoding.steps import Sampling
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 from traces.split import named_generator
 from traces.timing import Timing
 

@@ -16,8 +16,8 @@ from real_backend.decoding.clock import wait_for
 from real_backend.decoding.leanest_steps import steps_for
 from real_backend.decoding.steps import GREEDY, Feed, Sampling
 from real_backend.device_errors import device_faults
-from real_backend.models.finite import check_finite
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
+from real_backend.not_finite import check_finite
 from traces.errors import InputError
 from traces.timing import HOST, PRICES, STEP
 

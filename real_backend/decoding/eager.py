@@ -11,7 +11,7 @@ from real_backend.decoding.judge import Judge, by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import draw, signals
 from real_backend.drafters.drafter import RunsForwards
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 
 
 class EagerSteps(Judge):

@@ -28,8 +28,8 @@ from real_backend.decoding.request import ReplayedAcceptance, Slot
 from real_backend.decoding.steps import Sampling, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
-from real_backend.models.finite import check_finite
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
+from real_backend.not_finite import check_finite
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, round_seconds
 from traces.errors import InputError

@@ -14,7 +14,7 @@ from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.steps import Feed, Sampling
 from real_backend.device_errors import out_of_memory
 from real_backend.drafters.model import ModelDrafter
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 
 _PROMPT, _CAPACITY, _DRAFTED = 12, 64, 3  # tokens
 _ROUNDING = 64.0  # spacings of the format at the largest number compared

@@ -21,8 +21,8 @@ from real_backend.decoding.cuda_graphs import Inbox, Recorder, eagerly
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_greedy, accept_sampled, draw, signals
 from real_backend.drafters.drafter import MOST
+from real_backend.load_pair import Pair
 from real_backend.models.llama import Layout, additive
-from real_backend.models.pair import Pair
 from traces.errors import InputError
 
 DEPTH = 64  # the most tokens a round may draft

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_sampled, accepted_of
+from real_backend.load_pair import Pair
 from real_backend.models.cache_rows import rows_of
-from real_backend.models.pair import Pair
 
 
 class Judge:

@@ -11,7 +11,7 @@ from real_backend.decoding.steps import Steps
 from real_backend.device_errors import device_faults
 from real_backend.drafters.drafter import LooksUp
 from real_backend.drafters.model import ModelDrafter
-from real_backend.models.pair import Pair, check_caches
+from real_backend.load_pair import Pair, check_caches
 
 SMALLER = "a smaller --batch, shorter prompts or replies, half precision, or a smaller pair"
 

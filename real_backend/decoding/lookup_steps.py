@@ -12,7 +12,7 @@ from real_backend.decoding.judge import Judge, by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.drafters.drafter import MOST, Found, Index, LooksUp
 from real_backend.drafters.lookup import NOTHING
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 
 
 class LookupSteps(Judge):

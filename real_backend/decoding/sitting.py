@@ -53,7 +53,7 @@ def load_sitting(
     """
     from real_backend.decoding.anchors import Anchors
     from real_backend.decoding.engine import Engine
-    from real_backend.models.pair import pair_from
+    from real_backend.load_pair import pair_from
     from real_backend.prompts import forced_requests, questions_of, requests_of_trace
 
     replayed = acceptance == "trace"

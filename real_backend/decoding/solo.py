@@ -16,8 +16,8 @@ from torch import Tensor
 from real_backend.decoding.steps import GREEDY, Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import accept_sampled, accepted_of, draw, signals
 from real_backend.drafters.drafter import MOST
+from real_backend.load_pair import Pair
 from real_backend.models.cache_rows import CacheRows, rows_of
-from real_backend.models.pair import Pair
 
 STRIP = 32  # tokens a strip holds before anybody says how many a round may have
 

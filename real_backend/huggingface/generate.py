@@ -30,8 +30,8 @@ from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import DEPTH
 from real_backend.drafters.load import is_model
 from real_backend.huggingface.generate_call import Call, GrowingReply, read_call, sequences_of
-from real_backend.models.pair import Pair, pair_of
-from real_backend.models.pair_spec import PairSpec
+from real_backend.load_pair import Pair, pair_of
+from real_backend.pair_spec import PairSpec
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.costs.table import Table

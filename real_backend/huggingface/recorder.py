@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from real_backend.load_pair import versions
 from real_backend.models.checkpoint import weights_hash
 from real_backend.models.device import device_name
-from real_backend.models.pair import versions
 from traces.errors import InputError
 from traces.importers.common import Options, Reply, trace_of
 from traces.importers.flags import ACCEPTED, REJECTED, UNKNOWN, Flags

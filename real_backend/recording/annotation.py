@@ -20,8 +20,8 @@ from real_backend.drafters.block import BlockDrafter
 from real_backend.drafters.drafter import LooksUp
 from real_backend.drafters.eagle3 import Eagle3Drafter
 from real_backend.drafters.model import ModelDrafter
-from real_backend.models.finite import check_finite
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
+from real_backend.not_finite import check_finite
 from real_backend.prompts import Request
 from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms
 from real_backend.recording.heads import of_block, of_eagle3

@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from real_backend.command_line import Result, run_module
-from real_backend.models.pair import Pair, pair_from, versions
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import Pair, pair_from, versions
 from real_backend.options import CaptureOptions, refuse_shape
+from real_backend.pair_spec import resolve_pair
 from real_backend.progress import Step, progress
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from real_backend.decoding.verify import accept_probability, draw, residual
 from real_backend.drafters.model import ModelDrafter
-from real_backend.models.finite import check_finite
+from real_backend.load_pair import Pair, check_caches
 from real_backend.models.kvcache import Reader
-from real_backend.models.pair import Pair, check_caches
+from real_backend.not_finite import check_finite
 from real_backend.prompts import Request
 from traces.errors import InputError
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from real_backend.decoding.verify import draw, residual, signals
 from real_backend.drafters.block import BlockDrafter
 from real_backend.drafters.eagle3 import Eagle3Drafter, Eagle3Head
+from real_backend.load_pair import Pair
 from real_backend.models.finite import Watch
 from real_backend.models.kvcache import LeanReader
-from real_backend.models.pair import Pair
 from real_backend.prompts import Request
 from real_backend.recording.coupling import CaptureSettings, Decoded, draw_uniforms, judged
 from real_backend.recording.offers import FloatArray, Offers, ranks

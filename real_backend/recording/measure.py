@@ -35,7 +35,7 @@ from real_backend.decoding.bench import (
     lags_for,
 )
 from real_backend.decoding.steps import GREEDY, Sampling
-from real_backend.models.pair import Pair, check_caches, pair_from
+from real_backend.load_pair import Pair, check_caches, pair_from
 from real_backend.options import MeasureOptions
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress

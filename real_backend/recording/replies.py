@@ -15,7 +15,7 @@ import torch
 
 from real_backend.decoding.verify import accept_probability, draw, residual
 from real_backend.drafters.model import ModelDrafter
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 from real_backend.prompts import Request
 from real_backend.recording.coupling import (
     CaptureSettings,

@@ -20,7 +20,7 @@ from policies.randomness import Rng
 from real_backend.decoding.bench import PERIOD
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.steps import Sampling, Steps
-from real_backend.models.pair import Pair
+from real_backend.load_pair import Pair
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table

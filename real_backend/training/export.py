@@ -1,8 +1,11 @@
 """The Hugging Face folders of the embedded pair: writing them, and reading them back."""
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,8 +25,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def _config(shape: LlamaSize, tokenizer: Tokenizer) -> LlamaConfig:
-    return LlamaConfig(
+def as_transformers(model: Llama, **tokens: Any) -> LlamaForCausalLM:
+    """The trained model as a transformers module. tokens: bos_token_id, eos_token_id and what else
+    its config is to hold.
+    """
+    shape = model.shape
+    config = LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.inner,
@@ -35,25 +42,8 @@ def _config(shape: LlamaSize, tokenizer: Tokenizer) -> LlamaConfig:
         rms_norm_eps=shape.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
-        bos_token_id=token_id(tokenizer, BOS),
-        eos_token_id=token_id(tokenizer, EOS),
-        pad_token_id=token_id(tokenizer, PAD),
+        **tokens,
     )
-
-
-def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config, float16 weights, tokenizer with chat template and generation settings; every
-    file whole or not at all.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
-        _export(model, tokenizer, Path(room))
-        for file in Path(room).iterdir():
-            file.replace(folder / file.name)
-
-
-def _export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    config = _config(model.shape, tokenizer)
     network = LlamaForCausalLM(config)
     network.load_state_dict({**model.state_dict(), "lm_head.weight": model.embedding()})
     network.generation_config = GenerationConfig(
@@ -62,8 +52,27 @@ def _export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
         pad_token_id=config.pad_token_id,
         do_sample=False,
     )
-    network.half().save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    return network
+
+
+@contextlib.contextmanager
+def folder_in_place(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files then come to `folder`: every one whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
+        yield Path(room)
+        for file in Path(room).iterdir():
+            file.replace(folder / file.name)
+
+
+def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config, float16 weights, tokenizer with chat template and generation settings."""
+    network = as_transformers(
+        model,
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=token_id(tokenizer, PAD),
+    )
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -74,7 +83,10 @@ def _export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    with folder_in_place(folder) as room:
+        network.half().save_pretrained(room)
+        tokenizer.save(str(room / "tokenizer.json"))
+        (room / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def read_back(folder: Path) -> Llama:

@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from real_backend.command_line import Result, option, run_module
 from real_backend.drafters.block import MedusaHeads
-from real_backend.models.pair_spec import EMBEDDED
 from real_backend.number_options import count, number, positive
 from real_backend.options import seed_of
+from real_backend.pair_spec import EMBEDDED
 from real_backend.training import corpus, export, replies
 from real_backend.training.core import Llama
 from real_backend.training.loop import Recipe, train

@@ -33,9 +33,9 @@ from policies.registry import parse_policy
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.solo import SoloSteps
+from real_backend.load_pair import Pair, load_pair
 from real_backend.models.cache_rows import CacheRows
-from real_backend.models.pair import Pair, load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate

@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from real_backend.huggingface.generate import Speculation, speculate
-from real_backend.models.pair_spec import EMBEDDED
+from real_backend.pair_spec import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 
 PER_TASK, NEW_TOKENS = 2, 128

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from real_backend.drafters.drafter import Found, Index
 from real_backend.drafters.lookup import NgramIndex
 from real_backend.drafters.suffix import SuffixAutomaton
-from real_backend.models.pair_spec import EMBEDDED
+from real_backend.pair_spec import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 
 MOST = 8  # tokens asked for

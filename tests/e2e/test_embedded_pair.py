@@ -14,8 +14,8 @@ from experiments.validation.in_law import check_law
 from policies.fixed import Fixed
 from policies.registry import REGISTRY
 from real_backend.decoding.engine import Engine
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Question, read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings

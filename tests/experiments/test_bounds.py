@@ -20,19 +20,19 @@ from experiments.common import parallel as workers
 from experiments.common.results import read_result
 from experiments.learning import task as learning
 from policies.registry import read_policies
+from real_backend import load_pair
 from real_backend.command_line import Parser, add_options, print_anything
 from real_backend.decoding.engine import Engine
-from real_backend.models import pair as models
 from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
 from real_backend.prompts import read_questions
 from tests.command import gammalab, refused
 from traces.errors import InputError, brief
 from traces.json_text import read_json
+from traces.shipped import TIMING
 from traces.timing import read_timing
 from traces.workload.files import read_workload
 
 MODULES = (SittingOptions, LosslessOptions, SessionOptions)
-TIMING = Path(models.__file__).parents[2] / "traces/data/timing-x86_64-cpu.json"
 TRACE = TIMING.with_name("embedded-greedy.parquet")
 UNBOUNDED = ("--max-error", "--seconds", "--minutes")  # any finite number
 
@@ -150,7 +150,7 @@ def test_caches_that_do_not_fit_are_refused_before_they_are_made(
     pair: Any, costs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two models of 2 layers, 2 x 32 numbers of 4 bytes a token: 1,024 bytes."""
-    monkeypatch.setattr(models, "free_bytes", lambda _: 1024 * 26)
+    monkeypatch.setattr(load_pair, "free_bytes", lambda _: 1024 * 26)
     engine = Engine(pair, costs, max_gamma=4)
     engine.steps(1, 26)
     with pytest.raises(InputError, match=r"caches of 27 tokens in all rows need .* GiB"):

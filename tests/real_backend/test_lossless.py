@@ -20,11 +20,11 @@ from real_backend.command_line import run_module
 from real_backend.decoding import judge, solo, verify
 from real_backend.decoding.engine import Engine
 from real_backend.greedy_reference import Noise, parting, plain, spacing
+from real_backend.load_pair import load_pair
 from real_backend.lossless import Difference, check, text_of, weigh
 from real_backend.models.llama import LeanLlama
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import LosslessOptions
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, request_for
 from tests.specimens import few_or_slow, write_prompts
 from traces.costs.pricing import StepCosts

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from real_backend.command_line import Result, option, run_module
 from real_backend.models.checkpoint import (
@@ -31,6 +29,7 @@ from real_backend.models.checkpoint import (
 from real_backend.models.gguf import smollm2_file
 from real_backend.number_options import count
 from real_backend.training.core import Llama, LlamaSize
+from real_backend.training.export import as_transformers, folder_in_place
 from real_backend.training.loop import Recipe, train
 from real_backend.training.onpolicy.options import TrainingOptions, write_json
 from real_backend.training.onpolicy.text import OwnText, Rows
@@ -105,34 +104,15 @@ def write_draft(draft: Llama, target: Any, tokenizer: Any, folder: Path) -> None
     """Config and float16 weights in Hugging Face layout, every file whole or not at all; of the
     target's tokenizer its name.
     """
-    shape, config = draft.shape, target.config
-    made = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.inner,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            head_dim=HEAD_SIZE,
-            max_position_embeddings=shape.max_positions,
-            rms_norm_eps=shape.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-            tie_word_embeddings=True,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            **{VOCABULARY: vocabulary_hash(tokenizer)},
-        )
+    config = target.config
+    made = as_transformers(
+        draft,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        **{VOCABULARY: vocabulary_hash(tokenizer)},
     )
-    made.load_state_dict({**draft.state_dict(), "lm_head.weight": draft.embedding()})
-    made.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, do_sample=False
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as room:
+    with folder_in_place(folder) as room:
         made.half().save_pretrained(room)
-        for file in Path(room).iterdir():
-            file.replace(folder / file.name)
 
 
 def run(options: TrainDraftOptions) -> Result:

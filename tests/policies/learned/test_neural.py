@@ -394,8 +394,8 @@ def test_own_seconds() -> None:
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
     """The embedded pair, a few of its recorded requests, and its costs."""
-    from real_backend.models.pair import load_pair
-    from real_backend.models.pair_spec import resolve_pair
+    from real_backend.load_pair import load_pair
+    from real_backend.pair_spec import resolve_pair
     from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
     from traces.costs.table import Table
     from traces.split import spread_rows

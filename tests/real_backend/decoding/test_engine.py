@@ -19,8 +19,8 @@ from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.solo import SoloSteps
 from real_backend.decoding.verify import distribution
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings

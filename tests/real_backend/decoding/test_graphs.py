@@ -22,8 +22,8 @@ from real_backend.decoding.cuda_graphs import GraphRecorder
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import LACKING, GraphSteps
 from real_backend.decoding.steps import GREEDY, Feed, Sampling
-from real_backend.models.pair import load_pair, pair_of
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import load_pair, pair_of
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request
 from tests.fake_cuda import FakeGraph, install
 from tests.specimens import few_or_slow

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from real_backend.models.pair import Pair, load_pair
-from real_backend.models.pair_spec import PairSpec
+from real_backend.load_pair import Pair, load_pair
+from real_backend.pair_spec import PairSpec
 
 LAYERS = 7  # of the target: 2, L // 2 and L - 3 differ
 

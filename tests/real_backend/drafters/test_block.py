@@ -22,9 +22,9 @@ from real_backend.decoding.engine import Engine
 from real_backend.decoding.verify import distribution, signals
 from real_backend.drafters.block import BlockDrafter, MedusaHeads
 from real_backend.drafters.load import is_model
-from real_backend.models.pair import Pair, load_pair
-from real_backend.models.pair_spec import EMBEDDED, PairSpec, resolve_pair
+from real_backend.load_pair import Pair, load_pair
 from real_backend.options import PairOptions
+from real_backend.pair_spec import EMBEDDED, PairSpec, resolve_pair
 from real_backend.prompts import (
     EMBEDDED_PROMPTS,
     Question,

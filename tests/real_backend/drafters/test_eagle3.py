@@ -14,10 +14,10 @@ from torch import Tensor
 
 from policies.registry import REGISTRY
 from real_backend.decoding.engine import Engine
+from real_backend.load_pair import load_pair
 from real_backend.models.llama import NORMED
 from real_backend.models.model import Model
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request
 from real_backend.recording.heads import HeadReader
 from tests.real_backend.drafters.plain_eagle3 import LAYERS, Plain, pair_with

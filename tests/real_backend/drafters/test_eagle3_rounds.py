@@ -25,8 +25,8 @@ from real_backend.decoding import engine
 from real_backend.decoding.bench import LAGS, Bench, Samples
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.verify import distribution
-from real_backend.models.pair import Pair, load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import Pair, load_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request, read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings, decode_coupled

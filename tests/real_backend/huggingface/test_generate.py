@@ -23,7 +23,7 @@ from transformers.generation import (
 
 from policies.registry import REGISTRY
 from real_backend.huggingface.generate import speculate
-from real_backend.models.pair_spec import EMBEDDED
+from real_backend.pair_spec import EMBEDDED
 from real_backend.prompts import EMBEDDED_PROMPTS, read_questions
 from tests.real_backend.huggingface.models import TINY_PROMPT, Models, Recorder, Watcher, load
 from tests.specimens import few_or_slow

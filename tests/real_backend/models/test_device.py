@@ -14,12 +14,11 @@ from real_backend.decoding import engine
 from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.device_errors import DeviceLost, fault_of
+from real_backend.load_pair import load_pair, pair_from
 from real_backend.models import checkpoint, device, threads
-from real_backend.models import pair as models
 from real_backend.models.kvcache import LeanReader
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import MeasureOptions, PairOptions
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
@@ -221,7 +220,7 @@ def test_graphs_can_be_forbidden(pair_folder: Path, monkeypatch: pytest.MonkeyPa
     from real_backend.decoding import graph_check
 
     monkeypatch.setattr(graph_check, "graphs_possible", lambda _: True)
-    plain = models.pair_from(PairOptions(name=str(pair_folder), device="cpu", no_graphs=True))
+    plain = pair_from(PairOptions(name=str(pair_folder), device="cpu", no_graphs=True))
     assert graph_check.recorder_of(plain) is None and plain.describe()["steps"] == "eager"
 
 

@@ -15,9 +15,9 @@ from policies.registry import parse_policy
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.huggingface.generate import speculate
+from real_backend.load_pair import Pair, load_pair
 from real_backend.models.finite import Watch
-from real_backend.models.pair import Pair, load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request
 from tests.command import gammalab, refused
 from tests.specimens import save_pair, write_prompts

@@ -12,9 +12,9 @@ import torch
 
 from policies.registry import parse_policy
 from real_backend.decoding.engine import Engine
+from real_backend.load_pair import load_pair
 from real_backend.models import gguf
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Question, request_for
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate

@@ -15,9 +15,9 @@ from experiments import cli
 from experiments.common.results import mismatches
 from policies.fixed import Fixed
 from real_backend.decoding.engine import Engine
+from real_backend.load_pair import load_pair
 from real_backend.models import shapes
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings

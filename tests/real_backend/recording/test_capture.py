@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from real_backend.decoding.verify import distribution, draw, signals
+from real_backend.load_pair import load_pair
 from real_backend.models.kvcache import Reader
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
 from real_backend.options import CaptureOptions, PairOptions
+from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import (
     Question,
     Request,

@@ -17,9 +17,9 @@ from policies.fixed import Fixed
 from policies.registry import REGISTRY
 from real_backend.decoding.bench import DRAFTED, LAGS, Bench
 from real_backend.decoding.steps import GREEDY, Sampling
+from real_backend.load_pair import load_pair
 from real_backend.models import finite
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.recording import round_overheads
 from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, measure
 from tests.specimens import few_or_slow

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import PairSpec
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import PairSpec
 from real_backend.prompts import Request, read_questions
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings, decode_coupled

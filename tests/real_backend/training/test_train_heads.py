@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from real_backend.models.pair_spec import EMBEDDED
+from real_backend.pair_spec import EMBEDDED
 from real_backend.training import core, corpus, export, loop, replies, train_heads
 from real_backend.training.dialogue import DocEntry
 from real_backend.training.train_heads import UNKNOWN, TrainHeadsOptions, labels_of, loss_of_heads

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from policies.registry import parse_policy
 from real_backend.decoding.engine import Engine
 from real_backend.huggingface.recorder import Recorder, record
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import EMBEDDED, resolve_pair
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import EMBEDDED, resolve_pair
 from real_backend.prompts import EMBEDDED_PROMPTS, Request, read_questions, requests_of_trace
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts, tabulate

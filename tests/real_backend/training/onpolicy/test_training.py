@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from real_backend.models.pair import load_pair
-from real_backend.models.pair_spec import resolve_pair
+from real_backend.load_pair import load_pair
+from real_backend.pair_spec import resolve_pair
 from real_backend.training.onpolicy import train_draft, train_eagle3, write_text
 from real_backend.training.onpolicy.text import OwnText
 from real_backend.training.onpolicy.write_text import ASKED, GIVEN, GREEDY, SAMPLED, Frame, Speaker

@@ -11,10 +11,10 @@ from real_backend.models.gguf import smollm2_file
 from real_backend.options import SHAPE_PREFIX
 from traces.errors import InputError
 
-EMBEDDED = Path(__file__).parents[1] / "pair"
+EMBEDDED = Path(__file__).parent / "pair"
 EMBEDDED_DRAFTERS = {"": "draft", "block": "heads"}
 """Folders of the embedded pair by what is said behind `embedded+`."""
-SMOLLM2 = Path(__file__).parents[1] / "smollm2"
+SMOLLM2 = Path(__file__).parent / "smollm2"
 SMOLLM2_DRAFTERS = {"draft": "draft", "eagle3": "eagle3"}
 """Folders of drafters for the public model by what is said behind `smollm2+`."""
 

@@ -27,10 +27,10 @@ from real_backend.models.checkpoint import (
 )
 from real_backend.models.device import GIB, choose_device, describe_device, device_name, free_bytes
 from real_backend.models.model import Model, check_layout
-from real_backend.models.pair_spec import PairSpec, resolve_pair
 from real_backend.models.threads import choose_threads
 from real_backend.number_options import MOST_THREADS
 from real_backend.options import PairOptions
+from real_backend.pair_spec import PairSpec, resolve_pair
 from real_backend.partial_file import kept_threads
 from traces.errors import InputError
 from traces.timing import PRICES
