@@ -84,9 +84,9 @@ class PairOptions:
     """Which models, and where they run."""
 
     name: str | None = option(
-        "'embedded' (default) or 'smollm2', also with +lookup, +suffix or +block; a folder with "
-        "target/ and draft/; or shape:TARGET+DRAFT, random weights of real sizes, by name "
-        "(shape:llama-3.1-8b+llama-3.2-1b) or by config.json",
+        "'embedded' (default; +block: its heads) or 'smollm2' (+draft or +eagle3: trained for it), "
+        "either with +lookup or +suffix; a folder with target/ and draft/; or shape:TARGET+DRAFT, "
+        "random weights of real sizes, by name (shape:llama-3.1-8b+llama-3.2-1b) or by config.json",
         default=None,
         name="pair",
     )
