@@ -26,6 +26,7 @@ from real_backend.options import (
     seed_of,
     whose_acceptance,
 )
+from traces.shipped import shipped_or_file
 
 PROCESSES = workers()
 HALVES = "the split into halves and all draws"
@@ -55,17 +56,17 @@ def forced(what: str = "overwrite") -> Any:
 
 def timing_file(about: str = TIMING) -> Any:
     """`--timing`, a file."""
-    return option(about, Path)
+    return option(about, shipped_or_file)
 
 
 def recording(about: str = "a recording of the pair") -> Any:
     """`--trace`, one file."""
-    return option(about, Path)
+    return option(about, shipped_or_file)
 
 
 def recordings() -> Any:
     """`--trace`, as often as there are files."""
-    return options("Parquet; may be given again", Path)
+    return options("Parquet, or a shipped recording's name; may be given again", shipped_or_file)
 
 
 def largest_error() -> Any:
@@ -79,7 +80,7 @@ class StudyOptions:
 
     pair: PairOptions = pair_part()
     prompts: Path | None = maybe("JSON lines (embedded pair: its own)")
-    trace: Path | None = maybe("use this trace instead of capturing one")
+    trace: Path | None = option("use this trace instead of capturing one", shipped_or_file, None)
     out: Path = out_of("folder of all results")
     quick: bool = flag("fewer prompts and repeats, for a look")
     validate_limit: int = few(f"validate on {FEW_REPLIES}")
@@ -94,7 +95,7 @@ class CompareOptions:
 
     trace: tuple[Path, ...] = recordings()
     timing: tuple[Path, ...] = options(
-        "step costs of all traces; or given for each of them, in their order", Path
+        "step costs of all traces; or given for each of them, in their order", shipped_or_file
     )
     policies: str | None = option(
         "e.g. gammatune,fixed:gamma=4 (default: the registry)", default=None
@@ -143,9 +144,9 @@ class SweepOptions:
     suite: str = argument("leaderboard, cost-ratio, seeds, ablation, paper or quick (a look)")
     out: Path = out_of("folder; a stopped sweep goes on there")
     trace: tuple[Path, ...] | None = options(
-        "instead of the suite's; may be given again", Path, None
+        "instead of the suite's; may be given again", shipped_or_file, None
     )
-    timing: Path | None = maybe(f"{TIMING}, for --trace")
+    timing: Path | None = option(f"{TIMING}, for --trace", shipped_or_file, None)
     cost: str | None = option("measured, or ratios: c=4,c=8 (default: the suite's)", default=None)
     policies: str | None = option("instead of the suite's; bare names are searched", default=None)
     search: str | None = option("grid, random or optuna (default: the suite's)", default=None)
@@ -269,7 +270,7 @@ class PublishedOptions:
     name: str = argument("spec-bench, specforge, microbenchmarks or iid (a control)")
     data: tuple[Path, ...] = several("your copy of the published data", Path)
     vanilla: Path | None = maybe("spec-bench: the run without a draft")
-    timing: Path | None = maybe(f"iid: {TIMING}")
+    timing: Path | None = option(f"iid: {TIMING}", shipped_or_file, None)
     out: Path | None = maybe("write the results there as JSON, too")
     json: bool = as_json()
     force: bool = forced()

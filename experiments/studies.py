@@ -9,7 +9,7 @@ from experiments.options import LANES, PROCESSES, as_json, forced
 from real_backend.command_line import flag, option, options, several
 from real_backend.number_options import count, integers, number, repeats, whole
 from real_backend.options import TRACE_PROMPTS, PairOptions, maybe, out_of, pair_part, seed_of
-from traces.shipped import GREEDY, TIMING
+from traces.shipped import GREEDY, TIMING, shipped_or_file
 
 LENGTHS = "fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,fixed:gamma=8,gammatune"
 SERVED = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
@@ -27,8 +27,8 @@ class InLawOptions:
     """Which sampled traces are decoded once more."""
 
     pair: PairOptions = pair_part()
-    trace: tuple[Path, ...] = options("sampled; may be given again", Path)
-    timing: Path = option("step costs shown to policies", Path)
+    trace: tuple[Path, ...] = options("sampled; may be given again", shipped_or_file)
+    timing: Path = option("step costs shown to policies", shipped_or_file)
     prompts: Path | None = maybe(TRACE_PROMPTS)
     policies: str = option("under which to decode", default=LENGTHS)
     seed: int = seed_of("the real runs' own draws", 1000)
@@ -40,8 +40,8 @@ class ServeCheckOptions:
 
     pair: PairOptions = pair_part()
     prompts: Path | None = maybe(TRACE_PROMPTS)
-    trace: Path = option("what was recorded of this pair", Path)
-    timing: Path = option("measured at these batch sizes", Path)
+    trace: Path = option("what was recorded of this pair", shipped_or_file)
+    timing: Path = option("measured at these batch sizes", shipped_or_file)
     batch: tuple[int, ...] = option("requests at once", integers, (1, 2, 4, 8))
     policies: str = option("beside the placebo", default=SERVED)
     limit: int = option("replies, all tasks alike", whole(0), 64)
@@ -54,8 +54,8 @@ class ServeCheckOptions:
 class TransferOptions:
     """A study of transfer: networks and their worlds."""
 
-    trace: Path = option("a recording (default: the shipped greedy one)", Path, GREEDY)
-    timing: Path = option("its step costs (default: the shipped timing)", Path, TIMING)
+    trace: Path = option("a recording (default: the shipped greedy one)", shipped_or_file, GREEDY)
+    timing: Path = option("its step costs (default: the shipped timing)", shipped_or_file, TIMING)
     unit: str = option("decide per token or round", default="token")
     iterations: int = option("iterations of ppo", count, 200)
     lanes: int = option("environments of ppo", LANES, 256)
@@ -66,8 +66,8 @@ class TransferOptions:
 class RegretOptions:
     """Which learners, on which recording."""
 
-    trace: Path = option("a recording (default: the shipped greedy one)", Path, GREEDY)
-    timing: Path = option("its step costs (default: the shipped timing)", Path, TIMING)
+    trace: Path = option("a recording (default: the shipped greedy one)", shipped_or_file, GREEDY)
+    timing: Path = option("its step costs (default: the shipped timing)", shipped_or_file, TIMING)
     policies: str = option("learners", default=LEARNERS)
     networks: tuple[Path, ...] = several("policy files", Path, ())
     passes: int = option("times over the held-out half", count, 4)
@@ -79,14 +79,16 @@ class RegretOptions:
 class ClassifiersOptions:
     """Which recording the weights are fitted to."""
 
-    trace: Path = option("a trace with signals (default: the shipped greedy one)", Path, GREEDY)
+    trace: Path = option(
+        "a trace with signals (default: the shipped greedy one)", shipped_or_file, GREEDY
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CensoredRunOptions:
     """Costs typed by hand, and how surely."""
 
-    trace: Path = option("a censored trace", Path)
+    trace: Path = option("a censored trace", shipped_or_file)
     round_ms: float = option("a round without a draft, in milliseconds", MILLISECONDS)
     draft_ms: float = option("every drafted token, in milliseconds", MILLISECONDS)
     plain_ms: float | None = option(
@@ -105,7 +107,9 @@ class CensoredRunOptions:
 class CensoredCheckOptions:
     """A check of intervals: recorders, and how often."""
 
-    trace: Path = option("an exact trace (default: the shipped greedy one)", Path, GREEDY)
+    trace: Path = option(
+        "an exact trace (default: the shipped greedy one)", shipped_or_file, GREEDY
+    )
     recorder: tuple[str, ...] | None = options(
         f"policy that records; may be given again (default: {', '.join(RECORDERS)})", str, None
     )

@@ -20,6 +20,7 @@ from real_backend.number_options import (
     whole,
 )
 from traces.errors import InputError
+from traces.shipped import shipped_or_file
 
 SHAPE_PREFIX = "shape:"
 SESSION_SHAPES = (
@@ -159,9 +160,11 @@ class CaptureOptions:
     limit: int = few(FEW_QUESTIONS)
     per_task: int = few("questions of every task at most, evenly spread, 0: all of them")
     batch: int = option("prompts decoded at once; 1 is bit-exact to the engine", count, 1)
-    replies: Path | None = maybe(
+    replies: Path | None = option(
         "a trace of the same target and questions: its replies are taken, not decoded, so that "
-        "drafters are compared on the same tokens"
+        "drafters are compared on the same tokens",
+        shipped_or_file,
+        None,
     )
     resume: bool = flag("continue an interrupted capture")
     force: bool = flag("overwrite")
@@ -187,9 +190,9 @@ class SittingOptions:
     """A sitting: requests, policies, and how often."""
 
     pair: PairOptions = pair_part()
-    trace: Path = option("the requests, limits and sampling", Path)
+    trace: Path = option("the requests, limits and sampling", shipped_or_file)
     prompts: Path | None = maybe(TRACE_PROMPTS)
-    timing: Path = option("step costs shown to policies", Path)
+    timing: Path = option("step costs shown to policies", shipped_or_file)
     policies: str = option("for example never,fixed:gamma=4,gammatune")
     out: Path = out_of("folder for the round logs")
     acceptance: str = whose_acceptance()

@@ -14,6 +14,7 @@ from traces.costs.roofline import Roofline
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shipped import shipped_or_file
 from traces.timing import Timing, read_timing
 
 PREFIX = "roofline:"
@@ -36,12 +37,12 @@ class Priced:
 
 
 def read_costs(name: str) -> Priced:
-    """`roofline:DEVICE:TARGET+DRAFT`, or the path of a timing.
+    """`roofline:DEVICE:TARGET+DRAFT`, or a timing: a path or a shipped name.
 
     Raises InputError for an unknown device or shape, or a file that is no timing.
     """
     if not name.startswith(PREFIX):
-        timing = read_timing(Path(name))
+        timing = read_timing(shipped_or_file(name))
         largest = int(max(cell.batch for cell in timing.cells if cell.operation == "verify"))
         return Priced(Table(timing), {"timing": Path(name).name} | timing.meta, largest)
     device, _, pair = name.removeprefix(PREFIX).partition(":")

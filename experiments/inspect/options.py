@@ -8,13 +8,14 @@ from pathlib import Path
 from real_backend.command_line import argument, arguments, flag, option
 from real_backend.number_options import count, number, temperature
 from real_backend.options import maybe, out_of, seed_of
+from traces.shipped import shipped_or_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceInfoOptions:
     """The contents of a trace."""
 
-    trace: Path = argument("a trace, Parquet", Path)
+    trace: Path = argument("a trace, Parquet", shipped_or_file)
     json: bool = flag("as JSON")
 
 
@@ -22,14 +23,14 @@ class TraceInfoOptions:
 class TraceCheckOptions:
     """Is a trace whole?"""
 
-    trace: Path = argument("a trace, Parquet", Path)
+    trace: Path = argument("a trace, Parquet", shipped_or_file)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceSplitOptions:
     """A trace in two."""
 
-    trace: Path = argument("a trace, Parquet", Path)
+    trace: Path = argument("a trace, Parquet", shipped_or_file)
     out_train: Path = out_of("to tune on, Parquet")
     out_test: Path = out_of("to judge on, Parquet")
     fraction: float = option("share of the training part", number(0.0, 1.0), 0.5)
