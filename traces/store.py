@@ -175,10 +175,19 @@ def write_trace(trace: Trace, path: Path, *, overwrite: bool = False) -> None:
         "content_sha256": content_hash(trace),
     }
     table = _to_table(trace).replace_schema_metadata({b"gammalab": json.dumps(header).encode()})
+    # The exponents of a law's numbers repeat where the numbers do not, 6 % smaller; a look-up's
+    # shares repeat whole.
+    floats = [field.name for field in table.schema if field.type == pa.list_(pa.float32())]
+    split = [f"{name}.list.element" for name in floats] if trace.draft_len is None else False
     write_atomically(
         path,
         lambda temporary: pq.write_table(
-            table, temporary, compression="zstd", use_dictionary=False, row_group_size=256
+            table,
+            temporary,
+            compression="zstd",
+            use_dictionary=False,
+            use_byte_stream_split=split,
+            row_group_size=256,
         ),
         overwrite,
     )
