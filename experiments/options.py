@@ -66,7 +66,8 @@ def recording(about: str = "a recording of the pair") -> Any:
 
 def recordings() -> Any:
     """`--trace`, as often as there are files."""
-    return options("Parquet, or a shipped recording's name; may be given again", shipped_or_file)
+    about = "Parquet, or a shipped one by name (embedded-greedy); may be given again"
+    return options(about, shipped_or_file)
 
 
 def largest_error() -> Any:

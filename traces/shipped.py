@@ -11,7 +11,7 @@ TIMING = _DATA / "timing-x86_64-cpu.json"
 
 
 def shipped_or_file(text: str) -> Path:
-    """What comes with the package under this name, without its suffix ("embedded-greedy",
+    """The file that comes with the package under this name, without its suffix ("embedded-greedy",
     "timing-x86_64-cpu"), or the path that the text is; a file or folder here goes first.
     """
     path = Path(text)

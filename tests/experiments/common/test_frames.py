@@ -130,6 +130,7 @@ def test_terminal_page_json_and_csv_of_a_comparison_are_one(compared: Any) -> No
     rows = list(csv.DictReader(io.StringIO(gammalab(*asked, "--csv").out)))
     assert [row["name"] for row in rows] == [row["name"] for row in result["rows"]]
     assert result["columns"] == json.loads(json.dumps(described(COLUMNS)))
+    assert {field for column in COLUMNS for field in column.fields} <= set(rows[0])
     for row, told in zip(rows, result["rows"], strict=True):
         assert float(row["tokens_per_s"]) == told["tokens_per_s"]
         assert f"{told['tokens_per_s']:.0f}" in done.out and f"{told['tokens_per_s']:.0f}" in page
