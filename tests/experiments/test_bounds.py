@@ -28,7 +28,7 @@ from real_backend.prompts import read_questions
 from tests.command import gammalab, refused
 from traces.errors import InputError, brief
 from traces.json_text import read_json
-from traces.shipped import TIMING
+from traces.shipped import TIMING, shipped_or_file
 from traces.timing import read_timing
 from traces.workload.files import read_workload
 
@@ -59,7 +59,7 @@ NUMBERS = [
     (parser, action.option_strings[0])
     for parser in (*leaves(build_parser()), *modules())
     for action in parser._actions
-    if action.type not in (None, Path) and action.option_strings
+    if action.type not in (None, Path, shipped_or_file) and action.option_strings
 ]
 
 
