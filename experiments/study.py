@@ -58,18 +58,21 @@ STAGES = ("capture", "measure", "compare", "validate", "report")
 
 
 class Effort(NamedTuple):
-    """How much work a study does. questions_per_task 0: all of them."""
+    """How much work a study does. questions_per_task 0: all of them. measure_s: after so many
+    seconds no further sweep of a measurement begins, 0: all that are asked.
+    """
 
     questions_per_task: int
     max_new_tokens: int
     batches: tuple[int, ...]
     measure_repeats: int
+    measure_s: float
     validate_repeats: int
 
 
 WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
-FULL = Effort(0, 128, (1,), 150, 1)
-QUICK = Effort(5, 64, (1,), 30, 1)
+FULL = Effort(0, 128, (1,), 150, 0.0, 1)
+QUICK = Effort(5, 64, (1,), 30, 60.0, 1)
 
 
 def run(options: StudyOptions) -> Result:
@@ -236,6 +239,7 @@ def _measure(options: StudyOptions, effort: Effort, trace: Path) -> None:
             batch=effort.batches,
             context=tuple(contexts_of(recorded)),
             repeats=effort.measure_repeats,
+            seconds=effort.measure_s,
             temperature=recorded.meta.temperature,
             top_p=recorded.meta.top_p,
             force=options.force,

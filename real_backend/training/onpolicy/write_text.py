@@ -15,26 +15,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from real_backend.command_line import Result, option, run_module
 from real_backend.drafters.eagle3_checkpoint import default_taps
-from real_backend.models.checkpoint import DTYPES, load_model, load_tokenizer
+from real_backend.models.checkpoint import DTYPES, load_model, load_tokenizer, weights_hash
 from real_backend.models.gguf import smollm2_file
 from real_backend.models.llama import LeanLlama
 from real_backend.number_options import count, positive
 from real_backend.options import seed_of
 from real_backend.training.onpolicy.openings import FREE, OPENINGS, Opening
+from traces.errors import InputError
 from traces.store import write_atomically
 
 GIVEN, ASKED, GREEDY, SAMPLED = range(4)  # whose a token is
@@ -43,6 +46,9 @@ TOP_K = 64  # of the tokens that a user turn may go on with: the tail of a small
 LEAST_ASKED = 4  # tokens, lest a user says nothing
 FREE_SHARE = 0.2  # of the user turns begin with nothing
 LIKELIEST = 64  # tokens of the target's law that are kept
+OF_A_CHUNK = ("seed", "rows", "row_tokens", "answer_tokens", "dtype")
+"""Options that a chunk hangs on."""
+SETTINGS = "settings"  # metadata of a chunk
 SHARED_TOKENS = 2**16  # a vocabulary that uint16 can name
 
 
@@ -186,12 +192,32 @@ def chunk(
     }
 
 
+def answers_in(path: Path, settings: Mapping[str, Any]) -> int:
+    """Tokens of answers in a chunk. Raises InputError if it is none, or of other settings."""
+    try:
+        with safe_open(path, framework="pt") as read:
+            told = (read.metadata() or {}).get(SETTINGS)
+            answers = int((read.get_tensor("whose") >= GREEDY).sum())
+        before = json.loads(told) if told else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: no chunk of write_text ({error}); remove it") from None
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{path}: written with {name} {before.get(name)}, now {value}; choose another --out"
+            )
+    return answers
+
+
 def run(options: WriteTextOptions) -> Result:
-    """Write chunks until there are enough tokens."""
+    """Write chunks until there are enough tokens; those that are there must be of these options."""
     torch.set_num_threads(1)
     where = options.target or str(smollm2_file())
     tokenizer = load_tokenizer(where)
     module = load_model(where, "cpu", options.dtype)
+    settings = {name: getattr(options, name) for name in OF_A_CHUNK}
+    settings["weights"] = weights_hash(module)
+    metadata = {SETTINGS: json.dumps(settings, sort_keys=True)}
     model = LeanLlama(module, own=True)
     model.taps = default_taps(len(model.layers))
     ends = frozenset({int(tokenizer.eos_token_id)})
@@ -200,9 +226,8 @@ def run(options: WriteTextOptions) -> Result:
         path = options.out / f"{index:05d}.safetensors"
         if not path.exists():
             stored = chunk(model, tokenizer, ends, options, index)
-            write_atomically(path, functools.partial(save_file, stored))
-        with safe_open(path, framework="pt") as read:
-            written += int((read.get_tensor("whose") >= GREEDY).sum())
+            write_atomically(path, functools.partial(save_file, stored, metadata=metadata))
+        written += answers_in(path, settings)
         index += 1
         took = time.monotonic() - started
         print(f"{path.name}: {written} tokens of answers, {took:.0f} s", file=sys.stderr)

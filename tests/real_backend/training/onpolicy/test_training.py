@@ -4,6 +4,7 @@ way on a tiny target.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from real_backend.load_pair import load_pair
 from real_backend.pair_spec import resolve_pair
@@ -110,6 +111,21 @@ def test_text_goes_on_where_it_stood_and_is_the_targets(
     greedy = whose[:, 1:] == GREEDY
     assert greedy.any()
     assert (told.logits.argmax(-1)[:, :-1] == ids[:, 1:])[greedy].float().mean() > 0.98
+
+
+def test_chunks_of_other_options_or_cut_ones_are_not_gone_on_from(
+    target: Path, text: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(text, tmp_path / "text")
+    with pytest.raises(InputError, match="written with seed 0, now 1; choose another --out"):
+        write(target, tmp_path / "text", 150, seed=1)
+    first = tmp_path / "text" / "00000.safetensors"
+    first.write_bytes(first.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"00000.safetensors: no chunk of write_text .*remove it"):
+        write(target, tmp_path / "text", 150)
+    save_file(load_file(text / "00000.safetensors"), first)
+    with pytest.raises(InputError, match="written with seed None, now 0"):
+        write(target, tmp_path / "text", 150)
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "few"])
