@@ -40,7 +40,7 @@ from real_backend.options import MeasureOptions
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress
 from real_backend.recording.coupling import CaptureSettings
-from real_backend.recording.round_overheads import round_overheads
+from real_backend.recording.round_overheads import CONTROL_REPLIES, round_overheads
 from traces.errors import InputError
 from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
@@ -171,6 +171,14 @@ def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
+def control_tokens(timing: Timing, repeats: int, seconds: float) -> int:
+    """Tokens of a reply whose rounds' overhead is timed: as many as `repeats`, and not more than
+    plain steps of all these replies take in half of `seconds`, but 8 at least and 64 at most.
+    """
+    plain_s = min(cell.median_s for cell in timing.cells if cell.operation == "verify")
+    return int(min(64, max(8, min(repeats, seconds / 2 / (CONTROL_REPLIES * plain_s)))))
+
+
 @torch.inference_mode()
 def measure(
     pair: Pair,
@@ -208,7 +216,8 @@ def measure(
         spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
         wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
         signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
-        control = round_overheads(pair, timing, min(contexts), min(64, max(8, repeats)), sampling)
+        tokens = control_tokens(timing, repeats, seconds)
+        control = round_overheads(pair, timing, min(contexts), tokens, sampling)
     timing = dataclasses.replace(
         timing, own_s=own_s, signal_repeats=signal, control_repeats=control
     )

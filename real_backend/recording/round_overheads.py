@@ -28,6 +28,8 @@ from traces.roundlog import RoundLog
 from traces.timing import CPU, WALL, Repeats, Timing
 
 _REPEATS = 5
+_DRAFTED = (0, 1, 2, 4, 8)
+CONTROL_REPLIES = _REPEATS * len(_DRAFTED) * len((WALL, CPU))
 _NANOSECONDS = 9  # digits kept
 
 
@@ -101,7 +103,7 @@ def _control_once(rounds: _Rounds, clock: str) -> float:
     """
     tick = time.thread_time if clock == CPU else time.perf_counter
     outside: list[float] = []
-    for gamma in (0, 1, 2, 4, 8):
+    for gamma in _DRAFTED:
         log, watch = rounds.play(_Length(gamma), tick)
         spent = log.cpu_s if clock == CPU else log.elapsed_s
         assert spent is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from real_backend.load_pair import load_pair
 from real_backend.models import finite
 from real_backend.pair_spec import resolve_pair
 from real_backend.recording import round_overheads
-from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, measure
+from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, control_tokens, measure
 from tests.specimens import few_or_slow
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
-from traces.timing import read_timing
+from traces.timing import Cell, Timing, read_timing
 
 
 @pytest.fixture
@@ -116,6 +117,16 @@ def test_cells_keep_the_median_of_every_sweep() -> None:
     assert (cell.q25_s, cell.q75_s, cell.repeats) == (2.5, 6.5, 6)
     (cell,) = _cells([{key: [(1.0, np.nan), (2.0, np.nan)]}])  # a GPU's events
     assert (cell.blocks_s, cell.cpu_blocks_s) == ((1.5,), ())
+
+
+def test_a_slow_model_times_overheads_on_shorter_replies() -> None:
+    """Fifty replies in half of the seconds: 30 s / (50 x 60 ms) = 10 tokens, by a median of 60."""
+    cells = [Cell("verify", 1, t, 64, 0.06 * t, 0.0, 1.0, 9) for t in (1, 2)]
+    slow = Timing({}, tuple(cells), 0.0, 0.0)
+    assert control_tokens(slow, 30, 60.0) == 10
+    assert control_tokens(slow, 9, 60.0) == 9
+    assert control_tokens(slow, 30, 1.0) == 8
+    assert control_tokens(slow, 30, math.inf) == 30 and control_tokens(slow, 100, math.inf) == 64
 
 
 def busy(seconds: float) -> None:
