@@ -15,6 +15,7 @@ from policies.goodput.arbiter import arbiter
 from policies.ours.goodput import CensoredGoodput
 from policies.randomness import Rng, mix, round_key, uniform
 from policies.registry import REGISTRY, label, parse_policies, parse_policy
+from policies.round import Limits, longest_reply
 from traces.errors import InputError
 
 RNG = Rng(1)
@@ -419,3 +420,9 @@ def test_randomness_is_uniform_keyed_and_stable() -> None:
 
 
 GOLDEN = (3362498744, 3362534005)
+
+
+def test_no_known_context_bounds_no_reply_and_the_smallest_one_does() -> None:
+    assert longest_reply(Limits(8, 20, 0), 3) == 20
+    assert longest_reply(Limits(8, 20, 10), 3) == 7
+    assert longest_reply(Limits(8, 20, 1), 1) == 0
