@@ -17,14 +17,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT / "traces" / "data"
-TRACES, TIMINGS = sorted(DATA.glob("*greedy*.parquet")), sorted(DATA.glob("timing-*.json"))
+from traces.shipped import GREEDY, TIMING
 
-pytestmark = [
-    pytest.mark.benchmarks,
-    pytest.mark.skipif(not (TRACES and TIMINGS), reason="no shipped trace and timing"),
-]
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.benchmarks
 
 
 def seconds(command: list[str], cache: Path) -> float:
@@ -36,7 +33,7 @@ def seconds(command: list[str], cache: Path) -> float:
 
 def test_start_up(tmp_path: Path) -> None:
     gammalab = [sys.executable, "-m", "experiments"]
-    whole = [*gammalab, "compare", "--trace", str(TRACES[0]), "--timing", str(TIMINGS[0])]
+    whole = [*gammalab, "compare", "--trace", str(GREEDY), "--timing", str(TIMING)]
     contenders = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "gammalab --help": [*gammalab, "--help"],

@@ -24,12 +24,10 @@ from tests.specimens import few_or_slow
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
+from traces.shipped import GREEDY, SAMPLED, TIMING
 from traces.split import spread_rows
 from traces.store import read_trace
 from traces.timing import read_timing
-
-DATA = Path(__file__).parents[2] / "traces" / "data"
-GREEDY, SAMPLED = DATA / "embedded-greedy.parquet", DATA / "embedded-sampled.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +51,7 @@ def few(embedded: Any, questions: list[Question]) -> tuple[Trace, list[Any]]:
 
 @pytest.fixture(scope="module")
 def shipped_costs() -> StepCosts:
-    timing = read_timing(next(DATA.glob("timing-*.json")))
-    return tabulate(Table(timing), max_context=1024)
+    return tabulate(Table(read_timing(TIMING)), max_context=1024)
 
 
 def test_shipped_data_is_what_it_says(questions: list[Question]) -> None:

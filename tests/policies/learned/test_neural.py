@@ -398,16 +398,16 @@ def shipped() -> tuple[Any, Trace, list[Any], StepCosts]:
     from real_backend.pair_spec import resolve_pair
     from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_trace
     from traces.costs.table import Table
+    from traces.shipped import GREEDY, TIMING
     from traces.split import spread_rows
     from traces.store import read_trace
     from traces.timing import read_timing
 
-    data = Path(__file__).parents[3] / "traces" / "data"
     pair = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype="float32")
-    trace = read_trace(data / "embedded-greedy.parquet")
+    trace = read_trace(GREEDY)
     rows = spread_rows(trace, 3)
     requests = requests_of_trace(read_questions(EMBEDDED_PROMPTS), trace, pair)
-    timing = read_timing(next(data.glob("timing-*.json")))
+    timing = read_timing(TIMING)
     costs = tabulate(Table(timing), max_context=1024)
     return pair, trace.select(rows), [requests[row] for row in rows], costs
 

@@ -170,7 +170,7 @@ def test_a_head_and_a_draft_load_and_have_the_same_bytes_again(
         name = module.__name__.rpartition("_")[2]
         options = cls(out=tmp_path / name, epochs=6, checkpoint_s=0.0, **shared | extra)
         module.run(options)
-        checkpoint = next(options.folder.glob("*.safetensors"))
+        (checkpoint,) = options.folder.glob("*.safetensors")
         pair = load_pair(resolve_pair(None, str(target), str(options.out)), device="cpu", threads=1)
         assert pair.drafter.kind == {"eagle3": "eagle3", "draft": "model"}[name]
         first = (options.out / "model.safetensors").read_bytes()
