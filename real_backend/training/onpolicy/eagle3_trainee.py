@@ -5,7 +5,8 @@ target's states, step j the head's own state of step j - 1, and sees beside the 
 steps of its own draft. Step j of the draft that starts at place s reads token s + 1 + j and learns
 the target's law behind it.
 
-Source: Li et al., EAGLE-3, arXiv 2503.01840, Section 3.1 and Figure 6.
+Source: Li et al., EAGLE-3, arXiv 2503.01840, Section 3.1 and Figure 6; of aligned drafts, Hu et
+al., GRIFFIN, arXiv 2502.11018 (its loss mask alone, not its fusion of tokens and features).
 Letters: B rows, W tokens of a row, N starts, E hidden size of the target, J steps, D draft
 vocabulary, K likeliest tokens, H query heads.
 """
@@ -71,13 +72,14 @@ class _Layer(nn.Module):
 
 
 class Step(NamedTuple):
-    """A step of all drafts: loss in nats a token, tokens learnt from, and how many of those the
-    head would have said.
+    """A step of all drafts: loss in nats a token, tokens learnt from, how many of those the head
+    would have said, and whose next token [N] was among its `align` likeliest (all if that is 0).
     """
 
     loss: Tensor
     tokens: int
     right: int
+    aligned: Tensor
 
 
 class _Starts(NamedTuple):
@@ -150,8 +152,10 @@ class Eagle3Trainee(nn.Module):
         """[N, D] of states [N, E]."""
         return F.linear(self.norm(states), self._output.to(states))
 
-    def steps(self, rows: Rows, steps: int) -> list[Step]:
-        """The drafts of all starts that are to say tokens of answers."""
+    def steps(self, rows: Rows, steps: int, align: int = 0) -> list[Step]:
+        """The drafts of all starts that are to say tokens of answers. align: a draft ends at a
+        token of the text that was not among the head's `align` likeliest; 0: none ends.
+        """
         assert rows.states is not None
         batch, width = rows.ids.shape
         answered = rows.whose >= GREEDY
@@ -174,7 +178,9 @@ class Eagle3Trainee(nn.Module):
             learnt = starts.place + 2 + step < width
             learnt[learnt.clone()] &= answered[starts.row[learnt], starts.place[learnt] + 2 + step]
             starts, states = starts.select(learnt), states[learnt]
-            found.append(self._learn(states, starts, rows, step))
+            found.append(self._learn(states, starts, rows, step, align))
+            going = found[-1].aligned
+            starts, states = starts.select(going), states[going]
         return found
 
     def _grid(self, packed: Tensor, batch: int) -> Tensor:
@@ -205,7 +211,7 @@ class Eagle3Trainee(nn.Module):
             attended = attended + weights[..., width + index, None] * value
         return self._behind(feature, attended)
 
-    def _learn(self, states: Tensor, starts: _Starts, rows: Rows, step: int) -> Step:
+    def _learn(self, states: Tensor, starts: _Starts, rows: Rows, step: int, align: int) -> Step:
         """Cross-entropy to the target's law over the draft vocabulary."""
         behind = starts.place + 1 + step
         slots = self._slot[rows.likeliest[starts.row, behind]]  # [N, K]
@@ -217,4 +223,10 @@ class Eagle3Trainee(nn.Module):
         loss = -((law / mass.clamp(min=_LEAST_MASS)) * said).sum(-1)
         meant = self._slot[rows.likeliest[starts.row, behind, 0]]
         right = int((logs.detach().argmax(-1) == meant).sum())
-        return Step((loss * kept).sum() / kept.sum().clamp(min=1), len(kept), right)
+        aligned = torch.ones(len(kept), dtype=torch.bool)
+        if align:
+            told = self._slot[rows.ids[starts.row, behind + 1]]
+            aligned = (logs.detach().topk(min(align, logs.shape[-1])).indices == told[:, None]).any(
+                -1
+            )
+        return Step((loss * kept).sum() / kept.sum().clamp(min=1), len(kept), right, aligned)

@@ -24,7 +24,7 @@ from real_backend.command_line import Result, option, run_module
 from real_backend.drafters.eagle3_checkpoint import default_taps
 from real_backend.models.checkpoint import load_model
 from real_backend.models.gguf import smollm2_file
-from real_backend.number_options import count
+from real_backend.number_options import count, whole
 from real_backend.training.loop import Recipe, TrainingProgress, train
 from real_backend.training.onpolicy.eagle3_trainee import Eagle3Trainee
 from real_backend.training.onpolicy.options import TrainingOptions, write_json
@@ -60,6 +60,10 @@ class TrainEagle3Options(TrainingOptions):
     vocab: int = option("tokens of the draft vocabulary", count, 8192)
     steps: int = option("of a draft while training", count, 3)
     rows: int = option("rows of a batch", count, 2)
+    align: int = option(
+        "likeliest tokens among which a draft's next one must be for it to go on (0: any)",
+        whole(0), 0,
+    )  # fmt: skip
 
 
 def likeliest(text: OwnText, vocab: int, most: int) -> Tensor:
@@ -127,7 +131,7 @@ def _train(options: TrainEagle3Options, head: Eagle3Trainee, text: OwnText) -> T
     def loss_of(step: int) -> Tensor:
         rows = text.batch(step, options.rows, states=True)
         with torch.autocast("cpu", torch.bfloat16):
-            steps = head.steps(rows, options.steps)
+            steps = head.steps(rows, options.steps, options.align)
         return sum(w * s.loss for w, s in zip(weights, steps, strict=True)) / sum(weights)  # type: ignore[return-value]
 
     batches = int(options.epochs * len(text) / options.rows)

@@ -32,7 +32,10 @@ def rows_of(module: object, taps: tuple[int, ...]) -> Rows:
     return Rows(ids, whose, states, logs.indices, logs.values)
 
 
-def test_losses_are_those_of_the_written_head(deep_target: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("align", [0, 26])
+def test_losses_are_those_of_the_written_head(
+    deep_target: Path, tmp_path: Path, align: int
+) -> None:
     module = load_model(str(deep_target), "cpu", "float32")
     known = torch.arange(3, 63, 2)
     embedding, output = module.get_input_embeddings(), module.get_output_embeddings()
@@ -45,7 +48,7 @@ def test_losses_are_those_of_the_written_head(deep_target: Path, tmp_path: Path)
     plain = Plain(tmp_path, module)
     plain.w = {name: w.float() if w.is_floating_point() else w for name, w in plain.w.items()}
     rows = rows_of(module, default_taps(LAYERS))
-    found = head.steps(rows, STEPS)
+    found = head.steps(rows, STEPS, align)
     losses: list[list[float]] = [[] for _ in range(STEPS)]
     right = [0] * STEPS
     assert rows.states is not None
@@ -65,6 +68,8 @@ def test_losses_are_those_of_the_written_head(deep_target: Path, tmp_path: Path)
                 logs = logits[-1, known].log_softmax(-1)
                 losses[step].append(float(-(law / law.sum() * logs).sum()))
                 right[step] += int(known[logs.argmax()] == rows.likeliest[row, spoken - 1, 0])
+                if align and ids[spoken] not in known[logs.topk(align).indices]:
+                    break
     for step in range(STEPS):
         assert found[step].tokens == len(losses[step])
         assert found[step].right == right[step]
