@@ -54,7 +54,7 @@ smollm2: $(VENV)/.installed
 # The loop on the public model with each kind of drafter, on 24 questions and the same replies, and
 # the drafters compared.
 SMOLLM2 := out/smollm2
-LOOP := $(BIN)/gammalab study --quick --validate-limit 3
+LOOP := $(BIN)/gammalab study --quick --validate-limit 2
 QUESTIONS := --prompts real_backend/smollm2/prompts.jsonl
 study-smollm2: smollm2
 	$(LOOP) --pair smollm2+draft $(QUESTIONS) --out $(SMOLLM2)-draft

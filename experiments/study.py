@@ -72,7 +72,7 @@ class Effort(NamedTuple):
 
 WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
 FULL = Effort(0, 128, (1,), 150, 0.0, 1)
-QUICK = Effort(5, 64, (1,), 30, 60.0, 1)
+QUICK = Effort(5, 64, (1,), 30, 40.0, 1)
 
 
 def run(options: StudyOptions) -> Result:
@@ -240,6 +240,7 @@ def _measure(options: StudyOptions, effort: Effort, trace: Path) -> None:
             context=tuple(contexts_of(recorded)),
             repeats=effort.measure_repeats,
             seconds=effort.measure_s,
+            deepest=recorded.meta.depth if options.quick else WIDEST_STEP - 1,
             temperature=recorded.meta.temperature,
             top_p=recorded.meta.top_p,
             force=options.force,

@@ -182,6 +182,7 @@ class MeasureOptions:
     temperature: float = option("of the rounds timed, 0 is greedy", temperature, 0.0)
     top_p: float = option("nucleus of the rounds timed, a share: 0 to 1", top_p, 1.0)
     seconds: float = seconds_until("no further sweep over all cells begins")
+    deepest: int = option("tokens of the longest draft that is timed", count, 32)
     force: bool = flag("overwrite")
 
 

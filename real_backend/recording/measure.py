@@ -40,15 +40,20 @@ from real_backend.options import MeasureOptions
 from real_backend.partial_file import PartialFile, damaged, finished, partial_path
 from real_backend.progress import progress
 from real_backend.recording.coupling import CaptureSettings
-from real_backend.recording.round_overheads import CONTROL_REPLIES, round_overheads
+from real_backend.recording.round_overheads import (
+    CONTROL_REPEATS,
+    CONTROL_REPLIES,
+    FEWEST_CONTROL_REPEATS,
+    round_overheads,
+)
 from traces.errors import InputError
 from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
 
 PREFILL_TOKENS = (16, 64, 128, 256, 512)
-_VISITS = 5  # blocks of a usual kind in a sweep
+_VISITS, _FEWEST_VISITS = 5, 2  # blocks of a usual kind in a sweep, and if seconds are short
 _USUAL = 8  # drafted tokens; longer drafts are rare and slow: one block of them a sweep
-_SIGNAL_REPEATS = 8
+_SIGNAL_REPEATS, _FEWEST_SIGNAL_REPEATS = 8, 3  # likewise
 _NANOSECONDS = 9  # digits kept of a block
 
 
@@ -73,10 +78,12 @@ def _sample(
     sampling: Sampling = GREEDY,
     kept: PartialFile | None = None,
     seconds: float = math.inf,
+    deepest: int = max(DRAFTED),
 ) -> list[Samples]:
     """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
     all else once, every time in an order of its own. Sweeps that `kept` holds are not run again;
-    after `seconds` no other begins, if there is one at all.
+    after `seconds` no other begins, if there is one at all, and the first ends with the visit that
+    it is at, if that is not the first.
     """
     kept = kept or PartialFile(None, {})
     found, sweeps = _read_sweeps(kept), -(-repeats // (_VISITS * TIMED_ROUNDS))
@@ -84,7 +91,7 @@ def _sample(
         return found
     samples: Samples = {}
     until = time.perf_counter() + seconds
-    usual, rare = _work(pair, batches, contexts, samples, sampling)
+    usual, rare = _work(pair, batches, contexts, samples, sampling, deepest)
     missing = range(len(found), sweeps)
     with progress(len(missing) * (_VISITS * len(usual) + len(rare)), "measure") as step:
         for number in missing:
@@ -93,6 +100,8 @@ def _sample(
             order = np.random.default_rng(number)
             samples.clear()
             for visit in range(_VISITS):
+                if visit >= _FEWEST_VISITS and time.perf_counter() > until:
+                    break
                 work = usual if visit else usual + rare
                 for index in order.permutation(len(work)):
                     work[index]()
@@ -124,6 +133,7 @@ def _work(
     contexts: Sequence[int],
     samples: Samples,
     sampling: Sampling,
+    deepest: int,
 ) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
     """Blocks of the usual kinds of rounds; those of the rare ones, and prompts."""
     longest, limit = _check_contexts(pair, contexts), pair.max_context or 1 << 30
@@ -133,7 +143,7 @@ def _work(
     for bench in [Bench(pair, batch, longest, samples, sampling) for batch in batches]:
         for context in contexts:
             lags = lags_for(pair)
-            for drafted in (length for length in DRAFTED if length <= pair.drafter.most):
+            for drafted in (n for n in DRAFTED if n <= min(deepest, pair.drafter.most)):
                 kind = partial(bench.block, drafted, lags[:2], context)
                 (usual if drafted <= _USUAL else rare).append(kind)
             # Longer lags follow rounds without a draft; they are rare, one cell each will do.
@@ -171,12 +181,26 @@ def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-def control_tokens(timing: Timing, repeats: int, seconds: float) -> int:
-    """Tokens of a reply whose rounds' overhead is timed: as many as `repeats`, and not more than
-    plain steps of all these replies take in half of `seconds`, but 8 at least and 64 at most.
+def control_effort(timing: Timing, repeats: int, seconds: float) -> tuple[int, int]:
+    """How often rounds' overhead is timed, and tokens of its replies: as many as `repeats`, and not
+    more than plain steps of all these replies take in half of `seconds`, but 8 at least and 64 at
+    most; and less often if those 8 take longer.
     """
     plain_s = min(cell.median_s for cell in timing.cells if cell.operation == "verify")
-    return int(min(64, max(8, min(repeats, seconds / 2 / (CONTROL_REPLIES * plain_s)))))
+    affordable = seconds / 2 / (CONTROL_REPEATS * CONTROL_REPLIES * plain_s)
+    tokens = int(min(64, max(8, min(repeats, affordable))))
+    return (CONTROL_REPEATS if affordable >= 8 else FEWEST_CONTROL_REPEATS), tokens
+
+
+def _signal_repeats(bench: Bench, context: int, seconds: float) -> Repeats:
+    """After `seconds` no other begins, if there are a few."""
+    spent, until = [], time.perf_counter() + seconds
+    for number in range(_SIGNAL_REPEATS):
+        if number >= _FEWEST_SIGNAL_REPEATS and time.perf_counter() > until:
+            break
+        spent.append(bench.signal_s(context))
+    wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
+    return Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
 
 
 @torch.inference_mode()
@@ -189,11 +213,14 @@ def measure(
     sampling: Sampling = GREEDY,
     partial_file: Path | None = None,
     seconds: float = math.inf,
+    deepest: int = max(DRAFTED),
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
     sweeps, and of every rule of the registry. sampling: how tokens are chosen meanwhile.
     partial_file: where finished sweeps are kept until all is done, and found again; the timing's
-    meta then has `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many.
+    meta then has `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many, and
+    with fewer repeats of overheads after a half and a quarter. deepest: tokens of the longest draft
+    that is timed.
 
     Raises InputError if a context does not fit the pair, or the file is of another measurement.
     """
@@ -202,8 +229,9 @@ def measure(
     _check_contexts(pair, contexts)
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(sampling)} | about
+    asked["deepest"] = deepest
     kept = PartialFile(partial_file, asked | {"steps": "", "gpu": ""})
-    cells = _cells(_sample(pair, batches, contexts, repeats, sampling, kept, seconds))
+    cells = _cells(_sample(pair, batches, contexts, repeats, sampling, kept, seconds, deepest))
     about = pair.describe() | {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if kept.gaps:
         about["gaps"] = kept.gaps
@@ -213,11 +241,9 @@ def measure(
     signal = control = Repeats()
     if 1 in batches:
         bench = Bench(pair, 1, min(contexts) + SIGNAL_TOKENS + 1, {}, sampling, SIGNAL_TOKENS)
-        spent = [bench.signal_s(min(contexts)) for _ in range(_SIGNAL_REPEATS)]
-        wall, cpu = np.round(np.asarray(spent), _NANOSECONDS).T.tolist()
-        signal = Repeats(tuple(wall), () if math.isnan(cpu[0]) else tuple(cpu))
-        tokens = control_tokens(timing, repeats, seconds)
-        control = round_overheads(pair, timing, min(contexts), tokens, sampling)
+        signal = _signal_repeats(bench, min(contexts), seconds / 4)
+        effort = control_effort(timing, repeats, seconds)
+        control = round_overheads(pair, timing, min(contexts), *effort, sampling)
     timing = dataclasses.replace(
         timing, own_s=own_s, signal_repeats=signal, control_repeats=control
     )
@@ -243,6 +269,7 @@ def run(options: MeasureOptions) -> Result:
         sampling=sampling,
         partial_file=unfinished,
         seconds=options.seconds or math.inf,
+        deepest=options.deepest,
     )
     timing.write(options.out, overwrite=True)
     finished(unfinished)

@@ -27,9 +27,9 @@ from traces.costs.table import Table
 from traces.roundlog import RoundLog
 from traces.timing import CPU, WALL, Repeats, Timing
 
-_REPEATS = 5
+CONTROL_REPEATS, FEWEST_CONTROL_REPEATS = 5, 3
 _DRAFTED = (0, 1, 2, 4, 8)
-CONTROL_REPLIES = _REPEATS * len(_DRAFTED) * len((WALL, CPU))
+CONTROL_REPLIES = len(_DRAFTED) * len((WALL, CPU))  # of a repeat
 _NANOSECONDS = 9  # digits kept
 
 
@@ -112,7 +112,7 @@ def _control_once(rounds: _Rounds, clock: str) -> float:
 
 
 def round_overheads(
-    pair: Pair, timing: Timing, prompt_tokens: int, tokens: int, sampling: Sampling
+    pair: Pair, timing: Timing, prompt_tokens: int, repeats: int, tokens: int, sampling: Sampling
 ) -> Repeats:
     """Repeats of control_s on every clock of the timing, without the arithmetic of the rule that
     plays; tokens: of each reply.
@@ -121,7 +121,7 @@ def round_overheads(
     rounds = _Rounds(pair, costs, prompt_tokens, tokens, sampling)
     round_s, _ = measured_overhead(_Length(8))
     control: dict[str, list[float]] = {WALL: [], CPU: []}
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         for clock in timing.clocks:
             control[clock].append(round(_control_once(rounds, clock) - round_s, _NANOSECONDS))
     return Repeats(tuple(control[WALL]), tuple(control[CPU]))

@@ -22,12 +22,19 @@ from real_backend.load_pair import load_pair
 from real_backend.models import finite
 from real_backend.pair_spec import resolve_pair
 from real_backend.recording import round_overheads
-from real_backend.recording.measure import PREFILL_TOKENS, _cells, _sample, control_tokens, measure
+from real_backend.recording.measure import (
+    PREFILL_TOKENS,
+    _cells,
+    _sample,
+    _signal_repeats,
+    control_effort,
+    measure,
+)
 from tests.specimens import few_or_slow
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
-from traces.timing import Cell, Timing, read_timing
+from traces.timing import Cell, Repeats, Timing, read_timing
 
 
 @pytest.fixture
@@ -123,10 +130,23 @@ def test_a_slow_model_times_overheads_on_shorter_replies() -> None:
     """Fifty replies in half of the seconds: 30 s / (50 x 60 ms) = 10 tokens, by a median of 60."""
     cells = [Cell("verify", 1, t, 64, 0.06 * t, 0.0, 1.0, 9) for t in (1, 2)]
     slow = Timing({}, tuple(cells), 0.0, 0.0)
-    assert control_tokens(slow, 30, 60.0) == 10
-    assert control_tokens(slow, 9, 60.0) == 9
-    assert control_tokens(slow, 30, 1.0) == 8
-    assert control_tokens(slow, 30, math.inf) == 30 and control_tokens(slow, 100, math.inf) == 64
+    assert control_effort(slow, 30, 60.0) == (5, 10)
+    assert control_effort(slow, 9, 60.0) == (5, 9)
+    assert control_effort(slow, 30, 1.0) == (3, 8)
+    assert control_effort(slow, 30, math.inf) == (5, 30)
+    assert control_effort(slow, 100, math.inf) == (5, 64)
+
+
+def test_short_seconds_leave_two_visits_and_three_repeats(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        (sweep,) = _sample(pair, [1], [16], repeats=90, seconds=0.0, deepest=8)
+        assert len(sweep["verify", 1, 3, 16]) == 2 * 3 and ("verify", 1, 11, 16) not in sweep
+        bench = Bench(pair, 1, 30, {}, deepest=4)
+        monkeypatch.setattr(bench, "signal_s", lambda context: (float(context), 2.0))
+        assert _signal_repeats(bench, 16, 0.0) == Repeats((16.0,) * 3, (2.0,) * 3)
+        assert len(_signal_repeats(bench, 16, math.inf).wall_s) == 8
 
 
 def busy(seconds: float) -> None:
@@ -143,7 +163,7 @@ def test_no_rules_arithmetic_is_in_control(pair: Any, monkeypatch: pytest.Monkey
     timing = measure(pair, batches=[1], contexts=[16], repeats=10)
 
     def control() -> float:
-        found = round_overheads.round_overheads(pair, timing, 16, 16, GREEDY)
+        found = round_overheads.round_overheads(pair, timing, 16, 5, 16, GREEDY)
         assert len(found.cpu_s) == len(found.wall_s) > 2
         return float(np.median(found.cpu_s))
 
