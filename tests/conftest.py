@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+# Before anything imports numba: an index out of bounds is an error here, not a wrong number. What
+# ships is compiled without; `make test-all` replays that, too.
+os.environ["NUMBA_BOUNDSCHECK"] = "1"
 
 import numpy as np
 import pytest

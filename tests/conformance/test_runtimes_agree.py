@@ -1,6 +1,6 @@
 """Compiled and interpreted replay take the same decisions and the same seconds, bit for bit.
 
-The kernels of this module are compiled with bounds checking.
+The kernels of the suite are compiled with bounds checks (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bounds_checked() -> Iterator[None]:
-    before, numba.config.BOUNDSCHECK = numba.config.BOUNDSCHECK, 1
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Kernels as they ship: without bounds checks."""
+    before, numba.config.BOUNDSCHECK = numba.config.BOUNDSCHECK, 0
     kept = dict(kernels._kernels)
     kernels._kernels.clear()
     yield
@@ -90,6 +91,13 @@ def test_synthetic_traces(spec: str) -> None:
     ):
         log = same(parse_policy(spec), trace, costs, seed=3)
         assert int(log.emitted.sum()) == trace.positions
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("spec", few_or_slow(REGISTRY, ("gammatune", "hf-confidence", "payback")))
+def test_kernels_as_they_ship(spec: str) -> None:
+    generator = np.random.default_rng(6)
+    same(parse_policy(spec), random_trace(generator, 4, 8), random_costs(generator, 8), seed=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

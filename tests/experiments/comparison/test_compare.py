@@ -27,6 +27,7 @@ from policies.fixed import Fixed
 from policies.registry import parse_policies
 from simulator.replay.metrics import PerRequest
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
+from tests.specimens import FEW
 from traces.errors import InputError
 from traces.roundlog import read_roundlog
 from traces.schema import Trace
@@ -204,12 +205,15 @@ def test_what_loses_to_plain_decoding_is_not_recommended(verify_s: float, recomm
     assert found.row("fixed:gamma=1").speedup.value < 1.0 or recommended != "never"
 
 
-def test_no_policy_beats_the_clairvoyant() -> None:
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_no_policy_beats_the_clairvoyant(few: bool) -> None:
     trace = lively_trace()
     policies, skipped = default_policies(trace)
+    if few:
+        policies = [policy for policy in policies if policy.name in FEW]
     found = compare(trace, step_costs(make_timing(), trace), policies, resamples=20)
     best = found.row("clairvoyant").speedup.value
-    assert not skipped and len(found.rows) >= 12
+    assert not skipped and len(found.rows) >= len(policies) > 7
     assert all(row.speedup.value <= best + 1e-12 for row in found.rows)
     assert all(row.headroom.value <= 1 + 1e-12 for row in found.rows)
 
