@@ -11,9 +11,8 @@ import pytest
 from experiments import cli, study
 from experiments.common.results import read_result
 from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
-from policies.registry import REGISTRY
 from tests.results import lively_trace
-from tests.specimens import FEW, write_prompts
+from tests.specimens import write_prompts
 from traces.roundlog import read_roundlog
 from traces.store import read_trace
 
@@ -127,17 +126,15 @@ def test_timed_contexts_fit_the_pair() -> None:
     assert study.contexts_of(trace) == [8, 32]
 
 
+@pytest.mark.usefixtures("few_rules")
 def test_the_whole_loop_on_a_tiny_pair(
     pair_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only what does not depend on the clock is asserted; a few of the registry."""
+    """Only what does not depend on the clock is asserted."""
     monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 4, 16))
-    few = {name: rule for name, rule in REGISTRY.items() if name in FEW}
-    for module in ("study", "comparison.compare"):
-        monkeypatch.setattr(f"experiments.{module}.REGISTRY", few)
     prompts = write_prompts(tmp_path / "prompts.jsonl", questions=9, turns=2)
     out = tmp_path / "study"
     argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]
