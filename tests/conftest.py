@@ -15,8 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from policies.registry import REGISTRY
-from tests.specimens import FEW, save_pair
+from tests.specimens import save_pair
 from traces.costs.pricing import StepCosts, make_step_costs
 
 
@@ -49,13 +48,3 @@ def costs() -> StepCosts:
     draft[:, 0] = verify[:, 0] = 0.0
     prefill = 1e-3 * np.arange(1.0, buckets + 1)
     return make_step_costs(draft, verify, prefill_s=prefill, signal_s=1e-4)
-
-
-@pytest.fixture
-def few_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comparison that names no policies plays a few of the registry: each has kernels of its
-    own. `make test-all` has one of the whole.
-    """
-    few = {name: rule for name, rule in REGISTRY.items() if name in FEW}
-    for module in ("study", "comparison.compare"):
-        monkeypatch.setattr(f"experiments.{module}.REGISTRY", few)

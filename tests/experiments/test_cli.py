@@ -251,7 +251,6 @@ def test_timing_of_something_else_warns(gammalab: Any, tmp_path: Path, field: st
     assert field.removesuffix("_name") in line
 
 
-@pytest.mark.usefixtures("few_rules")
 def test_policies_that_need_signals(
     gammalab: Any, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -126,7 +126,6 @@ def test_timed_contexts_fit_the_pair() -> None:
     assert study.contexts_of(trace) == [8, 32]
 
 
-@pytest.mark.usefixtures("few_rules")
 def test_the_whole_loop_on_a_tiny_pair(
     pair_folder: Path,
     tmp_path: Path,

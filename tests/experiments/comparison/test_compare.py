@@ -24,10 +24,9 @@ from experiments.comparison.compare_text import comparison_text, to_dict
 from experiments.comparison.rows import by_question_speed
 from experiments.options import CompareOptions
 from policies.fixed import Fixed
-from policies.registry import parse_policies
+from policies.registry import REGISTRY, parse_policies
 from simulator.replay.metrics import PerRequest
 from tests.results import lively_trace, make_timing, make_trace, save_inputs
-from tests.specimens import FEW
 from traces.errors import InputError
 from traces.roundlog import read_roundlog
 from traces.schema import Trace
@@ -206,11 +205,11 @@ def test_what_loses_to_plain_decoding_is_not_recommended(verify_s: float, recomm
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_no_policy_beats_the_clairvoyant(few: bool) -> None:
+def test_no_policy_beats_the_clairvoyant(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not few:
+        monkeypatch.setattr("experiments.comparison.compare.REGISTRY", REGISTRY)
     trace = lively_trace()
     policies, skipped = default_policies(trace)
-    if few:
-        policies = [policy for policy in policies if policy.name in FEW]
     found = compare(trace, step_costs(make_timing(), trace), policies, resamples=20)
     best = found.row("clairvoyant").speedup.value
     assert not skipped and len(found.rows) >= len(policies) > 7
