@@ -72,7 +72,7 @@ class Effort(NamedTuple):
 
 WIDEST_STEP = 33  # tokens of the widest verify that `measure` times
 FULL = Effort(0, 128, (1,), 150, 0.0, 1)
-QUICK = Effort(5, 40, (1,), 30, 40.0, 1)
+QUICK = Effort(5, 32, (1,), 30, 30.0, 1)
 
 
 def run(options: StudyOptions) -> Result:

@@ -27,6 +27,8 @@ from traces.store import content_hash
 if TYPE_CHECKING:
     from real_backend.prompts import Request
 
+_WARM_TOKENS = 8  # of a reply that is not kept: a target alone settles within as many rounds
+
 
 class Backend(Protocol):
     """The part of real_backend.decoding.engine.Engine that a sitting needs."""
@@ -181,9 +183,17 @@ class Sitting:
             yield block, generator.permutation(seats).tolist()
 
     def _decode(
-        self, policy: Policy, block: range, state: State | None, repeat: int, began: float
+        self,
+        policy: Policy,
+        block: range,
+        state: State | None,
+        repeat: int,
+        began: float,
+        tokens: int = 1 << 30,
     ) -> Any:
-        """One turn; sampled repeats draw anew, greedy ones repeat the same decisions."""
+        """One turn, at most `tokens` of each reply. Sampled repeats draw anew, greedy ones repeat
+        the same decisions.
+        """
         meta = self.trace.meta
         return self.backend.decode(
             policy,
@@ -191,7 +201,7 @@ class Sitting:
             temperature=meta.temperature,
             top_p=meta.top_p,
             seed=self.seed + (repeat if meta.temperature > 0 and not self.replayed else 0),
-            max_new_tokens=meta.max_new_tokens,
+            max_new_tokens=min(tokens, meta.max_new_tokens),
             batch=self.batch,
             state=state,
             first=block[0] if self.carries else 0,
@@ -200,9 +210,9 @@ class Sitting:
         )
 
     def _warm_up(self, seats: Mapping[str, Policy]) -> None:
-        """The first turn of every policy, not kept."""
+        """The first rounds of the first turn of every policy, not kept."""
         for policy in seats.values():
-            self._decode(policy, self.blocks()[0], None, 0, time.perf_counter())
+            self._decode(policy, self.blocks()[0], None, 0, time.perf_counter(), _WARM_TOKENS)
 
     def _joined(
         self, name: str, turns: Sequence[Turn], baseline: str, gaps: Sequence[tuple[int, float]]

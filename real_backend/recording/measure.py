@@ -183,13 +183,14 @@ def _cells(sweeps: Sequence[Samples]) -> tuple[Cell, ...]:
 
 def control_effort(timing: Timing, repeats: int, seconds: float) -> tuple[int, int]:
     """How often rounds' overhead is timed, and tokens of its replies: as many as `repeats`, and not
-    more than plain steps of all these replies take in half of `seconds`, but 8 at least and 64 at
-    most; and less often if those 8 take longer.
+    more than verifies of all these replies take in a quarter of `seconds`, but 4 at least and 64 at
+    most; and less often if those 4 take longer.
     """
-    plain_s = min(cell.median_s for cell in timing.cells if cell.operation == "verify")
-    affordable = seconds / 2 / (CONTROL_REPEATS * CONTROL_REPLIES * plain_s)
-    tokens = int(min(64, max(8, min(repeats, affordable))))
-    return (CONTROL_REPEATS if affordable >= 8 else FEWEST_CONTROL_REPEATS), tokens
+    verifies = [cell.median_s for cell in timing.cells if cell.operation == "verify"]
+    replies = CONTROL_REPEATS * CONTROL_REPLIES
+    affordable = seconds / 4 / (replies * float(np.median(verifies)))
+    tokens = int(min(64, max(4, min(repeats, affordable))))
+    return (CONTROL_REPEATS if affordable >= 4 else FEWEST_CONTROL_REPEATS), tokens
 
 
 def _signal_repeats(bench: Bench, context: int, seconds: float) -> Repeats:
@@ -219,7 +220,7 @@ def measure(
     sweeps, and of every rule of the registry. sampling: how tokens are chosen meanwhile.
     partial_file: where finished sweeps are kept until all is done, and found again; the timing's
     meta then has `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many, and
-    with fewer repeats of overheads after a half and a quarter. deepest: tokens of the longest draft
+    with fewer repeats of overheads after a quarter each. deepest: tokens of the longest draft
     that is timed.
 
     Raises InputError if a context does not fit the pair, or the file is of another measurement.

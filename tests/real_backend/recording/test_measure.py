@@ -127,12 +127,12 @@ def test_cells_keep_the_median_of_every_sweep() -> None:
 
 
 def test_a_slow_model_times_overheads_on_shorter_replies() -> None:
-    """Fifty replies in half of the seconds: 30 s / (50 x 60 ms) = 10 tokens, by a median of 60."""
-    cells = [Cell("verify", 1, t, 64, 0.06 * t, 0.0, 1.0, 9) for t in (1, 2)]
+    """Fifty replies in a quarter of the seconds: 30 s / (50 x 60 ms) = 10 tokens."""
+    cells = [Cell("verify", 1, t, 64, 0.06 * t, 0.0, 1.0, 9) for t in (1, 1, 2)]
     slow = Timing({}, tuple(cells), 0.0, 0.0)
-    assert control_effort(slow, 30, 60.0) == (5, 10)
-    assert control_effort(slow, 9, 60.0) == (5, 9)
-    assert control_effort(slow, 30, 1.0) == (3, 8)
+    assert control_effort(slow, 30, 120.0) == (5, 10)
+    assert control_effort(slow, 9, 120.0) == (5, 9)
+    assert control_effort(slow, 30, 40.0) == (3, 4)
     assert control_effort(slow, 30, math.inf) == (5, 30)
     assert control_effort(slow, 100, math.inf) == (5, 64)
 
