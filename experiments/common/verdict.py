@@ -144,7 +144,8 @@ def ratio_of(
     ]
     drawn = divide(speeds[0], speeds[1])
     others = estimate(measured, drawn)
-    spread = float(np.nanstd(np.log(drawn), ddof=1))
+    finite = drawn[np.isfinite(drawn)]
+    spread = float(np.log(finite).std(ddof=1)) if len(finite) > 1 else math.nan
     held = others if redrawn else time
     agrees = inside(predicted, held, timing_error)
     return Ratio(

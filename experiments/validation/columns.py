@@ -59,7 +59,8 @@ def _measured(row: Row) -> str:
 def _others(row: Row) -> str:
     if is_baseline(row):
         return ""
-    return f"{number(row['ratio.others.low'], 3)}-{number(row['ratio.others.high'], 3)}"
+    low, high = (number(row[f"ratio.others.{part}"], 3) for part in ("low", "high"))
+    return low if low == number(None) else f"{low}-{high}"
 
 
 def _unless_baseline(name: str, digits: int) -> Any:

@@ -99,6 +99,8 @@ class _Judge:
         questions = [question_of(request_id) for request_id in trace.request_id]
         self.questions = len(set(questions))
         self.weights = bootstrap_weights(questions, seed=seed, resamples=RESAMPLES)
+        if self.questions == 1:  # it tells nothing about others
+            self.weights = np.full_like(self.weights, np.nan)
         self.tie = is_tie(self.turns[PLACEBO], self.turns[measured.baseline])
         self.draws = self._timing_draws()
         drift = drift_of(self.timing, measured.anchors, self.clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,5 +89,7 @@ def signed(value: float) -> str:
 
 
 def low_to_high(found: Estimate, digits: int) -> str:
-    """An interval without its value, "1.031-1.054"."""
+    """An interval without its value, "1.031-1.054", or that there is none."""
+    if not math.isfinite(found.low):
+        return "no interval"
     return f"{number(found.low, digits)}-{number(found.high, digits)}"

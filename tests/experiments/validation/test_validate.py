@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -207,6 +208,17 @@ def test_four_replies_say_nothing() -> None:
     assert {check.ratio.word for check in found.checks if check.ratio} == {NOISY}
     text = validation_text(found)
     assert "too few to judge" in text and "smallest gain" not in text
+
+
+def test_one_question_has_no_interval_for_others() -> None:
+    found = run(trace=lively_trace(questions=1), noise=0.01)
+    assert found.questions == 1 and found.requests == 2
+    for claim in (*found.claims, found.placebo):
+        assert np.isfinite(claim.time.low) and np.isnan(claim.others.low)
+        assert claim.word == NOISY
+    text = " ".join(validation_text(found).split())
+    assert "with other questions no interval" in text and "nan" not in text
+    assert re.search(r"Kendall's tau \S+ \(no interval\)", text)
 
 
 def test_a_placebo_that_is_no_tie_confirms_nothing() -> None:
