@@ -31,9 +31,9 @@ ASKED = demand(Workload(TRACE.requests, "closed", users=1, order="recorded"), TR
 DEAF = 0.7  # of the unpipelined speed; no rule of the registry has a reason to fall below
 
 
-def played(name: str, *, pipelined: bool, **how: bool) -> ServingResult:
+def played(name: str, *, pipelined: bool, log: bool = False) -> ServingResult:
     server = Server(slots=1, apart=True, pipelined=pipelined)
-    return serve(parse_policy(name), TRACE, ASKED, COSTS, server, **how)
+    return serve(parse_policy(name), TRACE, ASKED, COSTS, server, log=log)
 
 
 def tokens_per_s(name: str, *, pipelined: bool) -> float:
@@ -43,7 +43,7 @@ def tokens_per_s(name: str, *, pipelined: bool) -> float:
 
 def test_only_the_last_round_of_a_reply_ends_it() -> None:
     assert isinstance(parse_policy("fixed"), Fixed)
-    log = played("fixed", pipelined=True, log=True, compiled=False).round_log
+    log = played("fixed", pipelined=True, log=True).round_log
     assert log is not None
     last = np.append(log.request[1:] != log.request[:-1], True)
     quiet = log.emitted <= log.accepted  # what once was taken for the end

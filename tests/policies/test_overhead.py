@@ -156,7 +156,7 @@ def test_a_server_of_one_slot_charges_as_a_replay_does(spec: str) -> None:
     costs = tabulate(MODEL, max_context=512, width=trace.meta.depth + 2)
     workload = Workload(trace.requests, "closed", users=1, think_s=0.0, order="recorded")
     asked = demand(workload, trace.category, 0)
-    served = serve(policy, trace, asked, costs, Server(slots=1), log=True, compiled=False)
+    served = serve(policy, trace, asked, costs, Server(slots=1), log=True)
     log = replay(policy, trace, costs)
     assert served.round_log is not None
     assert served.round_log.elapsed_s.tolist() == log.elapsed_s.tolist()
@@ -179,7 +179,7 @@ def test_serve_v0_charges_as_a_server_does() -> None:
                 model, range(1, 4), max_context=longest + 64, width=trace.meta.depth + 2,
                 bucket_tokens=64,
             ),
-            Server(slots=3), seed=base.episode_seed, compiled=False,
+            Server(slots=3), seed=base.episode_seed,
         ).end_s
         for model in (MODEL, without())
     ]  # fmt: skip

@@ -41,7 +41,7 @@ TIED = tabulate(Affine(target_fixed=0.1, draft_fixed=0.1), range(1, 5), width=9,
 def test_one_loop_over_replicas_is_simpy_processes(data: Any) -> None:
     """TIED: many iterations end together, up to the rounding of sums."""
     replicas = data.draw(st.integers(2, 4))
-    policy, trace, wanted, server = anything(data, replicas=replicas, pipelined=False)
+    policy, trace, wanted, server = anything(data, replicas=replicas)
     costs = data.draw(st.sampled_from([COSTS, TIED]))
     until_s = data.draw(st.sampled_from([math.inf, 0.0, 0.35]))
     loop, processes = (
