@@ -1,7 +1,8 @@
 """One target, several drafters: which one, at which length, by task, on one clock.
 
-Their traces are of the same replies. Seconds of every timing are scaled so that a plain step takes
-as long as in the first one, for the target is the same and the machine may not have been. Lengths
+Their traces are of the same replies. Seconds of every timing are scaled so that plain decoding of
+them takes as long as in the first one, for the target is the same and the machine may not have
+been. Lengths
 and rules are tuned on the training half, what is printed is about the held-out half.
 
 Where some are look-ups, there is a rule for each that chooses between it and the best other
@@ -12,6 +13,7 @@ had.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -129,7 +131,7 @@ def compare_drafters(
     """Raises InputError if a trace cannot be split."""
     halves = split_rows(drafted[0].trace, seed=seed)
     train, test = ([one.trace.select(rows) for one in drafted] for rows in halves)
-    plain = [Table(one.timing).verify_s(1, 1, 0) for one in drafted]
+    plain = [_plain_s(one.timing, test[0]) for one in drafted]
     scales = [plain[0] / seconds for seconds in plain]
     prices = [
         _scaled(step_costs(one.timing, one.trace), scale)
@@ -186,6 +188,18 @@ class _Way(NamedTuple):
     decode_s: FloatArray
     rounds: float
     looked_up: float | None = None
+
+
+def _plain_s(timing: Timing, trace: Trace) -> float:
+    """Seconds of the target's steps in plain decoding of these replies, each at its own context: at
+    one context alone, timings that differ in how they grow with it are not on one clock.
+    """
+    table = Table(timing)
+    spans = zip(trace.prompt_tokens.tolist(), trace.reply_tokens.tolist(), strict=True)
+    contexts = np.concatenate([np.arange(prompt, prompt + count) for prompt, count in spans])
+    at, often = np.unique(contexts, return_counts=True)
+    pairs = zip(at.tolist(), often.tolist(), strict=True)
+    return math.fsum(n * table.verify_s(1, 1, x) for x, n in pairs)
 
 
 def _price(one: Drafted) -> str:

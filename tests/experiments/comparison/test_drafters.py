@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 
 from experiments import cli
+from experiments.common.cost_sources import step_costs
 from experiments.comparison.command import names_of
+from experiments.comparison.drafters import Drafted, compare_drafters
+from policies.fixed import Never
+from simulator.replay.totals import tally
 from tests.results import lively_trace, make_timing
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.store import write_trace
+from traces.split import split_rows
+from traces.store import read_trace, write_trace
+from traces.timing import read_timing
 
 CHOICE, ORACLE = "choice: draft or lookup", "oracle: draft or lookup"
 
@@ -122,3 +128,36 @@ def test_files_called_alike_go_by_their_folders(paths: list[str], names: list[st
 def test_one_file_twice_is_refused() -> None:
     with pytest.raises(InputError, match="the same folder and file name"):
         names_of([Path("a/x.parquet"), Path("b/a/x.parquet")])
+
+
+def test_plain_decoding_takes_as_long_by_every_timing(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Also where one of them grew with the context, and at no context they agree."""
+    timing = read_timing(files["d.json"])
+    grown = tuple(
+        dataclasses.replace(
+            cell, **{name: 10.0 + cell.context / 8 for name in ("median_s", "q25_s", "q75_s")}
+        )
+        if cell.operation == "verify"
+        else cell
+        for cell in timing.cells
+    )
+    other = tmp_path / "other.parquet"
+    write_trace(read_trace(files["draft.parquet"]), other)
+    dataclasses.replace(timing, cells=grown).write(tmp_path / "grown.json")
+    pairs = {"a": files["draft.parquet"], "b": other}
+    drafted = [
+        Drafted(name, read_trace(path), read_timing(file))
+        for (name, path), file in zip(
+            pairs.items(), (files["d.json"], tmp_path / "grown.json"), strict=True
+        )
+    ]
+    found = compare_drafters(drafted, seed=0, resamples=50)
+    trace = drafted[0].trace
+    held = trace.select(split_rows(trace, seed=0)[1])
+    plain = [
+        tally(Never(), held, step_costs(one.timing, one.trace)).decode_s.sum() for one in drafted
+    ]
+    assert found.scales["b"] == pytest.approx(plain[0] / plain[1], rel=0.02)
+    assert plain[1] > 1.2 * plain[0]
