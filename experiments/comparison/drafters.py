@@ -131,12 +131,10 @@ def compare_drafters(
     """Raises InputError if a trace cannot be split."""
     halves = split_rows(drafted[0].trace, seed=seed)
     train, test = ([one.trace.select(rows) for one in drafted] for rows in halves)
-    plain = [_plain_s(one.timing, test[0]) for one in drafted]
+    tables = [step_costs(one.timing, one.trace) for one in drafted]
+    plain = [_plain_s(one, test[0], table) for one, table in zip(drafted, tables, strict=True)]
     scales = [plain[0] / seconds for seconds in plain]
-    prices = [
-        _scaled(step_costs(one.timing, one.trace), scale)
-        for one, scale in zip(drafted, scales, strict=True)
-    ]
+    prices = [_scaled(table, scale) for table, scale in zip(tables, scales, strict=True)]
     held = _Held(test[0], seed, resamples)
     reference = next((k for k, one in enumerate(drafted) if _price(one) != HOST), 0)
     never = tally(Never(), test[reference], prices[reference]).decode_s
@@ -190,16 +188,16 @@ class _Way(NamedTuple):
     looked_up: float | None = None
 
 
-def _plain_s(timing: Timing, trace: Trace) -> float:
-    """Seconds of the target's steps in plain decoding of these replies, each at its own context: at
-    one context alone, timings that differ in how they grow with it are not on one clock.
+def _plain_s(one: Drafted, replies: Trace, costs: StepCosts) -> float:
+    """Seconds of plain decoding of these replies by a drafter's timing, without what a look-up adds
+    to every round, and each step at its own context: timings need not grow alike with it.
     """
-    table = Table(timing)
-    spans = zip(trace.prompt_tokens.tolist(), trace.reply_tokens.tolist(), strict=True)
+    table, width = Table(one.timing), costs.bucket_tokens
+    spans = zip(replies.prompt_tokens.tolist(), replies.reply_tokens.tolist(), strict=True)
     contexts = np.concatenate([np.arange(prompt, prompt + count) for prompt, count in spans])
-    at, often = np.unique(contexts, return_counts=True)
-    pairs = zip(at.tolist(), often.tolist(), strict=True)
-    return math.fsum(n * table.verify_s(1, 1, x) for x, n in pairs)
+    buckets, rounds = np.unique(contexts // width, return_counts=True)
+    middles = zip(((buckets + 0.5) * width).tolist(), rounds.tolist(), strict=True)
+    return math.fsum(n * (table.verify_s(1, 1, x) + table.control_s()) for x, n in middles)
 
 
 def _price(one: Drafted) -> str:

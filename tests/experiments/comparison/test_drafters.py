@@ -159,5 +159,5 @@ def test_plain_decoding_takes_as_long_by_every_timing(
     plain = [
         tally(Never(), held, step_costs(one.timing, one.trace)).decode_s.sum() for one in drafted
     ]
-    assert found.scales["b"] == pytest.approx(plain[0] / plain[1], rel=0.02)
-    assert plain[1] > 1.2 * plain[0]
+    assert found.scales["b"] == pytest.approx(plain[0] / plain[1])
+    assert plain[1] > 1.1 * plain[0]
