@@ -3,7 +3,8 @@
 The unit is a *slot*: one row of the running batch. One round of one slot is
 
     gamma(state, slot, view, rng) -> int       at most how many tokens may be drafted now
-      proceed(state, slot, draft) -> bool      after EVERY drafted token: go on?
+      retain(state, slot, draft) -> bool       after EVERY drafted token: is it worth verifying?
+      proceed(state, slot, draft) -> bool      after every one that is retained: go on?
     learn(state, slot, view, outcome)          exactly once per round, gamma = 0 rounds included
 
 and `admit(state, slot)` runs when a new request enters the slot.
@@ -75,8 +76,9 @@ class Outcome(NamedTuple):
     """The result of one round.
 
     gamma: the cap in force (after clamping to room).
-    drafted: tokens drafted, <= gamma (fewer if `proceed` stopped); where drafts run ahead of the
-        target, those that were judged in this round, and gamma is not below them.
+    drafted: tokens drafted and given to the target to judge, <= gamma (fewer if `proceed` stopped);
+        where drafts run ahead of the target, those that were judged in this round, and gamma is not
+        below them.
     accepted: drafted tokens the target accepted.
     emitted: tokens added to the reply: accepted, and one of the target's own unless the reply ended
         before it or (drafting ahead while the target verifies) a full acceptance goes on without
@@ -91,10 +93,11 @@ class Outcome(NamedTuple):
     elapsed_s: seconds of the round by the runtime's clock, comparable with other elapsed seconds
         only.
     priced_s: what the step costs that the View came from charge for the round that ran
-        (traces.costs.pricing.round_seconds). Rules that weigh seconds against draft_step_s or
-        verify_s take priced_s: their decisions are then those of a replay on the real engine too,
-        whatever the machine is slowed down by or interrupted for. Rules that compare rounds with
-        rounds take elapsed_s: what the machine really does is what they are there to learn.
+        (traces.costs.pricing.round_seconds), a token that was not kept included. Rules that weigh
+        seconds against draft_step_s or verify_s take priced_s: their decisions are then those of a
+        replay on the real engine too, whatever the machine is slowed down by or interrupted for.
+        Rules that compare rounds with rounds take elapsed_s: what the machine really does is what
+        they are there to learn.
     """
 
     gamma: int
@@ -116,8 +119,8 @@ class NoState(NamedTuple):
 class Policy:
     """A controller: a frozen dataclass whose fields are its hyper-parameters and nothing else.
 
-    Subclasses override `gamma` (per round), `proceed` (per token), `learn` and `admit`, and
-    `new_state` when they remember something. Class attributes describe, fields configure.
+    Subclasses override `gamma` (per round), `retain` and `proceed` (per token), `learn`, `admit`,
+    and `new_state` when they remember something. Class attributes describe, fields configure.
 
     Fields are declared with policies.fields.hyper: default, domain and origin; every policy is
     checked when it is made, and InputError raised where a field is outside of its domain.
@@ -149,8 +152,8 @@ class Policy:
         return True
 
     def control_s(self) -> tuple[float, float]:
-        """The policy's own word on its arithmetic: seconds per round and per drafted
-        token, the latter only if it overrides `proceed`. Charged where no timing knows the policy
+        """The policy's own word on its arithmetic: seconds per round and per drafted token, the
+        latter only if it overrides `retain` or `proceed`. Charged where no timing knows the policy
         by its name; see policies.overhead.
         """
         return 0.0, 0.0
@@ -162,8 +165,19 @@ class Policy:
         """The most tokens to draft now; runtimes clamp it to 0..view.room."""
         raise NotImplementedError
 
+    def retain(self, state: State, slot: int, draft: Draft) -> bool:
+        """After every drafted token: False to drop it and end the draft; the target reads those
+        before it, or none. Overriding it costs reading the signals.
+
+        A token is kept or dropped before the next one is drafted. Decided later, by what followed
+        it, the kept ones would no longer have the draft's law, nor sampled replies the target's.
+        """
+        return True
+
     def proceed(self, state: State, slot: int, draft: Draft) -> bool:
-        """After every drafted token: True to go on. Overriding it costs reading the signals."""
+        """After every drafted token that was kept: True to go on. Overriding it costs reading the
+        signals.
+        """
         return True
 
     def learn(self, state: State, slot: int, view: View, outcome: Outcome) -> None:
@@ -171,10 +185,20 @@ class Policy:
 
 
 def uses_signals(policy: Policy) -> bool:
-    """True if the policy overrides `proceed`, so that runtimes must read (and charge) the
-    signals.
+    """True if the policy decides after every drafted token, so that runtimes must read (and charge)
+    the signals.
     """
-    return type(policy).proceed is not Policy.proceed
+    return decides_by_token(type(policy))
+
+
+def decides_by_token(cls: type[Policy]) -> bool:
+    """`uses_signals` of a class."""
+    return cls.proceed is not Policy.proceed or drops_tokens(cls)
+
+
+def drops_tokens(cls: type[Policy]) -> bool:
+    """True if a policy of this class overrides `retain`: a drafted token may go unverified."""
+    return cls.retain is not Policy.retain
 
 
 STEP_COSTS = frozenset({"draft_step_s", "verify_s"})  # fields of View
@@ -233,4 +257,4 @@ def field_values(policy: Policy) -> dict[str, int | float | bool]:
 
 
 Hook = Callable[..., Any]
-HOOKS = ("admit", "gamma", "proceed", "learn")
+HOOKS = ("admit", "gamma", "retain", "proceed", "learn")

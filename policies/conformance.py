@@ -95,8 +95,8 @@ def _touched(policy: Policy, seed: int, own: int) -> set[str]:
     for index in range(_FULL_ROUNDS):
         view = _random_view(generator)._replace(batch_size=1)
         rng = Rng(round_key(seed, 0, index))
-        cap, drafted = _draft(policy, state, 0, view, rng, generator)[1:]
-        seconds = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
+        _, cap, made, drafted = _draft(policy, state, 0, view, rng, generator)
+        seconds = made * view.draft_step_s + float(view.verify_s[drafted + 1])
         emitted = drafted + (own if drafted > 0 else 1)
         before = [array.tobytes() for array in state]
         outcome = Outcome(cap, drafted, drafted, emitted, False, seconds, seconds)
@@ -166,31 +166,36 @@ def _random_view(generator: np.random.Generator) -> View:
 
 def _draft(
     policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
-) -> tuple[int, int, int]:
-    """Choose and draft with random confidence: gamma as asked, the cap, tokens drafted."""
+) -> tuple[int, int, int, int]:
+    """Choose and draft with random confidence: gamma as asked, the cap, tokens drafted and kept."""
     asked = policy.gamma(state, slot, view, rng)
     _require(type(asked) is int, f"gamma must return int, returned {type(asked).__name__}")
     cap, drafted, going = clamp_gamma(asked, view.room), 0, True
     while going and drafted < cap:
         drafted += 1
         top1 = float(generator.uniform(0.01, 1.0))
-        going = policy.proceed(state, slot, Draft(drafted, top1, float(-np.log(top1))))
+        draft = Draft(drafted, top1, float(-np.log(top1)))
+        kept = policy.retain(state, slot, draft)
+        _require(type(kept) is bool, f"retain must return bool, returned {type(kept).__name__}")
+        if not kept:
+            return asked, cap, drafted, drafted - 1
+        going = policy.proceed(state, slot, draft)
         _require(type(going) is bool, f"proceed must return bool, returned {type(going).__name__}")
-    return asked, cap, drafted
+    return asked, cap, drafted, drafted
 
 
 def _round(
     policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
 ) -> tuple[int, ...]:
     """One round against random acceptance; the decisions taken."""
-    asked, cap, drafted = _draft(policy, state, slot, view, rng, generator)
-    accepted = min(drafted, int(generator.geometric(0.3)) - 1)
-    elapsed = drafted * view.draft_step_s + float(view.verify_s[drafted + 1])
+    asked, cap, drafted, kept = _draft(policy, state, slot, view, rng, generator)
+    accepted = min(kept, int(generator.geometric(0.3)) - 1)
+    elapsed = drafted * view.draft_step_s + float(view.verify_s[kept + 1])
     ended = accepted > 0 and bool(generator.uniform() < 0.1)  # the reply's end token was drafted
     emitted = accepted if ended else accepted + 1
-    outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, elapsed)
+    outcome = Outcome(cap, kept, accepted, emitted, ended, elapsed, elapsed)
     policy.learn(state, slot, view, outcome)
-    return asked, cap, drafted
+    return asked, cap, drafted, kept
 
 
 def _play(policy: Policy, rounds: int, seed: int) -> list[tuple[int, ...]]:

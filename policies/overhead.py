@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from policies.base import Draft, Outcome, Policy, View, clamp_gamma, uses_signals
+from policies.base import (
+    Draft,
+    Outcome,
+    Policy,
+    View,
+    clamp_gamma,
+    drops_tokens,
+    uses_signals,
+)
 from policies.randomness import Rng
 from traces.costs.pricing import StepCosts, prices_of
 from traces.timing import OwnSeconds
@@ -67,7 +75,7 @@ def charged(
 
     Rows decide one after the other, so in a batch of b rows b pay: per round with the target's
     step, per drafted token with the draft's. signals: they are read; default: by the policy alone.
-    Who reads none pays for none. starts: with start_s.
+    Who reads none pays for none. starts: with start_s, as for whoever may drop what it drafted.
     """
     reads = uses_signals(policy) if signals is None else signals
     round_s, token_s = seconds_of(policy, costs.own_s)
@@ -82,7 +90,7 @@ def charged(
     return prices_of(
         costs._replace(draft_s=draft_s, verify_s=verify_s, signal_s=costs.signal_s + token_s),
         signals=reads,
-        starts=starts,
+        starts=starts or drops_tokens(type(policy)),
     )
 
 
@@ -93,9 +101,9 @@ def uncharged(costs: StepCosts) -> StepCosts:
 
 class _Trial:
     """Rounds of one rule on random acceptance and confidence, its hooks timed: round_s, seconds of
-    gamma and learn together; token_s, of proceed.
+    gamma and learn together; token_s, of retain and proceed.
 
-    A rule that would not draft is asked about one token all the same, so that `proceed` is timed.
+    A rule that would not draft is asked about one token all the same, so that these are timed.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -120,6 +128,7 @@ class _Trial:
         drafted, going = cap, self.reads_signals
         if self.reads_signals:
             cap, drafted = max(1, cap), 0
+        verified, drops = drafted, drops_tokens(type(policy))
         while going and drafted < cap:
             drafted += 1
             top1 = float(self.generator.beta(4.0, 1.0))
@@ -127,12 +136,14 @@ class _Trial:
             if drafted <= TIMED_TOKENS:
                 between()
             began = clock()
-            going = policy.proceed(state, 0, draft)
+            kept = not drops or policy.retain(state, 0, draft)
+            going = kept and policy.proceed(state, 0, draft)
             if drafted <= TIMED_TOKENS:
                 self.token_s.append(clock() - began)
-        accepted = min(drafted, int(self.generator.geometric(0.3)) - 1)
-        elapsed_s = drafted * view.draft_step_s + float(self.verify_s[drafted + 1])
-        outcome = Outcome(cap, drafted, accepted, accepted + 1, False, elapsed_s, elapsed_s)
+            verified = drafted if kept else verified
+        accepted = min(verified, int(self.generator.geometric(0.3)) - 1)
+        elapsed_s = drafted * view.draft_step_s + float(self.verify_s[verified + 1])
+        outcome = Outcome(cap, verified, accepted, accepted + 1, False, elapsed_s, elapsed_s)
         between()
         began = clock()
         policy.learn(state, 0, view, outcome)
@@ -140,8 +151,8 @@ class _Trial:
 
 
 def own_seconds_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> list[tuple[float, float]]:
-    """Median seconds that gamma and learn take per round, and proceed per token (0 for a policy
-    that decides nothing per token), by policy, to the nanosecond.
+    """Median seconds that gamma and learn take per round, retain and proceed per token (0 for a
+    policy that decides nothing per token), by policy, to the nanosecond.
 
     On the processor's clock, as plain Python with cold caches, as the engine runs hooks between two
     forwards; what reading the clock takes is taken off. The policies take turns round by round, so

@@ -27,7 +27,12 @@ from policies.confidence.entropy_gate import EntropyGate
 from policies.confidence.profile_guided import ProfileGuided
 from policies.confidence.roc import HFRocConfidence
 from policies.confidence.speckv import SpecKV
-from policies.confidence.thresholds import BatchConfidence, HFConfidence, TailPruning
+from policies.confidence.thresholds import (
+    BatchConfidence,
+    HFConfidence,
+    LlamaPMin,
+    TailPruning,
+)
 from policies.counts.averages import CensoredEma, RateBuckets, RateEma, RateServo
 from policies.counts.context_tables import ContextTable, LengthTable
 from policies.counts.gammatune import GammaTune, GammaTunePlus
@@ -58,6 +63,7 @@ from policies.learned.neural import KINDS, NeuralRound, NeuralToken
 from policies.ours.goodput import AlphaGoodput, CensoredGoodput
 from policies.ours.hedge import Hedge
 from policies.ours.marginal import Marginal, Payback
+from policies.ours.worth import Worth
 from traces.errors import InputError
 from traces.json_text import read_json
 from traces.store import refuse_existing, write_atomically
@@ -73,7 +79,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         LeadingPositions, ContextTable, LengthTable, CreditBucket, Zones,
     ),
     "the draft's confidence": (
-        GammaTunePlus, HFHeuristicStop, HFConfidence, BatchConfidence, HFRocConfidence,
+        GammaTunePlus, HFHeuristicStop, HFConfidence, LlamaPMin, BatchConfidence, HFRocConfidence,
         DraftVerify, SVIP, AdaEDL, TailPruning, ProfileGuided, Disco, SpecDecPlusPlus, SpecKV,
         Dsde, EntropyGate,
     ),
@@ -86,7 +92,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
         UCBSpecStop,
     ),
-    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback),
+    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback, Worth),
 }  # fmt: skip
 DEFAULT = HFConfidence.name
 """The default before anything was tuned: with its own arithmetic charged, in shuffled orders and in

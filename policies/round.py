@@ -1,7 +1,8 @@
 """One speculative round: the only statement of its rules, called by every runtime.
 
 A round at position i of a reply of L tokens may draft `room_at` tokens, shows its policy the view
-of `view_at`, drafts d tokens, and settles: n = min(d, accept_len[i]) are accepted,
+of `view_at`, drafts d tokens and gives them to the target (but for a last one that was not kept),
+and settles: n = min(d, accept_len[i]) are accepted,
 min(n + 1, L - i) emitted, and where n >= L - i the reply ended at a drafted token. What it costs is
 traces.costs.pricing.round_seconds. What is left of it is a row of traces.roundlog.RoundLog.
 
@@ -80,11 +81,14 @@ def note_round(
     batch_size: int,
     context_tokens: int,
     start_s: float,
+    drafted: int,
     outcome: Outcome,
 ) -> None:
-    """Write a finished round into a record of traces.roundlog.ROUND."""
+    """Write a finished round into a record of traces.roundlog.ROUND. drafted: tokens, those that
+    nobody verified included.
+    """
     record.request, record.slot, record.start_s = request, slot, start_s
     record.context_tokens, record.batch_size = context_tokens, batch_size
-    record.gamma, record.drafted = outcome.gamma, outcome.drafted
+    record.gamma, record.drafted, record.verified = outcome.gamma, drafted, outcome.drafted
     record.accepted, record.emitted = outcome.accepted, outcome.emitted
     record.ended, record.elapsed_s = outcome.ended, outcome.elapsed_s

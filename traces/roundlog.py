@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from traces.schema import TraceError
 from traces.store import read_table, write_atomically
 
-VERSION = 2
+VERSION = 3
 ROUND_DTYPES: dict[str, type] = {
     "request": np.int32,
     "slot": np.int32,
@@ -28,15 +28,21 @@ ROUND_DTYPES: dict[str, type] = {
     "batch_size": np.int32,
     "gamma": np.int32,
     "drafted": np.int32,
+    "verified": np.int32,
     "accepted": np.int32,
     "emitted": np.int32,
     "ended": np.bool_,
     "elapsed_s": np.float64,
 }
+ADDED = ("ended", "verified")  # columns that older files lack
 ROUND = np.dtype(list(ROUND_DTYPES.items()), align=True)
 """A row of a RoundLog, laid out as C would: what a runtime writes of a finished round."""
 _COLUMNS = pa.schema(
-    [(name, pa.from_numpy_dtype(dtype)) for name, dtype in ROUND_DTYPES.items() if name != "ended"]
+    [
+        (name, pa.from_numpy_dtype(dtype))
+        for name, dtype in ROUND_DTYPES.items()
+        if name not in ADDED
+    ]
 )
 
 
@@ -50,7 +56,8 @@ class RoundLog:
     context_tokens [K] int32: prompt and output fixed before the round.
     batch_size [K] int32: rows that ran together.
     gamma [K] int32: cap in force.
-    drafted, accepted, emitted [K] int32: tokens.
+    drafted, verified, accepted, emitted [K] int32: tokens; verified: drafted ones that the target
+        read, not all of them where a policy or a budget dropped some.
     ended [K] bool: the reply ended at a drafted token or before it, see policies.base.Outcome.
     elapsed_s [K] float64: seconds of the round.
     prefill_s [R] float64: seconds from the start of each request to its first round.
@@ -66,6 +73,7 @@ class RoundLog:
     batch_size: npt.NDArray[np.int32]
     gamma: npt.NDArray[np.int32]
     drafted: npt.NDArray[np.int32]
+    verified: npt.NDArray[np.int32]
     accepted: npt.NDArray[np.int32]
     emitted: npt.NDArray[np.int32]
     ended: npt.NDArray[np.bool_]
@@ -151,12 +159,14 @@ def read_roundlog(path: Path) -> RoundLog:
     """Inverse of write_roundlog; raises TraceError naming the file if it is not one.
 
     Version 1 has no column `ended`: none of its rounds drafted ahead, so there emitted <= accepted
-    says it.
+    says it. Version 2 has no column `verified`: it stands for all that was drafted.
     """
     table, header = read_table(path, "roundlog", range(1, VERSION + 1), _COLUMNS)
     if "ended" not in table.column_names:
         ended = pc.less_equal(table.column("emitted"), table.column("accepted"))
         table = table.append_column("ended", ended)
+    if "verified" not in table.column_names:
+        table = table.append_column("verified", table.column("drafted"))
     columns = {
         name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
     }
@@ -175,12 +185,21 @@ def _fault(log: RoundLog) -> str:
     """The first column that no run leaves; "" if there is none."""
     if log.prefill_s.ndim != 1 or not (np.isfinite(log.prefill_s) & (log.prefill_s >= 0)).all():
         return "prefill_s must be a list of seconds"
-    counts = (log.drafted, log.accepted, log.emitted, log.context_tokens, log.gamma, log.slot)
+    counts = (
+        log.drafted,
+        log.verified,
+        log.accepted,
+        log.emitted,
+        log.context_tokens,
+        log.gamma,
+        log.slot,
+    )
     sound = {
         "request": (log.request >= 0) & (log.request < len(log.prefill_s)),
         "a count": np.logical_and.reduce([count >= 0 for count in counts]),
         "batch_size": log.batch_size >= 1,
-        "accepted": log.accepted <= log.drafted,
+        "verified": log.verified <= log.drafted,
+        "accepted": log.accepted <= log.verified,
         "emitted": log.emitted <= log.accepted + 1,
         "elapsed_s": np.isfinite(log.elapsed_s) & (log.elapsed_s >= 0),
         "start_s": np.isfinite(log.start_s),

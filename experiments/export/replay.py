@@ -1,7 +1,7 @@
 """The price of an exported setting: the replay of an engine that follows it.
 
-Most settings are a controller of the registry. Two things are not: a batch in which all requests
-get the same draft length, and llama.cpp's stop, which drops the doubtful token unverified.
+Every setting is a controller of the registry, but for a batch in which all requests get the same
+draft length.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from experiments.comparison.compare import fixed_logs
 from experiments.export.engines import EngineSetting, Range, ServingEngine
 from policies.base import Policy
 from policies.confidence.roc import HFRocConfidence
-from policies.confidence.thresholds import HFConfidence
+from policies.confidence.thresholds import HFConfidence, LlamaPMin
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
 from policies.overhead import charged
-from policies.round import room_at, settle
-from simulator.replay.replay import check_inputs, replay, tape_of
+from simulator.replay.replay import replay
 from traces.costs.model import CostModel
 from traces.costs.pricing import (
     StepCosts,
-    bucket_of,
-    lag_after,
     price_log,
-    round_seconds,
     tabulate,
 )
 from traces.costs.table import Table
@@ -39,14 +35,15 @@ from traces.timing import Timing
 FloatArray = npt.NDArray[np.float64]
 
 
-def stand_in(setting: EngineSetting) -> Policy:
-    """The controller that does what a setting says for one request."""
+def stand_in(setting: EngineSetting, engine: ServingEngine) -> Policy:
+    """The controller that does what a setting of an engine says for one request."""
     if setting.schedule != "constant":
         return HFHeuristic(setting.gamma, transient=setting.schedule == "heuristic_transient")
     if setting.threshold > 0 and setting.moving:
         return HFRocConfidence(setting.gamma, threshold0=setting.threshold)
     if setting.threshold > 0:
-        return HFConfidence(setting.gamma, setting.threshold)
+        stop = LlamaPMin if engine.discards else HFConfidence
+        return stop(setting.gamma, setting.threshold)
     return Fixed(setting.at(1))
 
 
@@ -65,48 +62,7 @@ def setting_seconds(
     setting: EngineSetting, engine: ServingEngine, trace: Trace, costs: StepCosts
 ) -> float:
     """Decode seconds of a whole trace, one request at a time, under a setting."""
-    if engine.discards and setting.threshold > 0:
-        return discarding_seconds(trace, costs, setting.gamma, setting.threshold)
-    return float(replay(stand_in(setting), trace, costs).elapsed_s.sum())
-
-
-def discarding_seconds(trace: Trace, costs: StepCosts, cap: int, p_min: float) -> float:
-    """Decode seconds of a trace under llama.cpp's stop: draft up to `cap` tokens, and drop the
-    first whose top-1 probability is below p_min together with the rest.
-
-    The dropped token has cost its draft step and the reading of its signals, but is not verified
-    (ggml-org/llama.cpp, common/speculative.cpp, since PR #22506). No policy can do that: what a
-    policy drafts is verified.
-    """
-    rule = HFConfidence(cap, p_min)
-    limits = check_inputs(rule, trace, costs)
-    paid = charged(rule, costs, starts=True)
-    assert paid.start_s is not None
-    starts = paid.start_s[0]
-    tape = tape_of(trace, signals=True)
-    # How many tokens the draft is sure of from each position, whatever the room.
-    doubtful = tape.top1_prob.astype(np.float64) < p_min
-    sure_from = np.where(doubtful.any(axis=1), doubtful.argmax(axis=1), doubtful.shape[1]).tolist()
-    runs, seconds = tape.accept_len.tolist(), 0.0
-    for request in range(trace.requests):
-        prompt = int(tape.prompt_tokens[request])
-        begin, end = int(tape.offsets[request]), int(tape.offsets[request + 1])
-        at, lag = begin, 1
-        while at < end:
-            bucket = bucket_of(paid, prompt + at - begin)
-            room = min(cap, room_at(limits, prompt, at - begin, int(tape.draft_len[at])))
-            sure = min(sure_from[at], room)
-            drafted = min(sure + 1, room)
-            seconds += round_seconds(paid, 0, bucket, drafted, lag)
-            if sure < drafted:
-                verify_s = paid.verify_s[0, bucket]
-                seconds += float(verify_s[sure + 1] - verify_s[drafted + 1])
-                seconds += float(starts[bucket]) if sure == 0 else 0.0
-            accepted, emitted, _ = settle(sure, runs[at], end - at)
-            # The dropped token was never fed back, so a round that stopped leaves no lag.
-            lag = lag_after(lag, drafted, accepted, paid.reads_states)
-            at += emitted
-    return seconds
+    return float(replay(stand_in(setting, engine), trace, costs).elapsed_s.sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

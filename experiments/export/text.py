@@ -82,7 +82,7 @@ def lost(result: Export) -> str:
         return "Nothing is lost: this is the engine without a draft model."
     if isinstance(policy, Fixed):
         return "Nothing is lost: a fixed length is a setting of every engine."
-    if engine.name == "hf" and stand_in(result.setting) == policy:
+    if engine.name == "hf" and stand_in(result.setting, engine) == policy:
         return f"Nothing is lost: {name} is a rule of transformers."
     if not (engine.stops and uses_signals(policy)):
         kept = "the best fixed length"

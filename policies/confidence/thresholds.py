@@ -19,9 +19,9 @@ class HFConfidence(Policy):
     The doubtful token is still verified. Under sampling transformers reads the probability of the
     sampled token; the interface here hands over the top-1 probability.
 
-    Others publish the same rule with their own constants: llama.cpp's draft-p-min (0.9 in 2024, 0 =
-    off by mid-2026; it drops the doubtful token unverified) and Kangaroo, arXiv 2404.18911 (0.6 in
-    its README, 0.4 on its command line, at most 6 tokens, never a stop at the first one).
+    Kangaroo, arXiv 2404.18911, publishes the same rule with constants of its own (0.6 in its
+    README, 0.4 on its command line, at most 6 tokens, never a stop at the first one); llama.cpp's
+    drops the doubtful token, see LlamaPMin.
     """
 
     gamma_max: int = hyper(20, DRAFT, "primary")
@@ -36,6 +36,29 @@ class HFConfidence(Policy):
 
     def proceed(self, state: State, slot: int, draft: Draft) -> bool:
         return draft.top1_prob >= self.threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaPMin(Policy):
+    """llama.cpp's draft-p-min: HFConfidence, but for the doubtful token, which is not verified.
+
+    It has cost its draft step and the reading of its signals. There, since pull request 22506, a
+    draft whose first token is in doubt leaves a plain round. Not here: n-min, below which a whole
+    draft is thrown away.
+    """
+
+    gamma_max: int = hyper(16, DRAFT, "primary (its draft-n-max of 2025)")
+    p_min: float = hyper(0.75, SHARE, "primary (of 2025; 0.9 in 2024, 0, off, by mid-2026)")
+
+    name = "llama-p-min"
+    rule = "draft until a token's probability is below p_min and drop it, at most gamma_max"
+    source = "ggml-org/llama.cpp, common/speculative.cpp, pull request 22506"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        return self.gamma_max
+
+    def retain(self, state: State, slot: int, draft: Draft) -> bool:
+        return draft.top1_prob >= self.p_min
 
 
 class BatchState(NamedTuple):

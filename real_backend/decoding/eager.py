@@ -34,6 +34,7 @@ class EagerSteps(Judge):
         self._tokens: list[Tensor] = []  # what they drafted, [A] per step
         self._probs: list[Tensor] = []  # and its law, [A, V] per step, if sampled
         self._fed: Tensor | None = None  # what the draft read first
+        self._dropped: set[int] = set()  # rows whose newest token is not judged
 
     def holds(self, context: int) -> bool:
         """True if every row's caches can be read on from `context`."""
@@ -80,6 +81,10 @@ class EagerSteps(Judge):
         seen = self._choose(rows, self.draft.further(spans, tokens))
         return None if seen is None else put_back(seen, order)
 
+    def drop(self, row: int) -> None:
+        """The newest token of this row is not judged."""
+        self._dropped.add(row)
+
     def _choose(self, rows: list[int], logits: Tensor) -> list[list[float]] | None:
         """A token for each of these rows out of logits [A, V]."""
         logits = logits[:, : self.vocab]
@@ -103,11 +108,14 @@ class EagerSteps(Judge):
         """The target judges each row's draft; one read-back."""
         order = by_row([feed.row for feed in newest])
         newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
+        tokens, laws = self._tokens, self._probs
+        if self._dropped and len(newest) == 1:  # a single row is read as it lies
+            tokens, laws = tokens[:-1], laws[:-1]
         if len(newest) == 1 and self._fed is not None:  # the draft was fed its newest token last
-            feed = torch.cat([self._fed[-1:], *self._tokens])
+            feed = torch.cat([self._fed[-1:], *tokens])
         else:
-            feed = torch.cat([self.tensor([f.ids[-1] for f in newest]), *self._tokens])
-        found = self.judge(newest, self._drafted_by(), feed, self._probs, sampling, uniforms)
+            feed = torch.cat([self.tensor([f.ids[-1] for f in newest]), *tokens])
+        found = self.judge(newest, self._drafted_by(), feed, laws, sampling, uniforms)
         if self._taps:
             self._hand_over(newest, found)
         self._begin([], sampling, False, [])
@@ -128,4 +136,6 @@ class EagerSteps(Judge):
             for row in step:
                 found.setdefault(row, []).append(at)
                 at += 1
+        for row in self._dropped:
+            found[row].pop()
         return found

@@ -31,7 +31,7 @@ from real_backend.energy import Meter
 from real_backend.load_pair import Pair
 from real_backend.not_finite import check_finite
 from real_backend.prompts import Request
-from traces.costs.pricing import StepCosts, round_seconds
+from traces.costs.pricing import StepCosts, kept_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
@@ -246,15 +246,16 @@ class _Loop:
             requested_gamma = told if policy.batch_wide else None
         self._draft([slot for slot in running if slot.gamma > 0])
         newest = [slot.newest() for slot in running]
-        uniforms = [slot.uniforms(slot.drafted + 1, self.greedy) for slot in running]
+        uniforms = [slot.uniforms(slot.kept + 1, self.greedy) for slot in running]
         verdicts = steps.verify(newest, self.parameters.sampling, uniforms)
         taken = [slot.take(verdict) for slot, verdict in zip(running, verdicts, strict=True)]
-        elapsed, longest = time.perf_counter() - began, max(slot.drafted for slot in running)
+        elapsed = time.perf_counter() - began
+        longest = max(slot.drafted for slot in running), max(slot.kept for slot in running)
         outcomes = []
         for slot, (accepted, emitted, ended) in zip(running, taken, strict=True):
-            priced = round_seconds(costs, row, slot.bucket, longest, slot.lag)
+            priced = kept_seconds(costs, row, slot.bucket, *longest, slot.lag)
             seconds = priced if self.clock == "model" else elapsed
-            outcome = Outcome(slot.gamma, slot.drafted, accepted, emitted, ended, seconds, priced)
+            outcome = Outcome(slot.gamma, slot.kept, accepted, emitted, ended, seconds, priced)
             policy.learn(state, slot.row, slot.view, outcome)
             slot.close(outcome)
             outcomes.append(outcome)
@@ -262,7 +263,8 @@ class _Loop:
         self.processor.stop(len(running))
         for slot, outcome in zip(running, outcomes, strict=True):
             place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
-            self.rounds.append((*place, *outcome[:5], wall))  # as in traces.roundlog.ROUND
+            drafts = (slot.gamma, slot.drafted, *outcome[1:5])
+            self.rounds.append((*place, *drafts, wall))  # as in traces.roundlog.ROUND
         return [outcome.emitted for outcome in outcomes]
 
     def _draft(self, drafting: list[Slot]) -> None:
@@ -276,11 +278,13 @@ class _Loop:
         while True:
             if seen is not None and any(math.isnan(top1_prob) for top1_prob, _ in seen):
                 self._check(drafting)  # now: no policy must decide by NaN
-            drafting = [
-                slot
-                for k, slot in enumerate(drafting)
-                if slot.continues(policy, state, None if seen is None else seen[k])
-            ]
+            still = []
+            for k, slot in enumerate(drafting):
+                if slot.continues(policy, state, None if seen is None else seen[k]):
+                    still.append(slot)
+                elif slot.kept < slot.drafted:
+                    self.steps.drop(slot.row)
+            drafting = still
             if not drafting:
                 return
             seen = self.steps.draft_next([slot.row for slot in drafting])

@@ -159,6 +159,10 @@ class GraphSteps:
         """One more token for these rows."""
         return self._drafted("next", 1, rows)
 
+    def drop(self, row: int) -> None:
+        """The newest token of this row is not judged."""
+        self._counts[row] -= 1
+
     def _drafted(self, kind: str, width: int, rows: Sequence[int]) -> list[list[float]] | None:
         span = at_least(spans(self.capacity), min(self._end, self.capacity))
         self._graph(kind, width, span, self._chosen)()

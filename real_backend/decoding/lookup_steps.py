@@ -75,6 +75,10 @@ class LookupSteps(Judge):
             self._drafted[row] = self._drafted.get(row, 0) + 1
         return [self._signals(row) for row in rows] if self._reads_signals else None
 
+    def drop(self, row: int) -> None:
+        """The newest token of this row is not judged."""
+        self._drafted[row] -= 1
+
     def _signals(self, row: int) -> list[float]:
         """As a trace keeps them, or a share that is a threshold would fall on its other side; 0
         where only a measurement asks.

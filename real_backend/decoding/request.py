@@ -90,7 +90,7 @@ class Slot:
         self.replayed, self.key = replayed, request_key(seed, number)
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
-        self.rounds = self.gamma = self.drafted = self.bucket = 0
+        self.rounds = self.gamma = self.drafted = self.kept = self.bucket = 0
         self.lag = 1  # tokens that the draft's cache lacks
         self.reads_states = reads_states
         self.finished = False
@@ -143,7 +143,7 @@ class Slot:
             rng = Rng(mix(self.key, self.rounds))
             requested_gamma = policy.gamma(state, self.row, self.view, rng)
         self.gamma = clamp_gamma(requested_gamma, room)
-        self.drafted = 0
+        self.drafted = self.kept = 0
         return requested_gamma
 
     def unread_tokens(self) -> Feed:
@@ -158,13 +158,20 @@ class Slot:
         return Feed(self.row, self.ids[-1:], len(self.ids) - 1)
 
     def continues(self, policy: Policy, state: State, seen: list[float] | None) -> bool:
-        """One more token is drafted; whether to draft another one. seen: its signals, if read."""
+        """One more token is drafted; whether to draft another one. seen: its signals, if read.
+        Where the policy does not keep it, `kept` stays behind `drafted`.
+        """
         self.drafted += 1
         if seen is not None:
             if self.replayed is not None:
                 seen = list(self.replayed.signals(self.emitted, self.drafted))
-            if not policy.proceed(state, self.row, Draft(self.drafted, *seen)):
+            draft = Draft(self.drafted, *seen)
+            if not policy.retain(state, self.row, draft):
                 return False
+            self.kept = self.drafted
+            if not policy.proceed(state, self.row, draft):
+                return False
+        self.kept = self.drafted
         return self.drafted < self.gamma
 
     def uniforms(self, count: int, greedy: bool) -> list[float]:
@@ -183,12 +190,12 @@ class Slot:
             if token in self.eos_ids:  # the reply ends inside the block
                 left = k + 1
                 break
-        settled = settle(self.drafted, min(verdict.accepted, left), left)
+        settled = settle(self.kept, min(verdict.accepted, left), left)
         self.ids += fresh[: settled.emitted]
         self.finished = settled.emitted == left
         return settled
 
     def close(self, outcome: Outcome) -> None:
         """The round is over."""
-        self.lag = lag_after(self.lag, outcome.drafted, outcome.accepted, self.reads_states)
+        self.lag = lag_after(self.lag, self.drafted, outcome.accepted, self.reads_states)
         self.rounds += 1

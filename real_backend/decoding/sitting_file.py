@@ -82,6 +82,7 @@ def _written(one: Pass) -> Any:
 def _read(part: dict[str, Any]) -> Turn:
     passes = {}
     for seat, raw in part["passes"].items():
+        raw.setdefault("verified", raw["drafted"])  # not in older files: nothing was dropped
         columns: dict[str, Any] = {
             name: np.asarray(raw[name], dtype=dtype) for name, dtype in ROUND_DTYPES.items()
         }

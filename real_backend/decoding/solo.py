@@ -93,6 +93,12 @@ class SoloSteps:
         self._at += 1
         return self._draft(self._at - 1, self._cells[self._drafted], 1)
 
+    def drop(self, row: int) -> None:
+        """The newest token is not judged, but whether a model said NaN is asked all the same."""
+        self._drafted -= 1
+        if self._probs:
+            self._probs.pop()
+
     def _draft(self, start: int, tokens: Tensor, width: int) -> list[list[float]] | None:
         logits = self._cut(self.draft.read([(0, start, width)], tokens, last=True))
         self._drafted += 1

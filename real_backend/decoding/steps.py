@@ -33,7 +33,7 @@ class Feed(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The verdict on one row's round: tokens drafted, how many were accepted, the target's own."""
+    """The verdict on one row's round: tokens judged, how many were accepted, the target's own."""
 
     drafted: list[int]
     accepted: int
@@ -79,6 +79,9 @@ class Steps(Protocol):
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """One more token for these rows, each of which took part in the step before."""
+
+    def drop(self, row: int) -> None:
+        """The newest drafted token of this row, the last it drafts in this round, is not judged."""
 
     def verify(
         self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms

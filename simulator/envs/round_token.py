@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from policies.base import Outcome, Policy, clamp_gamma, uses_signals
+from policies.base import Outcome, Policy, clamp_gamma, drops_tokens, uses_signals
 from policies.learned.observation import DRAFTING, ROUND
 from policies.randomness import Rng, round_key
+from policies.registry import label
 from simulator.envs.batch import LaneBatch
 from simulator.envs.dataset import CostsLike, Pool, TraceLike
 from simulator.envs.kernel import DISABLED
 from simulator.envs.render import ansi, rgb
 from simulator.replay.replay import low_bits
+from traces.errors import InputError
 
 Observation = npt.NDArray[np.float32]
 Info = dict[str, Any]
@@ -160,7 +162,14 @@ def play(
 
     They are those of simulator.replay.replay with this seed, its own arithmetic charged. Per-round
     policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0.
+
+    Raises InputError for a policy that drops drafted tokens, for which there is no action.
     """
+    if drops_tokens(type(policy)):
+        raise InputError(
+            f"policy {label(policy)!r} drops drafted tokens, for which gammalab/Token-v0 has no "
+            "action; replay it"
+        )
     base: Any = env.unwrapped
     base.charge(policy)
     rounds, state = [], policy.new_state(1)

@@ -14,10 +14,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, clamp_gamma
+from policies.base import (
+    HOOKS,
+    Draft,
+    Hook,
+    Outcome,
+    Policy,
+    State,
+    clamp_gamma,
+    decides_by_token,
+    drops_tokens,
+)
 from policies.randomness import Rng, round_key
 from policies.round import Limits, note_round, room_at, settle, view_at
-from traces.costs.pricing import StepCosts, bucket_end, bucket_of, lag_after, round_seconds
+from traces.costs.pricing import (
+    StepCosts,
+    bucket_end,
+    bucket_of,
+    kept_seconds,
+    lag_after,
+    round_seconds,
+)
 
 Recorder = Callable[..., None]
 
@@ -42,7 +59,7 @@ class Place(NamedTuple):
 
     row: rounds before it, over all requests. start_s: seconds since the run began. context_tokens:
     prompt and output fixed so far; bucket: of the cost tables, by context. lag: as in
-    traces.costs.pricing.round_seconds.
+    traces.costs.pricing.round_seconds. drafted: tokens, one that was not kept included.
     """
 
     row: int
@@ -51,28 +68,34 @@ class Place(NamedTuple):
     context_tokens: int
     bucket: int
     lag: int
+    drafted: int
 
 
 def write_row(sink: Any, place: Place, outcome: Outcome) -> None:
     """Recorder of a log. sink: [N] traces.roundlog.ROUND, with room for one round per position."""
-    note_round(sink[place.row], place.request, 0, 1, place.context_tokens, place.start_s, outcome)
+    row = sink[place.row]
+    note_round(
+        row, place.request, 0, 1, place.context_tokens, place.start_s, place.drafted, outcome
+    )
 
 
 # What `play` calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit
 gamma: Hook = Policy.gamma
+retain: Hook = Policy.retain
 proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
 record: Recorder = write_row
-SIGNALS = False  # True if the policy overrides proceed: then signals are read, and charged
+SIGNALS = False  # True if the policy decides by token: then signals are read, and charged
+DROPS = False  # True if it overrides retain
 APART = True  # False if what is believed is what the clock says: then nothing is priced twice
 
 
 def bindings(cls: type[Policy], recorder: Recorder, apart: bool = True) -> dict[str, Any]:
     """The globals of `play` for a policy class and a recorder; apart: see APART."""
     hooks = {name: getattr(cls, name) for name in HOOKS}
-    signals = cls.proceed is not Policy.proceed
-    return hooks | {"record": recorder, "SIGNALS": signals, "APART": apart}
+    switches = {"SIGNALS": decides_by_token(cls), "DROPS": drops_tokens(cls), "APART": apart}
+    return hooks | {"record": recorder} | switches
 
 
 def play(
@@ -106,20 +129,30 @@ def play(
             view = view_at(believed if APART else costs, 0, bucket, context, 1, 0, room)
             rng = Rng(round_key(seed, request, index))
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
-            drafted = cap
+            drafted = verified = cap
             if SIGNALS:
-                drafted, going = 0, True
+                drafted, verified, going = 0, 0, True
                 while going and drafted < cap:
                     top1 = float(tape.top1_prob[at, drafted])
                     entropy = float(tape.entropy[at, drafted])
                     drafted += 1
-                    going = proceed(self, state, 0, Draft(drafted, top1, entropy))
-            accepted, emitted, ended = settle(drafted, int(tape.accept_len[at]), end - at)
-            elapsed = round_seconds(costs, 0, bucket, drafted, lag)
-            priced = round_seconds(believed, 0, bucket, drafted, lag) if APART else elapsed
-            outcome = Outcome(cap, drafted, accepted, emitted, ended, elapsed, priced)
+                    draft = Draft(drafted, top1, entropy)
+                    going = not DROPS or retain(self, state, 0, draft)
+                    if going:
+                        verified = drafted
+                        going = proceed(self, state, 0, draft)
+            accepted, emitted, ended = settle(verified, int(tape.accept_len[at]), end - at)
+            if DROPS:
+                elapsed = kept_seconds(costs, 0, bucket, drafted, verified, lag)
+                priced = elapsed
+                if APART:
+                    priced = kept_seconds(believed, 0, bucket, drafted, verified, lag)
+            else:
+                elapsed = round_seconds(costs, 0, bucket, drafted, lag)
+                priced = round_seconds(believed, 0, bucket, drafted, lag) if APART else elapsed
+            outcome = Outcome(cap, verified, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
-            record(sink, Place(row, request, clock, context, bucket, lag), outcome)
+            record(sink, Place(row, request, clock, context, bucket, lag, drafted), outcome)
             lag = lag_after(lag, drafted, accepted, costs.reads_states)
             clock, row, index, at = clock + elapsed, row + 1, index + 1, at + emitted
     return row

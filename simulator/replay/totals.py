@@ -31,7 +31,7 @@ from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 
-DRAFT, VERIFY = 0, 1  # planes of StepCounts.counts
+DRAFT, VERIFY, START = range(3)  # planes of StepCounts.counts
 
 
 class Tally(NamedTuple):
@@ -51,7 +51,7 @@ def add_up(sink: Tally, place: Place, outcome: Outcome) -> None:
     """Recorder of sums."""
     sink.decode_s[place.request] += outcome.elapsed_s
     sink.rounds[place.request] += 1
-    sink.drafted[place.request] += outcome.drafted
+    sink.drafted[place.request] += place.drafted
     sink.accepted[place.request] += outcome.accepted
 
 
@@ -98,8 +98,9 @@ def tally_many(
 class StepCounts:
     """How often which step ran, laid out as the tables of StepCosts.
 
-    counts [2, C, W] int64: [DRAFT, c, n] forwards of the draft that read n tokens, one per drafted
-    token; [VERIFY, c, n] target steps over n tokens, one per round.
+    counts [3, C, W] int64: [DRAFT, c, n] forwards of the draft that read n tokens, one per drafted
+    token; [VERIFY, c, n] target steps over n tokens, one per round; [START, c, 0] drafts of which
+    nothing was verified.
     policy: whose rounds they are; it decides what is charged on top.
     """
 
@@ -109,11 +110,13 @@ class StepCounts:
 
 
 def add_steps(sink: IntArray, place: Place, outcome: Outcome) -> None:
-    """Recorder of the steps that traces.costs.pricing.round_seconds charges."""
+    """Recorder of the steps that traces.costs.pricing charges for a round."""
     sink[VERIFY, place.bucket, outcome.drafted + 1] += 1
-    if outcome.drafted > 0:
+    if place.drafted > 0:
         sink[DRAFT, place.bucket, min(place.lag, sink.shape[2] - 1)] += 1
-        sink[DRAFT, place.bucket, 1] += outcome.drafted - 1
+        sink[DRAFT, place.bucket, 1] += place.drafted - 1
+        if outcome.drafted == 0:
+            sink[START, place.bucket, 0] += 1
 
 
 def count_steps(
@@ -129,7 +132,7 @@ def count_steps(
             "it at each of them"
         )
     limits, paid = check_inputs(policy, trace, costs, max_gamma), charged(policy, costs)
-    counts = np.zeros((2, costs.buckets, costs.width), dtype=np.int64)
+    counts = np.zeros((3, costs.buckets, costs.width), dtype=np.int64)
     tape, state = tape_of(trace, uses_signals(policy)), policy.new_state(1)
     run_policy(policy, add_steps, state, tape, paid, paid, limits, low_bits(seed), counts)
     return StepCounts(counts, costs.bucket_tokens, policy)
@@ -154,6 +157,9 @@ def price_steps(steps: StepCounts, models: Sequence[StepCosts]) -> FloatArray:
                 "counted in; tabulate both with one max_context, width and bucket_tokens"
             )
         paid = charged(steps.policy, costs)
-        planes = [paid.draft_s[0] + paid.signal_s, paid.verify_s[0]]
+        starts = np.zeros_like(paid.verify_s[0])
+        if paid.start_s is not None:
+            starts[:, 0] = paid.start_s[0]
+        planes = [paid.draft_s[0] + paid.signal_s, paid.verify_s[0], starts]
         seconds[row] = np.stack(planes).ravel()[used]
     return seconds @ steps.counts.ravel()[used]

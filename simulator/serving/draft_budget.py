@@ -99,7 +99,8 @@ def trim(
         for k in range(n):
             number = int(places[k].decoding)
             chosen = int(slots[number].verified)
-            if chosen < int(slots[number].drafted) and float(survival[number, chosen]) > most:
+            kept = int(slots[number].drafted) - int(slots[number].dropped)
+            if chosen < kept and float(survival[number, chosen]) > most:
                 pick, most = number, float(survival[number, chosen])
         if pick < 0 or (mode == TETRIS and taken >= budget):
             break

@@ -17,7 +17,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from policies.base import HOOKS, Draft, Hook, Outcome, Policy, State, View, clamp_gamma
+from policies.base import (
+    HOOKS,
+    Draft,
+    Hook,
+    Outcome,
+    Policy,
+    State,
+    View,
+    clamp_gamma,
+    decides_by_token,
+    drops_tokens,
+)
 from policies.randomness import Rng, round_key, uniform
 from policies.round import Settled, note_round, room_at, settle, view_at
 from simulator.serving.admission import (
@@ -43,9 +54,11 @@ NETWORK_KEY = 0x1F83D9AB  # keeps the network's draws apart from the policies'
 # What this module calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit
 gamma: Hook = Policy.gamma
+retain: Hook = Policy.retain
 proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
-STOPS = False  # the policy overrides proceed
+STOPS = False  # the policy decides by token
+DROPS = False  # the policy overrides retain
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
 WIDE = False  # the policy chooses one gamma for the whole batch
@@ -57,10 +70,11 @@ def bindings(
     cls: type[Policy], *, confidences: bool, logs: bool, pipelined: bool, pauses: bool = False
 ) -> dict[str, Any]:
     """The globals of this module for a policy class."""
-    stops = cls.proceed is not Policy.proceed
+    stops = decides_by_token(cls)
     hooks = {name: getattr(cls, name) for name in HOOKS}
     return hooks | {
         "STOPS": stops,
+        "DROPS": drops_tokens(cls),
         "SIGNALS": stops or confidences,
         "LOGS": logs,
         "WIDE": cls.batch_wide,
@@ -193,6 +207,7 @@ def draft(self: Any, state: State, world: World, n: int) -> None:
     for k in range(n):
         slot = slots[places[k].decoding]
         slot.drafted = 0 if SIGNALS else int(slot.cap)
+        slot.dropped = 0
         slot.going = 1 if SIGNALS and int(slot.cap) > 0 else 0
         going += int(slot.going)
     while SIGNALS and going > 0:
@@ -209,7 +224,12 @@ def draft(self: Any, state: State, world: World, n: int) -> None:
             slot.drafted = depth + 1
             more = True
             if STOPS:
-                more = proceed(self, state, number, Draft(depth + 1, top1, entropy))
+                newest = Draft(depth + 1, top1, entropy)
+                more = not DROPS or retain(self, state, number, newest)
+                if more:
+                    more = proceed(self, state, number, newest)
+                else:
+                    slot.dropped = 1
             if not more or depth + 1 >= int(slot.cap):
                 slot.going = 0
                 going -= 1
@@ -285,10 +305,11 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     for k in range(n):
         slot = world.slots[world.places[k].decoding]
         made = int(slot.drafted)
-        slot.steps, slot.verified, read = made, made, made
+        kept = made - int(slot.dropped)
+        slot.steps, slot.verified, read = made, kept, kept
         if PIPELINED:
             read = int(slot.ready)
-            slot.verified = read + min(1, made)
+            slot.verified = read + min(1, kept)
         drafted += made
         tokens += read
         widest = max(widest, read)
@@ -311,11 +332,12 @@ def judge(world: World, slot: Record) -> Settled:
     ready = int(slot.ready)
     accepted, emitted, ended = settle(ready, int(tape.accept_len[at]), left)
     slot.ready = 0
-    judged = int(slot.drafted) > 0 and accepted == ready and ready < left
+    kept = int(slot.drafted) - int(slot.dropped)
+    judged = kept > 0 and accepted == ready and ready < left
     if judged and int(tape.accept_len[at + ready]) > 0:
         accepted += 1
         ended = left <= accepted
-        slot.ready = int(slot.drafted) - 1
+        slot.ready = kept - 1
     return Settled(accepted, emitted, ended)
 
 
@@ -336,8 +358,8 @@ def conclude(self: Any, state: State, world: World, n: int, elapsed: float) -> N
         learn(self, state, number, view, outcome)
         if LOGS:
             row = world.log[counters.written]
-            note_round(row, int(slot.request), number, n, view.context_tokens, now, outcome)
-            row.drafted = drafted  # those that were not verified included
+            context = view.context_tokens
+            note_round(row, int(slot.request), number, n, context, now, drafted, outcome)
             counters.written += 1
         mark(world, world.requests[slot.request], drafted, outcome, now + elapsed)
         if not PIPELINED:  # there one token is new to the draft, its own last or the target's

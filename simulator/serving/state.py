@@ -72,13 +72,14 @@ SLOT = record(
     request=np.int64, at=np.int64, begin=np.int64, end=np.int64, prompt=np.int64, lag=np.int64,
     rounds=np.int64, cap=np.int64, drafted=np.int64, verified=np.int64, room=np.int64,
     bucket=np.int64, steps=np.int64, going=np.int64, held=np.int64, unread=np.int64,
-    ready=np.int64,
+    ready=np.int64, dropped=np.int64,
 )  # fmt: skip
 """A row of the batch. query: request number, -1 once its reply has ended; at: its position in the
 trace; begin, end: first and last + 1 position of its reply; prompt: tokens; lag: as in
 traces.costs.pricing; rounds: it has had. Of the round at hand: cap, drafted, verified, room,
-context bucket, draft steps it takes, going: 1 while it drafts. held: blocks; unread: prompt tokens
-still to be read; ready: tokens drafted an iteration ago, to be verified in this one (pipelined)."""
+context bucket, draft steps it takes, going: 1 while it drafts, dropped: 1 if the policy did not
+keep the last of its tokens. held: blocks; unread: prompt tokens still to be read; ready: tokens
+drafted an iteration ago, to be verified in this one (pipelined)."""
 
 PLACE = record(running=np.int64, free=np.int64, decoding=np.int64)
 """Lists of slots: running, in the order of their admission; a ring of free ones; those that decode

@@ -266,7 +266,7 @@ def test_signals_are_read_only_for_those_who_look() -> None:
     assert looking == {
         "gammatune+", "hf-heuristic+", "hf-confidence", "batch-confidence", "hf-roc",
         "draft-verify", "svip", "adaedl", "tail-pruning", "profile-guided", "disco", "specdec++",
-        "speckv", "tapout", "marginal", "payback", "dsde", "entropy-gate",
+        "speckv", "tapout", "marginal", "payback", "dsde", "entropy-gate", "llama-p-min", "worth",
     }  # fmt: skip
 
 

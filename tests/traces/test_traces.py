@@ -239,19 +239,21 @@ def test_roundlog_round_trip(tmp_path: Path) -> None:
 def test_roundlogs_of_version_1_say_who_ended(tmp_path: Path) -> None:
     columns: Any = {n: np.ones(3).astype(t) for n, t in ROUND_DTYPES.items()}
     columns["emitted"] = np.array([2, 1, 1], np.int32)
-    columns["drafted"] = columns["accepted"] = np.array([1, 1, 2], np.int32)
+    drafted = np.array([1, 1, 2], np.int32)
+    columns["drafted"] = columns["verified"] = columns["accepted"] = drafted
     path = tmp_path / "l.parquet"
     write_roundlog(RoundLog(**columns, prefill_s=np.zeros(2), meta={}), path)
     assert read_roundlog(path).ended.tolist() == [True, True, True]  # as written
-    table = pq.read_table(path).drop_columns(["ended"])
-    for version in (1, 3):
+    table = pq.read_table(path).drop_columns(["ended", "verified"])
+    for version in (1, 4):
         header = {"kind": "roundlog", "version": version, "meta": {}, "prefill_s": [0.0, 0.0]}
         old = table.replace_schema_metadata({b"gammalab": json.dumps(header).encode()})
         pq.write_table(old, tmp_path / f"{version}.parquet")
     read = read_roundlog(tmp_path / "1.parquet")
     assert read.ended.tolist() == [False, True, True] and read.ended.dtype == np.bool_
-    with pytest.raises(InputError, match="version 3; this GammaLab reads version 1 or 2"):
-        read_roundlog(tmp_path / "3.parquet")
+    assert read.verified.tolist() == [1, 1, 2] and read.verified.dtype == np.int32
+    with pytest.raises(InputError, match="version 4; this GammaLab reads version 1 or 2 or 3"):
+        read_roundlog(tmp_path / "4.parquet")
 
 
 def test_round_price_by_hand() -> None:
@@ -285,6 +287,7 @@ def test_log_priced_by_hand() -> None:
     columns: Any = {n: np.zeros(4, t) for n, t in ROUND_DTYPES.items()}
     for k, name in enumerate(("request", "context_tokens", "drafted", "accepted")):
         columns[name] = np.array([row[k] for row in rounds], ROUND_DTYPES[name])
+    columns["verified"] = columns["drafted"]
     log = RoundLog(**columns, prefill_s=np.zeros(2), meta={})
     expected = [1.0 + 1.0 + 8.0, 6.0, 2.0 + 7.0, 1.0 + 7.0]
     assert price_log(log, prices_of(costs, signals=False)).tolist() == expected

@@ -224,12 +224,32 @@ def round_seconds(costs: StepCosts, row: int, bucket: int, drafted: int, lag: in
     cache has not read yet, >= 1, which are read for the first drafted token. Runs as plain Python
     and compiled, always in this order of operations.
     """
-    seconds = 0.0
-    if drafted > 0:
-        seconds += float(costs.draft_s[row, bucket, min(lag, costs.draft_s.shape[2] - 1)])
-        seconds += (drafted - 1) * float(costs.draft_s[row, bucket, 1])
-        seconds += drafted * costs.signal_s
-    return seconds + float(costs.verify_s[row, bucket, drafted + 1])
+    drafting = drafting_seconds(costs, row, bucket, drafted, lag)
+    return drafting + float(costs.verify_s[row, bucket, drafted + 1])
+
+
+def kept_seconds(
+    costs: StepCosts, row: int, bucket: int, drafted: int, verified: int, lag: int
+) -> float:
+    """`round_seconds` where the target reads `verified` <= drafted tokens: the others were dropped.
+
+    costs: with start_s, which verify_s lacks where nothing is verified.
+    """
+    drafting = drafting_seconds(costs, row, bucket, drafted, lag)
+    target = float(costs.verify_s[row, bucket, verified + 1])
+    if verified < drafted and verified == 0:
+        assert costs.start_s is not None
+        target += float(costs.start_s[row, bucket])
+    return drafting + target
+
+
+def drafting_seconds(costs: StepCosts, row: int, bucket: int, drafted: int, lag: int) -> float:
+    """The draft's part of a round, without its start."""
+    if drafted == 0:
+        return 0.0
+    seconds = float(costs.draft_s[row, bucket, min(lag, costs.draft_s.shape[2] - 1)])
+    seconds += (drafted - 1) * float(costs.draft_s[row, bucket, 1])
+    return seconds + drafted * costs.signal_s
 
 
 def lag_after(lag: int, drafted: int, accepted: int, reads_states: bool) -> int:
@@ -247,8 +267,8 @@ def lag_after(lag: int, drafted: int, accepted: int, reads_states: bool) -> int:
 
 
 def price_log(log: RoundLog, costs: StepCosts, row: int = 0) -> FloatArray:
-    """[K] seconds that the rounds of a log should have taken at these costs: `round_seconds` of all
-    at once, in the same order of operations.
+    """[K] seconds that the rounds of a log should have taken at these costs: `round_seconds` (or
+    `kept_seconds`) of all at once, in the same order of operations.
 
     costs: what the log's policy pays (policies.overhead.charged). Rounds of a request are in order.
     """
@@ -259,7 +279,12 @@ def price_log(log: RoundLog, costs: StepCosts, row: int = 0) -> FloatArray:
     seconds = np.where(some, draft_s[bucket, np.minimum(lag, costs.width - 1)], 0.0)
     seconds += np.where(some, (drafted - 1) * draft_s[bucket, 1], 0.0)
     seconds += np.where(some, drafted * costs.signal_s, 0.0)
-    return np.asarray(seconds + verify_s[bucket, drafted + 1])
+    target = verify_s[bucket, log.verified.astype(np.int64) + 1]
+    unread = some & (log.verified == 0)
+    if unread.any():  # who drops tokens is charged by a table that holds the starts
+        assert costs.start_s is not None
+        target = target + np.where(unread, costs.start_s[row][bucket], 0.0)
+    return np.asarray(seconds + target)
 
 
 def surplus_draft_s(log: RoundLog, costs: StepCosts) -> FloatArray:

@@ -19,14 +19,13 @@ from experiments.export.engines import ENGINES, EngineSetting, find_engine
 from experiments.export.export import THRESHOLDS, Export, export
 from experiments.export.replay import (
     best_ranges,
-    discarding_seconds,
     measured_sizes,
     run_batches,
     stand_in,
 )
 from experiments.export.text import advice, export_text, lost
 from policies.confidence.roc import HFRocConfidence
-from policies.confidence.thresholds import HFConfidence
+from policies.confidence.thresholds import HFConfidence, LlamaPMin
 from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed, Never
 from policies.registry import REGISTRY, parse_policy
@@ -37,6 +36,7 @@ from tests.results import lively_trace, make_timing, make_trace
 from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
+from traces.costs.pricing import StepCosts
 from traces.schema import Trace
 from traces.split import split_rows
 from traces.timing import Cell, Timing
@@ -314,7 +314,7 @@ def test_transformers_own_rules_are_not_translated(
     exported: Any, spec: str, setting: EngineSetting
 ) -> None:
     result = exported(spec, "hf")
-    assert result.setting == setting and stand_in(setting) == parse_policy(spec)
+    assert result.setting == setting and stand_in(setting, find_engine("hf")) == parse_policy(spec)
     assert result.predicted.loss == pytest.approx(0.0, abs=1e-12)
     assert result.rendered.settings["num_assistant_tokens_schedule"] == setting.schedule
     assert lost(result).startswith("Nothing is lost")
@@ -360,6 +360,11 @@ def test_gammatune_plus_keeps_its_threshold_and_tail_pruning_gets_one(
     assert exported("tail-pruning:gamma_max=6", "sglang").setting == EngineSetting(3)
 
 
+def dropping_s(trace: Trace, costs: StepCosts, cap: int) -> float:
+    """Decode seconds under llama.cpp's stop at 0.5."""
+    return float(replay(LlamaPMin(cap, 0.5), trace, costs).elapsed_s.sum())
+
+
 def test_a_dropped_token_by_hand() -> None:
     """A draft step is 1 s, the first of a round 3 s, a verify of any width 10 s."""
     timing = make_timing()
@@ -373,14 +378,14 @@ def test_a_dropped_token_by_hand() -> None:
     assert costs.start_s == pytest.approx(2.0)
     shown = np.full((3, 4), 0.9, dtype=np.float32)
     # Sure of both tokens that the limit of 3 leaves room for: 3 + 1 + 10 s, and the reply is over.
-    assert discarding_seconds(trace, costs, 4, 0.5) == pytest.approx(14.0)
+    assert dropping_s(trace, costs, 4) == pytest.approx(14.0)
     shown[0, 1] = 0.1
     # The second is dropped, though it would have been accepted: two tokens for 14 s, then no room.
     doubtful = dataclasses.replace(trace, top1_prob=shown)
-    assert discarding_seconds(doubtful, costs, 4, 0.5) == pytest.approx(24.0)
+    assert dropping_s(doubtful, costs, 4) == pytest.approx(24.0)
     shown[:, 0] = 0.1
     # The first is dropped: a draft step and a plain verify, twice, and one without room.
-    assert discarding_seconds(doubtful, costs, 4, 0.5) == pytest.approx(13.0 + 13.0 + 10.0)
+    assert dropping_s(doubtful, costs, 4) == pytest.approx(13.0 + 13.0 + 10.0)
 
 
 def test_without_doubt_the_drop_is_the_replay_of_the_same_cap() -> None:
@@ -389,7 +394,7 @@ def test_without_doubt_the_drop_is_the_replay_of_the_same_cap() -> None:
     costs = step_costs(timing, trace)
     for cap in (1, 3, 4):
         kept = replay(HFConfidence(cap, 0.5), trace, costs).elapsed_s.sum()
-        assert discarding_seconds(trace, costs, cap, 0.5) == pytest.approx(kept)
+        assert dropping_s(trace, costs, cap) == pytest.approx(kept)
 
 
 def test_one_batch_size_makes_no_table(trace: Trace) -> None:
@@ -446,7 +451,10 @@ def test_a_trace_without_signals_exports_what_needs_none(trace: Trace) -> None:
 
 
 def test_stand_ins() -> None:
-    assert stand_in(EngineSetting(3)) == Fixed(3)
-    assert stand_in(EngineSetting(3, table=((1, 2, 1), (3, 4, 3)))) == Fixed(1)
-    assert stand_in(EngineSetting(3, schedule="heuristic")) == HFHeuristic(3, transient=False)
-    assert stand_in(EngineSetting(0)) == Fixed(0) != Never()
+    hf = find_engine("hf")
+    assert stand_in(EngineSetting(3), hf) == Fixed(3)
+    assert stand_in(EngineSetting(3, table=((1, 2, 1), (3, 4, 3))), hf) == Fixed(1)
+    assert stand_in(EngineSetting(3, schedule="heuristic"), hf) == HFHeuristic(3, transient=False)
+    assert stand_in(EngineSetting(0), hf) == Fixed(0) != Never()
+    assert stand_in(EngineSetting(3, 0.5), hf) == HFConfidence(3, 0.5)
+    assert stand_in(EngineSetting(3, 0.5), find_engine("llama.cpp")) == LlamaPMin(3, 0.5)

@@ -316,6 +316,7 @@ def made_log(rows: Sequence[tuple[int, int, int, int, int, int]]) -> RoundLog:
         batch_size=np.ones(count, np.int32),
         gamma=table[:, 2],
         drafted=table[:, 3],
+        verified=table[:, 3],
         accepted=table[:, 4],
         emitted=table[:, 5],
         ended=table[:, 5] <= table[:, 4],

@@ -19,7 +19,7 @@ def make_log(rows: list[tuple[int, int, int, int, int, float]], prefill: list[fl
     elapsed = np.asarray(columns[5], dtype=np.float64)
     zeros = np.zeros(len(rows), dtype=np.int32)
     return RoundLog(
-        whole[0], zeros, np.zeros(len(rows)), zeros, zeros + 1, *whole[1:],
+        whole[0], zeros, np.zeros(len(rows)), zeros, zeros + 1, *whole[1:3], *whole[2:],
         whole[4] <= whole[3], elapsed, np.asarray(prefill), {},
     )  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_recorders_run_as_plain_python_too() -> None:
     rounds = run_interpreted(policy, add_up, policy.new_state(1), *inputs, sums)
     assert same_sums(sums, replay_interpreted(policy, trace, costs))
     assert rounds == int(sums.rounds.sum())
-    counts = np.zeros((2, costs.buckets, costs.width), dtype=np.int64)
+    counts = np.zeros((3, costs.buckets, costs.width), dtype=np.int64)
     run_interpreted(policy, add_steps, policy.new_state(1), *inputs, counts)
     assert np.array_equal(counts, count_steps(policy, trace, costs).counts)
 
@@ -134,9 +134,9 @@ def test_errors_are_those_of_a_replay() -> None:
 
 def test_steps_by_hand() -> None:
     # W = 4: a draft forward over 9 lagging tokens is charged as one over 3, the last column.
-    counts = np.zeros((2, 2, 4), dtype=np.int64)
+    counts = np.zeros((3, 2, 4), dtype=np.int64)
     for bucket, lag, drafted in [(0, 1, 2), (0, 2, 1), (1, 9, 2), (1, 3, 0), (1, 1, 1)]:
-        place = Place(0, 0, 0.0, 7, bucket, lag)
+        place = Place(0, 0, 0.0, 7, bucket, lag, drafted)
         add_steps(counts, place, Outcome(drafted, drafted, 0, 1, False, 1.0, 1.0))
     # Bucket 0: 2 drafted at lag 1: two forwards over one token; 1 at lag 2: one over two.
     assert counts[DRAFT].tolist() == [[0, 2, 1, 0], [0, 2, 0, 1]]

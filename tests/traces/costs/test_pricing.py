@@ -113,6 +113,7 @@ def test_lags_of_a_log_are_those_that_a_draft_runs_up(
     columns = {name: np.zeros(len(rounds)) for name in ROUND_DTYPES}
     for at, name in enumerate(("request", "drafted", "accepted")):
         columns[name] = np.asarray([row[at] for row in rounds], dtype=np.int64)
+    columns["verified"] = columns["drafted"]
     log = RoundLog(**columns, prefill_s=np.zeros(len(requests)), meta={})
     assert lags_of(log, reads_states).tolist() == lags
 
