@@ -147,6 +147,11 @@ class SweepOptions:
     trace: tuple[Path, ...] | None = options(
         "instead of the suite's; may be given again", shipped_or_file, None
     )
+    held_out: tuple[Path, ...] | None = options(
+        "recording to judge on, one for each --trace, which is then tuned on whole",
+        shipped_or_file,
+        None,
+    )
     timing: Path | None = option(f"{TIMING}, for --trace", shipped_or_file, None)
     cost: str | None = option("measured, or ratios: c=4,c=8 (default: the suite's)", default=None)
     policies: str | None = option("instead of the suite's; bare names are searched", default=None)

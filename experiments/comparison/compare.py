@@ -69,6 +69,7 @@ def compare(
     costs: StepCosts,
     policies: Sequence[Policy],
     *,
+    held_out: Trace | None = None,
     control_s: float = 0.0,
     redrawn: Sequence[StepCosts] = (),
     orders: int = ORDERS,
@@ -78,13 +79,15 @@ def compare(
 ) -> Comparison:
     """Compare policies on the held-out half of a trace; see the module docstring.
 
+    held_out: another recording of the pair, in the place of that half; then the whole trace is
+    tuned on.
     control_s: the part of costs.verify_s that is the engine's fixed seconds per round, 0 if not
     known; only the sensitivity asks. redrawn: the costs by resampled timings, shaped like `costs`;
     none: the timing's spread is left out. orders: shuffled orders of the replies, at least 1. step:
     called once per policy, never drafting and the tuned fixed gamma included.
     Raises InputError if the trace cannot be split or a policy cannot be replayed on it.
     """
-    halves = _halves(trace, seed)
+    halves = _halves(trace, held_out, seed)
     train, test = halves.train, halves.test
     tuned_gamma, _ = best_fixed(train, costs)
     curve = fixed_logs(test, costs, seed)
@@ -157,7 +160,10 @@ class _Halves(NamedTuple):
     completed: Completed | None
 
 
-def _halves(trace: Trace, seed: int) -> _Halves:
+def _halves(trace: Trace, held_out: Trace | None, seed: int) -> _Halves:
+    if held_out is not None:
+        tuned_on, judged_on = (list(range(one.requests)) for one in (trace, held_out))
+        return _Halves(trace, held_out, tuned_on, judged_on, None)
     train_rows, test_rows = split_rows(trace, seed=seed)
     completed = None if trace.censored is None else complete(trace, seed=seed)
     played = trace if completed is None else completed.first_draw

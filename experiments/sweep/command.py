@@ -29,15 +29,16 @@ def run(options: SweepOptions) -> Result:
     suite = suite_of(options)
     traces = read_traces(options.trace or suite.traces)
     timing = timing_of(options, suite)
-    conditions = conditions_of(traces, suite.costs, suite.seeds, timing)
+    judged = judged_on(options, traces)
+    conditions = conditions_of(traces, suite.costs, suite.seeds, timing, judged)
     jobs = jobs_of(suite, conditions)
     if not jobs:
         raise InputError("no policy of the suite can be replayed on these traces")
     out: Path = options.out
-    begin(options.suite, suite, traces, timing, out, force=options.force)
+    begin(options.suite, suite, traces, judged, timing, out, force=options.force)
     rows = sweep(conditions, jobs, out, workers=options.workers, ray=options.ray)
     write_rows(rows, out / "rows.parquet", overwrite=True)
-    text = conclude(options.suite, conditions, rows, traces, timing, out)
+    text = conclude(options.suite, conditions, rows, traces, judged, timing, out)
     write_text(text, out / "sweep.txt")
     result = {
         "suite": options.suite,
@@ -84,6 +85,30 @@ def read_traces(paths: Sequence[Path]) -> dict[str, Trace]:
     return found
 
 
+def judged_on(options: SweepOptions, traces: dict[str, Trace]) -> dict[str, Trace]:
+    """The recordings of --held-out by the trace they go with; InputError if they do not."""
+    paths = options.held_out or ()
+    if paths and len(paths) != len(options.trace or ()):
+        raise InputError(
+            f"--held-out was given {len(paths)} times, --trace {len(options.trace or ())} times; "
+            "each trace needs its own"
+        )
+    found = {}
+    for (name, trace), path in zip(traces.items(), paths, strict=False):
+        other = read_trace(path)
+        for field in ("target", "draft", "tokenizer_sha256", "temperature", "depth"):
+            ours, theirs = (getattr(one.meta, field) for one in (trace, other))
+            if ours != theirs:
+                raise InputError(
+                    f"{path}: its {field} is {theirs!r}, that of {name} is {ours!r}; both must be "
+                    "of one pair"
+                )
+        if trace.censored is not None or other.censored is not None:
+            raise InputError(f"{path}: --held-out does not take censored traces")
+        found[name] = other
+    return found
+
+
 def timing_of(options: SweepOptions, suite: Suite) -> Timing | None:
     """The timing of the measured cost, and the seconds that cost ratios and rules' own arithmetic
     are in; the shipped one goes with the shipped traces alone.
@@ -99,6 +124,7 @@ def begin(
     name: str,
     suite: Suite,
     traces: dict[str, Trace],
+    judged: dict[str, Trace],
     timing: Timing | None,
     out: Path,
     *,
@@ -110,6 +136,8 @@ def begin(
     about["costs"], about["seeds"] = list(suite.costs), list(suite.seeds)
     about["policies"] = list(suite.policies)
     about["traces"] = {stem: content_hash(trace) for stem, trace in traces.items()}
+    if judged:
+        about["held_out"] = {stem: content_hash(trace) for stem, trace in judged.items()}
     about["timing"] = timing.meta if timing else {}
     path = out / "sweep.json"
     if path.exists() and not force:
@@ -129,6 +157,7 @@ def conclude(
     conditions: Sequence[Condition],
     rows: Sequence[dict[str, Any]],
     traces: dict[str, Trace],
+    judged: dict[str, Trace],
     timing: Timing | None,
     out: Path,
 ) -> str:
@@ -141,7 +170,7 @@ def conclude(
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
     with progress(len(conditions), "compare") as step:
-        text, comparisons = compare_worlds(conditions, rows, traces, timing, out, step)
+        text, comparisons = compare_worlds(conditions, rows, traces, timing, out, step, judged)
     if picture := ratio_figure(conditions, comparisons):
         write_pictures([picture], out / "figures")
     return text

@@ -13,8 +13,9 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,16 +103,27 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
 
 
 def conditions_of(
-    traces_: dict[str, Trace], costs: Sequence[str], seeds: Sequence[int], timing: Timing | None
+    traces_: dict[str, Trace],
+    costs: Sequence[str],
+    seeds: Sequence[int],
+    timing: Timing | None,
+    held_out: Mapping[str, Trace] = MappingProxyType({}),
 ) -> list[Condition]:
-    """Every trace at every cost and seed; of a censored trace one imputation, as in `compare`."""
+    """Every trace at every cost and seed; of a censored trace one imputation, as in `compare`.
+
+    held_out: recordings to judge on, by the name of the trace that is tuned on, then as a whole.
+    """
     found = []
     for name, trace in traces_.items():
+        other = held_out.get(name)
+        longest = max(trace, other or trace, key=lambda one: one.longest_context)
         for seed in seeds:
-            played = trace if trace.censored is None else complete(trace, seed=seed).first_draw
-            train, test = (played.select(rows) for rows in split_rows(trace, seed=seed))
+            train, test = trace, other
+            if test is None:
+                played = trace if trace.censored is None else complete(trace, seed=seed).first_draw
+                train, test = (played.select(rows) for rows in split_rows(trace, seed=seed))
             found += [
-                Condition(name, cost, seed, train, test, costs_of(cost, timing, trace))
+                Condition(name, cost, seed, train, test, costs_of(cost, timing, longest))
                 for cost in costs
             ]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,10 @@ def compare_worlds(
     timing: Timing | None,
     folder: Path,
     step: Callable[[], object],
+    held_out: Mapping[str, Trace] = MappingProxyType({}),
 ) -> tuple[str, list[Comparison]]:
     """Compare the tuned policies of every world; returns the tables, and the comparisons by world.
-    step: once per world.
+    step: once per world. held_out: as in jobs.conditions_of.
 
     Writes folder/tuned/WORLD.json (policy files), folder/leaderboard.json and the simulated rounds
     in folder/leaderboard, so that `gammalab report` makes a page of them.
@@ -68,15 +70,18 @@ def compare_worlds(
             "cost": condition.cost,
             "seed": condition.seed,
         }
-        about["tuned_on"] = f"{condition.train.requests} replies of the training half"
+        part = "the whole trace" if condition.trace in held_out else "the training half"
+        about["tuned_on"] = f"{condition.train.requests} replies of {part}"
         write_policies(chosen, folder / "tuned" / f"{condition.name}.json", about, overwrite=True)
         trace = traces[condition.trace]
+        longest = max(condition.train, condition.test, trace, key=lambda one: one.longest_context)
         again = redrawn(timing, TIMING_DRAWS, condition.seed) if timing else []
         comparison = compare(
             trace,
             condition.costs,
             chosen,
-            redrawn=[costs_of(condition.cost, one, trace) for one in again],
+            held_out=held_out.get(condition.trace),
+            redrawn=[costs_of(condition.cost, one, longest) for one in again],
             seed=condition.seed,
         )
         found.append(comparison)

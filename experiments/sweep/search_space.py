@@ -72,6 +72,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "window": (16, 64, 256),
     },
     "hf-confidence": {"threshold": TOP1, "gamma_max": CAPS},
+    "llama-p-min": {"p_min": (*TOP1, 0.95), "gamma_max": CAPS},
     "batch-confidence": {"threshold": TOP1, "gamma_max": CAPS},
     "hf-roc": {
         "threshold0": (0.2, 0.4, 0.6, 0.8),
@@ -241,6 +242,7 @@ SPACES: dict[str, dict[str, Points]] = {
         "discount": (0.97, 0.99),
     },
     "marginal": {"rate": (0.05, 0.1, 0.2), "memory": (0.99, 0.999), "look": (1, 3, 8)},
+    "worth": {},  # nothing is tuned: it plays with its defaults
     "payback": {
         "rate": (0.05, 0.1, 0.2),
         "memory": (0.99, 0.999),

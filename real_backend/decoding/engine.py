@@ -236,7 +236,6 @@ class _Loop:
         """One round of all running slots; how many tokens each one emitted."""
         policy, state, steps, costs = self.policy, self.state, self.steps, self.costs
         began = time.perf_counter()
-        start_s = began - self.began
         self.processor.start()
         row = min(len(running), costs.draft_s.shape[0]) - 1
         requested_gamma: int | None = None
@@ -262,9 +261,7 @@ class _Loop:
         wall = time.perf_counter() - began  # what the controller learns is on its own bill
         self.processor.stop(len(running))
         for slot, outcome in zip(running, outcomes, strict=True):
-            place = (slot.index, slot.row, start_s, slot.view.context_tokens, len(running))
-            drafts = (slot.gamma, slot.drafted, *outcome[1:5])
-            self.rounds.append((*place, *drafts, wall))  # as in traces.roundlog.ROUND
+            self.rounds.append(slot.row_of(outcome, began - self.began, len(running), wall))
         return [outcome.emitted for outcome in outcomes]
 
     def _draft(self, drafting: list[Slot]) -> None:
@@ -278,13 +275,11 @@ class _Loop:
         while True:
             if seen is not None and any(math.isnan(top1_prob) for top1_prob, _ in seen):
                 self._check(drafting)  # now: no policy must decide by NaN
-            still = []
-            for k, slot in enumerate(drafting):
-                if slot.continues(policy, state, None if seen is None else seen[k]):
-                    still.append(slot)
-                elif slot.kept < slot.drafted:
-                    self.steps.drop(slot.row)
-            drafting = still
+            drafting = [
+                slot
+                for k, slot in enumerate(drafting)
+                if slot.continues(policy, state, self.steps, None if seen is None else seen[k])
+            ]
             if not drafting:
                 return
             seen = self.steps.draft_next([slot.row for slot in drafting])

@@ -287,14 +287,10 @@ class GraphSteps:
         """The replay of one of the three functions, recorded when it is first needed."""
         key = (kind, width, span, chosen)
         if key not in self._graphs:
-            work = {
-                "first": self._draft_first,
-                "next": self._draft_next,
-                "verify": self._verify,
-            }[kind]
+            works = {"first": self._draft_first, "next": self._draft_next, "verify": self._verify}
 
             def run() -> None:
-                work(width, span, chosen)
+                works[kind](width, span, chosen)
 
             model = self.target if kind == "verify" else self.draft
             self._tables.append((model._cos, model._sin))

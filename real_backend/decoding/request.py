@@ -13,7 +13,7 @@ import numpy as np
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, mix, request_key
 from policies.round import Limits, Settled, longest_reply, room_at, settle, view_at
-from real_backend.decoding.steps import Feed, Verdict
+from real_backend.decoding.steps import Feed, Steps, Verdict
 from real_backend.drafters.drafter import MOST
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, bucket_of, lag_after
@@ -157,9 +157,11 @@ class Slot:
         """The newest token, which the target reads before the drafted ones."""
         return Feed(self.row, self.ids[-1:], len(self.ids) - 1)
 
-    def continues(self, policy: Policy, state: State, seen: list[float] | None) -> bool:
-        """One more token is drafted; whether to draft another one. seen: its signals, if read.
-        Where the policy does not keep it, `kept` stays behind `drafted`.
+    def continues(
+        self, policy: Policy, state: State, steps: Steps, seen: list[float] | None
+    ) -> bool:
+        """One more token is drafted; whether to draft another one. seen: its signals, if read. What
+        the policy does not retain the steps drop, and `kept` stays behind `drafted`.
         """
         self.drafted += 1
         if seen is not None:
@@ -167,6 +169,7 @@ class Slot:
                 seen = list(self.replayed.signals(self.emitted, self.drafted))
             draft = Draft(self.drafted, *seen)
             if not policy.retain(state, self.row, draft):
+                steps.drop(self.row)
                 return False
             self.kept = self.drafted
             if not policy.proceed(state, self.row, draft):
@@ -199,3 +202,10 @@ class Slot:
         """The round is over."""
         self.lag = lag_after(self.lag, self.drafted, outcome.accepted, self.reads_states)
         self.rounds += 1
+
+    def row_of(
+        self, outcome: Outcome, start_s: float, batch: int, wall_s: float
+    ) -> tuple[float, ...]:
+        """The round as in traces.roundlog.ROUND."""
+        place = (self.index, self.row, start_s, self.view.context_tokens, batch)
+        return (*place, outcome.gamma, self.drafted, *outcome[1:5], wall_s)

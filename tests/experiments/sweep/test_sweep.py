@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
+from experiments.common.results import read_result
 from experiments.sweep import jobs as sweep_jobs
-from experiments.sweep.jobs import Condition, conditions_of, jobs_of, sweep, tuned
+from experiments.sweep.jobs import Condition, conditions_of, jobs_of, read_rows, sweep, tuned
 from experiments.sweep.search_space import SPACES
 from experiments.sweep.suites import PAPER_GAMMAS, SUITES, Suite
 from experiments.sweep.tuning import candidates, value_at
@@ -209,6 +210,39 @@ def test_the_command(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "out/leaderboard.html").exists()
     assert call(*argv, "--trials", 3) == 2
     assert "begun with another trials" in capsys.readouterr().err
+
+
+def test_another_recording_judges(
+    trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings by the whole of the one, every number by the whole of the other."""
+    trace = sweeping_trace(trace_file)
+    other = trace.select(list(range(0, trace.requests, 3)))
+    write_trace(other, tmp_path / "other.parquet")
+    argv = ("quick", "--trace", trace_file, "--cost", "c=5", "--out", tmp_path / "out")
+    asked = ("--held-out", tmp_path / "other.parquet", "--policies", "fixed,gammatune")
+    assert call(*argv, *asked) == 0
+    assert f"tried on {trace.requests} replies, judged on {other.requests}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    rows = read_rows(tmp_path / "out/rows.parquet")
+    assert {(row["train_tokens"], row["test_tokens"]) for row in rows} == {
+        (trace.positions, other.positions)
+    }
+    (part,) = read_result("leaderboard", tmp_path / "out/leaderboard.json")["comparisons"]
+    tuned = next(row["name"] for row in part["rows"] if row["role"] == "tuned")
+    (condition,) = conditions_of({"t": trace}, ["c=5"], [0], None, {"t": other})
+    gamma, _ = best_fixed(trace, condition.costs)
+    assert tuned == f"fixed:gamma={gamma}"
+    never = next(row for row in part["rows"] if row["name"] == "never")
+    spent = replay(parse_policy("never"), other, condition.costs).elapsed_s.sum()
+    assert never["tokens_per_s"] == pytest.approx(other.positions / spent)
+    assert call(*argv, *asked, *asked[:2], "--force") == 2
+    assert "given 2 times, --trace 1 times" in capsys.readouterr().err
+    cold = dataclasses.replace(other, meta=dataclasses.replace(other.meta, temperature=1.0))
+    write_trace(cold, tmp_path / "cold.parquet")
+    assert call(*argv, "--held-out", tmp_path / "cold.parquet", "--force") == 2
+    assert "cold.parquet: its temperature is 1.0" in capsys.readouterr().err
 
 
 def test_the_paper(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,13 +256,13 @@ def test_greedy_rounds_are_the_replays(
 ) -> None:
     (pair, _), (trace, requests) = trained, recorded
     priced: list[float] = []
-    round_seconds = engine.round_seconds
+    kept_seconds = engine.kept_seconds
 
     def noted(*arguments: Any) -> float:
-        priced.append(round_seconds(*arguments))
+        priced.append(kept_seconds(*arguments))
         return priced[-1]
 
-    monkeypatch.setattr("real_backend.decoding.engine.round_seconds", noted)
+    monkeypatch.setattr("real_backend.decoding.engine.kept_seconds", noted)
     costs, policy = costs._replace(reads_states=True), POLICIES[name]()
     run = Engine(pair, costs, max_gamma=6).decode(
         policy, requests, max_new_tokens=40, clock="model"
