@@ -158,6 +158,9 @@ class SweepOptions:
     search: str | None = option("grid, random or optuna (default: the suite's)", default=None)
     trials: int | None = option("settings per policy (default: the suite's)", TRIALS, None)
     seed: int | None = seed_of("split and search", None)
+    information: bool = switch(
+        "ceilings of what counts and signals allow, a minute a world (default: no)", default=False
+    )
     workers: int = option("local processes", PROCESSES, 1, exclusive="where")
     ray: str | None = option(
         "a Ray cluster, or 'local'", default=None, metavar="ADDRESS", exclusive="where"

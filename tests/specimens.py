@@ -172,7 +172,10 @@ def write_prompts(path: Path, questions: int = 6, turns: int = 1) -> Path:
     return path
 
 
-FEW = ("fixed", "gammatune", "hf-confidence", "goodput", "ucb", "payback", "tail-pruning", "exp3")
+FEW = (
+    "fixed", "gammatune", "hf-confidence", "goodput", "ucb", "payback", "tail-pruning", "exp3",
+    "llama-p-min", "worth",
+)  # fmt: skip
 
 
 def few_or_slow(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:

@@ -38,7 +38,7 @@ def run(options: SweepOptions) -> Result:
     begin(options.suite, suite, traces, judged, timing, out, force=options.force)
     rows = sweep(conditions, jobs, out, workers=options.workers, ray=options.ray)
     write_rows(rows, out / "rows.parquet", overwrite=True)
-    text = conclude(options.suite, conditions, rows, traces, judged, timing, out)
+    text = conclude(options, conditions, rows, traces, judged, timing)
     write_text(text, out / "sweep.txt")
     result = {
         "suite": options.suite,
@@ -153,24 +153,33 @@ def begin(
 
 
 def conclude(
-    name: str,
+    options: SweepOptions,
     conditions: Sequence[Condition],
     rows: Sequence[dict[str, Any]],
     traces: dict[str, Trace],
     judged: dict[str, Trace],
     timing: Timing | None,
-    out: Path,
 ) -> str:
     """The conclusion of the rows: the paper's table for its suite, else a leaderboard of every
     world.
     """
-    if name == "paper":
+    out = options.out
+    if options.suite == "paper":
         write_pictures([paper_figure(conditions, rows)], out / "figures")
         return paper_text(conditions, rows)
     if any(trace.censored is not None for trace in traces.values()):
         warn("settings were tuned on one imputation of a censored trace; see docs/censoring.md")
     with progress(len(conditions), "compare") as step:
-        text, comparisons = compare_worlds(conditions, rows, traces, timing, out, step, judged)
+        text, comparisons = compare_worlds(
+            conditions,
+            rows,
+            traces,
+            timing,
+            out,
+            step,
+            judged,
+            ceilings_of_information=options.information,
+        )
     if picture := ratio_figure(conditions, comparisons):
         write_pictures([picture], out / "figures")
     return text

@@ -27,6 +27,7 @@ from experiments.comparison.compare_text import to_dict, unpriced_lines, write_l
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import TIMING_DRAWS, redrawn
 from experiments.sweep.figures import cost_ratio_figure
+from experiments.sweep.information import AFTER, SEES, information
 from experiments.sweep.jobs import Condition, costs_of, rows_of, tuned
 from experiments.sweep.suites import MEASURED
 from policies.registry import FAMILIES, label, title, write_policies
@@ -53,9 +54,12 @@ def compare_worlds(
     folder: Path,
     step: Callable[[], object],
     held_out: Mapping[str, Trace] = MappingProxyType({}),
+    *,
+    ceilings_of_information: bool = False,
 ) -> tuple[str, list[Comparison]]:
     """Compare the tuned policies of every world; returns the tables, and the comparisons by world.
-    step: once per world. held_out: as in jobs.conditions_of.
+    step: once per world. held_out: as in jobs.conditions_of. ceilings_of_information: see
+    experiments.sweep.information.
 
     Writes folder/tuned/WORLD.json (policy files), folder/leaderboard.json and the simulated rounds
     in folder/leaderboard, so that `gammalab report` makes a page of them.
@@ -88,12 +92,20 @@ def compare_worlds(
         bounds = ceilings(condition.test, condition.costs)
         tried = rows_of(rows, condition)
         text = world_text(condition, len(tried), comparison, bounds)
-        texts.append("\n".join([text, *duel_lines(tried, comparison)]))
+        lines = [text, *duel_lines(tried, comparison)]
+        allowed: dict[str, float] = {}
+        if ceilings_of_information:
+            judged, rows_judged = held_out.get(condition.trace, trace), comparison.test_rows
+            for one in information(judged, condition.costs, rows_judged, condition.seed):
+                allowed[one.sees] = one.decode_s
+            lines += information_lines(comparison, allowed)
+        texts.append("\n".join(lines))
         costs: Timing | dict[str, str] = {"device_name": f"none: {condition.cost}"}
         if condition.cost == MEASURED and timing is not None:
             costs = timing
         entry = describe_inputs(trace, f"{condition.name}.parquet", costs) | to_dict(comparison)
-        entries.append(entry | {"timing": condition.cost, "logs": f"leaderboard/{condition.name}"})
+        entry |= {"timing": condition.cost, "logs": f"leaderboard/{condition.name}"}
+        entries.append(entry | {"information_s": allowed})
         write_logs(comparison, folder / "leaderboard" / condition.name)
         step()
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
@@ -135,6 +147,23 @@ def world_text(
         f"{title(comparison.simplest)}",
     ]
     return "\n".join(lines)
+
+
+def information_lines(comparison: Comparison, allowed: Mapping[str, float]) -> list[str]:
+    """What a rule could have had by what it sees, and how much of it the entrants have; allowed:
+    seconds by level.
+    """
+    spent = {row.name: float(comparison.logs[row.name].elapsed_s.sum()) for row in comparison.rows}
+    fixed_s = spent[next(row.name for row in comparison.rows if row.role == "tuned")]
+    seen = "; ".join(f"{SEES[level]} {fixed_s / s:.3f}" for level, s in allowed.items())
+    lines = [f"- any rule, over the tuned fixed length, by what it sees (estimated): {seen}"]
+    gain_s = fixed_s - allowed[AFTER]
+    if gain_s > 0.0:
+        names = [row.name for row in comparison.rows if row.role == "policy"]
+        best = sorted(names, key=spent.__getitem__)[:8]
+        shares = ", ".join(f"{title(n)} {(fixed_s - spent[n]) / gain_s:.0%}" for n in best)
+        lines.append(f"- share of what the signals allow: {shares}")
+    return [fill(line) for line in lines]
 
 
 def _but(comparison: Comparison) -> str:

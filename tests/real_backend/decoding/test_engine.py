@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from policies.base import STEP_COSTS, reads_seconds
+from policies.base import STEP_COSTS, Policy, reads_seconds
+from policies.confidence.thresholds import LlamaPMin
 from policies.fixed import Fixed
 from policies.registry import REGISTRY
 from real_backend.decoding.cuda_graphs import eagerly
@@ -86,7 +87,8 @@ def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     )
     assert run.tokens == replies(trace)
     log = replay_interpreted(policy, trace, costs)
-    for column in ("request", "context_tokens", "gamma", "drafted", "accepted", "emitted", "ended"):
+    columns = ("request", "context_tokens", "gamma", "drafted", "verified", "accepted", "emitted")
+    for column in (*columns, "ended"):
         assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
     assert (run.log.elapsed_s > 0).all()
 
@@ -117,7 +119,7 @@ def test_general_path_decodes_the_same(
 
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
 @pytest.mark.parametrize("batch", few_or_slow([2, 3, 8], [2, 3]))
-@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence"])
+@pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "llama-p-min"])
 def test_a_ragged_batch_decodes_what_single_rows_do(
     pair_folder: Path,
     costs: StepCosts,
@@ -133,7 +135,7 @@ def test_a_ragged_batch_decodes_what_single_rows_do(
     assert run.tokens == replies(trace)
     assert run.log.batch_size.max() == batch and set(run.log.slot.tolist()) == set(range(batch))
     single = engine.decode(policy, requests, max_new_tokens=40).log
-    for column in ("gamma", "drafted", "accepted", "emitted"):  # request by request, in order
+    for column in ("gamma", "drafted", "verified", "accepted", "emitted"):  # by request
         order = np.argsort(run.log.request, kind="stable")
         assert np.array_equal(getattr(run.log, column)[order], getattr(single, column)), column
     if name == "hf-confidence":  # rows drafted different numbers of tokens in one round
@@ -278,15 +280,18 @@ def test_a_listener_sees_every_token_and_may_end_a_reply(
     assert any(not np.array_equal(a, b) for a, b in zip(state, fresh, strict=True))
 
 
-def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts) -> None:
+@pytest.mark.parametrize("policy", [Fixed(2), LlamaPMin(2, 0.4)], ids=["fixed", "dropping"])
+def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts, policy: Policy) -> None:
     """The first two tokens of many short replies against the target's exact joint law."""
     from real_backend.prompts import Request
 
     prompt, runs, temperature = [0, 9, 30, 12], 1_500, 0.7
     requests = [Request(str(k), "qa", prompt) for k in range(runs)]
     run = Engine(pair, costs, max_gamma=8).decode(
-        Fixed(2), requests, temperature=temperature, top_p=0.9, seed=11, max_new_tokens=3
+        policy, requests, temperature=temperature, top_p=0.9, seed=11, max_new_tokens=3
     )
+    dropped = run.log.drafted - run.log.verified
+    assert set(dropped.tolist()) == ({0, 1} if policy.name == "llama-p-min" else {0})
     seen = np.zeros((64, 64))
     ended = np.zeros(64)
     for tokens in run.tokens:

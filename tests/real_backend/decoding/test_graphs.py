@@ -79,8 +79,15 @@ def same(recorded: Any, eager: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     few_or_slow(
-        ["never", "fixed:gamma=4", "hf-confidence", "gammatune", "payback"],
-        ["payback"],
+        [
+            "never",
+            "fixed:gamma=4",
+            "hf-confidence",
+            "gammatune",
+            "payback",
+            "llama-p-min:p_min=0.4",
+        ],
+        ["payback", "llama-p-min:p_min=0.4"],
     ),
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

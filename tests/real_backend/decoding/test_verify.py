@@ -176,3 +176,28 @@ def test_a_wrong_rule_would_be_noticed() -> None:
             token = int(draw(target, generator.random()))
         seen[token] += 1
     assert stats.chisquare(seen, target.double().numpy() * 5_000).pvalue < 1e-6
+
+
+def test_dropping_keeps_the_law_only_if_decided_before_the_next_token() -> None:
+    """A token may be dropped by its own law's signals, which do not know which token was drawn; not
+    by those of the token behind it, which do (policies.base.Policy.retain).
+    """
+    generator = np.random.default_rng(0)
+    target, draft = np.array([0.2, 0.3, 0.5]), np.array([0.5, 0.3, 0.2])
+    sure_behind = np.array([0.9, 0.5, 0.5])  # top-1 behind each token: only token 0 looks good
+
+    def replies(by_what_follows: bool) -> np.ndarray:
+        counts = np.zeros(3)
+        for _ in range(4_000):
+            token = generator.choice(3, p=draft)
+            sure = sure_behind[token] if by_what_follows else generator.choice([0.9, 0.5])
+            if sure < 0.7:  # dropped: a plain round
+                token = generator.choice(3, p=target)
+            elif generator.random() >= min(1.0, target[token] / draft[token]):
+                rest = np.maximum(target - draft, 0.0)
+                token = generator.choice(3, p=rest / rest.sum())
+            counts[token] += 1
+        return counts
+
+    assert stats.chisquare(replies(False), target * 4_000).pvalue > 1e-3
+    assert stats.chisquare(replies(True), target * 4_000).pvalue < 1e-9

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from policies.base import Draft, Outcome, Policy, State, View
+from policies.confidence.thresholds import LlamaPMin
 from policies.counts.gammatune import GammaTunePlus
 from policies.fixed import Fixed, Never
+from policies.overhead import charged
 from policies.randomness import Rng, uniform
 from simulator.replay.replay import replay, replay_interpreted
 from simulator.replay.theory import expected_emitted
+from simulator.replay.totals import count_steps, price_steps
+from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, make_step_costs, tabulate
+from traces.costs.pricing import StepCosts, make_step_costs, price_log, tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 
@@ -51,6 +55,21 @@ class Scripted(Policy):
 
     def learn(self, state: Notes, slot: int, view: View, outcome: Outcome) -> None:
         state.rounds[slot] += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosy(Policy):
+    """Drops the token of this number."""
+
+    dropped: int = 3
+
+    name = "choosy"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        return view.room
+
+    def retain(self, state: State, slot: int, draft: Draft) -> bool:
+        return draft.drafted != self.dropped
 
 
 SEEN: list[tuple[View, Outcome, list[Draft]]] = []
@@ -214,6 +233,40 @@ def test_signals_are_charged_once_per_drafted_token(play: Any) -> None:
     assert log.elapsed_s.tolist() == [201.25, 403.75]
     plain = play(Fixed(1), trace, costs)
     assert plain.elapsed_s.tolist() == [201, 201]
+
+
+@BOTH
+def test_a_dropped_token_is_drafted_and_not_verified(play: Any) -> None:
+    # top1 at position 0: 0.5, 0.6 ...; at 1: 0.51, 0.61 ...
+    trace = make_trace([[0, 2, 1, 0, 0]], [0], max_new_tokens=100)
+    costs = decimal_costs(signal_s=0.25)._replace(bucket_tokens=1000)
+    costs = costs._replace(start_s=np.full((1, 2), 0.5))
+    log = play(LlamaPMin(gamma_max=4, p_min=0.505), trace, costs)
+    # The first is dropped: a step, its signals and the draft's start, which no verify holds; a
+    # plain step. Then four that are sure, two of them right, and one with room for four.
+    assert log.drafted.tolist() == [1, 4, 4] and log.verified.tolist() == [0, 4, 4]
+    assert log.accepted.tolist() == [0, 2, 0] and log.emitted.tolist() == [1, 3, 1]
+    # Dropped, it was never fed: the next draft lags by the target's own token alone.
+    assert log.elapsed_s.tolist() == [1 + 0.25 + 0.5 + 100, 4 + 1 + 500, 4 + 1 + 500]
+    third = play(Choosy(3), trace, costs)  # keeps two, drops the third
+    assert third.drafted.tolist() == [3, 3, 3] and third.verified.tolist() == [2, 2, 2]
+    assert third.elapsed_s.tolist() == [3 + 0.75 + 300] * 3  # the start is in a verify of two
+    paid = charged(Choosy(3), costs)
+    assert price_log(third, paid).tolist() == third.elapsed_s.tolist()
+    assert price_log(log, paid).tolist() == log.elapsed_s.tolist()
+
+
+@BOTH
+@pytest.mark.parametrize("world", range(8))
+def test_drops_are_priced_alike_by_replay_log_and_counts(play: Any, world: int) -> None:
+    generator = np.random.default_rng(world)
+    trace, costs = random_trace(generator, 4, 6), random_costs(generator, 6)
+    policy = LlamaPMin(gamma_max=5, p_min=0.5)
+    log = play(policy, trace, costs)
+    assert price_log(log, charged(policy, costs)).tobytes() == log.elapsed_s.tobytes()
+    (counted,) = price_steps(count_steps(policy, trace, costs), [costs])
+    assert counted == pytest.approx(log.elapsed_s.sum())
+    assert (log.drafted - log.verified).max() == 1 and (log.verified == 0).any()
 
 
 def test_hooks_see_the_round() -> None:
