@@ -31,7 +31,8 @@ from real_backend.command_line import Result, run_module
 from real_backend.decoding.measured import PLACEBO, read_measured
 from real_backend.options import SessionOptions
 from real_backend.session_plan import FULL, SMALL, Confirmed, Plan, Stage, plan_of
-from traces.costs.pricing import price_log, tabulate
+from traces.costs.log_prices import price_log
+from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.store import read_trace, write_atomically

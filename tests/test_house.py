@@ -112,7 +112,8 @@ def test_the_rules_of_a_round_stand_once() -> None:
         r"min\(accepted \+ 1, (left|end|\w+ - at)": {"policies/round.py"},
         r"max_new_tokens - \w+ - 1|min\(limits\.max_gamma": {"policies/round.py"},
         r"(?<!class )\bView\(": {"policies/round.py", *made_up},
-        r"draft_s\[.*\blag\b": {"traces/costs/pricing.py"},
+        # One round, and all rounds of a log at once: held to each other bit for bit.
+        r"draft_s\[.*\blag\b": {"traces/costs/pricing.py", "traces/costs/log_prices.py"},
         r"token_s \* \(": {"policies/overhead.py"},
     }
     for pattern, homes in once.items():

@@ -77,10 +77,8 @@ def compare(
     resamples: int = RESAMPLES,
     step: Step = lambda: None,
 ) -> Comparison:
-    """Compare policies on the held-out half of a trace; see the module docstring.
+    """Compare policies on the held-out half of a trace, or, tuned on all of it, on `held_out`.
 
-    held_out: another recording of the pair, in the place of that half; then the whole trace is
-    tuned on.
     control_s: the part of costs.verify_s that is the engine's fixed seconds per round, 0 if not
     known; only the sensitivity asks. redrawn: the costs by resampled timings, shaped like `costs`;
     none: the timing's spread is left out. orders: shuffled orders of the replies, at least 1. step:
@@ -96,8 +94,7 @@ def compare(
     for policy in policies:
         entrants.setdefault(label(policy), policy)
     judged = [name for name in entrants if name not in ("never", tuned)]
-    player = Player(train, test, costs, redrawn, orders, seed)
-    best = Fixed(hindsight_gamma)
+    player, best = Player(train, test, costs, redrawn, orders, seed), Fixed(hindsight_gamma)
     chosen = entrants | {"best fixed": best}
     plays, ranked = _play_all(player, entrants, best, test, seed, step)
     roles = dict.fromkeys(entrants, "policy") | {"never": "never", tuned: "tuned"}

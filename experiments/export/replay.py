@@ -22,12 +22,9 @@ from policies.counts.heuristic import HFHeuristic
 from policies.fixed import Fixed
 from policies.overhead import charged
 from simulator.replay.replay import replay
+from traces.costs.log_prices import price_log
 from traces.costs.model import CostModel
-from traces.costs.pricing import (
-    StepCosts,
-    price_log,
-    tabulate,
-)
+from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
 from traces.timing import Timing
@@ -99,7 +96,7 @@ def measured_sizes(timing: Timing) -> tuple[int, ...]:
 def run_batches(trace: Trace, timing: Timing, costs: StepCosts, sizes: Sequence[int]) -> Batches:
     """Price every fixed gamma at every batch size; accepted lengths are those of the trace.
 
-    A round of the batch costs what traces.costs.pricing.price_log says at that size: its draft
+    A round of the batch costs what traces.costs.log_prices.price_log says at that size: its draft
     steps and one verify, at the context of the request. costs: those at batch 1, whose extent is
     kept.
     """

@@ -43,7 +43,7 @@ DROP, KEEP, GO = range(3)
 
 
 class Information(NamedTuple):
-    """What a rule that sees `sees` could have taken. decode_s: seconds of the requests judged."""
+    """A ceiling. sees: the level; decode_s: seconds of the requests judged."""
 
     sees: str
     decode_s: float

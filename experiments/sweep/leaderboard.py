@@ -30,6 +30,7 @@ from experiments.sweep.figures import cost_ratio_figure
 from experiments.sweep.information import AFTER, SEES, information
 from experiments.sweep.jobs import Condition, costs_of, rows_of, tuned
 from experiments.sweep.suites import MEASURED
+from policies.base import Policy
 from policies.registry import FAMILIES, label, title, write_policies
 from simulator.replay.hindsight import Ceiling, ceilings
 from simulator.replay.metrics import per_request
@@ -78,16 +79,8 @@ def compare_worlds(
         about["tuned_on"] = f"{condition.train.requests} replies of {part}"
         write_policies(chosen, folder / "tuned" / f"{condition.name}.json", about, overwrite=True)
         trace = traces[condition.trace]
-        longest = max(condition.train, condition.test, trace, key=lambda one: one.longest_context)
-        again = redrawn(timing, TIMING_DRAWS, condition.seed) if timing else []
-        comparison = compare(
-            trace,
-            condition.costs,
-            chosen,
-            held_out=held_out.get(condition.trace),
-            redrawn=[costs_of(condition.cost, one, longest) for one in again],
-            seed=condition.seed,
-        )
+        other = held_out.get(condition.trace)
+        comparison = _compared(condition, chosen, trace, other, timing)
         found.append(comparison)
         bounds = ceilings(condition.test, condition.costs)
         tried = rows_of(rows, condition)
@@ -95,8 +88,8 @@ def compare_worlds(
         lines = [text, *duel_lines(tried, comparison)]
         allowed: dict[str, float] = {}
         if ceilings_of_information:
-            judged, rows_judged = held_out.get(condition.trace, trace), comparison.test_rows
-            for one in information(judged, condition.costs, rows_judged, condition.seed):
+            judged = trace if other is None else other
+            for one in information(judged, condition.costs, comparison.test_rows, condition.seed):
                 allowed[one.sees] = one.decode_s
             lines += information_lines(comparison, allowed)
         texts.append("\n".join(lines))
@@ -111,6 +104,28 @@ def compare_worlds(
     result = {"command": command_line(), "versions": versions(), "comparisons": entries}
     write_result("leaderboard", result, result_file, overwrite=True)
     return "\n\n\n".join(texts), found
+
+
+def _compared(
+    condition: Condition,
+    chosen: Sequence[Policy],
+    trace: Trace,
+    other: Trace | None,
+    timing: Timing | None,
+) -> Comparison:
+    """The tuned policies of a world compared; other: the recording that judges in the place of the
+    held-out half.
+    """
+    longest = max(condition.train, condition.test, trace, key=lambda one: one.longest_context)
+    again = redrawn(timing, TIMING_DRAWS, condition.seed) if timing else []
+    return compare(
+        trace,
+        condition.costs,
+        chosen,
+        held_out=other,
+        redrawn=[costs_of(condition.cost, one, longest) for one in again],
+        seed=condition.seed,
+    )
 
 
 def world_text(
@@ -150,8 +165,8 @@ def world_text(
 
 
 def information_lines(comparison: Comparison, allowed: Mapping[str, float]) -> list[str]:
-    """What a rule could have had by what it sees, and how much of it the entrants have; allowed:
-    seconds by level.
+    """The ceilings of information, and the share of them that the entrants have; allowed: seconds
+    by level.
     """
     spent = {row.name: float(comparison.logs[row.name].elapsed_s.sum()) for row in comparison.rows}
     fixed_s = spent[next(row.name for row in comparison.rows if row.role == "tuned")]

@@ -35,7 +35,7 @@ from policies.registry import label
 from real_backend.decoding.measured import PLACEBO, Measured
 from simulator.replay.metrics import per_request, same_rounds
 from simulator.replay.replay import replay
-from traces.costs.pricing import price_log
+from traces.costs.log_prices import price_log
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.split import named_generator, question_of

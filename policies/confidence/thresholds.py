@@ -84,7 +84,7 @@ class BatchConfidence(Policy):
     Approximated: in one state of the pull request all gamma_max drafts run, so as not to wait for
     the verdict, and only what is verified is cut; in two others drafting stops. A hook that stops
     ends both, so the tokens are those of every state and the seconds those of the latter. What the
-    drafts behind the cut would cost besides is traces.costs.pricing.surplus_draft_s of the round
+    drafts behind the cut would cost besides is traces.costs.log_prices.surplus_draft_s of the round
     log: on the shipped pair more than the rule gains.
     """
 

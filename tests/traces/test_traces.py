@@ -16,14 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.results import make_trace as by_hand
-from traces.costs.pricing import (
-    bucket_of,
-    lag_after,
-    make_step_costs,
-    price_log,
-    prices_of,
-    round_seconds,
-)
+from traces.costs.log_prices import price_log
+from traces.costs.pricing import bucket_of, lag_after, make_step_costs, prices_of, round_seconds
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog, read_roundlog, write_roundlog

@@ -24,7 +24,8 @@ from real_backend.decoding.interleaving import Sitting
 from real_backend.decoding.measured import PLACEBO
 from simulator.replay.replay import replay
 from tests.results import lively_trace, make_timing
-from traces.costs.pricing import StepCosts, price_log
+from traces.costs.log_prices import price_log
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.roundlog import RoundLog, join_logs
 from traces.schema import Trace

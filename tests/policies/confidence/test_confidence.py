@@ -22,7 +22,8 @@ from policies.randomness import Rng
 from simulator.replay.replay import replay, replay_interpreted
 from traces import synthetic
 from traces.costs.affine import Affine
-from traces.costs.pricing import surplus_draft_s, tabulate
+from traces.costs.log_prices import surplus_draft_s
+from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
 from traces.shipped import GREEDY, TIMING

@@ -36,7 +36,8 @@ from simulator.replay.replay import replay_interpreted
 from tests.real_backend.drafters.plain_eagle3 import Plain, pair_with, train
 from tests.specimens import save_eagle3, write_prompts
 from traces import synthetic
-from traces.costs.pricing import StepCosts, price_log
+from traces.costs.log_prices import price_log
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import RANK_UNKNOWN, Trace
 

@@ -21,7 +21,8 @@ from simulator.replay.totals import count_steps, price_steps
 from tests.specimens import random_costs, random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, make_step_costs, price_log, tabulate
+from traces.costs.log_prices import price_log
+from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 

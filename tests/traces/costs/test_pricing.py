@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests.results import lively_trace
 from traces.costs.affine import Affine
+from traces.costs.log_prices import lags_of
 from traces.costs.pricing import (
     bucket_end,
     bucket_of,
     lag_after,
-    lags_of,
     make_step_costs,
     prices_of,
     tabulate,
