@@ -148,6 +148,11 @@ VERBS = {
         s.CensoredCheckOptions,
         "experiments.censoring.censored_check:run",
     ),
+    "studies positions": Verb(
+        "what acceptance by position tells of other lengths, and what not",
+        s.PositionsOptions,
+        "experiments.published.positions:run",
+    ),
     "studies classifiers": Verb(
         "the weights of the controllers that are classifiers, fitted to a trace",
         s.ClassifiersOptions,

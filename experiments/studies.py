@@ -85,6 +85,14 @@ class ClassifiersOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionsOptions:
+    """Which recordings are counted by position."""
+
+    trace: tuple[Path, ...] = options("a recording; may be given again", shipped_or_file)
+    json: bool = as_json()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CensoredRunOptions:
     """Costs typed by hand, and how surely."""
 
