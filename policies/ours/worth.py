@@ -14,16 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.base import Draft, FloatArray, IntArray, Outcome, Policy, State, View
-from policies.fields import DRAFT, SHARE, SOME, hyper
+from policies.fields import DRAFT, SHARE, hyper
 from policies.randomness import Rng
 
 BINS = 10  # of a top-1 probability, see bin_of
 DEEPER = 4  # row of a token behind the first; rows before it: the first token, by the last round
-PRIOR = 4.0  # tokens that the draft's own word weighs, in every bin
+MOST = 500.0  # drafts that the mean of their gain remembers
 DOUBT = 0.7  # of a gain, in plain rounds, after one draft; falls with the root of their number
 LOOK = 8  # tokens that prices look ahead
 PROBE = 16  # rounds without a draft, and doubtful tokens in a row, until one is tried all the same
 PURSE = 4.0  # plain rounds that may be lost at the start
+NEAR = 0.01  # prices are read anew when a plain round has moved by more
 NEVER = 2.0  # no chance is as high
 
 ALL, SOME_OF_IT, NOTHING, PLAIN = range(4)  # how the last round ended
@@ -39,19 +40,18 @@ class WorthState(NamedTuple):
     since one was kept, cap of this round; survival [slots, M + 1], chance that the first k tokens
     stand; bin [slots, M], of every drafted token.
 
-    Shared: chance, seen [5, 10]: that a token with this top-1 probability passes, and how often
-    that was seen; paid, visits [4]: mean gain of a draft by how the round before it ended, in plain
-    rounds, and their number; now [5]: discounted tokens and seconds, chance that a token behind an
-    accepted one passes, seconds that may be lost, seconds of a plain round when prices were read;
-    price [3, M + 1], by drafted tokens k: the survival from which on verifying token k pays, that
-    from which on drafting another pays, the most seconds that a draft of k can lose.
+    Shared: chance [5, 10], that a token with this top-1 probability passes; paid, visits [4]: mean
+    gain of a draft by how the round before it ended, in plain rounds, and their number; now [5]:
+    discounted tokens and seconds, chance that a token behind an accepted one passes, seconds that
+    may be lost, seconds of a plain round when prices were read; price [3, M + 1], by drafted tokens
+    k: the survival from which on verifying token k pays, that from which on drafting another pays,
+    the most seconds that a draft of k can lose.
     """
 
     round: IntArray
     survival: FloatArray
     bin: IntArray
     chance: FloatArray
-    seen: FloatArray
     paid: FloatArray
     visits: FloatArray
     now: FloatArray
@@ -107,7 +107,7 @@ class Worth(Policy):
     """Keep a drafted token while its chance is worth its price.
 
     1. Chance: top-1 probability in ten bins, apart for the first token by how the last round ended;
-       what passed of each is counted, and begins at the draft's own word.
+       what passed of each moves it, and it begins at the draft's own word.
     2. Price and worth: measured seconds of steps, and w, what a token has cost of late, see
        `read_prices`. A token whose survival is below its price is dropped unverified, every
        sixteenth excepted, or nobody would learn that the draft has improved.
@@ -119,7 +119,7 @@ class Worth(Policy):
     """
 
     gamma_max: int = hyper(16, DRAFT, "ours: the depth of a recording")
-    memory: int = hyper(500, SOME, "ours: tokens or drafts that a mean remembers")
+    rate: float = hyper(0.02, SHARE, "ours: of a chance, by what a token came to")
     allowance: float = hyper(0.015, SHARE, "ours: what is left of 2 % is for its own arithmetic")
 
     name = "worth"
@@ -133,7 +133,6 @@ class Worth(Policy):
             survival=np.ones((slots, self.gamma_max + 1)),
             bin=np.zeros((slots, self.gamma_max), dtype=np.int64),
             chance=np.tile(middles, (DEEPER + 1, 1)),
-            seen=np.full((DEEPER + 1, BINS), PRIOR),
             paid=np.zeros(DEEPER),
             visits=np.zeros(DEEPER),
             now=np.array([0.0, 0.0, 0.7, 0.0, 0.0]),
@@ -147,7 +146,8 @@ class Worth(Policy):
 
     def gamma(self, state: WorthState, slot: int, view: View, rng: Rng) -> int:
         now, here = state.now, state.round[slot]
-        if float(now[PLAIN_S]) != float(view.verify_s[1]):
+        plain_s = float(view.verify_s[1])
+        if abs(float(now[PLAIN_S]) - plain_s) > NEAR * plain_s:
             read_prices(state, view, self.gamma_max)
         here[CAP] = 0
         row = int(here[LAST])
@@ -193,7 +193,7 @@ class Worth(Policy):
         here[QUIET] = 0
         worth_s = float(now[SECONDS]) / float(now[TOKENS])
         gain = (accepted * worth_s - (spent_s - plain_s)) / plain_s
-        visits = min(float(state.visits[row]) + 1.0, float(self.memory))
+        visits = min(float(state.visits[row]) + 1.0, MOST)
         state.visits[row] = visits
         state.paid[row] += (gain - float(state.paid[row])) / (visits + 2.0)  # two drafts of gain 0
         here[LAST] = PLAIN
@@ -203,9 +203,8 @@ class Worth(Policy):
         for k in range(judged):
             passed = 1.0 if k < accepted else 0.0
             at = int(state.bin[slot, k])
-            seen = min(float(state.seen[row, at]) + 1.0, float(self.memory))
-            state.seen[row, at] = seen
-            state.chance[row, at] += (passed - float(state.chance[row, at])) / seen
+            chance = float(state.chance[row, at])
+            state.chance[row, at] = chance + self.rate * (passed - chance)
             if k > 0:
                 now[FOLLOWS] += 0.01 * (passed - float(now[FOLLOWS]))
             row = DEEPER
