@@ -153,6 +153,11 @@ VERBS = {
         s.PositionsOptions,
         "experiments.published.positions:run",
     ),
+    "studies worlds": Verb(
+        "several leaderboards as one table and one figure",
+        s.WorldsOptions,
+        "experiments.sweep.worlds:run",
+    ),
     "studies classifiers": Verb(
         "the weights of the controllers that are classifiers, fitted to a trace",
         s.ClassifiersOptions,

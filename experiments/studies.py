@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from experiments.options import LANES, PROCESSES, as_json, forced
+from experiments.options import LANES, PROCESSES, as_csv, as_json, forced
 from real_backend.command_line import flag, option, options, several
 from real_backend.number_options import count, integers, number, repeats, whole
 from real_backend.options import TRACE_PROMPTS, PairOptions, maybe, out_of, pair_part, seed_of
@@ -90,6 +90,19 @@ class PositionsOptions:
 
     trace: tuple[Path, ...] = options("a recording; may be given again", shipped_or_file)
     json: bool = as_json()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldsOptions:
+    """Which leaderboards, and which rule of theirs."""
+
+    folder: tuple[Path, ...] = options(
+        "of `gammalab sweep leaderboard --information`; may be given again", Path
+    )
+    rule: str = option("controller that is looked at", default="worth")
+    out: Path | None = maybe("folder of the figure")
+    json: bool = as_json()
+    csv: bool = as_csv()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

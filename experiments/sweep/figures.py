@@ -7,9 +7,21 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import seaborn as sns
 
-from experiments.common.plots import BLUE, GREY, INK, ORANGE, Picture, canvas, finish, use_style
+from experiments.common.plots import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PALE_BLUE,
+    Picture,
+    canvas,
+    finish,
+    use_style,
+)
 
 FloatArray = npt.NDArray[np.float64]
 STYLES = ((INK, "o", "-"), (ORANGE, "s", "-"), (BLUE, "D", "-"), (GREY, "v", "--"))
@@ -93,3 +105,37 @@ def cost_ratio_figure(
         "four fastest on average are shown. The dotted line knows in advance what will be accepted."
     )
     return finish(figure, "cost-ratio", title, caption)
+
+
+def information_figure(frame: pd.DataFrame, rule: str) -> Picture:
+    """A line per world: the ceilings of information, the rule and the best published one, over the
+    tuned fixed length.
+
+    frame: of experiments.sweep.worlds.world_row.
+    """
+    figure, axes = canvas(9.2, 1.6 + 0.52 * len(frame))
+    at = np.arange(len(frame))[::-1]
+    marks = (("counts", "1", GREY), ("before", "2", BLUE), ("after", "4", INK))
+    axes.hlines(at, 1.0, frame["clairvoyant"], color=PALE, linewidth=7)
+    axes.hlines(at, 1.0, frame["after"].clip(lower=1.0), color=PALE_BLUE, linewidth=7)
+    for level, marker, color in marks:
+        axes.plot(frame[level], at, marker, color=color, markersize=13, label=f"ceiling: {level}")
+    span = np.stack([frame["vs_fixed"] - frame["low"], frame["high"] - frame["vs_fixed"]])
+    axes.errorbar(
+        frame["vs_fixed"], at, xerr=np.abs(span), fmt="o", color=ORANGE, capsize=3, label=rule
+    )
+    label = "published, as tuning chose it"
+    axes.plot(frame["published_vs_fixed"], at, "s", color=BLUE, fillstyle="none", label=label)
+    axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_yticks(at, [str(name).removesuffix("-measured") for name in frame["world"]])
+    axes.set_xlabel("tokens/s over the tuned fixed length")
+    sns.despine(ax=axes)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    ahead = int((frame["vs_published"] > 1.0).sum())
+    title = f"{rule} is ahead of the best published rule in {ahead} of {len(frame)} worlds"
+    caption = (
+        "Grey bar: up to the schedule that knows the future; blue bar: up to what the draft's "
+        "signals allow if a token may be dropped after them (after); before: if it may not; "
+        "counts: without signals. Bars of the rule: 95 % over questions and timings."
+    )
+    return finish(figure, "worlds", title, caption)
