@@ -36,7 +36,7 @@ COLUMNS = (
         "vs tuned fixed\n95 %",
         "against tuned fixed (95 %)",
         "",
-        "tokens/s over the best fixed gamma of the training half; interval of the row alone",
+        "tokens/s over the fixed gamma that was best in tuning; interval of the row alone",
         ("vs_fixed.value", "vs_fixed.low", "vs_fixed.high"),
         _over_tuned,
     ),

@@ -41,10 +41,10 @@ from traces.timing import Timing
 HEADINGS = {
     "policy": "",
     "never": "plain decoding",
-    "tuned": "the best fixed length of the training half",
+    "tuned": "the best fixed length in tuning",
     "clairvoyant": "bound: knows what will be accepted",
 }
-BOUNDS = "bounds: the setting chosen on the held-out half itself"
+BOUNDS = "bounds: the setting chosen on the very replies that are judged"
 
 
 def compare_worlds(
@@ -156,7 +156,7 @@ def world_text(
         "",
         *unpriced_lines(comparison),
         *(fill(f"- {line}") for line in certainty(comparison)),
-        f"- first on the training half, over all orders: {title(comparison.tuning_first)}"
+        f"- first in tuning, over all orders: {title(comparison.tuning_first)}"
         f"{_but(comparison)}; then "
         f"{title(comparison.runner_up)}; the simplest whose interval reaches the first's: "
         f"{title(comparison.simplest)}",
@@ -185,7 +185,7 @@ def _but(comparison: Comparison) -> str:
     if comparison.recommended == comparison.tuning_first:
         return ""
     speed = comparison.row(comparison.tuning_first).speedup.value
-    return f", but {speed:.2f} times as fast as plain decoding on the other half: do not draft"
+    return f", but {speed:.2f} times as fast as plain decoding where it was judged: do not draft"
 
 
 def duel_lines(tried: Sequence[dict[str, Any]], comparison: Comparison) -> list[str]:
