@@ -30,7 +30,7 @@ from traces.roundlog import RoundLog
 BAR: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}
 EDGE: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.8}
 LEDGER = {
-    "no draft": (GREY, "white"),
+    "no draft verified": (GREY, "white"),
     "a draft accepted to its end": (BLUE, "white"),
     "a draft accepted in part": (PALE_BLUE, INK),
     "a draft wholly rejected": (ORANGE, "white"),
@@ -151,11 +151,11 @@ def ledger_figure(logs: dict[str, RoundLog], featured: str) -> Picture:
 
 def _ledger(log: RoundLog) -> list[float]:
     """Milliseconds per token in rounds of each kind, in the order of LEDGER."""
-    some = log.drafted > 0
+    some = log.verified > 0
     kinds = (
         ~some,
-        some & (log.accepted == log.drafted),
-        some & (log.accepted > 0) & (log.accepted < log.drafted),
+        some & (log.accepted == log.verified),
+        some & (log.accepted > 0) & (log.accepted < log.verified),
         some & (log.accepted == 0),
     )
     tokens = float(log.emitted.sum())

@@ -100,8 +100,8 @@ def _reason(ours: tuple[int, ...], theirs: tuple[int, ...] | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RoundKind:
-    """Rounds of one kind: with or without signals, `drafted` tokens. Seconds are medians, the
-    residual the difference of the two.
+    """Rounds of one kind: with or without signals, `drafted` tokens, equally many of them verified.
+    Seconds are medians, the residual the difference of the two.
     """
 
     signals: bool
@@ -116,16 +116,17 @@ def residual_cells(
     measured: Sequence[RoundLog], priced: Sequence[FloatArray], signals: Sequence[bool]
 ) -> list[RoundKind]:
     """Measured minus priced seconds per round, by what the round did."""
-    groups: dict[tuple[bool, int], list[tuple[FloatArray, FloatArray]]] = {}
+    groups: dict[tuple[bool, int, int], list[tuple[FloatArray, FloatArray]]] = {}
     for log, price_s, reads in zip(measured, priced, signals, strict=True):
-        for drafted in np.unique(log.drafted).tolist():
-            pick = log.drafted == drafted
+        kinds = np.stack([log.drafted, log.verified], axis=1)
+        for drafted, verified in np.unique(kinds, axis=0).tolist():
+            pick = (log.drafted == drafted) & (log.verified == verified)
             # Without a draft there is nothing to signal: both kinds of policy share that cell.
-            groups.setdefault((reads and drafted > 0, drafted), []).append(
+            groups.setdefault((reads and drafted > 0, drafted, verified), []).append(
                 (log.elapsed_s[pick], price_s[pick])
             )
     cells = []
-    for (reads, drafted), parts in sorted(groups.items()):
+    for (reads, drafted, _), parts in sorted(groups.items()):
         elapsed, expected = (np.concatenate(side) for side in zip(*parts, strict=True))
         measured_s, priced_s = float(np.median(elapsed)), float(np.median(expected))
         cells.append(

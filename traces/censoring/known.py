@@ -76,10 +76,10 @@ def censor(trace: Trace, log: RoundLog) -> Trace:
     """
     start = trace.offsets[log.request] + log.context_tokens - trace.prompt_tokens[log.request]
     end = trace.offsets[log.request.astype(np.int64) + 1]
-    accepted = np.minimum(log.drafted, trace.accept_len[np.minimum(start, trace.positions - 1)])
+    accepted = np.minimum(log.verified, trace.accept_len[np.minimum(start, trace.positions - 1)])
     if (start < 0).any() or (start >= end).any() or (accepted != log.accepted).any():
         raise TraceError("these rounds were not played on this trace")
-    seen = np.minimum(np.minimum(log.drafted, accepted + 1), end - start)
+    seen = np.minimum(np.minimum(log.verified, accepted + 1), end - start)
     edges = np.zeros(trace.positions + 1, dtype=np.int64)
     np.add.at(edges, start, 1)
     np.add.at(edges, start + seen, -1)

@@ -466,3 +466,16 @@ def test_what_is_not_censored_is_its_own_completion() -> None:
     assert (impute(trace, 1).accept_len == trace.accept_len).all()
     assert all((bound.accept_len == trace.accept_len).all() for bound in bounds(trace))
     assert learn(trace).spread.task >= 0
+
+
+def test_a_dropped_token_tells_a_recorder_nothing() -> None:
+    """Drafted, but not verified: what the target would have said stays unknown."""
+    trace = bursty(0.9, 0.4, np.random.default_rng(1), requests=9, reply_tokens=40, signals=True)
+    rule = parse_policy("llama-p-min:p_min=0.8,gamma_max=3")
+    log = replay(rule, trace, costs_for(trace, 1.0, 0.1))
+    assert (log.verified < log.drafted).any() and (log.verified > 0).any()
+    seen = censor(trace, log)
+    known = flags_of(seen) != UNKNOWN
+    starts = trace.offsets[log.request] + log.context_tokens - trace.prompt_tokens[log.request]
+    nothing = starts[log.verified == 0]
+    assert not known[nothing].any() and known[starts[log.verified > 0]].all()
