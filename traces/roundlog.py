@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from traces.schema import TraceError
-from traces.store import read_table, write_atomically
+from traces.store import check_column, read_table, write_atomically
 
 VERSION = 3
 ROUND_DTYPES: dict[str, type] = {
@@ -167,6 +167,8 @@ def read_roundlog(path: Path) -> RoundLog:
         table = table.append_column("ended", ended)
     if "verified" not in table.column_names:
         table = table.append_column("verified", table.column("drafted"))
+    for name in ADDED:
+        check_column(table, pa.field(name, pa.from_numpy_dtype(ROUND_DTYPES[name])), path)
     columns = {
         name: table.column(name).to_numpy().astype(dtype) for name, dtype in ROUND_DTYPES.items()
     }

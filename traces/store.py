@@ -99,11 +99,12 @@ def read_table(
             f"{' or '.join(map(str, versions))}"
         )
     for field in columns or ():
-        _check_column(table, field, path)
+        check_column(table, field, path)
     return table, header
 
 
-def _check_column(table: pa.Table, wanted: pa.Field, path: Path) -> None:
+def check_column(table: pa.Table, wanted: pa.Field, path: Path) -> None:
+    """Raise TraceError unless the column is there once, of its type and without holes."""
     name, kind = wanted.name, wanted.type
     if table.column_names.count(name) != 1:
         raise TraceError(f"{path}: column {name!r} is missing, or there twice")
@@ -209,10 +210,10 @@ def read_trace(path: Path) -> Trace:
     """
     table, header = read_table(path, "trace", columns=_SCHEMA)
     if "censored" in table.column_names:
-        _check_column(table, pa.field("censored", pa.list_(pa.bool_())), path)
+        check_column(table, pa.field("censored", pa.list_(pa.bool_())), path)
     optional = {name: kind for name, kind in OPTIONAL.items() if name in table.column_names}
     for name, kind in optional.items():
-        _check_column(table, pa.field(name, pa.list_(pa.from_numpy_dtype(kind))), path)
+        check_column(table, pa.field(name, pa.list_(pa.from_numpy_dtype(kind))), path)
     if table.num_rows == 0:
         raise TraceError(f"{path} holds no requests")
     try:

@@ -12,7 +12,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import simulator.envs  # noqa: F401  registers the environments
-from policies.base import uses_signals
+from policies.base import drops_tokens, uses_signals
 from policies.fixed import Fixed
 from policies.registry import REGISTRY, parse_policy
 from simulator.envs.dataset import Pool
@@ -54,6 +54,10 @@ def test_every_policy_plays_as_in_the_replay(spec: str, greedy: Any) -> None:
     costs = tabulate(Table(read_timing(TIMING)), max_context=800, width=18)
     log = replay(policy, trace, costs, seed=5)
     env = (TokenEnv if uses_signals(policy) else RoundEnv)(trace, TIMING)
+    if drops_tokens(type(policy)):
+        with pytest.raises(InputError, match="has no action"):
+            play(env, policy, range(len(rows)), seed=5)
+        return
     rounds = play(env, policy, range(len(rows)), seed=5)
     assert [request for request, _ in rounds] == log.request.tolist()
     for name in ("gamma", "drafted", "accepted", "emitted", "elapsed_s"):
