@@ -101,6 +101,7 @@ class WorldsOptions:
     )
     rule: str = option("controller that is looked at", default="worth")
     out: Path | None = maybe("folder of the figure")
+    entrants: bool = flag("every controller in every world, too")
     json: bool = as_json()
     csv: bool = as_csv()
 

@@ -24,7 +24,7 @@ from experiments.common.frames import (
 )
 from experiments.common.plots import write_pictures
 from experiments.common.results import read_result
-from experiments.common.text_table import fill, with_interval
+from experiments.common.text_table import fill, number, table, with_interval
 from experiments.studies import WorldsOptions
 from experiments.sweep.figures import information_figure
 from experiments.sweep.information import AFTER, SEES
@@ -98,6 +98,26 @@ def world_row(part: dict[str, Any], tried: Sequence[dict[str, Any]], rule: str) 
     }
 
 
+def entrants_table(parts: Sequence[dict[str, Any]]) -> str:
+    """Every controller's tokens/s over the tuned fixed length by world, the best mean first; a
+    controller that a world could not play is left out there.
+    """
+    worlds = [part["trace"].removesuffix(".parquet") for part in parts]
+    found: dict[str, dict[str, float]] = {}
+    for world, part in zip(worlds, parts, strict=True):
+        for row in part["rows"]:
+            if row["role"] in ("policy", "never"):
+                name = row["name"].partition(":")[0]
+                found.setdefault(name, {}).setdefault(world, row["vs_fixed"]["value"])
+    means = {name: sum(by.values()) / len(by) for name, by in found.items()}
+    rows = [
+        [name, *(number(found[name].get(world), 3) for world in worlds), number(means[name], 3)]
+        for name in sorted(means, key=lambda name: -means[name])
+    ]
+    heads = [world.removesuffix("-measured").replace("-", "\n", 1) for world in worlds]
+    return table(["policy", *heads, "mean"], [("", rows)])
+
+
 def verdict_lines(frame: pd.DataFrame, rule: str) -> list[str]:
     """The criterion of docs/decisions/exam.md, counted."""
     gains = int((frame["vs_fixed"] >= 1.0 + GAIN).sum())
@@ -114,16 +134,19 @@ def verdict_lines(frame: pd.DataFrame, rule: str) -> list[str]:
 
 def run(options: WorldsOptions) -> Result:
     """`gammalab studies worlds`."""
-    found = []
+    found, parts = [], []
     for folder in options.folder:
         rows = read_rows(folder / "rows.parquet")
         for part in read_result("leaderboard", folder / "leaderboard.json")["comparisons"]:
             name, cost = part["trace"].removesuffix(".parquet"), part["timing"]
             tried = [r for r in rows if name.startswith(r["trace"]) and r["cost"] == cost]
             found.append(world_row(part, tried, options.rule))
+            parts.append(part)
     frame = frame_of(found)
     if options.out is not None:
         write_pictures([information_figure(frame, options.rule)], Path(options.out))
     text = text_of(COLUMNS, [("", frame)])
     text = "\n".join([text, "", *verdict_lines(frame, options.rule)])
+    if options.entrants:
+        text = f"{text}\n\n\n{entrants_table(parts)}"
     return Result(text, found, csv_of(COLUMNS, frame))

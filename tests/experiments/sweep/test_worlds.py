@@ -54,6 +54,15 @@ def test_the_table_says_what_the_leaderboards_say(
         fixed_s = of_world[0]["test_tokens"] / fixed["tokens_per_s"]
         assert row["after"] == pytest.approx(fixed_s / part["information_s"]["after"])
     assert (figures / "worlds.png").exists()
+    assert main([*asked, "--entrants"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.split()[:1] == ["gammatune"])
+    values = [
+        next(r for r in part["rows"] if r["name"].startswith("gammatune"))["vs_fixed"]["value"]
+        for part in parts
+    ]
+    shown = [f"{value:.3f}" for value in (*values, sum(values) / 2)]
+    assert line.split()[1:] == shown
     assert main([*asked, "--rule", "payback"]) == 2
     assert "a-c5: its leaderboard has no 'payback'" in capsys.readouterr().err
 
