@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -179,6 +180,7 @@ def c_policy(policy: Policy, state: Any) -> ctypes.Structure:
 def test_nanoseconds_per_round_beside_c(
     library: ctypes.CDLL, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert not numba.config.BOUNDSCHECK  # or it times what does not ship
     generator = np.random.default_rng(0)
     trace = synthetic.bursty(0.9, 0.5, generator, requests=1000, reply_tokens=256, signals=True)
     costs = tabulate(Affine(signal=1e-4, control=1e-4, context_token=1e-6))
