@@ -10,6 +10,7 @@ from typing import Any
 from experiments.common.plots import write_pictures
 from experiments.common.results import read_result, write_result, write_text
 from experiments.options import SweepOptions
+from experiments.sweep.information import check_known
 from experiments.sweep.jobs import Condition, conditions_of, jobs_of, sweep, write_rows
 from experiments.sweep.leaderboard import best_settings, compare_worlds, ratio_figure
 from experiments.sweep.paper import paper_figure, paper_text
@@ -30,6 +31,9 @@ def run(options: SweepOptions) -> Result:
     traces = read_traces(options.trace or suite.traces)
     timing = timing_of(options, suite)
     judged = judged_on(options, traces)
+    if options.information:  # not after an hour of sweeping
+        for trace in (*traces.values(), *judged.values()):
+            check_known(trace)
     conditions = conditions_of(traces, suite.costs, suite.seeds, timing, judged)
     jobs = jobs_of(suite, conditions)
     if not jobs:
@@ -136,12 +140,11 @@ def begin(
     about["costs"], about["seeds"] = list(suite.costs), list(suite.seeds)
     about["policies"] = list(suite.policies)
     about["traces"] = {stem: content_hash(trace) for stem, trace in traces.items()}
-    if judged:
-        about["held_out"] = {stem: content_hash(trace) for stem, trace in judged.items()}
+    about["held_out"] = {stem: content_hash(trace) for stem, trace in judged.items()}
     about["timing"] = timing.meta if timing else {}
     path = out / "sweep.json"
     if path.exists() and not force:
-        before = read_result("sweep", path)
+        before = {"held_out": {}} | read_result("sweep", path)  # older ones judged on halves
         for key, value in about.items():
             if before.get(key) != value:
                 raise InputError(

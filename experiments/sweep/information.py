@@ -58,8 +58,6 @@ def information(
 
     Raises InputError without signals, or without scikit-learn.
     """
-    if trace.top1_prob is None or trace.entropy is None:
-        raise InputError("--information needs a trace with the draft's signals")
     known = _Known(trace, seed)
     paid = prices_of(uncharged(costs), signals=True, starts=True)
     blind = prices_of(uncharged(costs), signals=False, starts=True)
@@ -80,6 +78,19 @@ def information(
     return found
 
 
+def check_known(trace: Trace) -> Any:
+    """The class of the trees; raises InputError if `information` cannot be had of this trace here:
+    without signals, or without scikit-learn.
+    """
+    if trace.top1_prob is None or trace.entropy is None:
+        raise InputError("--information needs a trace with the draft's signals")
+    try:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+    except ImportError:
+        raise missing("--information", "scikit-learn", "scikit-learn>=1.5") from None
+    return HistGradientBoostingRegressor
+
+
 Decide = Callable[[float], tuple[IntArray, IntArray]]
 """w -> tokens drafted and tokens verified in a round at every position, [N] each."""
 
@@ -88,12 +99,8 @@ class _Known:
     """A recording as features: what is known at every position, and what came of it."""
 
     def __init__(self, trace: Trace, seed: int) -> None:
-        try:
-            from sklearn.ensemble import HistGradientBoostingRegressor
-        except ImportError:
-            raise missing("--information", "scikit-learn", "scikit-learn>=1.5") from None
+        self.trees = check_known(trace)
         assert trace.top1_prob is not None and trace.entropy is not None
-        self.trees: Any = HistGradientBoostingRegressor
         self.depth, count = trace.meta.depth, trace.positions
         self.request = np.repeat(np.arange(trace.requests), np.diff(trace.offsets))
         self.place = np.arange(count) - trace.offsets[self.request]

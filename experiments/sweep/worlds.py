@@ -136,8 +136,9 @@ def run(options: WorldsOptions) -> Result:
     """`gammalab studies worlds`."""
     found, parts = [], []
     for folder in options.folder:
+        board = read_result("leaderboard", folder / "leaderboard.json")
         rows = read_rows(folder / "rows.parquet")
-        for part in read_result("leaderboard", folder / "leaderboard.json")["comparisons"]:
+        for part in board["comparisons"]:
             name, cost = part["trace"].removesuffix(".parquet"), part["timing"]
             tried = [r for r in rows if name.startswith(r["trace"]) and r["cost"] == cost]
             found.append(world_row(part, tried, options.rule))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.cli import main
 from experiments.sweep.information import AFTER, BEFORE, COUNTS, TARGET, information
 from simulator.replay.hindsight import best_fixed, clairvoyant
 from traces import synthetic
 from traces.costs.pricing import StepCosts, make_step_costs
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.store import write_trace
 
 DEPTH = 2
 
@@ -75,3 +78,14 @@ def test_signals_are_asked_for() -> None:
     trace, costs = world()
     with pytest.raises(InputError, match="--information needs a trace with the draft's signals"):
         information(dataclasses.replace(trace, top1_prob=None, entropy=None), costs, range(3))
+
+
+def test_a_sweep_says_so_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, _ = world()
+    write_trace(dataclasses.replace(trace, top1_prob=None, entropy=None), tmp_path / "t.parquet")
+    argv = ["sweep", "quick", "--trace", str(tmp_path / "t.parquet"), "--cost", "c=5"]
+    assert main([*argv, "--information", "--out", str(tmp_path / "out")]) == 2
+    assert "needs a trace with the draft's signals" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -237,6 +237,8 @@ def test_another_recording_judges(
     never = next(row for row in part["rows"] if row["name"] == "never")
     spent = replay(parse_policy("never"), other, condition.costs).elapsed_s.sum()
     assert never["tokens_per_s"] == pytest.approx(other.positions / spent)
+    assert call(*argv, "--policies", "fixed,gammatune") == 2  # the halves of t, into that folder
+    assert "begun with another held_out" in capsys.readouterr().err
     assert call(*argv, *asked, *asked[:2], "--force") == 2
     assert "given 2 times, --trace 1 times" in capsys.readouterr().err
     cold = dataclasses.replace(other, meta=dataclasses.replace(other.meta, temperature=1.0))

@@ -32,6 +32,8 @@ def test_the_table_says_what_the_leaderboards_say(
     argv += ["--trace", str(tmp_path / "b.parquet")]
     assert main(argv) == 0
     capsys.readouterr()
+    assert main(["studies", "worlds", "--folder", str(tmp_path)]) == 2
+    assert "leaderboard.json" in capsys.readouterr().err
     assert main(["studies", "worlds", "--folder", out]) == 2
     assert "without --information" in capsys.readouterr().err
     assert main([*argv, "--information"]) == 0
