@@ -107,11 +107,12 @@ def cost_ratio_figure(
     return finish(figure, "cost-ratio", title, caption)
 
 
-def information_figure(frame: pd.DataFrame, rule: str) -> Picture:
+def information_figure(frame: pd.DataFrame, rule: str, margin: float) -> Picture:
     """A line per world: the ceilings of information, the rule and the best published one, over the
     tuned fixed length.
 
-    frame: of experiments.sweep.worlds.world_row.
+    frame: of experiments.sweep.worlds.world_row. margin: share by which the rule must be ahead of
+    the published one to be counted in the title.
     """
     figure, axes = canvas(9.2, 1.6 + 0.52 * len(frame))
     at = np.arange(len(frame))[::-1]
@@ -131,8 +132,11 @@ def information_figure(frame: pd.DataFrame, rule: str) -> Picture:
     axes.set_xlabel("tokens/s over the tuned fixed length")
     sns.despine(ax=axes)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    ahead = int((frame["vs_published"] > 1.0).sum())
-    title = f"{rule} is ahead of the best published rule in {ahead} of {len(frame)} worlds"
+    ahead = int((frame["vs_published"] >= 1.0 + margin).sum())
+    title = (
+        f"{rule} is {margin:.0%} or more ahead of the best published rule in {ahead} of "
+        f"{len(frame)} worlds"
+    )
     caption = (
         "Grey bar: up to the schedule that knows the future; blue bar: up to what the draft's "
         "signals allow if a token may be dropped after them (after); before: if it may not; "

@@ -145,7 +145,7 @@ def run(options: WorldsOptions) -> Result:
             parts.append(part)
     frame = frame_of(found)
     if options.out is not None:
-        write_pictures([information_figure(frame, options.rule)], Path(options.out))
+        write_pictures([information_figure(frame, options.rule, OVER_PUBLISHED)], Path(options.out))
     text = text_of(COLUMNS, [("", frame)])
     text = "\n".join([text, "", *verdict_lines(frame, options.rule)])
     if options.entrants:
