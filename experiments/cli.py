@@ -23,6 +23,7 @@ from experiments.inspect.options import (
     TraceInfoOptions,
     TraceSplitOptions,
 )
+from experiments.servers.options import ObserveOptions, RecommendOptions
 from real_backend.command_line import Parser, Result, add_options, options_of, print_anything, show
 from real_backend.interruption import interrupted
 from real_backend.options import CaptureOptions, ExportDraftOptions, MeasureOptions
@@ -82,6 +83,16 @@ VERBS = {
         "what an operator asks: table, break-even, bursts, ...",
         o.FleetOptions,
         "experiments.serving.fleet.command:run",
+    ),
+    "observe": Verb(
+        "prompts sent to a running server, and what it tells of its rounds",
+        ObserveOptions,
+        "experiments.servers.observe:run",
+    ),
+    "recommend": Verb(
+        "the draft length for an observed server, and what others would do",
+        RecommendOptions,
+        "experiments.servers.recommend:run",
     ),
     "export": Verb(
         "a policy as the settings of a serving engine",
@@ -152,6 +163,11 @@ VERBS = {
         "what acceptance by position tells of other lengths, and what not",
         s.PositionsOptions,
         "experiments.published.positions:run",
+    ),
+    "studies ladders": Verb(
+        "published speeds by draft length, predicted from a few of them",
+        s.LaddersOptions,
+        "experiments.servers.ladders:run",
     ),
     "studies worlds": Verb(
         "several leaderboards as one table and one figure",

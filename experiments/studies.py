@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.options import LANES, PROCESSES, as_csv, as_json, forced
-from real_backend.command_line import flag, option, options, several
+from real_backend.command_line import argument, flag, option, options, several
 from real_backend.number_options import count, integers, number, repeats, whole
 from real_backend.options import TRACE_PROMPTS, PairOptions, maybe, out_of, pair_part, seed_of
 from traces.shipped import GREEDY, TIMING, shipped_or_file
@@ -82,6 +82,15 @@ class ClassifiersOptions:
     trace: Path = option(
         "a trace with signals (default: the shipped greedy one)", shipped_or_file, GREEDY
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaddersOptions:
+    """Published speeds by draft length, held out."""
+
+    data: Path = argument("your copy of the table, CSV", Path)
+    json: bool = as_json()
+    csv: bool = as_csv()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 KEPT_UNDER_FORCE = ("capture", "sweep")
 RESUMES = (  # the others take a minute or two
-    *("study", "capture", "measure", "validate", "sweep", "train"),
+    *("observe", "study", "capture", "measure", "validate", "sweep", "train"),
     *("sitting", "gpu_session", "studies batches", "studies transfer"),
 )
 

@@ -148,8 +148,9 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
         pipelined = bool(self.server.pipelined)
         names = scheduler.bindings(
-            Commanded, confidences=confidences, logs=False, pipelined=pipelined, pauses=True
-        )
+            Commanded, confidences=confidences, starts=True, logs=False, pipelined=pipelined,
+            pauses=True,
+        )  # fmt: skip
         variant = f"steps{int(confidences)}{int(pipelined)}"
         self._recipe = recipe(Commanded, scheduler.advance, names, variant)
         self._key = (Commanded, variant)

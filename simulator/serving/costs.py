@@ -16,6 +16,15 @@ from traces.costs.pricing import StepCosts
 FloatArray = npt.NDArray[np.float64]
 
 
+def without_idle_starts(costs: StepCosts) -> StepCosts:
+    """The same table, without start_s where no draft has a price of its own: every array of a table
+    costs a call inside compiled code.
+    """
+    return costs if costs.start_s is not None and costs.start_s.any() else costs._replace(
+        start_s=None
+    )  # fmt: skip
+
+
 def verify_seconds(row: FloatArray, tokens: float) -> float:
     """Seconds of a step at so many tokens per row, between the entries of row [W], the last slope
     carried on beyond them.
@@ -29,12 +38,11 @@ def verify_seconds(row: FloatArray, tokens: float) -> float:
     return float(row[low]) + part * (float(row[step + 1]) - float(row[step]))
 
 
-def start_held(costs: StepCosts, bucket: int, n: int, tokens: float) -> float:
-    """The part of a draft's start that verify_seconds holds at `tokens` per row of n rows: nothing
+def start_held(start_s: float, tokens: float) -> float:
+    """The part of a draft's start, start_s, that verify_seconds holds at `tokens` per row: nothing
     at one token, all of it from two on, a share between them.
     """
-    assert costs.start_s is not None
-    return min(tokens - 1.0, 1.0) * float(costs.start_s[n - 1, bucket])
+    return min(tokens - 1.0, 1.0) * start_s
 
 
 def start_due(costs: StepCosts, bucket: int, places: Any, n: int, slots: Any) -> float:

@@ -76,6 +76,7 @@ def trim(
     costs: StepCosts,
     bucket: int,
     draft_s: float,
+    start_s: float,
 ) -> None:
     """Choose verified <= drafted by each token's chance to survive.
 
@@ -87,7 +88,7 @@ def trim(
     proposal_len - tetris_extra_proposals, times the batch), here one for any batch.
     ADAPTIVE, vLLM's adaptive verification (the scheduler of arXiv 2607.05147): as many as maximise
     (n + sum of survivals) / seconds of the iteration: draft_s, its start included, and the target
-    step.
+    step, which holds start_s (simulator.serving.costs.start_held).
     """
     for k in range(n):
         slots[places[k].decoding].verified = 0
@@ -108,7 +109,7 @@ def trim(
         taken += 1
         hope += most
         tokens = 1.0 + taken / n
-        target_s = verify_seconds(verify_s, tokens) - start_held(costs, bucket, n, tokens)
+        target_s = verify_seconds(verify_s, tokens) - start_held(start_s, tokens)
         rate = hope / (draft_s + target_s)
         if rate > best_rate:
             best_taken, best_rate = taken, rate

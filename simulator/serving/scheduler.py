@@ -59,6 +59,7 @@ proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
 STOPS = False  # the policy decides by token
 DROPS = False  # the policy overrides retain
+STARTS = True  # a draft has a price of its own besides its steps
 SIGNALS = False  # it does, or the allotment reads confidences
 LOGS = True  # rounds are written to the log
 WIDE = False  # the policy chooses one gamma for the whole batch
@@ -67,7 +68,13 @@ PAUSES = False  # `advance` comes back whenever the policy is about to be asked
 
 
 def bindings(
-    cls: type[Policy], *, confidences: bool, logs: bool, pipelined: bool, pauses: bool = False
+    cls: type[Policy],
+    *,
+    confidences: bool,
+    starts: bool,
+    logs: bool,
+    pipelined: bool,
+    pauses: bool = False,
 ) -> dict[str, Any]:
     """The globals of this module for a policy class."""
     stops = decides_by_token(cls)
@@ -75,6 +82,7 @@ def bindings(
     return hooks | {
         "STOPS": stops,
         "DROPS": drops_tokens(cls),
+        "STARTS": starts,
         "SIGNALS": stops or confidences,
         "LOGS": logs,
         "WIDE": cls.batch_wide,
@@ -207,7 +215,8 @@ def draft(self: Any, state: State, world: World, n: int) -> None:
     for k in range(n):
         slot = slots[places[k].decoding]
         slot.drafted = 0 if SIGNALS else int(slot.cap)
-        slot.dropped = 0
+        if DROPS:
+            slot.dropped = 0
         slot.going = 1 if SIGNALS and int(slot.cap) > 0 else 0
         going += int(slot.going)
     while SIGNALS and going > 0:
@@ -251,12 +260,16 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
     slots, costs, rules, counters = world.slots, world.costs, world.rules, world.counters[0]
     drafted, tokens, widest = load(world, n)
     draft_s = draft_seconds(costs, bucket, world.places, n, slots)
-    start_s = start_due(costs, bucket, world.places, n, slots)
+    due_s, start_s, first_s = 0.0, 0.0, 0.0  # of a draft's start: due; in verify_s here, and at 0
+    if STARTS:
+        assert costs.start_s is not None
+        due_s = start_due(costs, bucket, world.places, n, slots)
+        start_s, first_s = float(costs.start_s[n - 1, bucket]), float(costs.start_s[n - 1, 0])
     verify_s = costs.verify_s[n - 1, bucket]
     if rules.allotment >= TETRIS:
         trim(
             rules.allotment, rules.budget_tokens, world.places, n, slots, world.survival, costs,
-            bucket, draft_s + start_s,
+            bucket, draft_s + due_s, start_s,
         )  # fmt: skip
         tokens, widest = n, 0
         for k in range(n):
@@ -265,14 +278,14 @@ def price(world: World, n: int, bucket: int, seed: int) -> float:
             widest = max(widest, int(slot.verified))
     mean, wide = tokens / n, widest + 1.0
     read = wide if rules.padded else mean
-    target_s, held_s = verify_seconds(verify_s, read), start_held(costs, bucket, n, read)
+    target_s, held_s = verify_seconds(verify_s, read), start_held(start_s, read)
     if rules.longest and not rules.padded and mean < wide:  # attention alone is padded
         bare = costs.verify_s[n - 1, 0]
         target_s = verify_seconds(bare, mean)
         target_s += verify_seconds(verify_s, wide) - verify_seconds(bare, wide)
-        held_s = start_held(costs, bucket, n, wide)
-        held_s += start_held(costs, 0, n, mean) - start_held(costs, 0, n, wide)
-    target_s += start_s - held_s
+        held_s = start_held(start_s, wide)
+        held_s += start_held(first_s, mean) - start_held(first_s, wide)
+    target_s += due_s - held_s
     if drafted == 0:
         counters.quiet = 1
         return target_s
@@ -305,7 +318,7 @@ def load(world: World, n: int) -> tuple[int, int, int]:
     for k in range(n):
         slot = world.slots[world.places[k].decoding]
         made = int(slot.drafted)
-        kept = made - int(slot.dropped)
+        kept = made - int(slot.dropped) if DROPS else made
         slot.steps, slot.verified, read = made, kept, kept
         if PIPELINED:
             read = int(slot.ready)
@@ -332,7 +345,7 @@ def judge(world: World, slot: Record) -> Settled:
     ready = int(slot.ready)
     accepted, emitted, ended = settle(ready, int(tape.accept_len[at]), left)
     slot.ready = 0
-    kept = int(slot.drafted) - int(slot.dropped)
+    kept = int(slot.drafted) - int(slot.dropped) if DROPS else int(slot.drafted)
     judged = kept > 0 and accepted == ready and ready < left
     if judged and int(tape.accept_len[at + ready]) > 0:
         accepted += 1

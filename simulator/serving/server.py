@@ -25,6 +25,7 @@ from policies.round import Limits
 from simulator.replay.kernels import recipe, run_recipe
 from simulator.replay.replay import low_bits, tape_of
 from simulator.serving import processes, routing, scheduler
+from simulator.serving.costs import without_idle_starts
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check, reads_signals
 from simulator.serving.queue import ORDERS
@@ -122,7 +123,7 @@ class SharedState:
                 f"server: only a model drafts ahead of the target; the trace's drafter is of kind "
                 f"{trace.meta.drafter!r}: leave pipelined out"
             )
-        self.costs = charged(policy, costs, signals=self.signals, starts=True)
+        self.costs = without_idle_starts(charged(policy, costs, signals=self.signals, starts=True))
         self.tape = tape_of(trace, self.signals)
         self.bins = _bins(demand, server)
         _check_memory(demand, server, self.bins)
@@ -138,7 +139,12 @@ class SharedState:
             "server": dataclasses.asdict(server),
         }
         confidences = ALLOTMENTS[server.allotment] >= TETRIS
-        kinds = {"confidences": confidences, "logs": log, "pipelined": server.pipelined}
+        kinds = {
+            "confidences": confidences,
+            "starts": self.costs.start_s is not None,
+            "logs": log,
+            "pipelined": server.pipelined,
+        }
         self._names = scheduler.bindings(type(policy), **kinds)
         self._variant = "serve" + "".join(str(int(kind)) for kind in kinds.values())
         self._recipe = recipe(type(policy), scheduler.advance, self._names, self._variant)

@@ -1,0 +1,1 @@
+"""Running servers: their answers, the speed of other draft lengths there, and the proof."""

@@ -1,0 +1,82 @@
+"""Seconds of a round from few lengths, and acceptance from counts: hand-computed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.servers.acceptance import tokens_at
+from experiments.servers.curve import BETWEEN, BEYOND, MEASURED, Played, context_share, curve_of
+
+ONE = np.ones((1, 2))
+
+
+def played(length: int, round_s: float, plain: float = 0.0, plain_s: float = 0.0) -> Played:
+    """Two requests of 10 and 30 rounds at round_s, and some without a draft."""
+    rounds, idle = np.array([10.0, 30.0]), np.full(2, plain)
+    if length == 0:
+        return Played(0, rounds * round_s, np.zeros(2), rounds, rounds)
+    return Played(length, rounds * round_s + idle * plain_s, rounds, idle, 2 * rounds)
+
+
+def test_a_line_between_and_beyond() -> None:
+    curve = curve_of([played(6, 0.060), played(0, 0.020), played(2, 0.040)], ONE)
+    found = {length: float(curve.at(length)[0]) for length in (0, 1, 2, 4, 6, 8)}
+    assert found == pytest.approx({0: 0.020, 1: 0.035, 2: 0.040, 4: 0.050, 6: 0.060, 8: 0.070})
+    assert [curve.basis(n) for n in (0, 1, 2, 4, 8)] == [
+        MEASURED,
+        BEYOND,
+        MEASURED,
+        BETWEEN,
+        BEYOND,
+    ]
+
+
+def test_no_round_is_cheaper_than_plain_decoding() -> None:
+    curve = curve_of([played(0, 0.038), played(2, 0.040), played(6, 0.060)], ONE)
+    assert float(curve.at(1)[0]) == pytest.approx(0.038)  # the line says 0.035
+
+
+def test_rounds_without_a_draft_cost_a_plain_round() -> None:
+    curve = curve_of([played(0, 0.020), played(3, 0.050, plain=5.0, plain_s=0.020)], ONE)
+    assert float(curve.at(3)[0]) == pytest.approx(0.050)
+
+
+def test_a_kink_is_named() -> None:
+    straight = [played(0, 0.02), played(2, 0.04), played(4, 0.05), played(6, 0.06)]
+    assert curve_of(straight, ONE).kinks() == []
+    bent = [*straight[:2], played(4, 0.06), straight[3]]
+    ((length, off),) = curve_of(bent, ONE).kinks()
+    assert length == 4 and off == pytest.approx(0.2)
+
+
+def test_context_share() -> None:
+    context = np.array([100.0, 900.0])
+    runs = [
+        Played(n, np.array([10.0, 30.0]) * (base + 2e-6 * context), np.array([10.0, 30.0]),
+               np.zeros(2), np.ones(2))
+        for n, base in ((2, 0.04), (6, 0.06))
+    ]  # fmt: skip
+    assert context_share(runs, context) == pytest.approx(2e-6)
+    assert math.isnan(context_share(runs, np.array([100.0, 101.0])))
+
+
+@given(chance=st.floats(0.05, 0.95), known=st.sets(st.integers(1, 8), min_size=1, max_size=3))
+def test_constant_acceptance_comes_back(chance: float, known: set[int]) -> None:
+    def truth(length: int) -> float:
+        return (1 - chance ** (length + 1)) / (1 - chance)
+
+    places = sorted(known)
+    found = tokens_at(places, np.array([truth(n) for n in places]), range(9))
+    assert found == pytest.approx([truth(n) for n in range(9)], rel=2e-3)
+
+
+def test_two_numbers_of_acceptance_come_back() -> None:
+    # First token 0.6, every later one 0.9: 1 + 0.6 (1 + 0.9 + ...).
+    truth = [1 + 0.6 * sum(0.9**k for k in range(n)) for n in range(9)]
+    found = tokens_at([2, 6], np.array([truth[2], truth[6]]), range(9))
+    assert found == pytest.approx(truth, rel=1e-4)
