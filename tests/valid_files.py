@@ -229,6 +229,22 @@ vllm:spec_decode_num_accepted_tokens_total{engine="0"} 10.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 7.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{position="1"} 3.0
 """
+LLAMA_COUNTERS = """llamacpp:spec_decode_num_drafts_total 40
+llamacpp:spec_decode_num_draft_tokens_total 80
+llamacpp:spec_decode_num_accepted_tokens_total 45
+llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 30
+llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="1"} 15
+"""
+BENCH = """{"model_id": "m", "spec_decode_num_drafts": 12, "spec_decode_draft_tokens": 24,
+"spec_decode_accepted_tokens": 18, "spec_decode_per_position_acceptance_rates": [1.0, 0.5]}
+"""
+STREAM = """data: {"id": "a", "choices": [{"index": 0, "token_ids": [1, 2]}]}
+
+data: {"id": "a", "choices": [], "metrics": {"speculative_decoding": {
+"acceptance_histogram": [3, 2, 1], "num_draft_tokens": 12}}}
+
+data: [DONE]
+""".replace("{\n", "{")
 LLAMA = (
     "draft acceptance = 0.64479 (  167 accepted /   259 generated), mean acceptance length =  "
     "2.92, acceptance rate per position = (0.805, 0.632, 0.483)\n"
@@ -285,6 +301,9 @@ KINDS = (
     _recording("sglang", sglang_rows),
     _log("vllm-log", "vllm", VLLM_LOG),
     _log("vllm-counters", "vllm", VLLM_COUNTERS),
+    _log("vllm-bench", "vllm", BENCH),
+    _log("vllm-stream", "vllm", STREAM),
     _log("llama.cpp", "llama.cpp", LLAMA * 2),
+    _log("llama.cpp-counters", "llama.cpp", LLAMA_COUNTERS),
     Kind("sitting", "parquet", _sitting, _of_sitting, code=1, named="sitting"),
 )

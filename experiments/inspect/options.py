@@ -63,4 +63,5 @@ class TraceImportOptions:
     temperature: float = option("of the recorded run, 0 is greedy", temperature, 0.0)
     max_new_tokens: int = option("its reply limit, in tokens", count, 0)
     strict: bool = flag("mend and leave out nothing")
+    pad: bool = flag("acc-len: fill short lists up with unknown positions; else the reply is cut")
     force: bool = flag("overwrite")

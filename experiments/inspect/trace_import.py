@@ -64,6 +64,7 @@ def _options(options: TraceImportOptions) -> Options:
         temperature=options.temperature,
         max_new_tokens=options.max_new_tokens,
         strict=options.strict,
+        pad=options.pad,
     )
 
 

@@ -1,8 +1,9 @@
-"""Acceptance by position, and what it cannot tell: rates belong to the rounds of their own length.
+"""Acceptance by position, and what it can tell of rounds of another length.
 
 An engine counts, of the rounds of one length R, how often at least j drafted tokens were accepted,
 a_j. For a length L <= R it then seems to take 1 + a_1 + ... + a_L tokens per round. A replay of the
-same recording says how many there are: rounds of another length start elsewhere.
+same recording says how many there are: rounds of another length start elsewhere. The counts allow
+for that, see traces.censoring.rates; this holds both against the replay.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from experiments.studies import PositionsOptions
 from policies.fixed import Fixed
 from real_backend.command_line import Result
 from simulator.replay.replay import replay
+from traces.censoring.rates import estimate
 from traces.costs.affine import Affine
 from traces.costs.pricing import tabulate_for
 from traces.roundlog import RoundLog
@@ -31,18 +33,20 @@ LENGTHS = (1, 2, 3, 5, 8, 12, 16)
 
 class ByPosition(NamedTuple):
     """Rounds of one length: length, rounds, tokens emitted; rates [length]: of the rounds, those
-    with at least 1, 2, ... accepted tokens.
+    with at least 1, 2, ... accepted tokens; corrected [length]: tokens per round of the lengths 1,
+    2, ... up to this one by these counts, allowing for where rounds start.
     """
 
     length: int
     rounds: int
     tokens: int
     rates: tuple[float, ...]
+    corrected: tuple[float, ...]
 
     @property
     def tokens_per_round(self) -> float:
-        """Emitted by a round."""
-        return self.tokens / self.rounds
+        """Accepted by a round, and one: a last round may emit one less."""
+        return self.promised(self.length)
 
     def promised(self, length: int) -> float:
         """Tokens per round of a length that is not above this one, by these rates."""
@@ -59,8 +63,10 @@ class Positions:
 
 def by_position(log: RoundLog, length: int) -> ByPosition:
     """Counts of a log of fixed length, as an engine's counters have them."""
-    rates = tuple(float((log.accepted >= j).mean()) for j in range(1, length + 1))
-    return ByPosition(length, len(log), int(log.emitted.sum()), rates)
+    counts = [int((log.accepted >= j).sum()) for j in range(1, length + 1)]
+    rates = tuple(count / len(log) for count in counts)
+    corrected = tuple(estimate(len(log), counts).tolist())
+    return ByPosition(length, len(log), int(log.emitted.sum()), rates, corrected)
 
 
 def positions(trace: Trace, name: str) -> Positions:
@@ -76,22 +82,25 @@ def text_of(found: Positions) -> str:
     lengths = [one.length for one in found.found]
     header = ["rounds of", "first\naccepted", "second,\nthen", "tokens/\nround"]
     header += [f"promises\n{length}" for length in lengths]
-    rows = []
+    plain, corrected = [], []
     for one in found.found:
         then = one.rates[1] / one.rates[0] if one.length > 1 and one.rates[0] > 0 else None
         row = [str(one.length), percent(one.rates[0], 1), percent(then, 1)]
         row.append(f"{one.tokens_per_round:.3f}")
-        for other in found.found:
-            missed = one.promised(other.length) / other.tokens_per_round - 1.0
-            row.append(f"{missed:+.1%}" if other.length <= one.length else "")
-        rows.append(row)
+        others = [other for other in found.found if other.length <= one.length]
+        left = [""] * (len(found.found) - len(others))
+        by_rates = [one.promised(o.length) / o.tokens_per_round - 1.0 for o in others]
+        by_counts = [one.corrected[o.length - 1] / o.tokens_per_round - 1.0 for o in others]
+        plain.append([*row, *(f"{missed:+z.1%}" for missed in by_rates), *left])
+        corrected.append([*row, *(f"{missed:+z.1%}" for missed in by_counts), *left])
     note = (
         "first accepted: of all rounds, those whose first drafted token was; second, then: of "
-        "these, those whose second was, too. promises L: tokens per round of length L by the rates "
-        "of this row, 1 + a1 + ... + aL, against the replay. (A last round may end before the "
-        "target's own token: a row misses its own length by that.)"
+        "these, those whose second was, too. promises L: by how much the counts of this row miss "
+        "the tokens per round (accepted and one) of length L in the replay: added up as 1 + a1 + "
+        "... + aL, and allowing for where rounds start."
     )
-    return f"{found.trace}\n{table(header, [('', rows)])}\n\n{fill(note)}"
+    groups = [("1 + a1 + ... + aL", plain), ("allowing for where rounds start", corrected)]
+    return f"{found.trace}\n{table(header, groups)}\n\n{fill(note)}"
 
 
 def run(options: PositionsOptions) -> Result:

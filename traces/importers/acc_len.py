@@ -2,7 +2,8 @@
 
 JSON lines with `id`, `prompt_token_ids`, `generated_token_ids` and one or more objects that hold
 `acc_len`: a list with one number per generated token, accepted tokens and the bonus token together,
-so at least 1. Such files come from running a drafter over finished replies.
+so at least 1. Such files come from running a drafter over finished replies, and may end before the
+reply does: their authors then replay it as far as the list goes, and so does the trace.
 
 Every number is taken at its word: accept_len is acc_len - 1, clipped at the end of the reply. Where
 a position's successor does not continue it (accept_len one less), the drafter sees more than tokens
@@ -36,10 +37,10 @@ Lengths = npt.NDArray[np.int32]
 def read(path: Path, options: Options) -> Trace:
     """The rows of an acc-len file as a Trace; raises InputError naming file and line.
 
-    Lists that disagree with the tokens are cut, or padded with unknown positions, and counted;
-    with options.strict they are errors.
+    A list longer than its reply is cut. One that is shorter cuts the reply or, with options.pad, is
+    padded with unknown positions. Both are counted; with options.strict they are errors.
     """
-    options.only(NAME, "key")
+    options.only(NAME, "key", "pad")
     key = options.key
     replies: list[Reply] = []
     lengths: list[Lengths] = []
@@ -57,6 +58,14 @@ def read(path: Path, options: Options) -> Trace:
             raise InputError(
                 f"{where}: {_LIST} has {len(emitted)} entries for {len(tokens)} generated tokens"
             )
+        surplus = len(emitted) - len(tokens)
+        if surplus > 0:
+            mended.update(cut_lists=1, cut_entries=surplus)
+        elif surplus < 0 and options.pad:
+            mended.update(padded_replies=1, padded_positions=-surplus)
+        elif surplus < 0:
+            mended.update(cut_replies=1, cut_positions=-surplus)
+            tokens = tokens[: len(emitted)]
         if not len(tokens):
             mended["empty_replies_left_out"] += 1
             continue
@@ -112,12 +121,7 @@ def _object_at(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
 def _fit(
     emitted: Lengths, tokens: int, mended: Counter[str]
 ) -> tuple[Lengths, npt.NDArray[np.bool_]]:
-    """accept_len [tokens], and where it is padding; what was cut or added is counted."""
-    surplus = len(emitted) - tokens
-    if surplus > 0:
-        mended.update(cut_replies=1, cut_positions=surplus)
-    elif surplus < 0:
-        mended.update(padded_replies=1, padded_positions=-surplus)
+    """accept_len [tokens], and where it is padding; acceptances behind the end are counted."""
     accept_len = np.zeros(tokens, dtype=np.int32)
     known = min(len(emitted), tokens)
     accept_len[:known] = emitted[:known] - 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from traces.schema import DEEPEST, Trace, TraceMeta
 NOT_RECORDED = "not recorded"
 _LONGEST_LINE = 1 << 24  # characters; a file without line ends must not fill the memory
 _LONGEST_REPLY = 1 << 22  # tokens
+_MOST_UNPACKED = 1 << 29  # bytes of a gzip file: a small one may hold more than the memory
 _ANY_FORMAT = ("depth", "temperature", "max_new_tokens", "strict")
 
 
@@ -34,6 +38,7 @@ class Options:
     temperature: of the recorded run where the file does not say.
     max_new_tokens: the run's reply limit, 0: the format's usual one, or the longest reply.
     strict: mend nothing, raise InputError instead.
+    pad: fill replies up with unknown positions instead of cutting them.
     """
 
     schedule: str = ""
@@ -44,6 +49,7 @@ class Options:
     temperature: float = 0.0
     max_new_tokens: int = 0
     strict: bool = False
+    pad: bool = False
 
     def only(self, name: str, *used: str) -> None:
         """Raise InputError if an option is set that the format `name` does not read."""
@@ -78,15 +84,36 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def open_text(path: Path) -> io.TextIOWrapper:
+    """The text of a file, unpacked if it is gzip; raises InputError if it is not there or damaged,
+    or unpacks to more than 512 MiB.
+    """
+    with regular_file(path).open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if not packed:
+        return path.open(encoding=ENCODING)
+    text = io.BytesIO()
+    try:
+        with gzip.open(path) as unpacked:
+            while block := unpacked.read(1 << 20):
+                text.write(block)
+                if text.tell() > _MOST_UNPACKED:
+                    raise InputError(f"{path} unpacks to more than 512 MiB; unpack it yourself")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is a damaged gzip file ({error}); pack it again") from None
+    text.seek(0)
+    return io.TextIOWrapper(text, encoding=ENCODING)
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON-lines file, each with "FILE, line K" for messages.
+    """The objects of a JSON-lines file, gzipped or not, each with "FILE, line K" for messages.
 
     Raises InputError for a missing, empty or binary file, a line of more than 16 million
     characters, and a line that is no JSON object.
     """
     found = False
     try:
-        with regular_file(path).open(encoding=ENCODING) as file:
+        with open_text(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
                 where = f"{path}, line {number}"
                 if len(line) == _LONGEST_LINE:

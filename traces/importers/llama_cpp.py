@@ -1,10 +1,17 @@
 """llama.cpp: what its server says of drafts, which is counts per request and no order.
 
 Responses carry timings.draft_n and timings.draft_n_accepted (ggml-org/llama.cpp pull request
-12603). The log's line per request reads "draft acceptance = 0.64479 (  167 accepted /   259
-generated), mean acceptance length =  2.92, acceptance rate per position = (0.805, 0.632, 0.483)"
-(pull request 24536), before that "draft acceptance rate = 0.57576 (  171 accepted /   297
-generated)". Drafts end early by confidence (--draft-p-min), so even the shares are lower bounds.
+12603); with timings_per_token every chunk of a stream does, and the last holds them all. mlx-vlm's
+server answers alike and adds timings.draft_rounds (Blaizzy/mlx-vlm pull requests 1788, 2324): its
+counts are taken before a stop or limit cuts the reply, so draft_n_accepted may exceed predicted_n,
+and they are one request's only if no other ran beside it.
+
+The log's line per request reads "draft acceptance = 0.66667 (   47 accepted /    70 generated),
+mean len =  4.92", and at trace verbosity another, "acc per pos = (0.900, 0.810)"; before, "mean
+acceptance length =  2.92, acceptance rate per position = (0.805, 0.632, 0.483)" (pull request
+24536) or "draft acceptance rate = 0.57576 (  171 accepted /   297 generated)" alone. The mean
+counts the bonus token, so steps are accepted / (mean - 1). /metrics has llamacpp:spec_decode_*, see
+counters.py. Drafts end early by confidence (--draft-p-min), so shares are lower bounds.
 """
 
 from __future__ import annotations
@@ -14,19 +21,19 @@ from pathlib import Path
 
 from traces.errors import InputError
 from traces.importers.common import Options
-from traces.importers.marginals import (
-    Marginals,
-    MarginalsOnly,
-    add_up,
-    from_rates,
-)
-from traces.importers.responses import count_of, records, text_of
+from traces.importers.counters import from_counters
+from traces.importers.marginals import Marginals, MarginalsOnly, from_rates, pooled
+from traces.importers.responses import count_of, text_of
+from traces.importers.streams import records
 from traces.schema import Trace
 
+_RATES = r"\((\d\.\d+(?:, \d\.\d+)*)\)"
 _LOG = re.compile(
     r"draft acceptance(?: rate)? = [0-9.]+ \(\s*(\d{1,15}) accepted /\s*(\d{1,15}) generated\)"
-    r"(?:.*?acceptance rate per position = \((\d\.\d+(?:, \d\.\d+)*)\))?"
+    r"(?:, mean (?:acceptance length|len) =\s*(\d{1,6}\.\d+))?"
+    rf"(?:, acceptance rate per position = {_RATES}|[^\n]*\n[^\n]*acc per pos = {_RATES})?"
 )
+_SOUGHT = "a 'draft acceptance' line or a llamacpp:spec_decode counter of llama.cpp's server"
 _REMEDY = (
     "llama.cpp logs no order; record on your models with `gammalab capture`, or log each round "
     "yourself and import it as jsonl"
@@ -40,38 +47,42 @@ def read(path: Path, options: Options) -> Trace:
 
 
 def counts_in(text: str, file: str) -> Marginals:
-    """Counts in the log or the responses of a server; raises InputError if there is nothing."""
+    """Counts of a server's metrics, log or responses; raises InputError if there is nothing."""
+    counted = from_counters(text, file, "llamacpp", "llama.cpp")
+    if counted is not None:
+        return counted
     if _LOG.search(text):
         return from_log(text, file)
-    drafted = accepted = found = 0
-    for place, row in records(text, file, "a 'draft acceptance' line of llama.cpp's server"):
+    found, cut = records(text, file, _SOUGHT)
+    answers: list[Marginals] = []
+    for place, row in found:
         timings = row.get("timings", row)
-        if isinstance(timings, dict) and "draft_n" in timings:
-            found += 1
-            drafted += count_of(timings, "draft_n", place)
-            accepted += count_of(timings, "draft_n_accepted", place)
-    if not found:
-        raise InputError(
-            f"{file} holds no timings.draft_n and no 'draft acceptance' line of llama.cpp's server"
-        )
-    return Marginals("llama.cpp", file, 0, drafted, accepted, ())
+        if isinstance(timings, dict) and timings.get("draft_n") is not None:
+            asked = timings.get("draft_rounds") is not None
+            rounds = count_of(timings, "draft_rounds", place) if asked else 0
+            drafted = count_of(timings, "draft_n", place)
+            accepted = count_of(timings, "draft_n_accepted", place)
+            answers.append(Marginals("llama.cpp", file, rounds, drafted, accepted, ()))
+    if not answers:
+        raise InputError(f"{file} holds no timings.draft_n and not {_SOUGHT}")
+    return pooled(answers, len(found) - len(answers) + cut)
 
 
 def from_log(text: str, file: str) -> Marginals:
-    """The log's lines, added up; steps and depths only if every line has rates per position."""
-    lines = _LOG.findall(text)
-    counts = [
-        from_rates(int(accepted), [float(rate) for rate in rates.split(",")])
-        for accepted, _, rates in lines
-        if rates.strip()
-    ]
-    whole = len(counts) == len(lines)
-    return Marginals(
-        format="llama.cpp",
-        file=file,
-        steps=sum(steps for steps, _ in counts) if whole else 0,
-        drafted_tokens=sum(int(drafted) for _, drafted, _ in lines),
-        accepted_tokens=sum(int(accepted) for accepted, _, _ in lines),
-        at_least=add_up([at_least for _, at_least in counts]) if whole else (),
-        rounded=whole,
-    )
+    """The log's lines, added up; steps and depths only if every line tells them."""
+    return pooled([_of_line(file, *line) for line in _LOG.findall(text)])
+
+
+def _of_line(
+    file: str, accepted: str, drafted: str, mean: str, rates: str, more_rates: str
+) -> Marginals:
+    """The counts of one request. mean: tokens per step with the bonus, two decimals, or empty."""
+    tokens = int(drafted), int(accepted)
+    shares = [float(rate) for rate in (rates or more_rates).split(",") if rate.strip()]
+    steps = 0
+    at_least: tuple[int, ...] = ()
+    if shares:
+        steps, at_least = from_rates(tokens[1], tokens[0], shares)
+    elif mean and float(mean) > 1:
+        steps = round(tokens[1] / (float(mean) - 1))
+    return Marginals("llama.cpp", file, steps, *tokens, at_least, rounded=steps > 0)

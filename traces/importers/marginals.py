@@ -2,7 +2,8 @@
 
 A Trace needs to know which position of which reply was accepted. Counters have lost that, and with
 it how acceptance clusters; a replay made from them would assume that it does not. So they are shown
-as a table, and importing them into a trace is refused.
+as a table, with what they say of other fixed lengths (traces.censoring.rates), and importing them
+into a trace is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from traces.censoring.rates import bounds, estimate
 from traces.errors import InputError
 
 
@@ -21,6 +23,7 @@ class Marginals:
     at_least: steps that accepted d tokens or more, for d = 1, 2, ...; empty if unknown.
     steps, drafted_tokens: 0 if unknown.
     rounded: the counts were rebuilt from printed rates.
+    left_out: answers of the file that say nothing of drafts, or broke off.
     """
 
     format: str
@@ -30,6 +33,7 @@ class Marginals:
     accepted_tokens: int
     at_least: tuple[int, ...]
     rounded: bool = False
+    left_out: int = 0
 
     @property
     def constant_draft(self) -> bool:
@@ -66,9 +70,24 @@ class Marginals:
                 before = count
             if not self.constant_draft:
                 lines.append("Drafts varied or are unknown: each share is a lower bound.")
+            else:
+                lines += ["", *self._other_lengths()]
         if self.rounded:
             lines.append("Counts rebuilt from printed rates, so rounded.")
+        if self.left_out:
+            lines.append(f"{self.left_out} answers without counts left out.")
         return "\n".join(lines)
+
+    def _other_lengths(self) -> list[str]:
+        """Tokens per round of every fixed length up to the recorded one, a line each."""
+        found = zip(
+            estimate(self.steps, self.at_least), *bounds(self.steps, self.at_least), strict=True
+        )
+        return [
+            f"fixed length {length}: {tokens:.3f} tokens per round"
+            + (f" ({low:.3f} to {high:.3f} by the counts alone)" if high - low > 5e-4 else "")
+            for length, (tokens, low, high) in enumerate(found, start=1)
+        ]
 
 
 class MarginalsOnly(InputError):
@@ -81,18 +100,42 @@ class MarginalsOnly(InputError):
         self.marginals = marginals
 
 
+def pooled(parts: Sequence[Marginals], left_out: int = 0) -> Marginals:
+    """The counts of one or more answers or lines, added up; what one does not say is unknown."""
+    drafting = [part for part in parts if part.drafted_tokens or part.accepted_tokens]
+    counted = all(part.steps for part in drafting)
+    deep = counted and all(part.at_least for part in drafting)
+    said = all(part.drafted_tokens for part in drafting)
+    return Marginals(
+        format=parts[0].format,
+        file=parts[0].file,
+        steps=sum(part.steps for part in parts) if counted else 0,
+        drafted_tokens=sum(part.drafted_tokens for part in parts) if said else 0,
+        accepted_tokens=sum(part.accepted_tokens for part in parts),
+        at_least=add_up([part.at_least for part in parts]) if deep else (),
+        rounded=counted and any(part.rounded for part in parts),
+        left_out=left_out,
+    )
+
+
 def from_histogram(histogram: Sequence[int]) -> tuple[int, ...]:
     """at_least, from how many steps accepted exactly 0, 1, 2, ... tokens."""
     return tuple(sum(histogram[depth:]) for depth in range(1, len(histogram)))
 
 
-def from_rates(accepted_tokens: int, rates: Sequence[float]) -> tuple[int, tuple[int, ...]]:
-    """steps and at_least, from a log's accepted tokens and share of steps that reach each depth.
+def from_rates(
+    accepted_tokens: int, drafted_tokens: int, rates: Sequence[float]
+) -> tuple[int, tuple[int, ...]]:
+    """steps and at_least, from a log's tokens and the share of steps that reach each depth.
 
-    The rates sum to accepted tokens per step, which is how the number of steps comes back.
+    The rates sum to accepted tokens per step, which is how the number of steps comes back. Where
+    nothing was accepted there are as few steps as drafts of full length make.
     """
     whole = sum(rates)
-    steps = round(accepted_tokens / whole) if whole > 0 else 0
+    if whole > 0:
+        steps = round(accepted_tokens / whole)
+    else:
+        steps = -(-drafted_tokens // len(rates)) if rates else 0
     return steps, tuple(round(rate * steps) for rate in rates)
 
 

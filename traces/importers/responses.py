@@ -9,9 +9,7 @@ that fails this is left out and counted.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +22,11 @@ from traces.importers.common import (
     field,
     integer,
     integers,
-    regular_file,
+    open_text,
     reply_length,
     trace_of,
 )
 from traces.importers.flags import UNKNOWN, Flags, round_flags
-from traces.json_text import ENCODING, parse_json
 from traces.schema import Trace
 
 
@@ -108,46 +105,12 @@ def trace_of_steps(
 
 
 def text_of(path: Path) -> str:
-    """The text of a file; raises InputError if it is missing or no text."""
+    """The text of a file, gzipped or not; raises InputError if it is missing or no text."""
     try:
-        return regular_file(path).read_text(encoding=ENCODING)
+        with open_text(path) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); compressed?") from None
-
-
-def records(text: str, file: str, sought: str) -> list[tuple[str, dict[str, Any]]]:
-    """(place, object) for each JSON object of a file: JSON lines, one object, or a list of them.
-
-    Lines of a stream ("data: {...}") count as JSON lines. sought: what a log would hold. Raises
-    InputError naming the line, or what was sought if no line begins like JSON.
-    """
-    if not re.search(r"^\s*(data:\s*)?[{\[]", text, re.M):
-        raise InputError(f"{file} holds neither JSON nor {sought}; is it the right log?")
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        found = list(_lines(text, file))
-    else:
-        whole = parse_json(text, file)
-        rows = whole if isinstance(whole, list) else [whole]
-        found = [(f"{file}, object {number}", row) for number, row in enumerate(rows, start=1)]
-    for place, row in found:
-        if not isinstance(row, dict):
-            raise InputError(f"{place} must be a JSON object")
-    return found
-
-
-def _lines(text: str, file: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        body = line.strip().removeprefix("data:").strip()
-        if body and body != "[DONE]":
-            yield f"{file}, line {number}", parse_json(body, f"{file}, line {number}")
-
-
-def object_of(value: Any) -> dict[str, Any]:
-    """The JSON object, or for anything else an empty one; of a list its first entry counts."""
-    first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, dict) else {}
 
 
 def count_of(raw: dict[str, Any], name: str, place: str) -> int:

@@ -32,11 +32,10 @@ from traces.importers.responses import (
     RequestSteps,
     count_of,
     counts_of,
-    object_of,
-    records,
     text_of,
     trace_of_steps,
 )
+from traces.importers.streams import object_of, records
 from traces.schema import Trace
 
 _REMEDY = (
@@ -65,7 +64,8 @@ def steps_of(text: str, file: str) -> tuple[list[RequestSteps], dict[str, int]]:
     requests: list[RequestSteps] = []
     counted: list[tuple[str, dict[str, Any]]] = []
     silent = 0
-    for place, row in records(text, file, "responses of SGLang"):
+    found, cut = records(text, file, "responses of SGLang")
+    for place, row in found:
         meta = _meta_of(row)
         stats = meta.get("speculative_decoding_stats")
         if isinstance(stats, dict) and "accept_lengths" in stats:
@@ -75,10 +75,11 @@ def steps_of(text: str, file: str) -> tuple[list[RequestSteps], dict[str, int]]:
         else:
             silent += 1
     if not requests and counted:
-        raise MarginalsOnly(_pooled(counted, file), _REMEDY)
+        raise MarginalsOnly(_pooled(counted, file, silent + cut), _REMEDY)
     if not requests:
         raise InputError(f"{file} holds no spec_verify_ct of SGLang; {_REMEDY}")
-    return requests, {"without_metrics": silent, "without_steps": len(counted)}
+    kept = {"without_metrics": silent, "without_steps": len(counted)}
+    return requests, kept | ({"cut_lines": cut} if cut else {})
 
 
 def _meta_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _steps(
     )
 
 
-def _pooled(counted: list[tuple[str, dict[str, Any]]], file: str) -> Marginals:
+def _pooled(counted: list[tuple[str, dict[str, Any]]], file: str, left_out: int) -> Marginals:
     """The counts of all requests, added up; depths only if every request has a histogram."""
     names = {
         what: next((n for n in either if all(n in meta for _, meta in counted)), None)
@@ -136,5 +137,11 @@ def _pooled(counted: list[tuple[str, dict[str, Any]]], file: str) -> Marginals:
     if histogram_name is not None:
         histogram = add_up([counts_of(meta, histogram_name, place) for place, meta in counted])
     return Marginals(
-        "sglang", file, steps, total("drafted") or 0, accepted, from_histogram(histogram)
+        format="sglang",
+        file=file,
+        steps=steps,
+        drafted_tokens=total("drafted") or 0,
+        accepted_tokens=accepted,
+        at_least=from_histogram(histogram),
+        left_out=left_out,
     )

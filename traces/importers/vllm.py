@@ -1,16 +1,19 @@
 """vLLM: per-request acceptance metrics; or counters, which make no trace.
 
-Read with `--per-request-spec-decode-metrics detailed`: responses, one JSON object per line, whose
-metrics.speculative_decoding holds per_step_accepted and per_step_drafted; offline, RequestOutputs
-with outputs[0].spec_decode_metrics. Tokens come with `return_token_ids` (prompt_token_ids,
-choices[0].token_ids); without them usage gives the lengths. Field names: vllm-project/vllm pull
-request 48915 and docs/features/speculative_decoding/acceptance_metrics.md, where the shape is
-called experimental. per_step_accepted is what the verifier kept, before a limit or stop cut the
-last step. Steps that scheduled no draft, and the prefill's token, are not in it
-(vllm/v1/core/sched/scheduler.py); see traces.importers.responses.
+Read with `--per-request-spec-decode-metrics detailed`: responses, whose
+metrics.speculative_decoding holds per_step_accepted and per_step_drafted (in a stream that of the
+last chunk, which comes with stream_options.include_usage); offline, RequestOutputs with
+outputs[0].spec_decode_metrics. Tokens come with `return_token_ids` (prompt_token_ids,
+choices[0].token_ids, in a stream chunk by chunk); without them usage gives the lengths. Field
+names: vllm-project/vllm pull request 48915 and
+docs/features/speculative_decoding/acceptance_metrics.md, where the shape is called experimental.
+per_step_accepted is what the verifier kept, before a limit or stop cut the last step. Steps that
+scheduled no draft, and the prefill's token, are not in it (vllm/v1/core/sched/scheduler.py); see
+traces.importers.responses.
 
-`summary` (acceptance_histogram), the Prometheus counters vllm:spec_decode_* and the log's
-"SpecDecoding metrics" (vllm/v1/spec_decode/metrics.py) hold counts only.
+`summary` (acceptance_histogram), the Prometheus counters vllm:spec_decode_*, the log's
+"SpecDecoding metrics" (vllm/v1/spec_decode/metrics.py) and the result of `vllm bench serve`
+(spec_decode_*, vllm/benchmarks/serve.py) hold counts only.
 
 One field is ours: speculative_decoding.first_step_position, for loggers whose first step drafts
 before the first token; vLLM has none, and its steps start at position 1. `response_of` writes it.
@@ -21,39 +24,57 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from traces.errors import InputError
 from traces.importers.common import Options, label
+from traces.importers.counters import from_counters, one_model
 from traces.importers.marginals import (
     Marginals,
     MarginalsOnly,
-    add_up,
     from_histogram,
     from_rates,
+    pooled,
 )
 from traces.importers.responses import (
     RequestSteps,
     count_of,
     counts_of,
-    object_of,
-    records,
     text_of,
     trace_of_steps,
 )
-from traces.schema import Trace
+from traces.importers.streams import object_of, records
+from traces.schema import DEEPEST, Trace
 
 _REMEDY = "serve with --per-request-spec-decode-metrics detailed and keep the responses"
-_COUNTER = re.compile(
-    r"^vllm:spec_decode_(\w+?)(?:_total)?(\{[^}]*\})?\s+(\d{1,15}(?:\.\d+)?(?:[eE][+-]?\d\d?)?)(?!\S)",
-    re.M,
+_NO_USAGE = (
+    "'prompt_tokens' is missing: ask for usage (stream_options.include_usage) or return_token_ids"
 )
 _SOUGHT = "a 'SpecDecoding metrics' line or a vllm:spec_decode counter of vLLM"
-_POSITION = re.compile(r'position="(\d{1,3})"')
 _LOG = re.compile(
     r"SpecDecoding metrics:.*?Accepted: (\d{1,15}) tokens, Drafted: (\d{1,15}) tokens, "
     r"Per-position acceptance rate: (\d\.\d+(?:, \d\.\d+)*), Avg"
 )
+_BENCH = "spec_decode_num_drafts"
+
+
+class _Answer(NamedTuple):
+    """place: for messages; row: the response; choice: its one choice; stats: its acceptance."""
+
+    place: str
+    row: dict[str, Any]
+    choice: dict[str, Any]
+    stats: dict[str, Any]
+
+    @property
+    def has_lengths(self) -> bool:
+        """True if the prompt's and the reply's length are said."""
+        usage = object_of(self.row.get("usage"))
+        prompt = self.row.get("prompt_token_ids") or self.choice.get("prompt_token_ids")
+        reply = self.choice.get("token_ids")
+        return bool(
+            (prompt or "prompt_tokens" in usage) and (reply or "completion_tokens" in usage)
+        )
 
 
 def read(path: Path, options: Options) -> Trace:
@@ -66,49 +87,109 @@ def read(path: Path, options: Options) -> Trace:
 def steps_of(text: str, file: str) -> tuple[list[RequestSteps], dict[str, int]]:
     """The requests with ordered steps, and how many had none.
 
-    Raises MarginalsOnly for counters, logs and `summary` responses, InputError for anything else.
+    Raises MarginalsOnly for counters, logs, results of the benchmark, `summary` responses and
+    responses of unknown length, InputError for anything else.
     """
-    if _COUNTER.search(text):
-        raise MarginalsOnly(from_counters(text, file), _REMEDY)
+    counted = from_counters(text, file, "vllm", "vllm")
+    if counted is not None:
+        raise MarginalsOnly(counted, _REMEDY)
     if _LOG.search(text):
         raise MarginalsOnly(from_log(text, file), _REMEDY)
-    requests: list[RequestSteps] = []
-    summaries: list[dict[str, Any]] = []
-    silent = 0
-    for place, row in records(text, file, _SOUGHT):
-        stats, choice = _parts(row)
-        if stats is None:
-            silent += 1
-        elif "per_step_accepted" in stats:
-            requests.append(_steps(place, row, choice, stats))
-        else:
-            count_of(stats, "num_spec_steps", place)
-            summaries.append(stats)
-    if not requests and summaries:
-        raise MarginalsOnly(_pooled(summaries, file), _REMEDY)
-    if not requests:
+    found, cut = records(text, file, _SOUGHT)
+    answers = [_answer(place, row) for place, row in found]
+    ordered = [a for a in answers if a.stats.get("per_step_accepted") is not None]
+    placed = [answer for answer in ordered if answer.has_lengths]
+    telling = [a for a in answers if a.stats or _BENCH in a.row]
+    if not placed and telling:
+        one_model(
+            (str(a.row["model_id"]) for a in telling if "model_id" in a.row), file, "model_id"
+        )
+        counts = pooled([_totals(a, file) for a in telling], len(found) - len(telling) + cut)
+        raise MarginalsOnly(counts, _NO_USAGE if ordered else _REMEDY)
+    if not placed:
         raise InputError(
             f"{file} holds no metrics.speculative_decoding; {_REMEDY} (one JSON object per line)"
         )
-    return requests, {"without_metrics": silent, "without_steps": len(summaries)}
+    kept = {
+        "without_metrics": len(found) - len(telling),
+        "without_steps": len(telling) - len(ordered),
+        "without_usage": len(ordered) - len(placed),
+        "cut_lines": cut,
+    }
+    always = ("without_metrics", "without_steps")
+    return [_steps(answer) for answer in placed], {
+        name: count for name, count in kept.items() if count or name in always
+    }
 
 
-def _parts(row: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The acceptance object and the one choice of a response, or of an offline RequestOutput."""
+def _answer(place: str, row: dict[str, Any]) -> _Answer:
+    """The parts of a response, or of an offline RequestOutput."""
     choice = object_of(row.get("choices") or row.get("outputs"))
     stats = object_of(row.get("metrics")).get("speculative_decoding")
-    return object_of(stats or choice.get("spec_decode_metrics")) or None, choice
+    return _Answer(place, row, choice, object_of(stats or choice.get("spec_decode_metrics")))
 
 
-def _steps(
-    place: str, row: dict[str, Any], choice: dict[str, Any], stats: dict[str, Any]
-) -> RequestSteps:
-    accepted = counts_of(stats, "per_step_accepted", place)
-    drafted = counts_of(stats, "per_step_drafted", place)
+def _totals(answer: _Answer, file: str) -> Marginals:
+    """The counts of one response, of its histogram or its steps, or of a benchmark."""
+    stats, place = answer.stats, answer.place
+    if not stats:
+        return _benchmark(place, answer.row, file)
+    if stats.get("per_step_accepted") is None:
+        histogram = counts_of(stats, "acceptance_histogram", place)
+        drafted_tokens = count_of(stats, "num_draft_tokens", place)
+    else:
+        accepted, drafted = _rounds(answer)
+        longest = max([*accepted, *drafted], default=0)
+        if longest > DEEPEST:
+            raise InputError(f"{place}: a draft of {longest} tokens; at most {DEEPEST}")
+        histogram = [accepted.count(k) for k in range(longest + 1)]
+        drafted_tokens = sum(drafted)
+    return Marginals(
+        format="vllm",
+        file=file,
+        steps=sum(histogram),
+        drafted_tokens=drafted_tokens,
+        accepted_tokens=sum(k * steps for k, steps in enumerate(histogram)),
+        at_least=from_histogram(histogram),
+    )
+
+
+def _benchmark(place: str, row: dict[str, Any], file: str) -> Marginals:
+    """The counts of one result of `vllm bench serve`; its rates are ratios of counts."""
+    steps = count_of(row, _BENCH, place)
+    rates = row.get("spec_decode_per_position_acceptance_rates") or []
+    if not isinstance(rates, list) or not all(
+        type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates
+    ):
+        raise InputError(f"{place}: spec_decode_per_position_acceptance_rates must be 0 to 1 each")
+    return Marginals(
+        format="vllm",
+        file=file,
+        steps=steps,
+        drafted_tokens=count_of(row, "spec_decode_draft_tokens", place),
+        accepted_tokens=count_of(row, "spec_decode_accepted_tokens", place),
+        at_least=tuple(round(rate * steps) for rate in rates),
+    )
+
+
+def _rounds(answer: _Answer) -> tuple[list[int], list[int]]:
+    """per_step_accepted and per_step_drafted; raises InputError if they do not pair up."""
+    accepted, drafted = (
+        counts_of(answer.stats, name, answer.place)
+        for name in ("per_step_accepted", "per_step_drafted")
+    )
     if len(accepted) != len(drafted):
         raise InputError(
-            f"{place}: per_step_accepted has {len(accepted)} steps, per_step_drafted {len(drafted)}"
+            f"{answer.place}: per_step_accepted has {len(accepted)} steps, per_step_drafted "
+            f"{len(drafted)}"
         )
+    return accepted, drafted
+
+
+def _steps(answer: _Answer) -> RequestSteps:
+    """Its steps and lengths; raises InputError if one number contradicts another."""
+    place, row, choice, stats = answer
+    accepted, drafted = _rounds(answer)
     for name, values in (("num_draft_tokens", drafted), ("num_accepted_draft_tokens", accepted)):
         if name in stats and stats[name] != sum(values):
             raise InputError(f"{place}: {name} is {stats[name]!r}, the steps sum to {sum(values)}")
@@ -141,56 +222,14 @@ def _steps(
     )
 
 
-def _pooled(summaries: Sequence[dict[str, Any]], file: str) -> Marginals:
-    """The counts of `summary` responses, added up."""
-    histogram = add_up([counts_of(s, "acceptance_histogram", file) for s in summaries])
-    return Marginals(
-        format="vllm",
-        file=file,
-        steps=sum(histogram),
-        drafted_tokens=sum(count_of(s, "num_draft_tokens", file) for s in summaries),
-        accepted_tokens=sum(k * steps for k, steps in enumerate(histogram)),
-        at_least=from_histogram(histogram),
-    )
-
-
-def from_counters(text: str, file: str) -> Marginals:
-    """The Prometheus counters, added up over engines and models."""
-    totals: dict[str, float] = {}
-    depths: dict[int, float] = {}
-    for name, labels, value in _COUNTER.findall(text):
-        if name == "num_accepted_tokens_per_pos":
-            depth = _POSITION.search(labels)
-            if depth:
-                depths[int(depth[1])] = depths.get(int(depth[1]), 0.0) + float(value)
-        else:
-            totals[name] = totals.get(name, 0.0) + float(value)
-    return Marginals(
-        format="vllm",
-        file=file,
-        steps=round(totals.get("num_drafts", 0.0)),
-        drafted_tokens=round(totals.get("num_draft_tokens", 0.0)),
-        accepted_tokens=round(totals.get("num_accepted_tokens", 0.0)),
-        at_least=tuple(round(depths[depth]) for depth in sorted(depths)),
-    )
-
-
 def from_log(text: str, file: str) -> Marginals:
     """The log's periodic lines, added up; counts come back from rates of three decimals."""
-    lines = [
-        (int(accepted), int(drafted), [float(rate) for rate in rates.split(",")])
-        for accepted, drafted, rates in _LOG.findall(text)
-    ]
-    counts = [from_rates(accepted, rates) for accepted, _, rates in lines]
-    return Marginals(
-        format="vllm",
-        file=file,
-        steps=sum(steps for steps, _ in counts),
-        drafted_tokens=sum(drafted for _, drafted, _ in lines),
-        accepted_tokens=sum(accepted for accepted, _, _ in lines),
-        at_least=add_up([at_least for _, at_least in counts]),
-        rounded=True,
-    )
+    lines = []
+    for accepted, drafted, rates in _LOG.findall(text):
+        tokens = int(drafted), int(accepted)
+        steps, at_least = from_rates(tokens[1], tokens[0], [float(r) for r in rates.split(",")])
+        lines.append(Marginals("vllm", file, steps, *tokens, at_least, rounded=True))
+    return pooled(lines)
 
 
 def response_of(

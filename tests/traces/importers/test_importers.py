@@ -61,18 +61,35 @@ def test_drafters_that_see_more_than_tokens_are_counted(tmp_path: Path) -> None:
 
 
 def test_lengths_that_disagree_are_mended_and_counted(tmp_path: Path) -> None:
-    rows = [row("a", [2, 1, 1, 9], tokens=3), row("b", [2], tokens=3), row("c", [], tokens=0)]
+    """A list that is too long is cut; one that is too short cuts its reply, to nothing if empty."""
+    rows = [row("a", [2, 1, 1, 9], tokens=3), row("b", [4, 1], tokens=5)]
+    rows += [row("c", [], tokens=0), row("d", [], tokens=2)]
     path = write_lines(tmp_path / "a.jsonl", rows)
     trace = FORMATS["acc-len"](path, Options())
-    assert trace.request_id == ("a", "b")
-    assert trace.accept_len.tolist() == [1, 0, 0, 1, 0, 0]
-    assert trace.censored is not None and trace.censored.tolist() == [False] * 4 + [True] * 2
+    assert trace.request_id == ("a", "b") and trace.reply_tokens.tolist() == [3, 2]
+    assert trace.accept_len.tolist() == [1, 0, 0, 2, 0]
+    assert trace.token_ids is not None and trace.token_ids.tolist() == [0, 1, 2, 0, 1]
+    assert trace.censored is None and trace.meta.exactness == "exact"
     mended = trace.meta.source["mended"]
-    assert (mended["cut_replies"], mended["cut_positions"]) == (1, 1)
-    assert (mended["padded_replies"], mended["padded_positions"]) == (1, 2)
-    assert mended["empty_replies_left_out"] == 1
+    assert (mended["cut_lists"], mended["cut_entries"]) == (1, 1)
+    assert (mended["cut_replies"], mended["cut_positions"]) == (2, 5)
+    assert mended["clipped_positions"] == 1 and mended["empty_replies_left_out"] == 2
     with pytest.raises(InputError, match="line 1"):
         FORMATS["acc-len"](path, Options(strict=True))
+
+
+def test_short_lists_are_padded_on_request(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.jsonl", tmp_path / "t.parquet"
+    write_lines(path, [row("a", [2, 1, 1]), row("b", [2], tokens=3), row("d", [], tokens=1)])
+    command = ["trace", "import", str(path), "--format", "acc-len", "--out", str(out), "--pad"]
+    assert main(command) == 0
+    trace = read_trace(out)
+    assert trace.request_id == ("a", "b", "d")
+    assert trace.accept_len.tolist() == [1, 0, 0, 1, 0, 0, 0]
+    assert trace.censored is not None
+    assert trace.censored.tolist() == [False] * 4 + [True] * 3
+    mended = trace.meta.source["mended"]
+    assert (mended["padded_replies"], mended["padded_positions"]) == (2, 3)
 
 
 def test_the_key_chooses_among_several(tmp_path: Path) -> None:
