@@ -15,6 +15,7 @@ WHY = {  # file and function: the reason
     "real_backend/training/export.py export": "into a folder whose files are renamed afterwards",
     "real_backend/training/onpolicy/train_draft.py write_draft": "as export does",
     "real_backend/partial_file.py keep": "a line behind others; what is cut off is left out",
+    "experiments/servers/launch.py _begun": "the log of a server, for the eye",
     "real_backend/gpu_session.py _one": "the log of a stage, for the eye",
 }
 

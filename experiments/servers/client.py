@@ -14,7 +14,7 @@ import httpx2 as httpx
 
 from experiments.servers.engines import Event, finish_in
 from traces.errors import InputError
-from traces.importers.responses import object_of
+from traces.importers.streams import object_of
 
 KEYS = ("GAMMALAB_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the API key; it is taken from nowhere else."""

@@ -42,7 +42,7 @@ def models_in(text: str) -> list[str]:
 
 
 def difference(before: Samples, after: Samples) -> Difference:
-    """What was counted between two scrapes; unchanged counters are left out."""
+    """The growth of counters between two scrapes; unchanged ones are left out."""
     grown, reset = {}, []
     for name, value in after.items():
         old = before.get(name, 0.0)

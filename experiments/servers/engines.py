@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from traces.errors import InputError
-from traces.importers.responses import object_of
+from traces.importers.streams import object_of
 
 Step = tuple[int, int]
 """Drafted and accepted tokens of a round."""

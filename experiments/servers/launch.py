@@ -107,19 +107,24 @@ async def launched(
     """
     if await read_text(client, "/health"):
         raise InputError(f"something already answers at {client.base_url}; stop it, or take --url")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        try:
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        except OSError as error:
-            raise InputError(f"--server-command: {words[0]}: {error.strerror}") from None
+    process = _begun(words, log)
     try:
         await _ready(client, process, log)
         yield process
     finally:
         _stop(process)
+
+
+def _begun(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """The process, in a group of its own: Ctrl-C reaches us first."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+    except OSError as error:
+        raise InputError(f"--server-command: {words[0]}: {error.strerror}") from None
 
 
 async def _ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -83,7 +83,7 @@ def _first(reasons: dict[Any, str]) -> str:
 
 
 def _asked(options: ObserveOptions, questions: Sequence[Question]) -> dict[str, Any]:
-    """What must be the same for answers of a folder to be compared with each other."""
+    """The settings that all answers of a folder share, so that they can be compared."""
     return {
         "engine": options.engine,
         "questions_sha256": questions_hash(list(questions)),

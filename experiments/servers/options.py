@@ -8,8 +8,11 @@ from pathlib import Path
 
 from experiments.options import as_csv, as_json, forced
 from real_backend.command_line import argument, flag, option
-from real_backend.number_options import count, positive, temperature, whole
+from real_backend.number_options import count, number, temperature, whole
 from real_backend.options import out_of, seed_of
+
+RATE = number(0.0, 10_000.0, "beyond, the client is measured")
+SILENCE = number(0.0, 86_400.0, "a day without a byte is the end")
 
 
 def draft_lengths(text: str) -> tuple[int, ...]:
@@ -42,15 +45,15 @@ class ObserveOptions:
         "requests at once", whole(1, 1024, "beyond, the client is measured"), 1, exclusive="load"
     )
     rate: float | None = option(
-        "or requests per second, arriving at random (default: none)", positive, None,
+        "or requests per second, arriving at random (default: none)", RATE, None,
         exclusive="load",
     )  # fmt: skip
     max_tokens: int = option("tokens of a reply", whole(2), 128)
     temperature: float = option("of the sampling, a number; 0: greedy", temperature, 0.0)
     limit: int = option("questions, 0: all", whole(0), 0)
-    blocks: int = option("restarts of every length, interleaved", count, 1)
+    blocks: int = option("times that every length is started, interleaved", count, 1)
     warm_up: int = option("requests before those that count", whole(0, 100), 1)
-    timeout: float = option("seconds without a byte until a request is sent again", positive, 120.0)
+    timeout: float = option("seconds without a byte until a request is sent again", SILENCE, 120.0)
     model: str | None = option("of several behind one URL", default=None)
     verify: bool = flag("recommended and present length interleaved, and a verdict")
     present: int | None = option(
