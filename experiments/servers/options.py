@@ -74,6 +74,12 @@ class RecommendOptions:
     present: int | None = option(
         "the length of today in tokens (default: the shortest played)", whole(0, 128), None
     )
+    known: tuple[int, ...] | None = option(
+        "lengths in tokens to predict from; the others that were played are held against it "
+        "(default: all)",
+        draft_lengths,
+        None,
+    )
     longest: int | None = option(
         "of the table, in tokens (default: two beyond the longest played)", whole(1, 128), None
     )

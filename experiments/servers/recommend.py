@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pandas as pd
@@ -9,13 +10,14 @@ import pandas as pd
 from experiments.common.frames import csv_of, described, frame_of, meanings, text_of
 from experiments.common.results import command_line, write_result
 from experiments.common.text_table import fill
-from experiments.servers.answers import AnswerFile
+from experiments.servers.answers import Answer, AnswerFile
 from experiments.servers.columns import LENGTHS
 from experiments.servers.engines import find_engine
 from experiments.servers.launch import setting_of
 from experiments.servers.options import RecommendOptions
 from experiments.servers.prediction import ROUNDS, Prediction, by_length, predict
 from real_backend.command_line import Result
+from traces.errors import InputError
 
 WRONG = 0.03  # of a check, beyond which it is said
 
@@ -27,8 +29,12 @@ def run(options: RecommendOptions) -> Result:
     Raises InputError if the folder holds no observation, or too little of it.
     """
     kept = AnswerFile(options.dir)
-    found = predict(by_length(kept.answers), options.present, options.longest, options.seed)
+    played = by_length(kept.answers)
+    used, held_out = divided(played, options.known)
+    found = predict(used, options.present, options.longest, options.seed)
     frame = frame_of(found.rows)
+    errors = held_out_errors(found, held_out)
+    frame["held_out"] = [errors.get(row.length) for row in found.rows]
     content = {
         "asked": kept.asked,
         "evidence": found.evidence,
@@ -39,6 +45,7 @@ def run(options: RecommendOptions) -> Result:
         "surer_with": found.surer(),
         "context_s_per_token": found.context_s,
         "kinks": found.kinks,
+        "held_out": {str(length): error for length, error in errors.items()},
         "check": {str(length): ratio for length, ratio in found.check.items()},
         "columns": described(LENGTHS),
         "rows": frame.to_dict("records"),
@@ -46,6 +53,35 @@ def run(options: RecommendOptions) -> Result:
     }
     write_result("recommend", content, options.dir / "recommend.json", overwrite=True)
     return Result(_text(found, frame, kept, content), content, csv_of(LENGTHS, frame))
+
+
+Played = dict[int, dict[str, Answer]]
+
+
+def divided(played: Played, known: tuple[int, ...] | None) -> tuple[Played, Played]:
+    """Answers to predict from, and those of the other lengths, held against the prediction.
+
+    Raises InputError if a length was not played.
+    """
+    if known is None:
+        return played, {}
+    if lacking := [length for length in known if length not in played]:
+        raise InputError(f"--known {lacking[0]}: that length was not played")
+    used = {length: played[length] for length in known}
+    return used, {length: played[length] for length in played if length not in used}
+
+
+def held_out_errors(found: Prediction, held_out: Played) -> dict[int, float]:
+    """Predicted over measured tokens/s, less one, of lengths that were played and not used; over
+    the requests that were.
+    """
+    errors = {}
+    for length, answers in held_out.items():
+        if length < len(found.rows) and all(name in answers for name in found.requests):
+            of = [answers[name] for name in found.requests]
+            measured = sum(answer.decoded for answer in of) / sum(answer.decode_s for answer in of)
+            errors[length] = found.row(length).tokens_per_s.value / measured - 1.0
+    return errors
 
 
 def _kind(kept: AnswerFile) -> str:
@@ -67,6 +103,12 @@ def _text(found: Prediction, frame: pd.DataFrame, kept: AnswerFile, content: dic
         meanings(LENGTHS),
         "",
     ]
+    if errors := content["held_out"]:
+        sizes = [abs(error) for error in errors.values()]
+        said.append(
+            f"Held out: {len(sizes)} lengths, error {statistics.median(sizes):.1%} in the median, "
+            f"{max(sizes):.1%} at most."
+        )
     if found.best == found.present:
         said.append(f"Keep length {found.present}: nothing else is faster here.")
     else:
@@ -84,7 +126,7 @@ def _text(found: Prediction, frame: pd.DataFrame, kept: AnswerFile, content: dic
 
 
 def _notes(found: Prediction) -> list[str]:
-    """What limits the table, and what would make it surer."""
+    """Limits of the table, and the run that would make it surer."""
     notes = [
         f"Beware: replayed, length {length} takes {ratio:.3f} times the tokens a round that the "
         "server counted."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from experiments.servers.answers import Answer, AnswerFile
 from experiments.servers.engines import find_engine
 from experiments.servers.launch import setting_of, words_of
 from experiments.servers.observe import run
+from experiments.servers.options import RecommendOptions
 from experiments.servers.prediction import COUNTS, ROUNDS, by_length, predict
+from experiments.servers.recommend import run as recommend
 from tests.experiments.servers import fake
 from tests.experiments.servers.running import options_for, serving, write_questions
 from traces.errors import InputError
@@ -164,3 +167,21 @@ def test_the_interval_holds_the_truth_of_its_own_replies(observed: Path) -> None
     row = found.row(4)
     assert row.tokens_per_s.low < truth(observed, 4)[1] < row.tokens_per_s.high
     assert np.isfinite(row.gain.low)
+
+
+def test_held_out_lengths_are_held_against_it(observed: Path, tmp_path: Path) -> None:
+    with serving("--spec-draft-n-max", "4") as server:
+        folder = tmp_path / "seen"
+        shutil.copytree(observed / "seen", folder)
+        shutil.copy(observed / "questions.jsonl", tmp_path)
+        run(options_for(tmp_path, server.url, lengths=(4,)))
+    found = recommend(RecommendOptions(dir=folder, known=(0, 2, 6)))
+    (error,) = found.content["held_out"].values()
+    row = found.content["rows"][4]
+    assert error == pytest.approx(row["tokens_per_s.value"] / truth(observed, 4)[1] - 1.0)
+    assert 0 < abs(error) < 0.03 and "Held out: 1 lengths" in found.text
+    assert (
+        not row["played"] and recommend(RecommendOptions(dir=folder)).content["rows"][4]["played"]
+    )
+    with pytest.raises(InputError, match="--known 5: that length was not played"):
+        recommend(RecommendOptions(dir=folder, known=(0, 5)))
