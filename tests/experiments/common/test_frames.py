@@ -187,12 +187,12 @@ def test_a_changed_column_changes_all_four_of_a_validation(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("asked", "column"),
     [
-        (("fleet", "bursts"), SERVED[1]),
+        pytest.param(("fleet", "bursts"), SERVED[1], marks=pytest.mark.slow),
         (("serve", "--workload", "closed:users=2"), SERVED[1]),
-        (("fleet", "placement"), POLICY),
+        pytest.param(("fleet", "placement"), POLICY, marks=pytest.mark.slow),
         (("fleet", "routing"), POLICY),
-        (("fleet", "capacity"), POLICY),
-        (("fleet", "break-even"), POLICY),
+        pytest.param(("fleet", "capacity"), POLICY, marks=pytest.mark.slow),
+        pytest.param(("fleet", "break-even"), POLICY, marks=pytest.mark.slow),
     ],
 )
 def test_a_changed_column_changes_all_four_of_serving(

@@ -36,9 +36,10 @@ from traces.workload.workload import Workload
 TIED = tabulate(Affine(target_fixed=0.1, draft_fixed=0.1), range(1, 5), width=9, bucket_tokens=16)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @EXAMPLES
 @given(data=st.data())
-def test_one_loop_over_replicas_is_simpy_processes(data: Any) -> None:
+def test_one_loop_over_replicas_is_simpy_processes(compiled: bool, data: Any) -> None:
     """TIED: many iterations end together, up to the rounding of sums."""
     replicas = data.draw(st.integers(2, 4))
     policy, trace, wanted, server = anything(data, replicas=replicas)
@@ -46,10 +47,11 @@ def test_one_loop_over_replicas_is_simpy_processes(data: Any) -> None:
     until_s = data.draw(st.sampled_from([math.inf, 0.0, 0.35]))
     loop, processes = (
         serve(
-            policy, trace, wanted, costs, server, seed=1, until_s=until_s, log=True, events=events
+            policy, trace, wanted, costs, server, seed=1, until_s=until_s, log=True, events=events,
+            compiled=compiled,
         )
         for events in (False, True)
-    )
+    )  # fmt: skip
     assert same(loop, processes)
 
 

@@ -17,6 +17,7 @@ from policies.fixed import Fixed
 from simulator.serving.options import Server
 from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
+from tests.specimens import few_or_slow
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
 from traces.schema import Trace, TraceMeta
@@ -28,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 SEEDS = range(10)
 SIGMAS = 5.0
 WARM_UP = 0.1  # share of the requests that find the server younger than it will be
-LOADS = pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+LOADS = pytest.mark.parametrize("load", few_or_slow([0.3, 0.6, 0.8], [0.6]))
 
 
 class Law(NamedTuple):
