@@ -44,6 +44,7 @@ from simulator.envs.workloads import as_workload, every_row, workloads_of
 from simulator.replay.kernels import compiled, recipe, run_recipe
 from simulator.replay.replay import low_bits
 from simulator.serving import scheduler
+from simulator.serving.costs import without_idle_starts
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
 from simulator.serving.options import Server, check
 from simulator.serving.result import ServingResult, collect
@@ -147,11 +148,12 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         self.render_mode = render_mode
         confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
         pipelined = bool(self.server.pipelined)
+        starts = without_idle_starts(self.costs).start_s is not None
         names = scheduler.bindings(
-            Commanded, confidences=confidences, starts=True, logs=False, pipelined=pipelined,
+            Commanded, confidences=confidences, starts=starts, logs=False, pipelined=pipelined,
             pauses=True,
         )  # fmt: skip
-        variant = f"steps{int(confidences)}{int(pipelined)}"
+        variant = f"steps{int(confidences)}{int(starts)}{int(pipelined)}"
         self._recipe = recipe(Commanded, scheduler.advance, names, variant)
         self._key = (Commanded, variant)
         self._observe: Callable[..., int] | None = None

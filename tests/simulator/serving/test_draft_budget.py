@@ -80,7 +80,7 @@ def trimmed(
     plane = np.broadcast_to(seconds, (n, 1, len(seconds)))
     starts = np.full((n, 1), start_s)
     costs = make_step_costs(plane, plane, batch_sizes=range(1, n + 1), start_s=starts)
-    trim(mode, budget, records[0], n, records[1], table, costs, 0, draft_s)
+    trim(mode, budget, records[0], n, records[1], table, costs, 0, draft_s, start_s)
     return read(records, "verified")
 
 
