@@ -74,6 +74,21 @@ class PartialFile:
                 file.write(line + "\n")
 
 
+def parts_of(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The settings and the parts of a run on disk, which stays as it is.
+
+    Raises InputError if the file is damaged.
+    """
+    try:
+        head, *rest = [json.loads(line) for line in _whole_lines(path)]
+        parts = [entry["part"] for entry in rest if "part" in entry]
+    except (ValueError, TypeError, KeyError):
+        raise damaged(path) from None
+    if not isinstance(head, dict):
+        raise damaged(path)
+    return head, parts
+
+
 def damaged(path: Path | None) -> InputError:
     """The error of a file that this program cannot have left behind."""
     return InputError(f"{path} is damaged; delete it or pass --force, and run the command again")

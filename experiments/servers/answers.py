@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from real_backend.partial_file import PartialFile, damaged
+from real_backend.partial_file import PartialFile, damaged, parts_of
 from traces.errors import InputError
 from traces.importers.common import Options, Reply, trace_of
 from traces.importers.flags import REJECTED, Flags, round_flags
@@ -34,6 +33,7 @@ class Answer:
     decode_s: seconds from the first token to the last.
     drafted, accepted: tokens, None if not told.
     steps: drafted and accepted tokens of its rounds, in order; None if unknown.
+    step_s: seconds of each round; None if unknown.
     inferred: the steps assume that every round drafted `length`.
     raw: the engine's own words.
     tries: requests that it took.
@@ -54,6 +54,7 @@ class Answer:
     drafted: int | None
     accepted: int | None
     steps: tuple[tuple[int, int], ...] | None
+    step_s: tuple[float, ...] | None
     inferred: bool
     raw: dict[str, Any]
     tries: int
@@ -79,7 +80,8 @@ class Answer:
 
 
 class AnswerFile:
-    """The answers of one folder. asked: what must be the same for answers to be compared.
+    """The answers of one folder. asked: the settings that all of them share, to go on with them;
+    None: to read them only.
 
     answers, refused, servers: what the file holds; refused: request -> reason; servers: facts and
     counters, a turn each.
@@ -89,17 +91,22 @@ class AnswerFile:
 
     def __init__(self, folder: Path, asked: dict[str, Any] | None = None) -> None:
         path = folder / FILE
+        self.folder = folder
+        self.file: PartialFile | None = None
         if asked is None:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; make it with `gammalab observe`")
-            asked = asked_in(path)
-        self.folder, self.asked = folder, asked
-        self.file = PartialFile(path, asked)
+            self.asked, parts = parts_of(path)
+            if "engine" not in self.asked:
+                raise InputError(f"{path} does not begin as answers of `gammalab observe` do")
+        else:
+            self.file = PartialFile(path, asked)
+            self.asked, parts = asked, self.file.found
         self.answers: list[Answer] = []
         self.refused: dict[Key, str] = {}
         self.servers: list[dict[str, Any]] = []
         try:
-            for part in self.file.found:
+            for part in parts:
                 self._sort(part)
         except (TypeError, KeyError, ValueError):
             raise damaged(path) from None
@@ -126,29 +133,21 @@ class AnswerFile:
     def keep(self, answer: Answer) -> None:
         """One more answer."""
         self.answers.append(answer)
-        self.file.keep({"answer": dataclasses.asdict(answer)})
+        self._write({"answer": dataclasses.asdict(answer)})
 
     def refuse(self, key: Key, why: str) -> None:
         """The server will not answer this one."""
         self.refused[key] = why
-        self.file.keep({"refused": list(key), "why": why})
+        self._write({"refused": list(key), "why": why})
 
     def describe(self, server: dict[str, Any]) -> None:
         """Facts of a turn: the server's settings, its counters."""
         self.servers.append(server)
-        self.file.keep({"server": server})
+        self._write({"server": server})
 
-
-def asked_in(path: Path) -> dict[str, Any]:
-    """The first line of a file of answers."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline(1 << 20))
-    except (ValueError, UnicodeDecodeError):
-        raise damaged(path) from None
-    if not isinstance(head, dict) or "engine" not in head:
-        raise InputError(f"{path} does not begin as answers of `gammalab observe` do")
-    return head
+    def _write(self, part: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.keep(part)
 
 
 def flags_of(answer: Answer, *, unsaid: bool) -> Flags:

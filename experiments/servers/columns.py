@@ -54,7 +54,8 @@ LENGTHS: tuple[Column, ...] = (
     interval("gain", "over today", "over today", "tokens/s over those of the present length", 3),
     share("best", "fastest", "fastest", "share of resamples in which it is the fastest"),
     share("held_out", "error", "error", "predicted over measured, of a length held out", 1),
-    words("basis", "seconds", "seconds", "measured, on a line between played lengths, or beyond"),
+    words("basis", "seconds", "seconds",
+          "measured; by the ends of replies; on a line between, or beyond"),
 )  # fmt: skip
 
 

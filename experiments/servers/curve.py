@@ -1,9 +1,9 @@
 """Seconds of a round by draft length, from the few lengths that were played.
 
-Letters: B resamples of the questions (row 0: as they are), M lengths played with a draft. Between
-two of them the curve is a line, and beyond them the line goes on: a draft costs a step a token, and
-verification is flat or linear, but for the steps of an engine's kernels. Those are looked for where
-three lengths lie beside each other, and named where they may hide.
+Letters: B resamples of the questions (row 0: as they are), M lengths whose rounds were timed, R
+requests. A length is timed where it was played, and by the last rounds of the replies of longer
+ones, whose limit left no room for more than that: so the steps of an engine's kernels show. Between
+two timed lengths the curve is a line, and beyond them the line through the ends goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from experiments.common.statistics import divide
 FloatArray = npt.NDArray[np.float64]
 KINK = 0.05  # a round this much dearer than the line through its neighbours is a kernel's step
 
-MEASURED, BETWEEN, BEYOND = "measured", "between", "beyond"
+MEASURED, TAILS, BETWEEN, BEYOND = "measured", "ends", "between", "beyond"
+FEWEST_TAILS = 20  # rounds, to time a length by
 
 
 class Played(NamedTuple):
@@ -35,13 +36,24 @@ class Played(NamedTuple):
     tokens: FloatArray
 
 
+class Tails(NamedTuple):
+    """Rounds of one length at the ends of replies. seconds, rounds [R]."""
+
+    length: int
+    seconds: FloatArray
+    rounds: FloatArray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """Seconds of a round. plain [B]: without a draft; lengths [M] ascending; drafting [B, M]."""
+    """Seconds of a round. plain [B]: without a draft; lengths [M] ascending; drafting [B, M];
+    played: those of the lengths that were.
+    """
 
     plain: FloatArray
     lengths: tuple[int, ...]
     drafting: FloatArray
+    played: frozenset[int] = frozenset()
 
     def at(self, length: int) -> FloatArray:
         """[B] seconds of a round that drafts `length` tokens."""
@@ -50,21 +62,31 @@ class Curve:
         if length in self.lengths:
             found: FloatArray = self.drafting[:, self.lengths.index(length)]
             return found
-        if len(self.lengths) == 1:
-            # Two points: plain decoding and the one length; a jump at the first token is unknown.
-            points: tuple[int, ...] = (0, *self.lengths)
-            seconds = np.column_stack([self.plain, self.drafting])
+        points, seconds = self.lengths, self.drafting
+        if len(points) == 1:  # plain decoding is the other; a jump at the first token is unknown
+            points = (0, *points)
+            seconds = np.column_stack([self.plain, seconds])
+        if points[0] < length < points[-1]:
+            right = int(np.searchsorted(points, length))
+            left = right - 1
         else:
-            points, seconds = self.lengths, self.drafting
-        right = int(np.clip(np.searchsorted(points, length), 1, len(points) - 1))
-        share = (length - points[right - 1]) / (points[right] - points[right - 1])
-        line = seconds[:, right - 1] + share * (seconds[:, right] - seconds[:, right - 1])
+            # Kernels' steps bend the curve on a small scale: the ends tell its slope.
+            left, right = self._ends(points)
+        share = (length - points[left]) / (points[right] - points[left])
+        line = seconds[:, left] + share * (seconds[:, right] - seconds[:, left])
         return np.asarray(np.maximum(line, self.plain))
+
+    def _ends(self, points: tuple[int, ...]) -> tuple[int, int]:
+        """Places of the shortest and the longest length that were played, else timed."""
+        places = [place for place, length in enumerate(points) if length in self.played]
+        return (places[0], places[-1]) if len(places) > 1 else (0, len(points) - 1)
 
     def basis(self, length: int) -> str:
         """How the seconds of a length are known."""
-        if length in (0, *self.lengths):
+        if length == 0 or length in self.played:
             return MEASURED
+        if length in self.lengths:
+            return TAILS
         inside = self.lengths and self.lengths[0] < length < self.lengths[-1]
         return BETWEEN if inside else BEYOND
 
@@ -78,6 +100,7 @@ class Curve:
                 self.plain,
                 self.lengths[:place] + self.lengths[place + 1 :],
                 np.delete(self.drafting, place, axis=1),
+                self.played,
             )
             off = float(self.drafting[0, place] / without.at(self.lengths[place])[0] - 1.0)
             if abs(off) > KINK:
@@ -85,27 +108,33 @@ class Curve:
         return found
 
 
-def curve_of(played: Sequence[Played], weights: FloatArray) -> Curve:
-    """The curve of what was played. weights [B, R].
+def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tails] = ()) -> Curve:
+    """The curve of what was played. weights [B, R]. tails: of lengths that were not.
 
-    A round without a draft costs what it costs in plain decoding. Where that was not played it is
-    NaN, and with it everything that needs it.
+    A round without a draft costs what it costs in plain decoding; where that was not played, 0.
     """
-    plain = np.full(len(weights), np.nan)
-    drafting, lengths = [], []
-    for one in sorted(played, key=lambda one: one.length):
+    plain = np.zeros(len(weights))
+    for one in played:
         if one.length == 0:
             plain = divide(weights @ one.seconds, weights @ one.plain)
-    for one in sorted(played, key=lambda one: one.length):
+    timed: dict[int, FloatArray] = {}
+    for one in played:
         if one.length > 0:
-            idle = weights @ one.plain
-            spent = weights @ one.seconds - np.where(idle > 0, idle * plain, 0.0)
-            drafting.append(divide(spent, weights @ one.drafting))
-            lengths.append(one.length)
-    columns = np.column_stack(drafting) if drafting else np.empty((len(weights), 0))
-    if np.isnan(plain).all() and drafting:
-        plain = np.zeros(len(weights))
-    return Curve(plain, tuple(lengths), columns)
+            spent = weights @ one.seconds - (weights @ one.plain) * plain
+            timed[one.length] = divide(spent, weights @ one.drafting)
+    for tail in tails:
+        if tail.length not in timed and tail.rounds.sum() >= FEWEST_TAILS:
+            # A resample without one of these rounds has the seconds of all.
+            found = divide(weights @ tail.seconds, weights @ tail.rounds)
+            timed[tail.length] = np.where(np.isfinite(found), found, found[0])
+    lengths = tuple(sorted(timed))
+    columns = [timed[length] for length in lengths]
+    return Curve(
+        plain,
+        lengths,
+        np.column_stack(columns) if columns else np.empty((len(weights), 0)),
+        frozenset(one.length for one in played if one.length > 0),
+    )
 
 
 def context_share(played: Sequence[Played], context: FloatArray) -> float:

@@ -17,6 +17,7 @@ Rounds are kept only if they add up to what the engine itself counted; else its 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class Told:
         else on ours.
     drafted, accepted: in all, None if not told.
     steps: the rounds in order; None if the stream does not show them.
+    step_s: their seconds, on the clock of decode_s; None if they are not known.
     inferred: `steps` rest on the length that the server was said to draft.
     raw: its own words.
     """
@@ -54,6 +56,7 @@ class Told:
     drafted: int | None
     accepted: int | None
     steps: tuple[Step, ...] | None
+    step_s: tuple[float, ...] | None
     inferred: bool
     raw: dict[str, Any]
 
@@ -112,15 +115,18 @@ def _llama_cpp(events: Sequence[Event], length: int) -> Told:
     last = timings[-1]
     drafted, accepted = _number(last, "draft_n") or 0, _number(last, "draft_n_accepted") or 0
     steps: list[list[int]] = []
+    ends_ms: list[float] = []
     before = _Counted(0, 0, 0)
-    for now in map(_counted, timings):
+    for raw in timings:
+        now, now_ms = _counted(raw), float(raw.get("predicted_ms", 0.0))
         if now.tokens == before.tokens:
             continue
         new = now.drafted - before.drafted, now.accepted - before.accepted
         if before.tokens == 0:
-            pass  # the prompt's own token
+            ends_ms.append(now_ms)  # the prompt's own token
         elif new[0] > 0 or not steps or steps[-1][2] > steps[-1][1]:
             steps.append([*new, now.tokens - before.tokens])
+            ends_ms.append(now_ms)
         else:
             steps[-1][2] += now.tokens - before.tokens
         before = now
@@ -139,9 +145,15 @@ def _llama_cpp(events: Sequence[Event], length: int) -> Told:
         drafted=drafted,
         accepted=accepted,
         steps=tuple((step[0], step[1]) for step in steps) if whole else None,
+        step_s=_gaps([1e-3 * ms for ms in ends_ms]) if whole else None,
         inferred=False,
         raw={"timings": last},
     )
+
+
+def _gaps(moments: Sequence[float]) -> tuple[float, ...]:
+    """Seconds between one and the next."""
+    return tuple(round(b - a, 6) for a, b in itertools.pairwise(moments))
 
 
 class _Counted(NamedTuple):
@@ -227,6 +239,7 @@ def _of_steps(
         drafted=totals[0],
         accepted=totals[1],
         steps=steps,
+        step_s=_gaps(moments) if steps is not None and len(steps) == len(moments) - 1 else None,
         inferred=inferred and steps is not None,
         raw=raw,
     )

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx2 as httpx
@@ -30,6 +30,8 @@ LENGTH_FLAGS = {
     "ngram-mod": "--spec-ngram-mod-n-max",
 }
 """llama.cpp's flag of the length by --spec-type; of the others it is --spec-draft-n-max."""
+DRAFT_FLAGS = ("-md", "--model-draft", "--spec-draft-model", "--spec-draft-n-max")
+"""Flags with a value that plain decoding has no use for."""
 
 
 def spec_type_of(command: str | None) -> str:
@@ -93,8 +95,21 @@ def words_of(command: str, engine: Engine, length: int, port: int | None) -> lis
         words += ["--port", str(port)]
     if length and any("{length}" in word for word in words):
         return [word.replace("{length}", str(length)) for word in words]
-    words = [word.replace("{length}", "1") for word in words]
-    return words + _length_words(length, spec_type_of(command))
+    kind = spec_type_of(command)
+    if length == 0:  # a second --spec-type would be added to the first
+        words = _without(words, ("--spec-type", *DRAFT_FLAGS))
+    return [*words, *_length_words(length, kind)]
+
+
+def _without(words: list[str], flags: Sequence[str]) -> list[str]:
+    """The words without these flags and their values."""
+    kept, skip = [], False
+    for word in words:
+        if skip or word in flags:
+            skip = not skip
+        elif "{length}" not in word:
+            kept.append(word)
+    return kept
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,15 @@ import numpy as np
 from experiments.common.statistics import Estimate, bootstrap_weights, divide, enough, estimate
 from experiments.servers.acceptance import FloatArray, Rounds, fitted, replayed
 from experiments.servers.answers import Answer
-from experiments.servers.curve import BETWEEN, Curve, Played, context_share, curve_of
+from experiments.servers.curve import (
+    BETWEEN,
+    BEYOND,
+    Curve,
+    Played,
+    Tails,
+    context_share,
+    curve_of,
+)
 from traces.errors import InputError
 from traces.split import question_of
 
@@ -80,7 +88,8 @@ class Prediction:
         """The length whose run would tell most: of those that were not played, the one that is the
         best in most resamples, inside the curve before beyond it; None if none may be the best.
         """
-        open_ = [row for row in self.rows if not row.played and row.best >= CONTENDER]
+        unknown = (BETWEEN, BEYOND)
+        open_ = [row for row in self.rows if row.basis in unknown and row.best >= CONTENDER]
         inside = [row for row in open_ if row.basis == BETWEEN] or open_
         return max(inside, key=lambda row: row.best).length if inside else None
 
@@ -157,6 +166,28 @@ def _played(length: int, answers: Sequence[Answer]) -> Played:
     )
 
 
+def tails_of(chosen: Mapping[int, Sequence[Answer]], context_s: float, longest: int) -> list[Tails]:
+    """Rounds that drafted less than their server's length, by what they drafted, up to `longest`.
+
+    They are the last of their replies, where the context is longest: context_s, seconds per token
+    of it, is taken off (NaN: not known, nothing is).
+    """
+    slope = context_s if np.isfinite(context_s) else 0.0
+    requests = len(next(iter(chosen.values())))
+    seconds, rounds = np.zeros((2, longest + 1, requests))
+    for length, answers in chosen.items():
+        for row, answer in enumerate(answers):
+            if length == 0 or answer.steps is None or answer.step_s is None:
+                continue
+            at = 1
+            for (drafted, accepted), step_s in zip(answer.steps, answer.step_s, strict=True):
+                if 0 < drafted < length:
+                    seconds[drafted, row] += step_s - slope * (at - answer.tokens / 2)
+                    rounds[drafted, row] += 1
+                at += accepted + 1
+    return [Tails(n, seconds[n], rounds[n]) for n in range(1, longest + 1)]
+
+
 class _Model:
     """Rounds and seconds of every length. chosen: by length, the answers of the same requests."""
 
@@ -173,7 +204,11 @@ class _Model:
         known = max(chosen) > 0 and all(answer.steps is not None for answer in deepest)
         self.rounds: Rounds | None = replayed(deepest, lengths, seed=seed) if known else None
         self.played = [_played(length, found) for length, found in chosen.items()]
-        self.curve: Curve = curve_of(self.played, self.weights)
+        first = next(iter(chosen.values()))
+        context = np.array([(a.prompt_tokens or 0) + a.tokens / 2 for a in first])
+        self.context_s = context_share(self.played, context)
+        tails = tails_of(chosen, self.context_s, max(chosen))
+        self.curve: Curve = curve_of(self.played, self.weights, tails)
 
     def per_round_and_speeds(self) -> tuple[FloatArray, FloatArray]:
         """[1 + B, K] tokens per round and tokens/s."""
@@ -243,8 +278,6 @@ class _Model:
             )
             for length in self.lengths
         ]
-        first = next(iter(self.chosen.values()))
-        context = np.array([(a.prompt_tokens or 0) + a.tokens / 2 for a in first])
         return Prediction(
             rows=rows,
             requests=self.names,
@@ -254,7 +287,7 @@ class _Model:
             present=present,
             best=int(np.argmax(np.nan_to_num(speeds[0]))),
             kinks=self.curve.kinks(),
-            context_s=context_share(self.played, context),
+            context_s=self.context_s,
             check=self._check(),
         )
 

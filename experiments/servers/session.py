@@ -200,14 +200,21 @@ class _Playing:
 
     def _keep(self, key: Key, question: Question, reply: Reply) -> bool:
         """Write the answer down; False if the server did not tell its length."""
-        told = self.session.engine.told(reply.events, self.turn.seat.length)
+        seat = self.turn.seat
+        told = self.session.engine.told(reply.events, seat.length)
         if not told.tokens:
             self.session.failed[key] = f"{key[2]}: the server told neither usage nor tokens"
+            return False
+        if told.drafted and max((d for d, _ in told.steps or ()), default=0) > seat.length:
+            self.fatal = InputError(
+                f"the server drafts more than --lengths {seat.length}: {told.drafted} tokens in "
+                f"{key[2]}; set it so, or name the length that it has"
+            )
             return False
         answer = Answer(
             request_id=key[2],
             category=question.task,
-            length=self.turn.seat.length,
+            length=seat.length,
             block=key[0],
             seat=key[1],
             prompt_tokens=told.prompt_tokens,
@@ -220,6 +227,7 @@ class _Playing:
             drafted=told.drafted,
             accepted=told.accepted,
             steps=told.steps,
+            step_s=told.step_s,
             inferred=told.inferred,
             raw=told.raw,
             tries=reply.tries,

@@ -105,7 +105,7 @@ def inputs(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-@pytest.mark.parametrize("command", few_or_slow(CASES, ["capture", "sweep"]))
+@pytest.mark.parametrize("command", few_or_slow(CASES, ["capture"]))
 def test_stopped_at_every_write(
     command: str, inputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def statuses(folder: Path) -> dict[str, str]:
     return {entry["stage"]: entry["status"] for entry in raw["stages"]}
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_leaves_the_others_alone(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def world(
 
 
 @pytest.mark.parametrize("between", few_or_slow([0.0, 2.0], [2.0]))
+@pytest.mark.slow
 def test_where_nothing_differs_a_controller_is_rarely_called_so(between: float) -> None:
     """5 % of 80 worlds are 4; more than 11 come of chance in 1 of 1,000. Intervals hold 95 %."""
     found = []
@@ -125,6 +126,7 @@ def test_a_nearly_uniform_loss_is_slower() -> None:
     assert found.verdicts[1] == "slower" and found.adjusted_p[1] < 0.01
 
 
+@pytest.mark.slow
 def test_no_seed_says_faster_where_another_says_tie() -> None:
     """A controller near the edge on a small censored trace: percentiles of few draws flip here."""
     exact = lively_trace(questions=40)

@@ -199,6 +199,7 @@ def test_a_validation_of_another_input_is_refused(study: Path, tmp_path: Path, i
     assert (folder / "report.html").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_page_is_of_one_command(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(study, folder)

@@ -157,6 +157,7 @@ def test_crossing() -> None:
 # --- the table, where it is known
 
 
+@pytest.mark.slow
 def test_free_verification_drafts_as_deep_as_it_can() -> None:
     """A draft step costs a thousandth of a target step, and a verify the same however wide: one
     more token always pays, 0.9^4 of a token in the end.

@@ -60,6 +60,7 @@ def test_what_says_nothing_is_worth_nothing() -> None:
         assert found[level] == pytest.approx(fixed_s, rel=0.03), level
 
 
+@pytest.mark.slow
 def test_whoever_is_told_after_the_token_pays_a_step_for_it() -> None:
     trace, costs = world()
     trace = told(trace)

@@ -87,7 +87,7 @@ def same(recorded: Any, eager: Any) -> None:
             "payback",
             "llama-p-min:p_min=0.4",
         ],
-        ["payback", "llama-p-min:p_min=0.4"],
+        ["llama-p-min:p_min=0.4"],
     ),
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -108,7 +108,10 @@ class Late(Fixed):
         return 0 if view.context_tokens < 84 else 3
 
 
-@pytest.mark.parametrize("make", [lambda: parse_policy("payback"), lambda: Late(3)])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda: parse_policy("payback"), marks=pytest.mark.slow), lambda: Late(3)],
+)
 def test_nothing_is_recorded_inside_a_round(
     pair: Any, costs: StepCosts, fake: Any, make: Callable[[], Policy]
 ) -> None:

@@ -228,6 +228,7 @@ def test_a_measurement_drafts_more_than_was_found(pairs: dict[str, Any], drafter
 
 
 @pytest.mark.parametrize("drafter", few_or_slow(DRAFTERS, DRAFTERS[:1]))
+@pytest.mark.slow
 def test_sampling_has_the_targets_law(
     pairs: dict[str, Any], costs: StepCosts, drafter: str
 ) -> None:

@@ -205,6 +205,7 @@ def assert_law(seen: np.ndarray, law: np.ndarray, runs: int) -> None:
     assert fit.pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_sampling_has_the_targets_law(
     trained: tuple[Pair, Plain], recorded: tuple[Trace, list[Request]], costs: StepCosts
 ) -> None:

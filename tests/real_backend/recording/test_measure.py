@@ -74,6 +74,7 @@ def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: 
 
 
 @pytest.mark.usefixtures("one_rule", "few_lengths")
+@pytest.mark.slow
 def test_a_slow_target_shows_in_verify_only(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lean, forward = pair.target.lean, pair.target.lean.forward
 

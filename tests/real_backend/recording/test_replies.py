@@ -57,6 +57,7 @@ def test_greedy_drafters_record_what_they_would_have(
 
 
 @pytest.mark.parametrize("recorder", few_or_slow(["lookup", "model"], ["lookup"]))
+@pytest.mark.slow
 def test_a_sampled_reply_tells_what_a_draft_proposed(
     pair: Any, looks: Any, tmp_path: Path, recorder: str
 ) -> None:

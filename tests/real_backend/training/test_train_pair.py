@@ -37,6 +37,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.name != "README.md"}
 
 
+@pytest.mark.slow
 def test_corpus_is_a_function_of_the_seed() -> None:
     for category in corpus.CATEGORIES:
         first, again, other = (corpus.dialogue(Random(s), category) for s in (1, 1, 2))

@@ -96,7 +96,7 @@ def agree(policy: Policy, env: ServeEnv, seed: int) -> None:
 # --- what serve does
 
 
-@pytest.mark.parametrize("cls", few_or_slow(WIDE, WIDE[:3]), ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", few_or_slow(WIDE, WIDE[:1]), ids=lambda cls: cls.name)
 def test_batch_wide_policies_play_as_in_serve(cls: type[Policy]) -> None:
     for k, workload in enumerate(WORKLOADS):
         agree(cls(), make(workload=workload), seed=k)

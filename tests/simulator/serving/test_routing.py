@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.counts.gammatune import GammaTune
@@ -17,7 +17,6 @@ from simulator.serving.options import Server
 from simulator.serving.server import serve
 from tests.simulator.serving.small_servers import (
     COSTS,
-    EXAMPLES,
     anything,
     by_hand,
     closed_loop,
@@ -37,7 +36,7 @@ TIED = tabulate(Affine(target_fixed=0.1, draft_fixed=0.1), range(1, 5), width=9,
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@EXAMPLES
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_one_loop_over_replicas_is_simpy_processes(compiled: bool, data: Any) -> None:
     """TIED: many iterations end together, up to the rounding of sums."""

@@ -350,6 +350,7 @@ def optimistic(trace: Trace, draws: int, seed: int) -> Sequence[Trace]:
     return (*bounds(trace), *made)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_those_of_a_biased_imputation_do_not() -> None:
     held, missed = tried(modelled), tried(optimistic)
     assert set(held) == {censored_check.SPEED, censored_check.RATIO}

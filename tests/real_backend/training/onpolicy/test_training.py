@@ -157,6 +157,7 @@ def test_every_epoch_reads_every_row_once_in_its_own_order(text: Path) -> None:
     assert torch.equal(*halves)
 
 
+@pytest.mark.slow
 def test_a_head_and_a_draft_load_and_have_the_same_bytes_again(
     target: Path, text: Path, tmp_path: Path
 ) -> None:
