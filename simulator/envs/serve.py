@@ -146,14 +146,13 @@ class ServeEnv(gymnasium.Env[Observation, np.int64]):
         if render_mode is not None and render_mode not in modes:
             raise InputError(f"render_mode is {render_mode!r}; known: {', '.join(modes)}")
         self.render_mode = render_mode
-        confidences = ALLOTMENTS[self.server.allotment] >= TETRIS
-        pipelined = bool(self.server.pipelined)
-        starts = without_idle_starts(self.costs).start_s is not None
-        names = scheduler.bindings(
-            Commanded, confidences=confidences, starts=starts, logs=False, pipelined=pipelined,
-            pauses=True,
-        )  # fmt: skip
-        variant = f"steps{int(confidences)}{int(starts)}{int(pipelined)}"
+        kinds = {
+            "confidences": ALLOTMENTS[self.server.allotment] >= TETRIS,
+            "starts": without_idle_starts(self.costs).start_s is not None,
+            "pipelined": bool(self.server.pipelined),
+        }
+        names = scheduler.bindings(Commanded, logs=False, pauses=True, **kinds)
+        variant = "steps" + "".join(str(int(kind)) for kind in kinds.values())
         self._recipe = recipe(Commanded, scheduler.advance, names, variant)
         self._key = (Commanded, variant)
         self._observe: Callable[..., int] | None = None

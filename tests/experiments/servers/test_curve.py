@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.servers.acceptance import tokens_at
-from experiments.servers.curve import BETWEEN,
+from experiments.servers.curve import (
+    BETWEEN,
     BEYOND,
     MEASURED,
     TAILS,
     Played,
     Tails,
-    context_share, curve_of
+    context_share,
+    curve_of,
+)
 
 ONE = np.ones((1, 2))
 
