@@ -22,7 +22,18 @@ from traces.costs.pricing import StepCosts, make_step_costs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=200, help="damaged files in tests/test_fuzz.py")
+    parser.addoption("--fuzz", type=int, default=100, help="damaged files in tests/test_fuzz.py")
+
+
+LONGEST = (
+    "test_study.py", "test_report.py", "test_engine.py", "test_graphs.py", "test_runtimes_agree.py",
+    "test_measure.py", "test_capture.py", "test_server.py", "test_fleet.py", "test_docs.py",
+)  # fmt: skip
+"""Files of ten seconds and more: begun first, so that both workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,12 @@ class Answer:
         return self.tokens - 1
 
     @property
+    def traced(self) -> bool:
+        """Its rounds are known, and fill it."""
+        steps = self.steps or ()
+        return sum(accepted + 1 for _, accepted in steps) >= self.decoded > 0
+
+    @property
     def rounds(self) -> int | None:
         """Rounds: each brings one token of the target's own. None if acceptance is unknown."""
         if self.steps is not None:
@@ -172,13 +178,10 @@ def trace_of_answers(answers: Iterable[Answer], depth: int, *, unsaid: bool) -> 
     """
     replies, left_out = [], 0
     for answer in answers:
-        if answer.steps is None or answer.decoded < 1:
+        if not answer.traced:
             left_out += 1
             continue
         flags = flags_of(answer, unsaid=unsaid)
-        if len(flags) < answer.decoded:
-            left_out += 1
-            continue
         about = answer.request_id, answer.category, (answer.prompt_tokens or 0) + 1
         replies.append(Reply(*about, np.asarray(flags), None))
     if not replies:

@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 KINK = 0.05  # a round this much dearer than the line through its neighbours is a kernel's step
 
 MEASURED, TAILS, BETWEEN, BEYOND = "measured", "ends", "between", "beyond"
-FEWEST_TAILS = 20  # rounds, to time a length by
+FEWEST_TAILS = 10  # rounds, to time a length by
 
 
 class Played(NamedTuple):

@@ -60,7 +60,7 @@ def setting_of(engine: Engine, length: int, spec_type: str = "") -> str:
             if length
             else "no --speculative-algorithm"
         )
-    return shlex.join(_length_words(length, spec_type))
+    return shlex.join(_length_words(length, spec_type)) if length else "no --spec-type, no draft"
 
 
 def _length_words(length: int, spec_type: str) -> list[str]:

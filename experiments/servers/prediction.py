@@ -201,7 +201,7 @@ class _Model:
         drawn = bootstrap_weights(questions, seed=seed, resamples=RESAMPLES)
         self.weights = np.vstack([np.ones(len(questions)), drawn])
         self.judgeable = enough(len(set(questions)))
-        known = max(chosen) > 0 and all(answer.steps is not None for answer in deepest)
+        known = max(chosen) > 0 and all(answer.traced for answer in deepest)
         self.rounds: Rounds | None = replayed(deepest, lengths, seed=seed) if known else None
         self.played = [_played(length, found) for length, found in chosen.items()]
         first = next(iter(chosen.values()))

@@ -109,6 +109,7 @@ def test_capture_reproduces_the_shipped_trace(
     assert np.mean(same) > 0.7
 
 
+@pytest.mark.slow
 def test_sampled_runs_have_the_law_of_the_replay(
     embedded: Any, questions: list[Question], shipped_costs: StepCosts
 ) -> None:

@@ -120,6 +120,7 @@ def trained(
 
 
 @pytest.mark.parametrize("name", few_or_slow(CONDITIONS, ["one rate"]))
+@pytest.mark.slow
 def test_ppo_finds_the_known_answer(name: str) -> None:
     """Some short runs end in a habit of their own, and which ones hangs on the processor's
     rounding. So the first of six that has found the answer on other requests of the training kind

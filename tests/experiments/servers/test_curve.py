@@ -57,11 +57,11 @@ def test_rounds_without_a_draft_cost_a_plain_round() -> None:
 
 def test_ends_of_replies_time_the_lengths_between() -> None:
     ends = [Tails(4, np.array([0.9, 1.1]), np.array([18.0, 22.0])),
-            Tails(5, np.array([0.9, 0.0]), np.array([10.0, 0.0]))]  # fmt: skip
+            Tails(5, np.array([0.9, 0.0]), np.array([9.0, 0.0]))]  # fmt: skip
     runs = [played(0, 0.020), played(2, 0.040), played(6, 0.060)]
     curve = curve_of(runs, ONE, ends)
     assert float(curve.at(4)[0]) == pytest.approx(2.0 / 40) and curve.basis(4) == TAILS
-    assert float(curve.at(5)[0]) == pytest.approx(0.055)  # ten rounds are too few: on the line
+    assert float(curve.at(5)[0]) == pytest.approx(0.055)  # nine rounds are too few: on the line
     assert float(curve.at(8)[0]) == pytest.approx(0.070)  # by the lengths that were played
     dearer = curve_of(runs, ONE, [Tails(4, np.array([1.2, 1.2]), np.array([20.0, 20.0]))])
     assert [length for length, _ in dearer.kinks()] == [4]

@@ -138,7 +138,7 @@ def test_settings_of_engines() -> None:
     assert '{"num_speculative_tokens": 3}' in setting_of(vllm, 3)
     assert setting_of(sglang, 3).endswith("--speculative-num-draft-tokens 4")
     assert setting_of(llama, 3) == "--spec-draft-n-max 3"
-    assert setting_of(llama, 0) == "--spec-type none"
+    assert setting_of(llama, 0) == "no --spec-type, no draft"
     assert setting_of(llama, 3, "ngram-simple") == "--spec-ngram-simple-size-m 3"
 
 

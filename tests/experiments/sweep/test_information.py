@@ -46,6 +46,7 @@ def seconds(trace: Trace, costs: StepCosts) -> dict[str, float]:
     return {one.sees: one.decode_s for one in information(trace, costs, range(trace.requests))}
 
 
+@pytest.mark.slow
 def test_what_says_nothing_is_worth_nothing() -> None:
     trace, costs = world()
     blind = dataclasses.replace(

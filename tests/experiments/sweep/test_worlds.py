@@ -17,6 +17,7 @@ from traces import synthetic
 from traces.store import write_trace
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_leaderboards_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

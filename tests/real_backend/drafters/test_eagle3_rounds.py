@@ -134,6 +134,7 @@ SAMPLED = {"temperature": 0.9, "top_p": 0.9}
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_sampled_flags_have_the_law_of_speculative_sampling(
     trained: tuple[Pair, Plain], recorded: tuple[Trace, list[Request]]
 ) -> None:

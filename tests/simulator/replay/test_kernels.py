@@ -108,6 +108,7 @@ def run_script(folder: Path, script: str, *arguments: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_an_edited_policy_is_never_served_stale(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(POLICY)
     (tmp_path / "helper_of_mine.py").write_text(HELPER)
