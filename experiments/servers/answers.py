@@ -132,6 +132,11 @@ class AnswerFile:
             self.servers.append(dict(part["server"]))
 
     @property
+    def alone(self) -> bool:
+        """One request at a time was asked."""
+        return not self.asked["rate"] and self.asked["concurrency"] == 1
+
+    @property
     def done(self) -> set[Key]:
         """The places that need no request any more."""
         return {answer.key for answer in self.answers} | set(self.refused)

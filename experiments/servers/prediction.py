@@ -113,10 +113,15 @@ def predict(
     present: int | None = None,
     longest: int | None = None,
     seed: int = 0,
+    *,
+    alone: bool = True,
 ) -> Prediction:
-    """Every length from 0 on. answers: by length and request. present: the length of today
-    (default: the shortest played). longest: of the table (default: FURTHER beyond the longest
-    played).
+    """Every length from 0 on.
+
+    answers: by length and request. present: the length of today (default: the shortest played).
+    longest: of the table (default: FURTHER beyond the longest played). alone: one request at a
+    time; else a round's seconds are those of a batch whose other rows draft what they draft, and
+    the ends of replies time nothing.
 
     A length that was played is told as it was measured. Raises InputError if fewer than two were,
     they share no request, or nothing tells of acceptance.
@@ -132,7 +137,7 @@ def predict(
     present = min(chosen) if present is None else present
     if present > last:
         raise InputError(f"--present {present} lies beyond the table; raise --longest")
-    model = _Model(chosen, tuple(range(last + 1)), seed)
+    model = _Model(chosen, tuple(range(last + 1)), seed, alone)
     return model.judge(present)
 
 
@@ -192,7 +197,11 @@ class _Model:
     """Rounds and seconds of every length. chosen: by length, the answers of the same requests."""
 
     def __init__(
-        self, chosen: Mapping[int, Sequence[Answer]], lengths: tuple[int, ...], seed: int
+        self,
+        chosen: Mapping[int, Sequence[Answer]],
+        lengths: tuple[int, ...],
+        seed: int,
+        alone: bool,
     ) -> None:
         deepest = chosen[max(chosen)]
         self.chosen, self.lengths = chosen, lengths
@@ -207,7 +216,7 @@ class _Model:
         first = next(iter(chosen.values()))
         context = np.array([(a.prompt_tokens or 0) + a.tokens / 2 for a in first])
         self.context_s = context_share(self.played, context)
-        tails = tails_of(chosen, self.context_s, max(chosen))
+        tails = tails_of(chosen, self.context_s, max(chosen)) if alone else []
         self.curve: Curve = curve_of(self.played, self.weights, tails)
 
     def per_round_and_speeds(self) -> tuple[FloatArray, FloatArray]:

@@ -31,7 +31,7 @@ def run(options: RecommendOptions) -> Result:
     kept = AnswerFile(options.dir)
     played = by_length(kept.answers)
     used, held_out = divided(played, options.known)
-    found = predict(used, options.present, options.longest, options.seed)
+    found = predict(used, options.present, options.longest, options.seed, alone=kept.alone)
     frame = frame_of(found.rows)
     errors = held_out_errors(found, held_out)
     frame["held_out"] = [errors.get(row.length) for row in found.rows]

@@ -52,7 +52,9 @@ def verify(options: ObserveOptions) -> Result:
     Raises InputError if there is nothing to recommend, or the server must be restarted by hand.
     """
     kept = AnswerFile(options.out)
-    predicted = predict(by_length(kept.answers), options.present, None, options.seed)
+    predicted = predict(
+        by_length(kept.answers), options.present, None, options.seed, alone=kept.alone
+    )
     engine = find_engine(options.engine)
     if predicted.best == predicted.present:
         raise InputError(

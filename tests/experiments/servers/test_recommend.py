@@ -11,6 +11,7 @@ import pytest
 
 from experiments import cli
 from experiments.servers.answers import Answer, AnswerFile
+from experiments.servers.curve import BETWEEN, TAILS
 from experiments.servers.engines import find_engine
 from experiments.servers.launch import setting_of, words_of
 from experiments.servers.observe import run
@@ -103,6 +104,12 @@ def test_a_drafter_that_looks_up_has_plain_rounds() -> None:
     assert found.row(0).tokens_per_s.value == pytest.approx(10.0)
     assert found.row(2).round_ms.value < found.row(4).round_ms.value
     assert found.row(1).tokens_per_s.value < found.row(4).tokens_per_s.value
+
+
+def test_ends_time_nothing_where_others_share_the_round(observed: Path) -> None:
+    answers = by_length(AnswerFile(observed / "seen").answers)
+    assert predict(answers).row(4).basis == TAILS
+    assert predict(answers, alone=False).row(4).basis == BETWEEN
 
 
 def test_too_little_was_observed(observed: Path) -> None:
