@@ -138,7 +138,7 @@ def _notes(found: Prediction) -> list[str]:
         "engine's kernels change there."
         for length, off in found.kinks
     ]
-    if found.context_s == found.context_s:
+    if found.context_s > 0.0:
         notes.append(f"A round costs {1e6 * found.context_s:.2f} us more per token of context.")
     if (surer := found.surer()) is not None:
         notes.append(
