@@ -119,7 +119,7 @@ def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tail
             plain = divide(weights @ one.seconds, weights @ one.plain)
     timed: dict[int, FloatArray] = {}
     for one in played:
-        if one.length > 0:
+        if one.length > 0 and one.drafting.any():  # engines throw short drafts away
             spent = weights @ one.seconds - (weights @ one.plain) * plain
             timed[one.length] = divide(spent, weights @ one.drafting)
     for tail in tails:
@@ -133,7 +133,7 @@ def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tail
         plain,
         lengths,
         np.column_stack(columns) if columns else np.empty((len(weights), 0)),
-        frozenset(one.length for one in played if one.length > 0),
+        frozenset(one.length for one in played if one.length in timed),
     )
 
 

@@ -17,6 +17,7 @@ from experiments.servers.answers import Answer
 from experiments.servers.curve import (
     BETWEEN,
     BEYOND,
+    MEASURED,
     Curve,
     Played,
     Tails,
@@ -67,6 +68,7 @@ class Prediction:
     present, best: lengths.
     kinks, context_s: see experiments.servers.curve.
     check: by played length but the deepest, replayed over counted tokens per round.
+    idle: played lengths at which the server drafted nothing.
     """
 
     rows: list[LengthRow]
@@ -79,6 +81,7 @@ class Prediction:
     kinks: list[tuple[int, float]]
     context_s: float
     check: dict[int, float]
+    idle: tuple[int, ...]
 
     def row(self, length: int) -> LengthRow:
         """The row of a length."""
@@ -263,7 +266,7 @@ class _Model:
         """Replayed over counted tokens per round, of every length that can be held against it."""
         found = {}
         for one in self.played:
-            if self.rounds is not None and 0 < one.length < max(self.chosen):
+            if self.rounds is not None and 0 < one.length < max(self.chosen) and one.drafting.any():
                 drafting, plain = self.rounds.of(one.length)
                 replay = self.rounds.tokens.sum() / (drafting + plain).mean(axis=0).sum()
                 counted = one.tokens.sum() / (one.drafting + one.plain).sum()
@@ -282,7 +285,7 @@ class _Model:
                 self._estimate(speeds[:, length]),
                 self._estimate(divide(speeds[:, length], speeds[:, present])),
                 best=float((wins == length).mean()),
-                basis=self.curve.basis(length),
+                basis=MEASURED if length in self.chosen else self.curve.basis(length),
                 played=length in self.chosen,
             )
             for length in self.lengths
@@ -298,6 +301,7 @@ class _Model:
             kinks=self.curve.kinks(),
             context_s=self.context_s,
             check=self._check(),
+            idle=tuple(p.length for p in self.played if p.length and not p.drafting.any()),
         )
 
     def _estimate(self, values: FloatArray) -> Estimate:

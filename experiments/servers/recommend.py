@@ -45,6 +45,7 @@ def run(options: RecommendOptions) -> Result:
         "surer_with": found.surer(),
         "context_s_per_token": found.context_s,
         "kinks": found.kinks,
+        "idle": found.idle,
         "held_out": {str(length): error for length, error in errors.items()},
         "check": {str(length): ratio for length, ratio in found.check.items()},
         "columns": described(LENGTHS),
@@ -133,6 +134,7 @@ def _notes(found: Prediction) -> list[str]:
         for length, ratio in found.check.items()
         if abs(ratio - 1.0) > WRONG
     ]
+    notes += [f"At length {length} the server drafted nothing." for length in found.idle]
     notes += [
         f"A round of length {length} costs {off:+.0%} beside the line through its neighbours: the "
         "engine's kernels change there."

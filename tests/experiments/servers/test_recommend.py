@@ -112,6 +112,19 @@ def test_ends_time_nothing_where_others_share_the_round(observed: Path) -> None:
     assert predict(answers, alone=False).row(4).basis == BETWEEN
 
 
+def test_a_length_that_drafts_nothing_has_no_price() -> None:
+    """llama.cpp's ngram-simple throws drafts away that are shorter than its n-gram."""
+    found, plain = [(0, 0), (0, 0), (4, 4), (0, 0)], [(0, 0)] * 8
+    answers = {
+        length: {f"{k}.1": answer_of(k, length, steps, second) for k in range(6)}
+        for length, steps, second in ((0, plain, 0.8), (2, plain, 0.8), (4, found, 0.5))
+    }
+    predicted = predict(answers, longest=4)
+    assert predicted.idle == (2,) and predicted.row(2).tokens_per_s.value == pytest.approx(10.0)
+    # A drafting round of four costs 0.5 - 3 x 0.1; of three, on the line to a plain one, 0.175.
+    assert predicted.row(3).round_ms.value == pytest.approx(1e3 * (0.175 + 4 * 0.1) / 5)
+
+
 def test_too_little_was_observed(observed: Path) -> None:
     answers = by_length(AnswerFile(observed / "seen").answers)
     with pytest.raises(InputError, match="only length 2 was observed"):
