@@ -87,8 +87,8 @@ class Curve:
             return MEASURED
         if length in self.lengths:
             return TAILS
-        inside = self.lengths and self.lengths[0] < length < self.lengths[-1]
-        return BETWEEN if inside else BEYOND
+        first = self.lengths[0] if len(self.lengths) > 1 else 0
+        return BETWEEN if first < length < max(self.lengths, default=0) else BEYOND
 
     def kinks(self) -> list[tuple[int, float]]:
         """Lengths whose rounds cost KINK more or less than the line through their neighbours, and

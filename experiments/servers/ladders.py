@@ -174,10 +174,11 @@ def guesses_of(name: str, rungs: Sequence[Rung]) -> list[Guess]:
             if math.isfinite(value):
                 off = value / rung.tokens_per_s - 1.0
                 told = ",".join(map(str, known))
-                found.append(
-                    Guess(name, how, told, rung.length, value, rung.tokens_per_s, off,
-                          changed.get(rung.length, ""))
-                )  # fmt: skip
+                # The line to a longer length crosses its kernel's step.
+                longer = min((n for n in known if n > rung.length), default=-1)
+                note = changed.get(rung.length) or changed.get(longer, "")
+                measured = rung.tokens_per_s
+                found.append(Guess(name, how, told, rung.length, value, measured, off, note))
     return sorted(found, key=lambda guess: (guess.how != FROM_FEW, guess.length))
 
 

@@ -276,7 +276,10 @@ class _Model:
     def judge(self, present: int) -> Prediction:
         """The rows, held against the length of today."""
         per_round, speeds = self.per_round_and_speeds()
-        wins = np.argmax(np.nan_to_num(speeds[1:]), axis=1)
+        idle = tuple(one.length for one in self.played if one.length and not one.drafting.any())
+        running = np.nan_to_num(speeds)
+        running[:, list(idle)] = 0.0  # plain decoding under another name
+        wins = np.argmax(running[1:], axis=1)
         rows = [
             LengthRow(
                 length,
@@ -297,11 +300,11 @@ class _Model:
             speeds={n: speeds[:, n] for n in self.lengths},
             evidence=COUNTS if self.rounds is None else ROUNDS,
             present=present,
-            best=int(np.argmax(np.nan_to_num(speeds[0]))),
+            best=int(np.argmax(running[0])),
             kinks=self.curve.kinks(),
             context_s=self.context_s,
             check=self._check(),
-            idle=tuple(p.length for p in self.played if p.length and not p.drafting.any()),
+            idle=idle,
         )
 
     def _estimate(self, values: FloatArray) -> Estimate:

@@ -41,8 +41,10 @@ def test_a_straight_ladder_is_predicted(tmp_path: Path) -> None:
 def test_a_cheaper_kernel_is_named(tmp_path: Path) -> None:
     rows = [(n, f"{straight(n)[0]}", straight(n)[1] * (2.0 if n == 8 else 1.0)) for n in range(9)]
     (rungs,) = read_ladders(write(tmp_path / "l.csv", rows)).values()
-    worst = max(guesses_of("s", rungs), key=lambda guess: abs(guess.error))
+    found = guesses_of("s", rungs)
+    worst = max(found, key=lambda guess: abs(guess.error))
     assert worst.length == 8 and worst.error == pytest.approx(-0.5, abs=0.01)
+    assert {g.length for g in found if g.note} == {7, 8}
     assert worst.note == "9 tokens verified cost 35.0 ms, 8 65.0: other kernels"
 
 

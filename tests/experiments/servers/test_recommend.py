@@ -120,9 +120,11 @@ def test_a_length_that_drafts_nothing_has_no_price() -> None:
         for length, steps, second in ((0, plain, 0.8), (2, plain, 0.8), (4, found, 0.5))
     }
     predicted = predict(answers, longest=4)
+    assert predicted.best == 4 and predicted.row(2).best == 0.0
     assert predicted.idle == (2,) and predicted.row(2).tokens_per_s.value == pytest.approx(10.0)
-    # A drafting round of four costs 0.5 - 3 x 0.1; of three, on the line to a plain one, 0.175.
-    assert predicted.row(3).round_ms.value == pytest.approx(1e3 * (0.175 + 4 * 0.1) / 5)
+    # A drafting round of four costs 0.5 - 3 x 0.1; of three, on the line to a plain one, 0.175, and
+    # two or three of four or five rounds are plain.
+    assert 100 < predicted.row(3).round_ms.value < 175 and predicted.row(3).basis == BETWEEN
 
 
 def test_too_little_was_observed(observed: Path) -> None:
