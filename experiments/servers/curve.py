@@ -9,13 +9,15 @@ two timed lengths the curve is a line, and beyond them the line through the ends
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from experiments.common.statistics import divide
+from experiments.servers.answers import Answer
+from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 KINK = 0.05  # a round this much dearer than the line through its neighbours is a kernel's step
@@ -106,6 +108,51 @@ class Curve:
             if abs(off) > KINK:
                 found.append((self.lengths[place], off))
         return found
+
+
+def played_of(length: int, answers: Sequence[Answer]) -> Played:
+    """A length as these requests, one a row, were answered.
+
+    Raises InputError if the answers do not tell how many rounds they took."""
+    every, plain = [], []
+    for answer in answers:
+        if answer.rounds is None:
+            raise InputError(
+                f"the server did not tell what it accepted at length {length}: without it nothing "
+                "can be said of other lengths"
+            )
+        every.append(answer.rounds)
+        idle = sum(drafted == 0 for drafted, _ in answer.steps or ())
+        plain.append(idle if length else answer.rounds)
+    return Played(
+        length,
+        np.array([answer.decode_s for answer in answers]),
+        np.subtract(every, plain, dtype=np.float64),
+        np.array(plain, dtype=np.float64),
+        np.array([answer.decoded for answer in answers], dtype=np.float64),
+    )
+
+
+def tails_of(chosen: Mapping[int, Sequence[Answer]], context_s: float, longest: int) -> list[Tails]:
+    """Rounds that drafted less than their server's length, by what they drafted, up to `longest`.
+
+    They are the last of their replies, where the context is longest: context_s, seconds per token
+    of it, is taken off (NaN: not known, nothing is).
+    """
+    slope = context_s if np.isfinite(context_s) else 0.0
+    requests = len(next(iter(chosen.values())))
+    seconds, rounds = np.zeros((2, longest + 1, requests))
+    for length, answers in chosen.items():
+        for row, answer in enumerate(answers):
+            if length == 0 or answer.steps is None or answer.step_s is None:
+                continue
+            at = 1
+            for (drafted, accepted), step_s in zip(answer.steps, answer.step_s, strict=True):
+                if 0 < drafted < length:
+                    seconds[drafted, row] += step_s - slope * (at - answer.tokens / 2)
+                    rounds[drafted, row] += 1
+                at += accepted + 1
+    return [Tails(n, seconds[n], rounds[n]) for n in range(1, longest + 1)]
 
 
 def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tails] = ()) -> Curve:

@@ -19,10 +19,10 @@ from experiments.servers.curve import (
     BEYOND,
     MEASURED,
     Curve,
-    Played,
-    Tails,
     context_share,
     curve_of,
+    played_of,
+    tails_of,
 )
 from traces.errors import InputError
 from traces.split import question_of
@@ -153,49 +153,6 @@ def _common(answers: Mapping[int, Mapping[str, Answer]]) -> list[str]:
     return names
 
 
-def _played(length: int, answers: Sequence[Answer]) -> Played:
-    """Raises InputError if the answers do not tell how many rounds they took."""
-    every, plain = [], []
-    for answer in answers:
-        if answer.rounds is None:
-            raise InputError(
-                f"the server did not tell what it accepted at length {length}: without it nothing "
-                "can be said of other lengths"
-            )
-        every.append(answer.rounds)
-        idle = sum(drafted == 0 for drafted, _ in answer.steps or ())
-        plain.append(idle if length else answer.rounds)
-    return Played(
-        length,
-        np.array([answer.decode_s for answer in answers]),
-        np.subtract(every, plain, dtype=np.float64),
-        np.array(plain, dtype=np.float64),
-        np.array([answer.decoded for answer in answers], dtype=np.float64),
-    )
-
-
-def tails_of(chosen: Mapping[int, Sequence[Answer]], context_s: float, longest: int) -> list[Tails]:
-    """Rounds that drafted less than their server's length, by what they drafted, up to `longest`.
-
-    They are the last of their replies, where the context is longest: context_s, seconds per token
-    of it, is taken off (NaN: not known, nothing is).
-    """
-    slope = context_s if np.isfinite(context_s) else 0.0
-    requests = len(next(iter(chosen.values())))
-    seconds, rounds = np.zeros((2, longest + 1, requests))
-    for length, answers in chosen.items():
-        for row, answer in enumerate(answers):
-            if length == 0 or answer.steps is None or answer.step_s is None:
-                continue
-            at = 1
-            for (drafted, accepted), step_s in zip(answer.steps, answer.step_s, strict=True):
-                if 0 < drafted < length:
-                    seconds[drafted, row] += step_s - slope * (at - answer.tokens / 2)
-                    rounds[drafted, row] += 1
-                at += accepted + 1
-    return [Tails(n, seconds[n], rounds[n]) for n in range(1, longest + 1)]
-
-
 class _Model:
     """Rounds and seconds of every length. chosen: by length, the answers of the same requests."""
 
@@ -215,7 +172,7 @@ class _Model:
         self.judgeable = enough(len(set(questions)))
         known = max(chosen) > 0 and all(answer.traced for answer in deepest)
         self.rounds: Rounds | None = replayed(deepest, lengths, seed=seed) if known else None
-        self.played = [_played(length, found) for length, found in chosen.items()]
+        self.played = [played_of(length, found) for length, found in chosen.items()]
         first = next(iter(chosen.values()))
         context = np.array([(a.prompt_tokens or 0) + a.tokens / 2 for a in first])
         self.context_s = context_share(self.played, context)
