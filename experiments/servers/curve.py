@@ -20,7 +20,7 @@ from experiments.servers.answers import Answer
 from traces.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
-KINK = 0.05  # a round this much dearer than the line through its neighbours is a kernel's step
+KINK, SURE = 0.05, 0.95  # a round off the line through its neighbours is a kernel's step
 
 MEASURED, TAILS, BETWEEN, BEYOND = "measured", "ends", "between", "beyond"
 FEWEST_TAILS = 10  # rounds, to time a length by
@@ -93,8 +93,8 @@ class Curve:
         return BETWEEN if first < length < max(self.lengths, default=0) else BEYOND
 
     def kinks(self) -> list[tuple[int, float]]:
-        """Lengths whose rounds cost KINK more or less than the line through their neighbours, and
-        by how much.
+        """Lengths whose rounds cost KINK more or less than the line through their neighbours, more
+        surely than by chance (95 % of the resamples on that side), and by how much.
         """
         found = []
         for place in range(1, len(self.lengths) - 1):
@@ -104,9 +104,11 @@ class Curve:
                 np.delete(self.drafting, place, axis=1),
                 self.played,
             )
-            off = float(self.drafting[0, place] / without.at(self.lengths[place])[0] - 1.0)
-            if abs(off) > KINK:
-                found.append((self.lengths[place], off))
+            off = self.drafting[:, place] / without.at(self.lengths[place]) - 1.0
+            value = float(off[0])
+            sure = float((np.sign(off[1:]) == np.sign(value)).mean()) if len(off) > 1 else 1.0
+            if abs(value) > KINK and sure >= SURE:
+                found.append((self.lengths[place], value))
         return found
 
 

@@ -75,6 +75,13 @@ def test_a_kink_is_named() -> None:
     assert length == 4 and off == pytest.approx(0.2)
 
 
+def test_noise_is_no_kink() -> None:
+    weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    torn = Played(4, np.array([0.4, 2.2]), np.array([10.0, 30.0]), np.zeros(2), np.ones(2))
+    runs = [played(0, 0.02), played(2, 0.04), torn, played(6, 0.06)]  # 40 and 73 ms
+    assert curve_of(runs, np.ones((1, 2))).kinks() and not curve_of(runs, weights).kinks()
+
+
 def test_context_share() -> None:
     context = np.array([100.0, 900.0])
     runs = [
