@@ -48,7 +48,7 @@ class PartialFile:
                 if self.found:
                     self._gaps = [gap for gap in self._gaps if gap[0] < len(self.found)]
                     self._gaps.append((len(self.found), round(away_s, 3)))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise damaged(path) from None
         if not isinstance(head, dict):
             raise damaged(path)
@@ -82,7 +82,7 @@ def parts_of(path: Path) -> tuple[dict[str, Any], list[Any]]:
     try:
         head, *rest = [json.loads(line) for line in _whole_lines(path)]
         parts = [entry["part"] for entry in rest if "part" in entry]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise damaged(path) from None
     if not isinstance(head, dict):
         raise damaged(path)

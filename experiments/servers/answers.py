@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.servers.engines import MOST_TOKENS
 from real_backend.partial_file import PartialFile, damaged, parts_of
 from traces.errors import InputError
 from traces.importers.common import Options, Reply, trace_of
@@ -78,8 +79,8 @@ class Answer:
     @property
     def rounds(self) -> int | None:
         """Rounds: each brings one token of the target's own. None if acceptance is unknown."""
-        if self.steps is not None:
-            return len(self.steps)
+        if self.traced:
+            return len(self.steps or ())
         if self.length == 0:
             return self.decoded
         return None if self.accepted is None else self.decoded - self.accepted
@@ -103,7 +104,10 @@ class AnswerFile:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; make it with `gammalab observe`")
             self.asked, parts = parts_of(path)
-            if "engine" not in self.asked:
+            kinds = {"engine": str, "concurrency": int, "max_tokens": int}
+            rate = self.asked.get("rate", "")
+            usual = all(isinstance(self.asked.get(name), kind) for name, kind in kinds.items())
+            if not usual or not (rate is None or isinstance(rate, int | float)):
                 raise InputError(f"{path} does not begin as answers of `gammalab observe` do")
         else:
             self.file = PartialFile(path, asked)
@@ -114,7 +118,7 @@ class AnswerFile:
         try:
             for part in parts:
                 self._sort(part)
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             raise damaged(path) from None
 
     def _sort(self, part: dict[str, Any]) -> None:
@@ -123,6 +127,7 @@ class AnswerFile:
             if raw["steps"] is not None:
                 raw["steps"] = tuple((int(d), int(a)) for d, a in raw["steps"])
             answer = Answer(**raw)
+            _check(answer)
             if answer.key not in self.done:
                 self.answers.append(answer)
         elif "refused" in part:
@@ -159,6 +164,21 @@ class AnswerFile:
     def _write(self, part: dict[str, Any]) -> None:
         if self.file is not None:
             self.file.keep(part)
+
+
+def _check(answer: Answer) -> None:
+    """Raises ValueError or TypeError for what no server's answer is."""
+    numbers = [answer.prompt_tokens or 0, answer.tokens, answer.drafted or 0, answer.accepted or 0]
+    numbers += [count for step in answer.steps or () for count in step]
+    if not all(type(n) is int and 0 <= n <= MOST_TOKENS for n in [*numbers, answer.length]):
+        raise ValueError
+    seconds = [answer.decode_s, answer.first_s, answer.last_s, *(answer.step_s or ())]
+    if not all(-1.0 <= float(second) < 1e6 for second in seconds):
+        raise ValueError
+    if not all(isinstance(n, str) for n in (answer.request_id, answer.seat, answer.category)):
+        raise TypeError
+    if answer.step_s is not None and len(answer.step_s) != len(answer.steps or ()):
+        raise ValueError
 
 
 def flags_of(answer: Answer, *, unsaid: bool) -> Flags:

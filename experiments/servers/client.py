@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from experiments.servers.engines import Event, finish_in
+from experiments.servers.streams import Event, finish_in
 from traces.errors import InputError
 from traces.importers.streams import object_of
 
@@ -60,7 +60,11 @@ def connect(url: str, timeout_s: float, connections: int) -> httpx.AsyncClient:
         raise InputError(f"--url {url!r} is no URL: {error}") from None
     if base.scheme not in ("http", "https") or not base.host:
         raise InputError(f"--url {url!r} must begin with http:// or https:// and name a host")
-    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+    if not 0 < (base.port or 80) < 65536:
+        raise InputError(f"--url {url!r}: there is no port {base.port}")
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "").strip()
+    if not (key.isascii() and (key.isprintable() or not key)):
+        raise InputError(f"the API key in the environment ({', '.join(KEYS)}) is no line of ASCII")
     return httpx.AsyncClient(
         base_url=base,
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -137,7 +141,7 @@ def _event(line: str, at_s: float) -> Event | None:
         return None
     try:
         raw = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unanswered("an event of the stream was no JSON") from None
     if not isinstance(raw, dict):
         raise Unanswered("an event of the stream was no object")
@@ -151,7 +155,7 @@ async def _failure(response: httpx.Response) -> Exception:
     status = response.status_code
     try:
         raw = json.loads((await response.aread())[:65536])
-    except ValueError:
+    except (ValueError, RecursionError):
         raw = {}
     told = f"status {status} {response.reason_phrase}: {_message(raw)}".rstrip(": ")
     if status in BUSY:
@@ -172,7 +176,7 @@ def _pause(text: str) -> float:
     """Seconds of a Retry-After header; 0 for a date, which no engine sends."""
     try:
         return min(LONGEST_PAUSE_S, max(0.0, float(text)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
 
 
@@ -190,5 +194,5 @@ async def read_object(client: httpx.AsyncClient, path: str, root: bool = True) -
     """A small JSON document of the server, empty if it has none."""
     try:
         return object_of(json.loads(await read_text(client, path, root)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}

@@ -14,7 +14,7 @@ Samples = Mapping[str, float]
 
 _LINE = re.compile(
     r"^(?P<name>(?:vllm|sglang|llamacpp):\w+)(?P<labels>\{[^}]{0,4096}\})?\s+"
-    r"(?P<value>[+-]?(?:\d[\d.]{0,30}(?:[eE][+-]?\d{1,3})?))(?!\S)",
+    r"(?P<value>[+-]?(?:\d{1,20}(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?))(?!\S)",
     re.M,
 )
 _MODEL = re.compile(r'model_name="([^"]{1,400})"')

@@ -117,6 +117,13 @@ def played_of(length: int, answers: Sequence[Answer]) -> Played:
 
     Raises InputError if the answers do not tell how many rounds they took."""
     every, plain = [], []
+    drafts = [drafted for answer in answers for drafted, _ in answer.steps or ()]
+    deepest = max(drafts, default=0)
+    if length and 0 < deepest < length and len(drafts) >= FEWEST_TAILS:
+        raise InputError(
+            f"at length {length} the server never drafted more than {deepest} tokens; it was not "
+            f"set so: observe that length again into another folder"
+        )
     for answer in answers:
         if answer.rounds is None:
             raise InputError(
@@ -154,7 +161,14 @@ def tails_of(chosen: Mapping[int, Sequence[Answer]], context_s: float, longest: 
                     seconds[drafted, row] += step_s - slope * (at - answer.tokens / 2)
                     rounds[drafted, row] += 1
                 at += accepted + 1
-    return [Tails(n, seconds[n], rounds[n]) for n in range(1, longest + 1)]
+    share = average_over_full(chosen)
+    if not share:
+        return []
+    known, ratios = list(share), list(share.values())
+    return [
+        Tails(n, seconds[n] * float(np.interp(n, known, ratios)), rounds[n])
+        for n in range(1, longest + 1)
+    ]
 
 
 def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tails] = ()) -> Curve:
@@ -186,20 +200,50 @@ def curve_of(played: Sequence[Played], weights: FloatArray, tails: Sequence[Tail
     )
 
 
-def context_share(played: Sequence[Played], context: FloatArray) -> float:
-    """Seconds that a round costs more per token of context, of all lengths together; NaN where the
-    contexts hardly differ. context [R]: mean tokens before a round of each request.
-
-    Least squares over requests, each length with a level of its own.
+def context_share(chosen: Mapping[int, Sequence[Answer]]) -> float:
+    """Seconds that a round costs more per token of context: least squares over rounds of the same
+    draft, each length with a level of its own. NaN unless it is two standard errors from nothing.
     """
-    if context.std() < 0.1 * context.mean():
+    above = below = squares = 0.0
+    centred: list[tuple[FloatArray, FloatArray]] = []
+    for length, answers in chosen.items():
+        context, seconds = [], []
+        for answer in answers:
+            at = (answer.prompt_tokens or 0) + 1
+            for (drafted, accepted), step_s in zip(
+                answer.steps or (), answer.step_s or (), strict=False
+            ):
+                if drafted == length:
+                    context.append(at)
+                    seconds.append(step_s)
+                at += accepted + 1
+        if len(context) > 1:
+            x, y = (np.array(v, dtype=np.float64) - np.mean(v) for v in (context, seconds))
+            centred.append((x, y))
+            above, below = above + float(x @ y), below + float(x @ x)
+    if below == 0.0:
         return float("nan")
-    rows, seconds = [], []
-    for place, one in enumerate(played):
-        rounds = one.drafting + one.plain
-        level = np.zeros((len(rounds), len(played)))
-        level[:, place] = rounds
-        rows.append(np.column_stack([level, rounds * context]))
-        seconds.append(one.seconds)
-    found, *_ = np.linalg.lstsq(np.concatenate(rows), np.concatenate(seconds), rcond=None)
-    return float(found[-1])
+    slope = above / below
+    count = sum(len(x) for x, _ in centred) - len(centred) - 1
+    squares = sum(float(((y - slope * x) ** 2).sum()) for x, y in centred)
+    error = np.sqrt(squares / max(1, count) / below)
+    return slope if abs(slope) > max(2 * error, 1e-9) else float("nan")
+
+
+def average_over_full(chosen: Mapping[int, Sequence[Answer]]) -> dict[int, float]:
+    """By length, the mean seconds of all its drafting rounds over those of the ones that drafted
+    that much: the last ones of a reply draft less. The seconds of a played length are the former,
+    those of the ends the latter.
+    """
+    found = {}
+    for length, answers in chosen.items():
+        steps = [
+            (drafted, step_s)
+            for answer in answers
+            for (drafted, _), step_s in zip(answer.steps or (), answer.step_s or (), strict=False)
+            if drafted > 0
+        ]
+        full = [step_s for drafted, step_s in steps if drafted == length]
+        if length and full and sum(full) > 0.0:
+            found[length] = float(np.mean([step_s for _, step_s in steps]) / np.mean(full))
+    return found

@@ -21,18 +21,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from experiments.servers.streams import Event
 from traces.errors import InputError
 from traces.importers.streams import object_of
 
+MOST_TOKENS = 1 << 22  # of a reply or a prompt; more only fills memory
 Step = tuple[int, int]
 """Drafted and accepted tokens of a round."""
-
-
-class Event(NamedTuple):
-    """One event of a stream. at_s: seconds after the request was sent."""
-
-    at_s: float
-    raw: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +80,6 @@ def body_of(
         "stream": True,
         "stream_options": {"include_usage": True},
     } | engine.extra
-
-
-def text_in(events: Sequence[Event]) -> str:
-    """The reply's text."""
-    pieces = []
-    for event in events:
-        delta = object_of(object_of(event.raw.get("choices")).get("delta"))
-        pieces.append(delta.get("content") or delta.get("reasoning_content") or "")
-    return "".join(piece for piece in pieces if isinstance(piece, str))
-
-
-def finish_in(events: Sequence[Event]) -> str:
-    """Why the reply ended, "" if the stream does not say: it was cut."""
-    for event in reversed(events):
-        if reason := object_of(event.raw.get("choices")).get("finish_reason"):
-            return str(reason)
-    return ""
 
 
 def _llama_cpp(events: Sequence[Event], length: int) -> Told:
@@ -227,6 +205,8 @@ def _of_steps(
         # The prompt's token comes alone; an event of more tokens than a round can emit is no round.
         if counts[0][1] == 1 and max(rounds, default=0) <= length + 1:
             steps = tuple((length, count - 1) for count in rounds)
+    if steps is not None and not inferred and not _fits(steps, arrived if counts else tokens):
+        steps = None
     if steps is not None and totals[1] is not None:
         kept = sum(accepted for _, accepted in steps)
         if inferred and not kept <= totals[1] <= kept + length:
@@ -245,6 +225,17 @@ def _of_steps(
     )
 
 
+def _fits(steps: tuple[Step, ...], tokens: int | None) -> bool:
+    """Rounds that an engine tells fill the reply behind its first token; its limit may cut the
+    last.
+    """
+    if not all(0 <= accepted <= drafted for drafted, accepted in steps):
+        return False
+    brought = sum(accepted + 1 for _, accepted in steps)
+    last = steps[-1][1] if steps else 0
+    return tokens is None or brought - last <= tokens - 1 <= brought
+
+
 def _silent(events: Sequence[Event]) -> Told:
     return _of_steps(events, [], 0, None, (None, None), {})
 
@@ -258,7 +249,9 @@ def _usage(events: Sequence[Event]) -> dict[str, Any]:
 
 def _number(raw: dict[str, Any], name: str) -> int | None:
     value = raw.get(name)
-    return int(value) if isinstance(value, int | float) and value == value else None
+    if not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
+        return None
+    return int(value)
 
 
 ENGINES = {

@@ -39,6 +39,7 @@ FIELDS = (
     *("source", "engine", "device", "target", "drafter", "concurrency"),
     *("draft_length", "tokens_per_round", "tokens_per_s"),
 )
+LONGEST = 128
 FEW = (2, 6)  # the lengths to be played, besides none, where nothing is known
 FROM_FEW, FROM_OTHERS = "few", "all others"
 
@@ -121,9 +122,13 @@ def read_ladders(path: Path) -> dict[str, list[Rung]]:
                 raise InputError(f"{path}: columns {', '.join(sorted(lacking))} are missing")
             for number, row in enumerate(reader, start=2):
                 where = f"{path}, line {number}"
+                length = _number(row, "draft_length", where, least=0.0)
+                if length != int(length) or length > LONGEST:
+                    raise InputError(f"{where}: draft_length must be a whole number to {LONGEST}")
+                tokens = _number(row, "tokens_per_round", where, least=1.0, needed=False)
                 rung = Rung(
-                    int(_number(row, "draft_length", where, least=0.0)),
-                    _number(row, "tokens_per_round", where, least=1.0, needed=False),
+                    int(length),
+                    tokens if length else 1.0,
                     _number(row, "tokens_per_s", where, least=1e-9),
                 )
                 ladder = found.setdefault(f"{row['source']} x{row['concurrency']}", {})

@@ -103,11 +103,15 @@ def words_of(command: str, engine: Engine, length: int, port: int | None) -> lis
 
 def _without(words: list[str], flags: Sequence[str]) -> list[str]:
     """The words without these flags and their values."""
-    kept, skip = [], False
+    kept: list[str] = []
+    skip = False
     for word in words:
         if skip or word in flags:
             skip = not skip
-        elif "{length}" not in word:
+        elif "{length}" in word:
+            if kept and kept[-1].startswith("-") and not word.startswith("-"):
+                kept.pop()  # its flag
+        else:
             kept.append(word)
     return kept
 
@@ -161,10 +165,13 @@ def _last_words(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
+    """The whole group, for a command may be a shell around the server; a second Ctrl-C hurries."""
+    try:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
+            os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOPS_WITHIN_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from experiments.servers.answers import FILE, AnswerFile
 from experiments.servers.columns import OBSERVED, observed_frame, observed_text
 from experiments.servers.engines import find_engine
 from experiments.servers.options import ObserveOptions
-from experiments.servers.plan import Seat, turns_of
+from experiments.servers.plan import Seat, Turn, turns_of
 from experiments.servers.session import Session, missing
 from real_backend.command_line import Result
 from real_backend.progress import progress
@@ -48,10 +50,10 @@ def run(options: ObserveOptions) -> Result:
 
 
 def play(
-    options: ObserveOptions, seats: Sequence[Seat], folder: Path
+    options: ObserveOptions, seats: Sequence[Seat], folder: Path, **more: Any
 ) -> tuple[AnswerFile, list[str]]:
     """The answers of these seats, and a line on those that are missing; what was answered before
-    is not asked again.
+    is not asked again. more: what else all answers of the folder share.
     """
     engine = find_engine(options.engine)
     questions = read_questions(options.prompts, options.limit)
@@ -59,14 +61,17 @@ def play(
     if options.force:
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = AnswerFile(folder, _asked(options, questions))
+    kept = AnswerFile(folder, settings_of(options, questions) | more)
     every = turns_of(questions, seats, options.blocks, options.seed)
     turns = [(turn, missing(turn, kept)) for turn in every]
     total = sum(len(question.turns) for question in questions) * len(seats)
     left = sum(len(places) for _, places in turns)
     with progress(total, "observe", total - left) as step:
         session = Session(options, engine, kept, step)
-        asyncio.run(session.play([turn for turn, places in turns if places]))
+        try:
+            asyncio.run(_until_told([turn for turn, places in turns if places], session))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
     if kept.refused:
         warn(f"{len(kept.refused)} requests were refused, the first: {_first(kept.refused)}")
     findings = []
@@ -78,11 +83,20 @@ def play(
     return kept, findings
 
 
+async def _until_told(turns: Sequence[Turn], session: Session) -> None:
+    """Play; SIGTERM ends it as Ctrl-C does, so that no server of ours is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # not on every system, or thread
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await session.play(turns)
+
+
 def _first(reasons: dict[Any, str]) -> str:
     return next(iter(reasons.values()))
 
 
-def _asked(options: ObserveOptions, questions: Sequence[Question]) -> dict[str, Any]:
+def settings_of(options: ObserveOptions, questions: Sequence[Question]) -> dict[str, Any]:
     """The settings that all answers of a folder share, so that they can be compared."""
     return {
         "engine": options.engine,

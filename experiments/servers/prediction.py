@@ -138,6 +138,8 @@ def predict(
     chosen = {length: [answers[length][name] for name in names] for length in sorted(answers)}
     last = max(max(chosen), longest or max(chosen) + FURTHER)
     present = min(chosen) if present is None else present
+    if present == 0 and 0 not in answers:
+        raise InputError("--present 0: no drafting was not observed; observe length 0, too")
     if present > last:
         raise InputError(f"--present {present} lies beyond the table; raise --longest")
     model = _Model(chosen, tuple(range(last + 1)), seed, alone)
@@ -150,7 +152,10 @@ def _common(answers: Mapping[int, Mapping[str, Answer]]) -> list[str]:
     names = [name for name in first if all(name in found for found in others)]
     if not names:
         raise InputError("no request was answered at every length; let `gammalab observe` finish")
-    return names
+    counted = [n for n in names if all(found[n].rounds is not None for found in answers.values())]
+    traced = [n for n in counted if all(f[n].traced for length, f in answers.items() if length)]
+    # A few replies whose events came together must not cost the rounds of all others.
+    return traced if 2 * len(traced) >= len(names) else counted or names
 
 
 class _Model:
@@ -173,9 +178,7 @@ class _Model:
         known = max(chosen) > 0 and all(answer.traced for answer in deepest)
         self.rounds: Rounds | None = replayed(deepest, lengths, seed=seed) if known else None
         self.played = [played_of(length, found) for length, found in chosen.items()]
-        first = next(iter(chosen.values()))
-        context = np.array([(a.prompt_tokens or 0) + a.tokens / 2 for a in first])
-        self.context_s = context_share(self.played, context)
+        self.context_s = context_share(chosen)
         tails = tails_of(chosen, self.context_s, max(chosen)) if alone else []
         self.curve: Curve = curve_of(self.played, self.weights, tails)
 
@@ -236,6 +239,7 @@ class _Model:
         idle = tuple(one.length for one in self.played if one.length and not one.drafting.any())
         running = np.nan_to_num(speeds)
         running[:, list(idle)] = 0.0  # plain decoding under another name
+        running[:, 1 : max(idle, default=0)] = 0.0  # and shorter drafts are thrown away as well
         wins = np.argmax(running[1:], axis=1)
         rows = [
             LengthRow(

@@ -22,10 +22,11 @@ from experiments.servers.client import (
     read_text,
 )
 from experiments.servers.counters import difference, models_in, samples_of
-from experiments.servers.engines import Engine, body_of, text_in
+from experiments.servers.engines import Engine, body_of
 from experiments.servers.launch import launched, spec_type_of, words_of
 from experiments.servers.options import ObserveOptions
 from experiments.servers.plan import Turn, gaps_of
+from experiments.servers.streams import text_in
 from real_backend.progress import Step
 from real_backend.prompts import Question
 from traces.errors import InputError, warn
@@ -155,11 +156,14 @@ class _Playing:
         gaps = [0.0] * len(questions)
         if self.options.rate:
             gaps = gaps_of(self.options.rate, len(gaps), self.options.seed + self.turn.block)
-        async with asyncio.TaskGroup() as group:
-            for question, gap in zip(questions, gaps, strict=True):
-                await asyncio.sleep(gap)
-                await self.free.acquire()
-                group.create_task(self._dialogue(question))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for question, gap in zip(questions, gaps, strict=True):
+                    await asyncio.sleep(gap)
+                    await self.free.acquire()
+                    group.create_task(self._dialogue(question))
+        except* OSError as errors:  # a full disk
+            self.fatal = InputError(f"{self.kept.folder}: {errors.exceptions[0]}")
 
     async def _dialogue(self, question: Question) -> None:
         """The turns of one question in order; what follows a reply needs it."""
@@ -201,7 +205,14 @@ class _Playing:
     def _keep(self, key: Key, question: Question, reply: Reply) -> bool:
         """Write the answer down; False if the server did not tell its length."""
         seat = self.turn.seat
-        told = self.session.engine.told(reply.events, seat.length)
+        try:
+            told = self.session.engine.told(reply.events, seat.length)
+            odd = not 0.0 <= told.decode_s < 86_400.0
+        except (TypeError, ValueError, ArithmeticError, AttributeError):
+            odd = True
+        if odd:
+            self.session.failed[key] = f"{key[2]}: what the server tells of it is no count"
+            return False
         if not told.tokens:
             self.session.failed[key] = f"{key[2]}: the server told neither usage nor tokens"
             return False
@@ -247,7 +258,8 @@ async def describe(client: httpx.AsyncClient, wanted: str | None) -> tuple[str, 
     """
     models = await read_object(client, "/models", root=False)
     rows = models.get("data")
-    names = [str(row["id"]) for row in rows if "id" in row] if isinstance(rows, list) else []
+    listed = rows if isinstance(rows, list) else []
+    names = [str(row["id"]) for row in listed if isinstance(row, dict) and "id" in row]
     if not names and not await read_text(client, "/health"):
         raise InputError(f"nothing answers at {client.base_url}; is the server up?")
     if wanted is None and len(names) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.frames import csv_of, described, text_of
-from experiments.common.results import command_line, write_result
+from experiments.common.results import write_result
 from experiments.common.statistics import bootstrap_weights, enough
 from experiments.common.text_table import fill
 from experiments.common.verdict import CONTRADICTED, NOISY, Ratio, Turns, is_tie, ratio_of
@@ -22,11 +22,12 @@ from experiments.servers.answers import Answer, AnswerFile
 from experiments.servers.columns import OBSERVED, observed_frame
 from experiments.servers.engines import find_engine
 from experiments.servers.launch import setting_of, spec_type_of
-from experiments.servers.observe import play
+from experiments.servers.observe import play, settings_of
 from experiments.servers.options import ObserveOptions
 from experiments.servers.plan import Seat
 from experiments.servers.prediction import Prediction, by_length, predict
 from real_backend.command_line import Result
+from real_backend.prompts import read_questions
 from traces.errors import InputError
 from traces.split import question_of
 
@@ -52,6 +53,13 @@ def verify(options: ObserveOptions) -> Result:
     Raises InputError if there is nothing to recommend, or the server must be restarted by hand.
     """
     kept = AnswerFile(options.out)
+    asked = settings_of(options, read_questions(options.prompts, options.limit))
+    free = ("blocks", "seed")
+    if other := [n for n in asked if n not in free and asked[n] != kept.asked.get(n)]:
+        raise InputError(
+            f"--verify asks otherwise than {options.out} was observed ({', '.join(other)}); repeat "
+            "its options"
+        )
     predicted = predict(
         by_length(kept.answers), options.present, None, options.seed, alone=kept.alone
     )
@@ -67,7 +75,8 @@ def verify(options: ObserveOptions) -> Result:
         Seat(RECOMMENDED, predicted.best),
         Seat(PLACEBO, predicted.present),
     ]
-    answers, findings = play(options, seats, options.out / FOLDER)
+    played = [[seat.name, seat.length] for seat in seats]
+    answers, findings = play(options, seats, options.out / FOLDER, lengths=played)
     verdict = judge(answers.answers, predicted, options)
     frame = observed_frame(answers.answers)
     ratio = verdict.ratio
@@ -88,7 +97,6 @@ def verify(options: ObserveOptions) -> Result:
         "setting": setting_of(engine, predicted.best, kind),
         "columns": described(OBSERVED),
         "rows": frame.to_dict("records"),
-        "command": command_line(),
         "findings": findings,
     }
     write_result("verify", content, options.out / FOLDER / "verify.json", overwrite=True)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.servers.acceptance import tokens_at
+from experiments.servers.answers import Answer
 from experiments.servers.curve import (
     BETWEEN,
     BEYOND,
@@ -17,6 +18,7 @@ from experiments.servers.curve import (
     TAILS,
     Played,
     Tails,
+    average_over_full,
     context_share,
     curve_of,
 )
@@ -82,15 +84,32 @@ def test_noise_is_no_kink() -> None:
     assert curve_of(runs, np.ones((1, 2))).kinks() and not curve_of(runs, weights).kinks()
 
 
+def answer(rounds: int, start: int, base: float, slope: float, noise: float = 0.0) -> Answer:
+    """Rounds of two drafted tokens, one kept, and a last one of one; seconds by context."""
+    steps = [(2, 1)] * (rounds - 1) + [(1, 0)]
+    step_s = [
+        base + slope * (start + 1 + 2 * k) + noise * (-1) ** k for k in range(rounds - 1)
+    ] + [0.5 * base]  # fmt: skip
+    return Answer(
+        request_id=f"{start}.1", category="qa", length=2, block=0, seat="2", prompt_tokens=start,
+        tokens=2 * rounds, text="", sent_unix_s=0.0, first_s=0.0, last_s=1.0,
+        decode_s=sum(step_s), drafted=2 * rounds - 1, accepted=rounds - 1, steps=tuple(steps),
+        step_s=tuple(step_s), inferred=False, raw={}, tries=1,
+    )  # fmt: skip
+
+
 def test_context_share() -> None:
-    context = np.array([100.0, 900.0])
-    runs = [
-        Played(n, np.array([10.0, 30.0]) * (base + 2e-6 * context), np.array([10.0, 30.0]),
-               np.zeros(2), np.ones(2))
-        for n, base in ((2, 0.04), (6, 0.06))
-    ]  # fmt: skip
-    assert context_share(runs, context) == pytest.approx(2e-6)
-    assert math.isnan(context_share(runs, np.array([100.0, 101.0])))
+    runs = {2: [answer(20, 10, 0.04, 2e-6), answer(9, 900, 0.04, 2e-6)]}
+    assert context_share(runs) == pytest.approx(2e-6)
+    # Short replies have a larger share of short last rounds: no price of context.
+    assert math.isnan(context_share({2: [answer(20, 10, 0.04, 0.0), answer(4, 900, 0.04, 0.0)]}))
+    assert math.isnan(context_share({2: [answer(9, 10, 0.04, 1e-6, noise=0.02)]}))
+
+
+def test_average_over_full_rounds() -> None:
+    # Nineteen rounds of 40 ms and one of 20.
+    found = average_over_full({0: [], 2: [answer(20, 10, 0.04, 0.0)]})
+    assert found == {2: pytest.approx((19 * 0.04 + 0.02) / 20 / 0.04)}
 
 
 @given(chance=st.floats(0.05, 0.95), known=st.sets(st.integers(1, 8), min_size=1, max_size=3))

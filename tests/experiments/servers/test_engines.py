@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.servers.engines import Event, find_engine, finish_in, text_in
+from experiments.servers.engines import find_engine
+from experiments.servers.streams import Event, finish_in, text_in
 from traces.errors import InputError
 
 

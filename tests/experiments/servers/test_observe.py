@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,7 @@ def test_a_prompt_that_is_refused_is_told_and_not_asked_again(
         ({"url": "localhost:80"}, "must begin with http"),
         ({"url": "http://127.0.0.1:9"}, "nothing answers at"),
         ({"lengths": (0, 2)}, "needs --server-command"),
+        ({"url": "http://127.0.0.1:99999"}, "there is no port 99999"),
         ({"model": "other"}, "--model other: the server has fake"),
         ({"engine": "tgi"}, "unknown engine"),
         ({"prompts": Path("none.jsonl")}, "no such prompt file"),
@@ -147,6 +149,29 @@ def test_two_models_behind_one_url(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has one, two; choose one with --model"):
             run(options_for(tmp_path, server.url, lengths=(3,)))
         assert not run(options_for(tmp_path, server.url, lengths=(3,), model="two")).findings
+
+
+def test_a_terminated_observe_leaves_no_server(tmp_path: Path) -> None:
+    port, prompts = free_port(), write_questions(tmp_path / "questions.jsonl")
+    words = [
+        *(sys.executable, "-m", "experiments", "observe", "--url", f"http://127.0.0.1:{port}"),
+        *("--engine", "llama.cpp", "--prompts", str(prompts), "--lengths", "3", "--timeout", "60"),
+        *(
+            "--out",
+            str(tmp_path / "seen"),
+            "--server-command",
+            command(port, "--trouble", "silent"),
+        ),
+    ]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "seen/servers/0-3.log").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "goes on where it stopped" in said
+    with socket.socket() as probe:  # nobody listens there any more
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_another_question_does_not_go_into_the_same_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -66,8 +67,6 @@ def test_lengths_that_were_not_played_are_predicted(observed: Path) -> None:
 
 
 def test_counts_alone_give_a_curve(observed: Path) -> None:
-    import dataclasses
-
     answers = [
         dataclasses.replace(answer, steps=None) for answer in AnswerFile(observed / "seen").answers
     ]
@@ -133,6 +132,11 @@ def test_too_little_was_observed(observed: Path) -> None:
         predict({2: answers[2]})
     with pytest.raises(InputError, match="no request was answered at every length"):
         predict({0: {"a.1": answers[0]["0.1"]}, 2: {"b.1": answers[2]["0.1"]}})
+    with pytest.raises(InputError, match="--present 0: no drafting was not observed"):
+        predict({2: answers[2], 6: answers[6]}, present=0)
+    with pytest.raises(InputError, match="at length 8 the server never drafted more than 6"):
+        predict({0: answers[0], 8: {n: dataclasses.replace(a, length=8)
+                                    for n, a in answers[6].items()}})  # fmt: skip
     with pytest.raises(InputError, match="--present 30 lies beyond"):
         predict(answers, present=30)
 
@@ -164,6 +168,14 @@ def test_settings_of_engines() -> None:
     assert setting_of(llama, 3, "ngram-simple") == "--spec-ngram-simple-size-m 3"
 
 
+def test_a_reply_without_rounds_costs_no_other_its_own(observed: Path) -> None:
+    answers = by_length(AnswerFile(observed / "seen").answers)
+    lost = dataclasses.replace(answers[6]["3.1"], steps=None, step_s=None, accepted=None)
+    found = predict(answers | {6: answers[6] | {"3.1": lost}})
+    assert found.evidence == ROUNDS and "3.1" not in found.requests
+    assert len(found.requests) == len(answers[6]) - 1
+
+
 def test_words_of_a_server() -> None:
     llama = find_engine("llama.cpp")
     base = "llama-server -m t.gguf -md d.gguf --spec-type draft-simple"
@@ -176,6 +188,8 @@ def test_words_of_a_server() -> None:
         "--port",
         "1",
     ]
+    own = "llama-server -m t --draft-max {length}"
+    assert words_of(own, llama, 0, None) == ["llama-server", "-m", "t", "--spec-type", "none"]
     with pytest.raises(InputError, match="empty"):
         words_of(" ", llama, 4, None)
     with pytest.raises(InputError, match="No closing quotation"):

@@ -31,6 +31,10 @@ def test_end_to_end_on_a_server_that_we_start(tmp_path: Path) -> None:
     run(options_for(tmp_path, url, verify=True, **how))  # goes on where it stopped: at the end
     again = (tmp_path / "seen" / "verify" / "answers.jsonl").read_text().count('"answer"')
     assert asked == again == 27
+    with pytest.raises(InputError, match=r"begun with other settings.*lengths"):
+        run(options_for(tmp_path, url, verify=True, present=2, **how))
+    with pytest.raises(InputError, match=r"asks otherwise than .* was observed \(concurrency\)"):
+        run(options_for(tmp_path, url, verify=True, concurrency=8, **how))
 
 
 def test_by_hand_it_says_what_to_restart(tmp_path: Path) -> None:
