@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/study
+# Images that set it save space; here it parses every test again in every worker.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: study check test test-all coverage bench docs smollm2 study-smollm2 clean
 

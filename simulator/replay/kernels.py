@@ -64,7 +64,7 @@ def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
     Raises InputError if a hook does something that cannot be compiled.
     """
     _, _, prices, believed, *_ = arguments
-    key = (type(policy), recorder, believed is not prices)
+    key = _key(type(policy), recorder, believed is not prices)
     return run_recipe(policy, _recipe_of(*key), key, *arguments)
 
 
@@ -117,8 +117,15 @@ def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
 
     Compilation itself happens (or is loaded) at its first call.
     """
-    key = (cls, recorder, False)
+    key = _key(cls, recorder, False)
     return _kernel(_recipe_of(*key), key)
+
+
+def _key(cls: type[Policy], recorder: Recorder, apart: bool) -> tuple[Any, Recorder, bool]:
+    """Of a replay's kernel. apart: see simulator.replay.rounds.APART. A log has one kernel for both:
+    writing a row costs more than pricing a round twice.
+    """
+    return cls, recorder, apart or recorder is rounds.write_row
 
 
 def _recipe_of(cls: type[Policy], recorder: Recorder, apart: bool) -> KernelRecipe:

@@ -134,7 +134,7 @@ def test_the_whole_loop_on_a_tiny_pair(
 ) -> None:
     """Only what does not depend on the clock is asserted."""
     monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 4, 16))
-    prompts = write_prompts(tmp_path / "prompts.jsonl", questions=9, turns=2)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", questions=5, turns=2)
     out = tmp_path / "study"
     argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]
     assert cli.main([*argv, "--out", str(out)]) == 0
@@ -155,7 +155,7 @@ def test_the_whole_loop_on_a_tiny_pair(
         assert head in first
     assert printed.out.strip().endswith("report.html")
     trace = read_trace(out / "trace.parquet")
-    assert trace.requests == 18 and trace.meta.exactness == "exact"
+    assert trace.requests == 10 and trace.meta.exactness == "exact"
     found = read_result("validate", out / "validate.json")
     # Whoever does not read the clock takes the replay's rounds; every reply is the trace's.
     blind = [check for check in found["checks"] if not check["reads_clock"]]

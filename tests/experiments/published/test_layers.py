@@ -113,6 +113,7 @@ def test_data_sheet_by_hand() -> None:
 
 
 @needs(LAYERS)
+@pytest.mark.slow
 def test_layers_as_published() -> None:
     _, result = layers.study(arguments(LAYERS))
     assert (result["series"], result["points"]) == (22, 6466)

@@ -90,7 +90,7 @@ def same(recorded: Any, eager: Any) -> None:
         ["llama-p-min:p_min=0.4"],
     ),
 )
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", few_or_slow([0.0, 0.8], [0.8]))
 def test_recorded_steps_decode_what_eager_ones_do(
     pair: Any, costs: StepCosts, fake: Any, name: str, batch: int, temperature: float
 ) -> None:

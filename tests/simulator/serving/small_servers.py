@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from policies.base import Policy, State, View
 from policies.confidence.thresholds import TailPruning
 from policies.counts.gammatune import GammaTune
-from policies.fixed import Fixed
 from policies.randomness import Rng
 from simulator.serving.draft_budget import ALLOTMENTS
 from simulator.serving.options import ROUTERS, Server
@@ -184,9 +183,7 @@ def anything(data: Any, **fixed: Any) -> tuple[Policy, Trace, Demand, Server]:
     chosen = data.draw(SERVERS) | fixed
     trace = mixed_trace(data.draw(st.integers(0, 50)))
     confident = ALLOTMENTS[chosen["allotment"]] >= ALLOTMENTS["tetris"]
-    policy = data.draw(
-        st.sampled_from([TailPruning(), Fixed(3)] + ([] if confident else [GammaTune()]))
-    )
+    policy = data.draw(st.sampled_from([TailPruning()] + ([] if confident else [GammaTune()])))
     chosen["pipelined"] = chosen["pipelined"] and not confident
     trace = of_a_model(trace) if chosen["pipelined"] else trace
     if data.draw(st.booleans()) or "tight" in chosen:
