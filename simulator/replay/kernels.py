@@ -122,8 +122,8 @@ def policy_kernel(cls: type[Policy], recorder: Recorder) -> Kernel:
 
 
 def _key(cls: type[Policy], recorder: Recorder, apart: bool) -> tuple[Any, Recorder, bool]:
-    """Of a replay's kernel. apart: see simulator.replay.rounds.APART. A log has one kernel for both:
-    writing a row costs more than pricing a round twice.
+    """Of a replay's kernel. apart: see simulator.replay.rounds.APART. A log has one kernel for
+    both: writing a row costs more than pricing a round twice.
     """
     return cls, recorder, apart or recorder is rounds.write_row
 
