@@ -169,6 +169,11 @@ VERBS = {
         s.LaddersOptions,
         "experiments.servers.ladders:run",
     ),
+    "studies shapes": Verb(
+        "chains and trees on one recording: which shape of a draft pays here",
+        s.ShapesOptions,
+        "experiments.shapes.study:run",
+    ),
     "studies worlds": Verb(
         "several leaderboards as one table and one figure",
         s.WorldsOptions,

@@ -17,6 +17,7 @@ CENSORED = "gammatune,hf-heuristic:gamma0=5,goodput,ucb," + ",".join(
     f"fixed:gamma={gamma}" for gamma in range(9)
 )
 LEARNERS = "ucb,ucb1,thompson-beta,exp3,lin-thompson,payback,gammatune"
+DEPTHS = "gammatune,payback,hf-confidence"
 RECORDERS = ("hf-heuristic", "fixed:gamma=3", "gammatune")
 REFERENCE = "fixed:gamma=5"  # the best fixed length of the greedy recording at `coverage`'s costs
 MILLISECONDS = number(0.0, 1e6, "no forward takes a quarter of an hour", above=False)
@@ -99,6 +100,24 @@ class PositionsOptions:
 
     trace: tuple[Path, ...] = options("a recording; may be given again", shipped_or_file)
     json: bool = as_json()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapesOptions:
+    """Which recording, at which costs, and which trees besides those that are found."""
+
+    trace: Path = option(
+        "greedy, of a draft model (default: the shipped greedy one)", shipped_or_file, GREEDY
+    )
+    cost: str = option(
+        "a timing, or roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
+        default=str(TIMING),
+    )
+    shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
+    policies: str = option('rules that decide the depth, "" for none', default=DEPTHS)
+    seed: int = seed_of("the split into halves and all draws")
+    json: bool = as_json()
+    csv: bool = as_csv()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Which shape of a draft pays: a chain, or a tree?"""

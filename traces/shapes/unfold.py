@@ -1,0 +1,102 @@
+"""A recording and its prices as a round of a certain tree meets them.
+
+Drafting a tree level by level and judging its nodes in one forward is, to everybody who asks how
+deep to go, drafting a chain in which other tokens are accepted and levels have other prices: a
+round at i that drafts d levels accepts min(d, reach[i]), where reach is how far the reply's own
+tokens lead down the tree. So every controller decides the depth of any tree, every runtime replays
+it, and nothing of them knows.
+
+The way down is exact for greedy replies and drafts of tokens only: there the accepted path is the
+reply, whose tokens' ranks were recorded. A head that reads the target's states drafts deeper levels
+from its own; sampled replies accept by chance: both are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.costs.pricing import StepCosts, read_only
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.shapes.shape import Shape
+
+
+def check_ranks(trace: Trace) -> npt.NDArray[np.int16]:
+    """target_rank [N] of a recording whose trees are exact; InputError for any other."""
+    meta = trace.meta
+    if trace.target_rank is None:
+        raise InputError(
+            "the trace has no target_rank, the rank of each token of the reply in the draft's "
+            "distribution; record it again with `gammalab capture`"
+        )
+    if meta.drafter != "model" or meta.exactness not in ("exact", "synthetic"):
+        raise InputError(
+            f"trees need a greedy recording of a draft model; this one is of kind "
+            f"{meta.drafter!r} and {meta.exactness!r}"
+        )
+    return trace.target_rank
+
+
+def reach(trace: Trace, shape: Shape) -> npt.NDArray[np.int16]:
+    """[N] drafted tokens that a round of the whole tree at each position accepts."""
+    ranks, children = check_ranks(trace), shape.children
+    left = np.repeat(trace.offsets[1:], trace.reply_tokens) - np.arange(trace.positions)
+    depth = np.zeros(trace.positions, dtype=np.int16)
+    at = np.arange(trace.positions)  # positions that still descend
+    node = np.zeros(trace.positions, dtype=np.int64)
+    for level in range(shape.depth):
+        at, node = at[left[at] > level], node[left[at] > level]
+        rank = ranks[at + level].astype(np.int64)
+        known = rank < children.shape[1]
+        at, node, rank = at[known], node[known], rank[known]
+        child = children[node, rank]
+        at, node = at[child > 0], child[child > 0]
+        depth[at] = level + 1
+    return depth
+
+
+def under(trace: Trace, shape: Shape) -> Trace:
+    """The recording as rounds of this tree meet it: a draft of d tokens is one of d levels.
+
+    Signals are those of the likeliest path, which is in the tree; they are left out where it ends
+    before the tree does, or where they were not recorded so deep. Raises InputError as check_ranks.
+    """
+    depth = shape.depth
+    signals = trace.has_signals and shape.first_path == depth <= trace.meta.depth
+    return dataclasses.replace(
+        trace,
+        meta=dataclasses.replace(trace.meta, depth=depth),
+        accept_len=reach(trace, shape),
+        top1_prob=trace.top1_prob[:, :depth] if signals and trace.top1_prob is not None else None,
+        entropy=trace.entropy[:, :depth] if signals and trace.entropy is not None else None,
+        accept_prob=None,
+    )
+
+
+def prices_of_levels(costs: StepCosts, shape: Shape) -> StepCosts:
+    """The table by which rounds of this tree are priced, a level in the place of a token.
+
+    The first level comes of the forward that reads what the draft lacks; every further one of a
+    forward that reads the level before, all of its nodes, so that an accepted token is in the
+    draft's cache unless it stands in the last level, as in a chain. The target reads every drafted
+    node and the newest token.
+
+    What a mask and a gather of accepted places cost is not in it. Raises InputError if the table is
+    not as wide as the tree.
+    """
+    if costs.width < shape.nodes + 2:
+        raise InputError(
+            f"the costs cover steps of up to {costs.width - 1} tokens, shape {shape} needs "
+            f"{shape.nodes + 1}: tabulate them with width={shape.nodes + 2}"
+        )
+    verify = costs.verify_s.copy()
+    wider = np.zeros(costs.verify_s.shape[:2])  # seconds that levels cost beyond one token each
+    for level in range(1, shape.depth + 1):
+        if level > 1:
+            wider += costs.draft_s[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
+        verify[..., level + 1] = costs.verify_s[..., shape.nodes_to[level] + 1] + wider
+    verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
+    return costs._replace(verify_s=read_only(verify, np.float64))
