@@ -60,6 +60,7 @@ FloatArray = npt.NDArray[np.float64]
 SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BUCKET_TOKENS = 32
+TUNED = "tuned chain"
 SHOWN = 32  # characters of a shape in a table
 
 
@@ -111,20 +112,21 @@ class _Drafted(NamedTuple):
     rounds: float
 
 
-class _Half(NamedTuple):
+class Half(NamedTuple):
     """One half of a recording, at the costs of single tokens."""
 
     trace: Trace
     costs: StepCosts
 
     def seconds(self, policy: Policy, shape: Shape, seed: int = 0) -> float:
-        """Of all requests together."""
-        return float(self.play(policy, shape, seed).seconds.sum())
+        """Of all requests together, where the controller decides the depth of this tree."""
+        return float(self.play(Way("", policy, shape), seed).seconds.sum())
 
-    def play(self, policy: Policy, shape: Shape, seed: int = 0) -> _Drafted:
-        """A controller that decides the depth of this tree."""
+    def play(self, way: Way, seed: int = 0) -> _Drafted:
+        """One way to draft."""
+        shape = way.shape or chain(1)
         trace, costs = under(self.trace, shape), prices_of_levels(self.costs, shape)
-        found = tally(policy, trace, costs, seed=seed)
+        found = tally(way.policy, trace, costs, seed=seed)
         return _Drafted(found.decode_s, float(found.rounds.sum()))
 
 
@@ -148,11 +150,12 @@ def run(options: ShapesOptions) -> Result:
                 f"--shape {shape}: it verifies {shape.nodes + 1} tokens, {options.cost} was "
                 f"measured up to {widest + 1}"
             )
-    found = shapes(trace, priced, given, rules, widest=widest, seed=options.seed)
+    train, test = halves_of(trace, priced, given, widest, options.seed)
+    ways = ways_of(train, given, rules, widest, options.seed)
+    found = judged(ways, test, seed=options.seed)
     frame = frame_of(found)
-    held = len(split_rows(trace, seed=options.seed)[1])
     about = (
-        f"{trace.meta.pair}, {held} of {trace.requests} replies held out; costs: "
+        f"{trace.meta.pair}, {test.trace.requests} of {trace.requests} replies held out; costs: "
         f"{Path(options.cost).name}, which know up to {widest + 1} verified tokens"
     )
     note = (
@@ -164,18 +167,11 @@ def run(options: ShapesOptions) -> Result:
     return Result("\n\n".join(text), content, csv_of(COLUMNS, frame))
 
 
-def shapes(
-    trace: Trace,
-    priced: Priced,
-    given: Sequence[Shape],
-    rules: Sequence[Policy],
-    *,
-    widest: int,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> list[ShapeResult]:
-    """Every way to draft, plain decoding first. given: shapes that are judged besides; widest:
-    nodes of the largest tree. Raises InputError if the trace cannot be split.
+def halves_of(
+    trace: Trace, priced: Priced, given: Sequence[Shape], widest: int, seed: int
+) -> tuple[Half, Half]:
+    """Training and held-out half, priced as wide as any tree. Raises InputError if the trace cannot
+    be split.
     """
     nodes = max([*SIZES, *(shape.nodes for shape in given), trace.meta.depth])
     costs = tabulate(
@@ -184,41 +180,74 @@ def shapes(
         width=min(nodes, widest) + 2,
         bucket_tokens=BUCKET_TOKENS,
     )
-    train, test = (_Half(trace.select(rows), costs) for rows in split_rows(trace, seed=seed))
-    report = _report(test.trace, seed, resamples)
-    lengths = range(1, min(trace.meta.depth, widest) + 1)
+    train, test = (Half(trace.select(rows), costs) for rows in split_rows(trace, seed=seed))
+    return train, test
+
+
+class Way(NamedTuple):
+    """A way to draft: its name, who decides the depth, of which shape; None: nothing is drafted."""
+
+    name: str
+    policy: Policy
+    shape: Shape | None
+
+
+class Ways(NamedTuple):
+    """The ways that the training half chose, the tuned chain among them, and the trees on which
+    no controller is deeper than the clairvoyant.
+    """
+
+    all: list[Way]
+    baseline: Way
+    ceilings: list[Way]
+
+
+def ways_of(
+    train: Half, given: Sequence[Shape], rules: Sequence[Policy], widest: int, seed: int
+) -> Ways:
+    """Plain decoding, the tuned chain, trees, and every rule on a chain and on its best tree."""
+    lengths = range(1, min(train.trace.meta.depth, widest) + 1)
     longest = chain(lengths[-1])
-    plain = test.play(Never(), longest)
     tuned = min((0, *lengths), key=lambda length: train.seconds(Fixed(length), longest))
-    base = test.play(Fixed(tuned), longest)
+    plain = Way("plain decoding", Never(), None)
+    base = Way(TUNED, Fixed(tuned), chain(tuned) if tuned else None)
     found = _trees(train, given, widest)
-    rows = [
-        report("plain decoding", None, plain, plain, base),
-        report("tuned chain", chain(tuned) if tuned else None, base, plain, base),
-    ]
-    for name, shapes in found.items():
-        shape = min(shapes, key=lambda one: train.seconds(Fixed(one.depth), one))
-        rows.append(report(name, shape, test.play(Fixed(shape.depth), shape), plain, base))
-    every = list(dict.fromkeys(shape for shapes in found.values() for shape in shapes))
+    ways = [plain, base]
+    for name, offered in found.items():
+        shape = min(offered, key=lambda one: train.seconds(Fixed(one.depth), one))
+        ways.append(Way(name, Fixed(shape.depth), shape))
+    every = list(dict.fromkeys(shape for offered in found.values() for shape in offered))
     for rule in rules:
-        played = test.play(rule, longest, seed)
-        rows.append(report(f"{label(rule)}, chain", longest, played, plain, base))
+        ways.append(Way(f"{label(rule)}, chain", rule, longest))
         fit = [s for s in every if not uses_signals(rule) or under(train.trace, s).has_signals]
         if fit:
             shape = min(fit, key=lambda one: train.seconds(rule, one, seed))
-            played = test.play(rule, shape, seed)
-            rows.append(report(f"{label(rule)}, tree", shape, played, plain, base))
-    for where, shape in (
-        ("chain", longest),
-        ("tree", min(every, key=lambda one: train.seconds(Fixed(one.depth), one))),
-    ):
-        log = clairvoyant(under(test.trace, shape), prices_of_levels(costs, shape))
-        ceiling = _Drafted(per_request(log).decode_s, float(len(log)))
-        rows.append(report(f"clairvoyant depth, {where}", shape, ceiling, plain, base))
+            ways.append(Way(f"{label(rule)}, tree", rule, shape))
+    best = min(every, key=lambda one: train.seconds(Fixed(one.depth), one))
+    ceilings = [
+        Way("clairvoyant depth, chain", Never(), longest),
+        Way("clairvoyant depth, tree", Never(), best),
+    ]
+    return Ways(ways, base, ceilings)
+
+
+def judged(
+    ways: Ways, test: Half, *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[ShapeResult]:
+    """Every way on the held-out half, plain decoding first, the clairvoyant's depths last."""
+    report = _report(test.trace, seed, resamples)
+    plain = test.play(ways.all[0], seed)
+    base = plain if ways.baseline.shape is None else test.play(ways.baseline, seed)
+    rows = [report(way, test.play(way, seed), plain, base) for way in ways.all]
+    for way in ways.ceilings:
+        assert way.shape is not None
+        log = clairvoyant(under(test.trace, way.shape), prices_of_levels(test.costs, way.shape))
+        found = _Drafted(per_request(log).decode_s, float(len(log)))
+        rows.append(report(way, found, plain, base))
     return rows
 
 
-def _trees(train: _Half, given: Sequence[Shape], widest: int) -> dict[str, list[Shape]]:
+def _trees(train: Half, given: Sequence[Shape], widest: int) -> dict[str, list[Shape]]:
     """The trees that the training half offers, by name; the given ones each by itself."""
     profile = rank_profile(train.trace)
     pairs = [(n, depth) for n in SIZES if n <= widest for depth in DEPTHS if depth <= n]
@@ -239,21 +268,17 @@ def _widest(priced: Priced) -> int:
 
 def _report(
     test: Trace, seed: int, resamples: int
-) -> Callable[[str, Shape | None, _Drafted, _Drafted, _Drafted], ShapeResult]:
-    """Turns what was played into a row: name, shape, sums, those of plain decoding and of the tuned
-    chain.
-    """
+) -> Callable[[Way, _Drafted, _Drafted, _Drafted], ShapeResult]:
+    """Turns sums into a row: of a way, of plain decoding, of the tuned chain."""
     questions = [question_of(request_id) for request_id in test.request_id]
     weights = bootstrap_weights(questions, seed=seed, resamples=resamples)
     tokens = float(test.reply_tokens.sum())
 
-    def report(
-        name: str, shape: Shape | None, ours: _Drafted, plain: _Drafted, base: _Drafted
-    ) -> ShapeResult:
-        seconds = float(ours.seconds.sum())
+    def report(way: Way, ours: _Drafted, plain: _Drafted, base: _Drafted) -> ShapeResult:
+        seconds, shape = float(ours.seconds.sum()), way.shape
         over = ratio_of_sums(base.seconds, ours.seconds, weights)
         return ShapeResult(
-            name=name,
+            name=way.name,
             shape="" if shape is None else str(shape),
             nodes=0 if shape is None else shape.nodes,
             depth=0 if shape is None else shape.depth,
@@ -262,7 +287,7 @@ def _report(
             tokens_per_s=tokens / seconds,
             speedup=ratio_of_sums(plain.seconds, ours.seconds, weights),
             vs_chain=over,
-            verdict="baseline" if ours is base else verdict(over, len(set(questions))),
+            verdict="baseline" if way.name == TUNED else verdict(over, len(set(questions))),
         )
 
     return report

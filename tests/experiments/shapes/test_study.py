@@ -12,12 +12,14 @@ import pytest
 
 from experiments.common.cost_sources import Priced
 from experiments.common.statistics import SAME, TIE
-from experiments.shapes.study import COLUMNS, ShapeResult, run, shapes
+from experiments.shapes.study import COLUMNS, ShapeResult, halves_of, judged, run, ways_of
 from experiments.studies import ShapesOptions
+from policies.base import Policy
 from policies.registry import parse_policy
 from tests.traces.shapes.test_shapes import ranked
 from traces.costs.affine import Affine
 from traces.errors import InputError
+from traces.schema import Trace
 from traces.shapes.shape import chain, parse_shape
 from traces.shipped import shipped_or_file
 
@@ -27,8 +29,15 @@ def found(model: Affine, rules: tuple[str, ...] = ()) -> dict[str, ShapeResult]:
     generator = np.random.default_rng(5)
     trace = ranked([generator.choice(3, 60, p=[0.4, 0.4, 0.2]).tolist() for _ in range(12)])
     policies = [parse_policy(rule) for rule in rules]
-    rows = shapes(trace, Priced(model, {}, 0), [parse_shape("2x1")], policies, widest=12)
-    return {row.name: row for row in rows}
+    return {row.name: row for row in rows_of(trace, model, "2x1", policies, 12)}
+
+
+def rows_of(
+    trace: Trace, model: Affine, shape: str, rules: list[Policy], widest: int
+) -> list[ShapeResult]:
+    given = [parse_shape(shape)]
+    train, test = halves_of(trace, Priced(model, {}, 0), given, widest, 0)
+    return judged(ways_of(train, given, rules, widest, 0), test)
 
 
 def test_where_verification_is_free_the_widest_tree_wins() -> None:
@@ -56,7 +65,7 @@ def test_seconds_by_hand() -> None:
     """
     trace = ranked([[1, 0] * 10 for _ in range(10)])
     model = Affine(target_fixed=1.0, target_token=0.1, draft_fixed=0.0)
-    rows = shapes(trace, Priced(model, {}, 0), [parse_shape("2")], [], widest=2)
+    rows = rows_of(trace, model, "2", [], 2)
     (row,) = [row for row in rows if row.name == "given 2"]
     assert row.tokens_per_round == 2.0 and row.round_ms == pytest.approx(1200.0)
     assert row.tokens_per_s == pytest.approx(20 / 12.0)
