@@ -106,6 +106,7 @@ class PositionsOptions:
 class ShapesOptions:
     """Which recording, at which costs, and which trees besides those that are found."""
 
+    pair: PairOptions = pair_part()
     trace: Path = option(
         "greedy, of a draft model (default: the shipped greedy one)", shipped_or_file, GREEDY
     )
@@ -115,6 +116,13 @@ class ShapesOptions:
     )
     shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
     policies: str = option('rules that decide the depth, "" for none', default=DEPTHS)
+    sit: int = option(
+        "decode about N held-out requests of the pair, all tasks alike, and say what holds; 0: "
+        "nothing is decoded",
+        whole(0),
+        0,
+    )
+    prompts: Path | None = maybe(TRACE_PROMPTS)
     seed: int = seed_of("the split into halves and all draws")
     json: bool = as_json()
     csv: bool = as_csv()

@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.common.cost_sources import Priced, read_costs
+from experiments.common.cost_sources import read_costs
 from experiments.common.frames import (
     Column,
     csv_of,
@@ -38,29 +38,33 @@ from experiments.common.statistics import (
     verdict,
 )
 from experiments.common.text_table import fill
+from experiments.common.verdict import CONTRADICTED
+from experiments.shapes.sitting import SAT, Confirmation, load_and_sit
+from experiments.shapes.ways import (
+    TUNED,
+    Half,
+    Played,
+    Way,
+    Ways,
+    halves_of,
+    ways_of,
+    widest_of,
+)
 from experiments.studies import ShapesOptions
-from policies.base import Policy, drops_tokens, uses_signals
-from policies.fixed import Fixed, Never
+from policies.base import drops_tokens
 from policies.registry import label, parse_policies
 from real_backend.command_line import Result
 from simulator.replay.hindsight import clairvoyant
 from simulator.replay.metrics import per_request
-from simulator.replay.totals import tally
-from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.shapes.fit import most_frequent, rank_profile, sequoia
-from traces.shapes.shape import Shape, chain, parse_shape
+from traces.shapes.shape import parse_shape
 from traces.shapes.unfold import check_ranks, prices_of_levels, under
-from traces.split import question_of, split_rows
+from traces.split import question_of
 from traces.store import read_trace
 
 FloatArray = npt.NDArray[np.float64]
-SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-BUCKET_TOKENS = 32
-TUNED = "tuned chain"
 SHOWN = 32  # characters of a shape in a table
 
 
@@ -105,31 +109,6 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 
 
-class _Drafted(NamedTuple):
-    """Sums by held-out request [R] of one way to draft."""
-
-    seconds: FloatArray
-    rounds: float
-
-
-class Half(NamedTuple):
-    """One half of a recording, at the costs of single tokens."""
-
-    trace: Trace
-    costs: StepCosts
-
-    def seconds(self, policy: Policy, shape: Shape, seed: int = 0) -> float:
-        """Of all requests together, where the controller decides the depth of this tree."""
-        return float(self.play(Way("", policy, shape), seed).seconds.sum())
-
-    def play(self, way: Way, seed: int = 0) -> _Drafted:
-        """One way to draft."""
-        shape = way.shape or chain(1)
-        trace, costs = under(self.trace, shape), prices_of_levels(self.costs, shape)
-        found = tally(way.policy, trace, costs, seed=seed)
-        return _Drafted(found.decode_s, float(found.rounds.sum()))
-
-
 def run(options: ShapesOptions) -> Result:
     """The table. Raises InputError for a recording without ranks, sampled or of a head, and for
     shapes and rules that do not fit.
@@ -143,7 +122,9 @@ def run(options: ShapesOptions) -> Result:
             raise InputError(
                 f"--policies {label(policy)}: it drops drafted tokens, a tree has none to drop"
             )
-    widest = _widest(priced)
+    if options.sit and not isinstance(priced.model, Table):
+        raise InputError(f"--sit: {options.cost} is a formula; give the timing of this machine")
+    widest = widest_of(priced)
     for shape in given:
         if shape.nodes > widest:
             raise InputError(
@@ -164,71 +145,24 @@ def run(options: ShapesOptions) -> Result:
     )
     text = [fill(about), text_of(COLUMNS, [("", frame)]), meanings(COLUMNS), fill(note)]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
-    return Result("\n\n".join(text), content, csv_of(COLUMNS, frame))
+    findings: list[str] = []
+    if options.sit:
+        sat = load_and_sit(
+            options.pair, options.prompts, trace, test.costs, ways, options.sit, options.seed
+        )
+        text += [_sat_text(sat), meanings(SAT)]
+        content |= {"sitting": [dataclasses.asdict(one) for one in sat]}
+        findings = [
+            f"{one.name}: predicted {one.predicted:.3f}, measured {one.measured.value:.3f}"
+            for one in sat
+            if one.word == CONTRADICTED
+        ]
+    return Result("\n\n".join(text), content, csv_of(COLUMNS, frame), findings)
 
 
-def halves_of(
-    trace: Trace, priced: Priced, given: Sequence[Shape], widest: int, seed: int
-) -> tuple[Half, Half]:
-    """Training and held-out half, priced as wide as any tree. Raises InputError if the trace cannot
-    be split.
-    """
-    nodes = max([*SIZES, *(shape.nodes for shape in given), trace.meta.depth])
-    costs = tabulate(
-        priced.model,
-        max_context=trace.longest_context + BUCKET_TOKENS,
-        width=min(nodes, widest) + 2,
-        bucket_tokens=BUCKET_TOKENS,
-    )
-    train, test = (Half(trace.select(rows), costs) for rows in split_rows(trace, seed=seed))
-    return train, test
-
-
-class Way(NamedTuple):
-    """A way to draft: its name, who decides the depth, of which shape; None: nothing is drafted."""
-
-    name: str
-    policy: Policy
-    shape: Shape | None
-
-
-class Ways(NamedTuple):
-    """The ways that the training half chose, the tuned chain among them, and the trees on which
-    no controller is deeper than the clairvoyant.
-    """
-
-    all: list[Way]
-    baseline: Way
-    ceilings: list[Way]
-
-
-def ways_of(
-    train: Half, given: Sequence[Shape], rules: Sequence[Policy], widest: int, seed: int
-) -> Ways:
-    """Plain decoding, the tuned chain, trees, and every rule on a chain and on its best tree."""
-    lengths = range(1, min(train.trace.meta.depth, widest) + 1)
-    longest = chain(lengths[-1])
-    tuned = min((0, *lengths), key=lambda length: train.seconds(Fixed(length), longest))
-    plain = Way("plain decoding", Never(), None)
-    base = Way(TUNED, Fixed(tuned), chain(tuned) if tuned else None)
-    found = _trees(train, given, widest)
-    ways = [plain, base]
-    for name, offered in found.items():
-        shape = min(offered, key=lambda one: train.seconds(Fixed(one.depth), one))
-        ways.append(Way(name, Fixed(shape.depth), shape))
-    every = list(dict.fromkeys(shape for offered in found.values() for shape in offered))
-    for rule in rules:
-        ways.append(Way(f"{label(rule)}, chain", rule, longest))
-        fit = [s for s in every if not uses_signals(rule) or under(train.trace, s).has_signals]
-        if fit:
-            shape = min(fit, key=lambda one: train.seconds(rule, one, seed))
-            ways.append(Way(f"{label(rule)}, tree", rule, shape))
-    best = min(every, key=lambda one: train.seconds(Fixed(one.depth), one))
-    ceilings = [
-        Way("clairvoyant depth, chain", Never(), longest),
-        Way("clairvoyant depth, tree", Never(), best),
-    ]
-    return Ways(ways, base, ceilings)
+def _sat_text(sat: Sequence[Confirmation]) -> str:
+    head = f"A sitting of {sat[0].replies} held-out replies, over the tuned chain"
+    return f"{head}\n{text_of(SAT, [('', frame_of(sat))])}"
 
 
 def judged(
@@ -242,39 +176,20 @@ def judged(
     for way in ways.ceilings:
         assert way.shape is not None
         log = clairvoyant(under(test.trace, way.shape), prices_of_levels(test.costs, way.shape))
-        found = _Drafted(per_request(log).decode_s, float(len(log)))
+        found = Played(per_request(log).decode_s, float(len(log)))
         rows.append(report(way, found, plain, base))
     return rows
 
 
-def _trees(train: Half, given: Sequence[Shape], widest: int) -> dict[str, list[Shape]]:
-    """The trees that the training half offers, by name; the given ones each by itself."""
-    profile = rank_profile(train.trace)
-    pairs = [(n, depth) for n in SIZES if n <= widest for depth in DEPTHS if depth <= n]
-    return {f"given {_short(str(shape))}": [shape] for shape in given} | {
-        "Sequoia's tree": list(dict.fromkeys(sequoia(profile, *pair) for pair in pairs)),
-        "most frequent ways": list(
-            dict.fromkeys(most_frequent(train.trace, *pair) for pair in pairs)
-        ),
-    }
-
-
-def _widest(priced: Priced) -> int:
-    """Nodes of the largest tree whose verification was measured; of a formula the largest size."""
-    if isinstance(priced.model, Table):
-        return int(priced.model.timing.grid("verify").tokens.max()) - 1
-    return SIZES[-1]
-
-
 def _report(
     test: Trace, seed: int, resamples: int
-) -> Callable[[Way, _Drafted, _Drafted, _Drafted], ShapeResult]:
+) -> Callable[[Way, Played, Played, Played], ShapeResult]:
     """Turns sums into a row: of a way, of plain decoding, of the tuned chain."""
     questions = [question_of(request_id) for request_id in test.request_id]
     weights = bootstrap_weights(questions, seed=seed, resamples=resamples)
     tokens = float(test.reply_tokens.sum())
 
-    def report(way: Way, ours: _Drafted, plain: _Drafted, base: _Drafted) -> ShapeResult:
+    def report(way: Way, ours: Played, plain: Played, base: Played) -> ShapeResult:
         seconds, shape = float(ours.seconds.sum()), way.shape
         over = ratio_of_sums(base.seconds, ours.seconds, weights)
         return ShapeResult(

@@ -12,7 +12,8 @@ import pytest
 
 from experiments.common.cost_sources import Priced
 from experiments.common.statistics import SAME, TIE
-from experiments.shapes.study import COLUMNS, ShapeResult, halves_of, judged, run, ways_of
+from experiments.shapes.study import COLUMNS, ShapeResult, judged, run
+from experiments.shapes.ways import halves_of, ways_of
 from experiments.studies import ShapesOptions
 from policies.base import Policy
 from policies.registry import parse_policy

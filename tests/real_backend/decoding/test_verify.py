@@ -89,10 +89,11 @@ def one_row(
     return int(accepted), int(extra)
 
 
-def test_rows_are_judged_as_if_alone() -> None:
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_rows_are_judged_as_if_alone(depth: int) -> None:
     """Rows of different lengths in one padded call, against the rule token by token."""
     generator = np.random.default_rng(8)
-    depth, vocabulary, rows = 4, 7, 400
+    vocabulary, rows = 7, 400
     target = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), (rows, depth + 1))).float()
     draft = torch.from_numpy(generator.dirichlet(np.ones(vocabulary), (rows, depth))).float()
     counts = generator.integers(0, depth + 1, size=rows)

@@ -1,0 +1,233 @@
+"""Chains and trees decode the same held-out replies, interleaved: does the real backend agree?
+
+A sitting as in real_backend.decoding.interleaving, whose seats differ in the shape of their drafts,
+too. The reference is the tuned chain and its second copy. What the trees' masks and gathers cost is
+in what is measured and in no price.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from experiments.common.frames import Column, figure, interval, words
+from experiments.common.statistics import Estimate, bootstrap_weights, enough
+from experiments.common.verdict import NOISY, Turns, is_tie, ratio_of
+from experiments.shapes.ways import Half, Way, Ways
+from policies.base import Policy, State
+from policies.registry import label
+from real_backend.decoding.measured import PLACEBO
+from real_backend.options import PairOptions
+from simulator.replay.replay import replay
+from traces.costs.pricing import StepCosts
+from traces.roundlog import RoundLog
+from traces.schema import Trace
+from traces.shapes.shape import chain
+from traces.shapes.unfold import prices_of_levels, under
+from traces.split import held_out_rows, question_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from real_backend.load_pair import Pair
+    from real_backend.prompts import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Confirmation:
+    """One way to draft over the tuned chain, predicted and measured on the same replies.
+
+    predicted, measured: tokens/s over tokens/s; the latter's interval is of the clock's chance on
+    these replies. others: the interval over other questions. word: see experiments.common.verdict.
+    differing: rounds that were not the replay's, of `rounds`. replies_equal: of `replies`, those of
+    plain decoding.
+    """
+
+    name: str
+    predicted: float
+    measured: Estimate
+    others: Estimate
+    word: str
+    differing: int
+    rounds: int
+    replies_equal: int
+    replies: int
+
+
+SAT: tuple[Column, ...] = (
+    words("name", "draft", "Draft", "what chose the shape, or the depth of every round"),
+    figure("predicted", "predicted", "Predicted", "tokens/s over the tuned chain's", 3),
+    interval("measured", "measured", "Measured", "the same, 95 % of the clock's chance on these "
+             "replies", 3),
+    interval("others", "with other questions", "With other questions", "the same, questions "
+             "resampled", 3),
+    words("word", "", "", ""),
+    figure("differing", "unlike", "Unlike", "rounds that were not the replay's", 0),
+    figure("rounds", "rounds", "Rounds", "of the sitting", 0),
+    figure("replies_equal", "equal", "Equal", "replies that are those of plain decoding", 0),
+    figure("replies", "replies", "Replies", "of the sitting", 0),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat(Policy):
+    """The place of a way in a sitting, by its number; `Shaped` asks the way's own policy."""
+
+    number: int = 0
+
+    name: ClassVar[str] = "seat"
+    rule: ClassVar[str] = "stands for a way to draft in a sitting"
+    source: ClassVar[str] = "ours"
+
+
+class Shaped:
+    """The backend of a sitting: every seat decodes with the steps of its shape."""
+
+    def __init__(self, pair: Pair, ways: Sequence[Way], trace: Trace, costs: StepCosts) -> None:
+        from real_backend.decoding.engine import Engine
+        from real_backend.trees.steps import TreeSteps
+
+        self.ways = ways
+        self.states: dict[int, State] = {}
+        self.engines = []
+        for way in ways:
+            shape = way.shape or chain(1)
+            engine = Engine(pair, prices_of_levels(costs, shape), max_gamma=shape.depth)
+            if not shape.is_chain:
+                capacity = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
+                engine.use(TreeSteps(pair, capacity + shape.depth + 1, shape))
+            self.engines.append(engine)
+
+    def decode(
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        *,
+        state: State | None,
+        first: int,
+        **how: Any,
+    ) -> Any:
+        """As Engine.decode; `policy` is a Seat, whose way's own state is kept here. state None: one
+        that is not kept; first 0: a sitting begins.
+        """
+        assert isinstance(policy, Seat)
+        number, way = policy.number, self.ways[policy.number]
+        if state is not None and first == 0:
+            self.states[number] = way.policy.new_state(1)
+        own = None if state is None else self.states[number]
+        return self.engines[number].decode(way.policy, requests, state=own, first=first, **how)
+
+
+def load_and_sit(
+    named: PairOptions,
+    prompts: Path | None,
+    trace: Trace,
+    costs: StepCosts,
+    ways: Ways,
+    limit: int,
+    seed: int,
+) -> list[Confirmation]:
+    """`sit` of the pair that is named, on about `limit` of the held-out replies, all tasks alike.
+
+    Raises InputError if the pair is not the trace's, or cannot draft trees.
+    """
+    from real_backend.load_pair import pair_from
+    from real_backend.prompts import questions_of, requests_of_trace
+
+    questions, pair = questions_of(named, prompts), pair_from(named)
+    rows, requests = held_out_rows(trace, limit, seed), requests_of_trace(questions, trace, pair)
+    half = Half(trace.select(rows), costs)
+    return sit(pair, [requests[row] for row in rows], ways, half, seed=seed)
+
+
+def sit(
+    pair: Pair, requests: Sequence[Request], ways: Ways, half: Half, *, seed: int
+) -> list[Confirmation]:
+    """Every way but the tuned chain, and those that are it by another name, held against it.
+
+    requests: those of the recording in `half`, one per row, whose costs are a timing's of this
+    machine.
+    """
+    from experiments.validation.sitting_logs import on_clock
+    from real_backend.decoding.interleaving import Sitting
+
+    # Two names of one way would be two placebos.
+    alike = {(label(way.policy), way.shape): way for way in reversed([ways.baseline, *ways.all])}
+    seated = [way for way in ways.all if way in alike.values()]
+    seats = [Seat(number) for number in range(len(seated))]
+    baseline = seats[seated.index(ways.baseline)]
+    sitting = Sitting(Shaped(pair, seated, half.trace, half.costs), half.trace, requests, seed)
+    measured = sitting.run(seats, baseline, what="shapes")
+    logs = {name: found[0] for name, found in measured.timed.items()}
+    alone = all(log.cpu_s is not None and log.meta.get("threads") == 1 for log in logs.values())
+    logs = {name: on_clock(log, "cpu" if alone else "wall") for name, log in logs.items()}
+    predicted = [_replayed(way, half, seed) for way in seated]
+    of = {label(seat): log for seat, log in zip(seats, predicted, strict=True)}
+    of[PLACEBO] = base = of[label(baseline)]
+    turns = {name: _turns(log, of[name], half.trace.requests) for name, log in logs.items()}
+    theirs = turns[label(baseline)]
+    questions = [question_of(request_id) for request_id in half.trace.request_id]
+    weights = bootstrap_weights(questions, seed=seed)
+    judgeable = is_tie(turns[PLACEBO], theirs) and enough(len(set(questions)))
+    found = []
+    for name in [PLACEBO, *(label(seat) for seat in seats if seat != baseline)]:
+        reference = theirs if name == PLACEBO else theirs.plus(turns[PLACEBO])
+        ratio = ratio_of(
+            (name, label(baseline)), turns[name], reference,
+            float(base.elapsed_s.sum() / of[name].elapsed_s.sum()), float("nan"), weights,
+            redrawn=False, judgeable=judgeable,
+        )  # fmt: skip
+        found.append(
+            Confirmation(
+                name=PLACEBO if name == PLACEBO else seated[_number(name, seats)].name,
+                predicted=ratio.predicted,
+                measured=ratio.time,
+                others=ratio.others,
+                word=_placebo_word(judgeable) if name == PLACEBO else ratio.word,
+                differing=_differing(logs[name], of[name]),
+                rounds=len(logs[name]),
+                replies_equal=int(logs[name].meta["replies_equal"]),
+                replies=half.trace.requests,
+            )
+        )
+    return found
+
+
+def _number(name: str, seats: Sequence[Seat]) -> int:
+    return next(seat.number for seat in seats if label(seat) == name)
+
+
+def _placebo_word(judgeable: bool) -> str:
+    return "a tie, as it must be" if judgeable else f"no tie, or few questions: all is {NOISY}"
+
+
+def _replayed(way: Way, half: Half, seed: int) -> RoundLog:
+    shape = way.shape or chain(1)
+    costs = prices_of_levels(half.costs, shape)
+    return replay(way.policy, under(half.trace, shape), costs, seed=seed)
+
+
+def _differing(ours: RoundLog, theirs: RoundLog) -> int:
+    """Rounds that are not the replay's; all behind a differing number of them."""
+    count = min(len(ours), len(theirs))
+    same = np.logical_and.reduce(
+        [
+            getattr(ours, column)[:count] == getattr(theirs, column)[:count]
+            for column in ("request", "context_tokens", "drafted", "accepted", "emitted")
+        ]
+    )
+    return int(count - same.sum()) + abs(len(ours) - len(theirs))
+
+
+def _turns(log: RoundLog, replayed: RoundLog, count: int) -> Turns:
+    """By request: tokens, seconds measured, and seconds that the replay's rounds are priced at."""
+
+    def total(rounds: RoundLog, column: Any) -> Any:
+        return np.bincount(rounds.request, weights=column, minlength=count).astype(np.float64)
+
+    return Turns(
+        total(log, log.emitted), total(log, log.elapsed_s), total(replayed, replayed.elapsed_s)
+    )

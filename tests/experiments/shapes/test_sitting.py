@@ -1,0 +1,70 @@
+"""Chains and trees on a tiny pair, interleaved: the replay's rounds, and a broken backend found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from experiments.common.statistics import Estimate
+from experiments.shapes.sitting import sit
+from experiments.shapes.ways import TUNED, Half, Way, Ways
+from policies.fixed import Fixed, Never
+from policies.registry import parse_policy
+from real_backend.decoding.measured import PLACEBO
+from real_backend.prompts import read_questions, requests_of_trace
+from real_backend.recording.capture import capture
+from real_backend.recording.coupling import CaptureSettings
+from real_backend.trees.steps import TreeSteps
+from tests.specimens import write_prompts
+from traces.costs.pricing import tabulate
+from traces.costs.table import Table
+from traces.shapes.shape import chain, parse_shape
+from traces.shipped import TIMING
+from traces.timing import read_timing
+
+TREE = parse_shape("3x2x1")
+BASE = Way(TUNED, Fixed(2), chain(2))
+WAYS = Ways(
+    [
+        Way("plain decoding", Never(), None),
+        BASE,
+        Way("Sequoia's tree", Fixed(2), chain(2)),  # the tuned chain by another name
+        Way("a tree", Fixed(3), TREE),
+        Way("gammatune on it", parse_policy("gammatune"), TREE),
+    ],
+    BASE,
+    [],
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Half, list[Any]]:
+    folder = tmp_path_factory.mktemp("greedy")
+    questions = read_questions(write_prompts(folder / "p.jsonl", questions=6, turns=1))
+    trace = capture(
+        pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=24, depth=8)
+    )
+    costs = tabulate(Table(read_timing(TIMING)), max_context=400, width=34)
+    return Half(trace, costs), requests_of_trace(questions, trace, pair)
+
+
+def test_every_seat_takes_the_replays_rounds(pair: Any, recorded: tuple[Half, list[Any]]) -> None:
+    half, requests = recorded
+    found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
+    assert list(found) == [PLACEBO, "plain decoding", "a tree", "gammatune on it"]
+    assert [one.differing for one in found.values()] == [0] * 4
+    assert {one.replies_equal for one in found.values()} == {half.trace.requests} == {6}
+    assert found[PLACEBO].predicted == 1.0
+    assert found["plain decoding"].rounds == half.trace.positions
+    assert all(isinstance(one.measured, Estimate) for one in found.values())
+
+
+def test_a_tree_that_leaves_its_caches_as_they_are_is_found_out(
+    pair: Any, recorded: tuple[Half, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, requests = recorded
+    monkeypatch.setattr(TreeSteps, "_move_up", lambda self, path, start: None)
+    found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
+    assert found["a tree"].replies_equal < 6 and found["a tree"].differing > 0
+    assert found["plain decoding"].differing == 0
