@@ -115,6 +115,7 @@ class ShapesOptions:
         default=str(TIMING),
     )
     shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
+    batch: tuple[int, ...] = option("rows that draft alike, as 1,8,64", integers, (1,))
     policies: str = option('rules that decide the depth, "" for none', default=DEPTHS)
     sit: int = option(
         "decode about N held-out requests of the pair, all tasks alike, and say what holds; 0: "

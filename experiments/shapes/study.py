@@ -72,13 +72,15 @@ SHOWN = 32  # characters of a shape in a table
 class ShapeResult:
     """One way to draft, on the held-out requests.
 
-    name: what chose the shape, or the depth of every round. shape: as traces.shapes.parse_shape
-    reads it, "" where nothing is drafted. nodes, depth: of the shape. tokens_per_round, round_ms:
-    means. tokens_per_s: over the decode seconds. speedup: tokens/s over plain decoding; vs_chain:
-    over the chain whose length was tuned; both with intervals over questions. verdict: of the
-    latter.
+    batch: rows that draft alike. name: what chose the shape, or the depth of every round.
+    shape: as traces.shapes.parse_shape reads it, "" where nothing is drafted. nodes, depth: of it.
+    tokens_per_round, round_ms: means. tokens_per_s: of one row, over its decode seconds.
+    speedup: tokens/s over plain decoding; vs_chain: over the chain whose length was tuned; both
+        with intervals over questions.
+    verdict: of the latter.
     """
 
+    batch: int
     name: str
     shape: str
     nodes: int
@@ -92,6 +94,7 @@ class ShapeResult:
 
 
 COLUMNS: tuple[Column, ...] = (
+    figure("batch", "rows", "Rows", "that draft alike, in lock step", 0),
     words("name", "draft", "Draft", "what chose the shape, or the depth of every round"),
     Column(
         "shape", "shape", "Shape", "", "children by level, or p and the parent of every node",
@@ -101,7 +104,7 @@ COLUMNS: tuple[Column, ...] = (
     figure("depth", "depth", "Depth", "levels of a whole round", 0),
     figure("tokens_per_round", "tokens/\nround", "Tokens/round", "emitted"),
     figure("round_ms", "ms/\nround", "ms/round", "priced", unit="ms"),
-    figure("tokens_per_s", "tokens/s", "Tokens/s", "decoded", 1),
+    figure("tokens_per_s", "tokens/s", "Tokens/s", "decoded, of one row", 1),
     interval("speedup", "speed-up", "Speed-up", "tokens/s over plain decoding, 95 % interval"),
     interval("vs_chain", "over tuned\nchain", "Over tuned chain", "tokens/s over it, 95 % interval",
              3),
@@ -122,6 +125,8 @@ def run(options: ShapesOptions) -> Result:
             raise InputError(
                 f"--policies {label(policy)}: it drops drafted tokens, a tree has none to drop"
             )
+    if options.sit and options.batch != (1,):
+        raise InputError("--sit decodes one row at a time: leave --batch out")
     if options.sit and not isinstance(priced.model, Table):
         raise InputError(f"--sit: {options.cost} is a formula; give the timing of this machine")
     widest = widest_of(priced)
@@ -131,10 +136,18 @@ def run(options: ShapesOptions) -> Result:
                 f"--shape {shape}: it verifies {shape.nodes + 1} tokens, {options.cost} was "
                 f"measured up to {widest + 1}"
             )
-    train, test = halves_of(trace, priced, given, widest, options.seed)
-    ways = ways_of(train, given, rules, widest, options.seed)
-    found = judged(ways, test, seed=options.seed)
+    found: list[ShapeResult] = []
+    for batch in options.batch:
+        if priced.slots and batch > priced.slots:
+            raise InputError(f"--batch {batch}: {options.cost} was measured up to {priced.slots}")
+        train, test = halves_of(trace, priced, given, widest, options.seed, batch)
+        ways = ways_of(train, given, rules, widest, options.seed)
+        found += judged(ways, test, batch=batch, seed=options.seed)
     frame = frame_of(found)
+    groups = [
+        ("" if options.batch == (1,) else f"{batch} rows", frame[frame["batch"] == batch])
+        for batch in options.batch
+    ]
     about = (
         f"{trace.meta.pair}, {test.trace.requests} of {trace.requests} replies held out; costs: "
         f"{Path(options.cost).name}, which know up to {widest + 1} verified tokens"
@@ -143,7 +156,7 @@ def run(options: ShapesOptions) -> Result:
         "A level is drafted by one forward that reads the level before; the target reads all nodes "
         "and the newest token. The mask and the gather of accepted places are not priced."
     )
-    text = [fill(about), text_of(COLUMNS, [("", frame)]), meanings(COLUMNS), fill(note)]
+    text = [fill(about), text_of(COLUMNS[1:], groups), meanings(COLUMNS[1:]), fill(note)]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
     findings: list[str] = []
     if options.sit:
@@ -166,10 +179,10 @@ def _sat_text(sat: Sequence[Confirmation]) -> str:
 
 
 def judged(
-    ways: Ways, test: Half, *, seed: int = 0, resamples: int = RESAMPLES
+    ways: Ways, test: Half, *, batch: int = 1, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[ShapeResult]:
     """Every way on the held-out half, plain decoding first, the clairvoyant's depths last."""
-    report = _report(test.trace, seed, resamples)
+    report = _report(test.trace, batch, seed, resamples)
     plain = test.play(ways.all[0], seed)
     base = plain if ways.baseline.shape is None else test.play(ways.baseline, seed)
     rows = [report(way, test.play(way, seed), plain, base) for way in ways.all]
@@ -182,7 +195,7 @@ def judged(
 
 
 def _report(
-    test: Trace, seed: int, resamples: int
+    test: Trace, batch: int, seed: int, resamples: int
 ) -> Callable[[Way, Played, Played, Played], ShapeResult]:
     """Turns sums into a row: of a way, of plain decoding, of the tuned chain."""
     questions = [question_of(request_id) for request_id in test.request_id]
@@ -193,6 +206,7 @@ def _report(
         seconds, shape = float(ours.seconds.sum()), way.shape
         over = ratio_of_sums(base.seconds, ours.seconds, weights)
         return ShapeResult(
+            batch=batch,
             name=way.name,
             shape="" if shape is None else str(shape),
             nodes=0 if shape is None else shape.nodes,

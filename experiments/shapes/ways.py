@@ -15,7 +15,7 @@ from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import label
 from simulator.replay.totals import tally
-from traces.costs.pricing import StepCosts, tabulate
+from traces.costs.pricing import StepCosts, read_only, tabulate
 from traces.costs.table import Table
 from traces.schema import Trace
 from traces.shapes.fit import most_frequent, rank_profile, sequoia
@@ -74,18 +74,23 @@ class Ways(NamedTuple):
 
 
 def halves_of(
-    trace: Trace, priced: Priced, given: Sequence[Shape], widest: int, seed: int
+    trace: Trace, priced: Priced, given: Sequence[Shape], widest: int, seed: int, batch: int = 1
 ) -> tuple[Half, Half]:
-    """Training and held-out half, priced as wide as any tree. Raises InputError if the trace cannot
-    be split.
+    """Training and held-out half, priced as wide as any tree, for one of `batch` rows that draft
+    alike: what a step of all of them takes is each one's. Raises InputError if the trace cannot be
+    split.
     """
     nodes = max([*SIZES, *(shape.nodes for shape in given), trace.meta.depth])
     costs = tabulate(
         priced.model,
+        (batch,),
         max_context=trace.longest_context + BUCKET_TOKENS,
         width=min(nodes, widest) + 2,
         bucket_tokens=BUCKET_TOKENS,
     )
+    if batch > 1:
+        own_s = {name: (a * batch, b * batch) for name, (a, b) in (costs.own_s or {}).items()}
+        costs = costs._replace(batch_sizes=read_only([1], np.int64), own_s=own_s)
     train, test = (Half(trace.select(rows), costs) for rows in split_rows(trace, seed=seed))
     return train, test
 

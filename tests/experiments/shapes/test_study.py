@@ -89,6 +89,17 @@ def test_the_shipped_recording(tmp_path: Path) -> None:
     assert "clairvoyant depth, tree" in result.text
 
 
+def test_trees_lose_where_many_rows_fill_the_step() -> None:
+    """On a roofline verification is free up to its knee, and many rows are there at once."""
+    cost = "roofline:h100:llama-3.1-8b+llama-3.2-1b"
+    result = run(ShapesOptions(cost=cost, policies="", batch=(1, 64)))
+    rows = {(row["batch"], row["name"]): row for row in result.content["rows"]}
+    alone, many = (rows[batch, "most frequent ways"] for batch in (1, 64))
+    assert alone["nodes"] > 16 and alone["vs_chain.low"] > 1.1
+    assert set(many["shape"]) == {"1", "x"} and many["vs_chain.value"] == 1.0
+    assert rows[64, "plain decoding"]["round_ms"] > rows[1, "plain decoding"]["round_ms"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -100,6 +111,9 @@ def test_the_shipped_recording(tmp_path: Path) -> None:
         ({"shape": ("8x8",)}, ["--shape 8x8", "73", "33"]),
         ({"shape": ("2y",)}, ["2y", "3x2x1"]),
         ({"cost": "no.json"}, ["no.json"]),
+        ({"batch": (1, 4096)}, ["--batch 4096", "up to"]),
+        ({"batch": (2,), "sit": 4}, ["--sit", "one row"]),
+        ({"cost": "roofline:h100:llama-3.1-8b+llama-3.2-1b", "sit": 4}, ["--sit", "formula"]),
     ],
 )
 def test_what_does_not_fit_is_one_line(options: dict[str, Any], words: list[str]) -> None:
