@@ -174,6 +174,11 @@ VERBS = {
         s.ShapesOptions,
         "experiments.shapes.study:run",
     ),
+    "studies drafts": Verb(
+        "several independent drafts, accepted as SpecTr does, beside the best rule",
+        s.DraftsOptions,
+        "experiments.shapes.independent:run",
+    ),
     "studies worlds": Verb(
         "several leaderboards as one table and one figure",
         s.WorldsOptions,

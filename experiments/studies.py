@@ -9,7 +9,7 @@ from experiments.options import LANES, PROCESSES, as_csv, as_json, forced
 from real_backend.command_line import argument, flag, option, options, several
 from real_backend.number_options import count, integers, number, repeats, whole
 from real_backend.options import TRACE_PROMPTS, PairOptions, maybe, out_of, pair_part, seed_of
-from traces.shipped import GREEDY, TIMING, shipped_or_file
+from traces.shipped import GREEDY, SAMPLED, TIMING, shipped_or_file
 
 LENGTHS = "fixed:gamma=1,fixed:gamma=3,fixed:gamma=5,fixed:gamma=8,gammatune"
 SERVED = "never,fixed:gamma=3,gammatune,hf-confidence,goodput"
@@ -123,6 +123,25 @@ class ShapesOptions:
         whole(0),
         0,
     )
+    prompts: Path | None = maybe(TRACE_PROMPTS)
+    seed: int = seed_of("the split into halves and all draws")
+    json: bool = as_json()
+    csv: bool = as_csv()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DraftsOptions:
+    """Which sampled recording, at which costs, and how many drafts."""
+
+    pair: PairOptions = pair_part()
+    trace: Path = option(
+        "sampled, of a draft model (default: the shipped sampled one)", shipped_or_file, SAMPLED
+    )
+    cost: str = option(
+        "a timing, or roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
+        default=str(TIMING),
+    )
+    drafts: tuple[int, ...] = option("independent chains, as 1,2,8", integers, (1, 2, 4, 8))
     prompts: Path | None = maybe(TRACE_PROMPTS)
     seed: int = seed_of("the split into halves and all draws")
     json: bool = as_json()

@@ -48,11 +48,11 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/accuracy.md", "docs/sweeps.md"])
-def test_the_number_of_controllers_is_that_of_the_registry(page: str) -> None:
+def test_the_number_of_controllers_is_that_of_the_registry() -> None:
+    """Other pages say how many were measured, which a new one does not change."""
     from policies.registry import REGISTRY
 
-    said = re.findall(r"(\d+) controllers", (ROOT / page).read_text())
+    said = re.findall(r"(\d+) controllers", (ROOT / "README.md").read_text())
     assert str(len(REGISTRY)) in said
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.common.cost_sources import read_costs
+from experiments.common.cost_sources import Priced, read_costs
 from experiments.common.frames import (
     Column,
     csv_of,
@@ -51,7 +51,7 @@ from experiments.shapes.ways import (
     widest_of,
 )
 from experiments.studies import ShapesOptions
-from policies.base import drops_tokens
+from policies.base import Policy, drops_tokens
 from policies.registry import label, parse_policies
 from real_backend.command_line import Result
 from simulator.replay.hindsight import clairvoyant
@@ -59,7 +59,7 @@ from simulator.replay.metrics import per_request
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.shapes.shape import parse_shape
+from traces.shapes.shape import Shape, parse_shape
 from traces.shapes.unfold import check_ranks, prices_of_levels, under
 from traces.split import question_of
 from traces.store import read_trace
@@ -116,30 +116,9 @@ def run(options: ShapesOptions) -> Result:
     """The table. Raises InputError for a recording without ranks, sampled or of a head, and for
     shapes and rules that do not fit.
     """
-    trace, priced = read_trace(options.trace), read_costs(options.cost)
-    check_ranks(trace)
-    given = [parse_shape(text) for text in options.shape]
-    rules = parse_policies(options.policies) if options.policies else []
-    for policy in rules:
-        if drops_tokens(type(policy)):
-            raise InputError(
-                f"--policies {label(policy)}: it drops drafted tokens, a tree has none to drop"
-            )
-    if options.sit and options.batch != (1,):
-        raise InputError("--sit decodes one row at a time: leave --batch out")
-    if options.sit and not isinstance(priced.model, Table):
-        raise InputError(f"--sit: {options.cost} is a formula; give the timing of this machine")
-    widest = widest_of(priced)
-    for shape in given:
-        if shape.nodes > widest:
-            raise InputError(
-                f"--shape {shape}: it verifies {shape.nodes + 1} tokens, {options.cost} was "
-                f"measured up to {widest + 1}"
-            )
+    trace, priced, given, rules, widest = _asked(options)
     found: list[ShapeResult] = []
     for batch in options.batch:
-        if priced.slots and batch > priced.slots:
-            raise InputError(f"--batch {batch}: {options.cost} was measured up to {priced.slots}")
         train, test = halves_of(trace, priced, given, widest, options.seed, batch)
         ways = ways_of(train, given, rules, widest, options.seed)
         found += judged(ways, test, batch=batch, seed=options.seed)
@@ -171,6 +150,39 @@ def run(options: ShapesOptions) -> Result:
             if one.word == CONTRADICTED
         ]
     return Result("\n\n".join(text), content, csv_of(COLUMNS, frame), findings)
+
+
+def _asked(
+    options: ShapesOptions,
+) -> tuple[Trace, Priced, list[Shape], list[Policy], int]:
+    """The recording, its costs, the shapes and rules that were named, and the nodes of the largest
+    tree that is priced. Raises InputError as `run`.
+    """
+    trace, priced = read_trace(options.trace), read_costs(options.cost)
+    check_ranks(trace)
+    given = [parse_shape(text) for text in options.shape]
+    rules = parse_policies(options.policies) if options.policies else []
+    for policy in rules:
+        if drops_tokens(type(policy)):
+            raise InputError(
+                f"--policies {label(policy)}: it drops drafted tokens, a tree has none to drop"
+            )
+    if options.sit and options.batch != (1,):
+        raise InputError("--sit decodes one row at a time: leave --batch out")
+    if options.sit and not isinstance(priced.model, Table):
+        raise InputError(f"--sit: {options.cost} is a formula; give the timing of this machine")
+    widest = widest_of(priced)
+    for shape in given:
+        if shape.nodes > widest:
+            raise InputError(
+                f"--shape {shape}: it verifies {shape.nodes + 1} tokens, {options.cost} was "
+                f"measured up to {widest + 1}"
+            )
+    if priced.slots and max(options.batch) > priced.slots:
+        raise InputError(
+            f"--batch {max(options.batch)}: {options.cost} was measured up to {priced.slots}"
+        )
+    return trace, priced, given, rules, widest
 
 
 def _sat_text(sat: Sequence[Confirmation]) -> str:

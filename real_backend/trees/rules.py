@@ -8,6 +8,7 @@ until no child is accepted. Letters: V vocabulary, K drafted tokens at this plac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,42 +50,57 @@ def k_sequential(
     Each is accepted with chance min(1, target / (rho draft)), all alike. Source: Sun et al.,
     SpecTr, arXiv 2310.15141, Algorithm 2 and Theorem 2.
     """
-    rho = division(target, draft, len(tokens))
-    p, q = target.double(), draft.double()
+    chances = sequential_chances(target, draft, len(tokens))
+    p, q, rho = target.double(), draft.double(), float(chances.rho)
     for index, (token, u) in enumerate(zip(tokens, uniforms, strict=True)):
         if u * rho * float(q[token]) < float(p[token]):
             return index, p
-    beta = float(torch.minimum(q, p / rho).sum())
-    taken = 1.0 - (1.0 - beta) ** len(tokens)
-    return -1, (p - torch.minimum(q, p / rho) * (taken / beta if beta > 0.0 else 0.0)).clamp(min=0)
+    return -1, (p - chances.by_token).clamp(min=0)
 
 
-def division(target: Tensor, draft: Tensor, drafts: int) -> float:
-    """rho* in [1, K]: the least factor at which k_sequential keeps the target's law, so the one
-    that accepts most: 1 - (1 - beta)^K = rho beta, beta = sum of min(draft, target / rho).
+class SequentialChances(NamedTuple):
+    """k_sequential of so many drafts, of laws [..., V].
+
+    rho [...]: see `division`. one [...]: the chance that a draft alone is accepted; any [...]: that
+    one of them all is. by_token [..., V]: that it is this token.
+    """
+
+    rho: Tensor
+    one: Tensor
+    any: Tensor
+    by_token: Tensor
+
+
+def sequential_chances(target: Tensor, draft: Tensor, drafts: int) -> SequentialChances:
+    """Of laws [..., V]."""
+    p, q = target.double(), draft.double()
+    rho = division(p, q, drafts)
+    shared = torch.minimum(q, p / rho[..., None])
+    one = shared.sum(-1)
+    taken = 1.0 - (1.0 - one) ** drafts
+    scale = torch.where(one > 0.0, taken / one.clamp(min=1e-300), 0.0)
+    return SequentialChances(rho, one, taken, shared * scale[..., None])
+
+
+def division(target: Tensor, draft: Tensor, drafts: int) -> Tensor:
+    """rho* [...] in 1..K of laws [..., V]: the least factor at which k_sequential keeps the
+    target's law, so the one that accepts most: 1 - (1 - beta)^K = rho beta, beta = sum of
+    min(draft, target / rho).
     """
     p, q = target.double(), draft.double()
-    low, high = 1.0, float(drafts)
+    low = torch.ones(p.shape[:-1], dtype=torch.float64, device=p.device)
+    high = low * drafts
     for _ in range(_HALVINGS):
         rho = (low + high) / 2
-        beta = float(torch.minimum(q, p / rho).sum())
-        if 1.0 - (1.0 - beta) ** drafts > rho * beta:
-            low = rho
-        else:
-            high = rho
+        beta = torch.minimum(q, p / rho[..., None]).sum(-1)
+        larger = 1.0 - (1.0 - beta) ** drafts > rho * beta
+        low, high = torch.where(larger, rho, low), torch.where(larger, high, rho)
     return high
 
 
-def accepted_by_k_sequential(target: Tensor, draft: Tensor, drafts: int) -> float:
-    """The chance that one of so many independent drafts is accepted."""
-    rho = division(target, draft, drafts)
-    beta = float(torch.minimum(draft.double(), target.double() / rho).sum())
-    return 1.0 - (1.0 - beta) ** drafts
-
-
-def transport_bound(target: Tensor, draft: Tensor, drafts: int) -> float:
-    """The most that any rule could accept of so many independent drafts: the optimal transport of
-    SpecTr, section 4 (there a linear programme of V^K unknowns).
+def transport_bound(target: Tensor, draft: Tensor, drafts: int) -> Tensor:
+    """[...] the most that any rule could accept of so many independent drafts, of laws [..., V]:
+    the optimal transport of SpecTr, section 4 (there a linear programme of V^K unknowns).
 
     By max flow and min cut it is the least of target(A) + 1 - draft(A)^K over sets A of tokens.
     At the least, tokens in A have target / draft <= K draft(A)^(K-1) and the others no less, for
@@ -92,8 +108,8 @@ def transport_bound(target: Tensor, draft: Tensor, drafts: int) -> float:
     all that need be asked.
     """
     p, q = target.double(), draft.double()
-    order = torch.argsort(torch.where(q > 0.0, p / q, torch.inf))
-    zero = torch.zeros(1, dtype=torch.float64)
-    ours = torch.cat([zero, p[order].cumsum(0)])
-    theirs = torch.cat([zero, q[order].cumsum(0)])
-    return float((ours + 1.0 - theirs.clamp(max=1.0) ** drafts).min().clamp(max=1.0))
+    order = torch.argsort(torch.where(q > 0.0, p / q, torch.inf), -1)
+    none = torch.zeros_like(p[..., :1])
+    ours = torch.cat([none, p.gather(-1, order).cumsum(-1)], -1)
+    theirs = torch.cat([none, q.gather(-1, order).cumsum(-1)], -1)
+    return (ours + 1.0 - theirs.clamp(max=1.0) ** drafts).amin(-1).clamp(max=1.0)

@@ -89,6 +89,7 @@ def test_the_shipped_recording(tmp_path: Path) -> None:
     assert "clairvoyant depth, tree" in result.text
 
 
+@pytest.mark.slow
 def test_trees_lose_where_many_rows_fill_the_step() -> None:
     """On a roofline verification is free up to its knee, and many rows are there at once."""
     cost = "roofline:h100:llama-3.1-8b+llama-3.2-1b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,9 @@ from scipy.optimize import linprog
 from real_backend.decoding.verify import accept_probability
 from real_backend.trees import rules
 from real_backend.trees.rules import (
-    accepted_by_k_sequential,
     division,
     k_sequential,
+    sequential_chances,
     transport_bound,
     without_replacement,
 )
@@ -75,6 +76,11 @@ def p_value(rule: Rule, once: bool, samples: int = 6000) -> float:
     return float(stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue)
 
 
+def chance_of(p: torch.Tensor, q: torch.Tensor, drafts: int) -> float:
+    """That k_sequential accepts one of so many."""
+    return float(sequential_chances(p, q, drafts).any)
+
+
 def first_likeliest(target: Any, draft: Any, tokens: Any, uniforms: Any) -> Any:
     """Greedy by chance: takes whichever draft the target likes best, if it is a likely one."""
     best = max(range(len(tokens)), key=lambda k: float(target[tokens[k]]))
@@ -89,6 +95,24 @@ def never_renews(target: Any, draft: Any, tokens: Any, uniforms: Any) -> Any:
     return -1, rules.residual(target, draft)
 
 
+@functools.cache
+def known(p: tuple[float, ...], q: tuple[float, ...], drafts: int) -> torch.Tensor:
+    return division(torch.tensor(p).double(), torch.tensor(q).double(), drafts)
+
+
+@pytest.fixture
+def few_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few laws are asked thousands of times."""
+
+    def remembered(p: torch.Tensor, q: torch.Tensor, drafts: int) -> torch.Tensor:
+        if p.ndim > 1:
+            return division(p, q, drafts)
+        return known((*p.tolist(),), (*q.tolist(),), drafts)
+
+    monkeypatch.setattr(rules, "division", remembered)
+
+
+@pytest.mark.usefixtures("few_laws")
 @pytest.mark.parametrize(("rule", "once"), [(without_replacement, True), (k_sequential, False)])
 def test_rules_keep_the_targets_law(rule: Rule, once: bool) -> None:
     assert p_value(rule, once) > 0.01
@@ -108,7 +132,7 @@ def test_broken_rules_are_found_out(rule: Rule, once: bool) -> None:
 
 
 def test_too_small_a_division_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "division", lambda target, draft, drafts: 1.0)
+    monkeypatch.setattr(rules, "division", lambda target, draft, drafts: torch.ones(()))
     assert p_value(k_sequential, False) < 1e-4
 
 
@@ -116,21 +140,21 @@ def test_one_draft_is_the_rule_of_a_chain() -> None:
     for seed in range(20):
         p, q = laws(seed)[()], laws(seed + 100)[()]
         overlap = float(torch.minimum(p, q).sum())
-        assert division(p, q, 1) == pytest.approx(1.0)
-        assert accepted_by_k_sequential(p, q, 1) == pytest.approx(overlap)
-        assert transport_bound(p, q, 1) == pytest.approx(overlap)
+        assert float(division(p, q, 1)) == pytest.approx(1.0)
+        assert chance_of(p, q, 1) == pytest.approx(overlap)
+        assert float(transport_bound(p, q, 1)) == pytest.approx(overlap)
 
 
 def test_two_tokens_by_hand() -> None:
     """Target 1/2, 1/2; draft always the first. However many drafts: half."""
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])
     for drafts in (1, 2, 8):
-        assert transport_bound(p, q, drafts) == pytest.approx(0.5)
-        assert accepted_by_k_sequential(p, q, drafts) == pytest.approx(0.5)
+        assert float(transport_bound(p, q, drafts)) == pytest.approx(0.5)
+        assert chance_of(p, q, drafts) == pytest.approx(0.5)
     # Draft 3/4, 1/4, target the other way round, two drafts: the rare token is among them with
     # 7/16, the other with 15/16.
     p, q = torch.tensor([0.25, 0.75]), torch.tensor([0.75, 0.25])
-    assert transport_bound(p, q, 2) == pytest.approx(0.25 + 7 / 16)
+    assert float(transport_bound(p, q, 2)) == pytest.approx(0.25 + 7 / 16)
 
 
 def by_linear_programme(p: Any, q: Any, drafts: int) -> float:
@@ -149,17 +173,31 @@ def by_linear_programme(p: Any, q: Any, drafts: int) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_bound_is_the_transport(seed: int, drafts: int) -> None:
     p, q = laws(seed, 0.5)[()], laws(seed + 50, 0.5)[()]
-    bound = transport_bound(p, q, drafts)
+    bound = float(transport_bound(p, q, drafts))
     assert bound == pytest.approx(by_linear_programme(p, q, drafts), abs=1e-8)
-    reached = accepted_by_k_sequential(p, q, drafts)
+    reached = chance_of(p, q, drafts)
     # SpecTr, Theorem 2: at least 1 - 1/e of the bound, never above it.
     assert (1 - np.exp(-1)) * bound - 1e-9 <= reached <= bound + 1e-9
 
 
+@pytest.mark.usefixtures("few_laws")
 def test_the_chance_of_k_sequential_is_what_happens() -> None:
     p, q, generator = TARGET[()], DRAFT[()], np.random.default_rng(0)
     hits = sum(
         k_sequential(p, q, drawn(q, generator, 3, False), generator.random(3))[0] >= 0
         for _ in range(4000)
     )
-    assert stats.binomtest(hits, 4000, accepted_by_k_sequential(p, q, 3)).pvalue > 0.01
+    assert stats.binomtest(hits, 4000, chance_of(p, q, 3)).pvalue > 0.01
+
+
+def test_many_laws_at_once_are_each_alone() -> None:
+    p, q = (torch.stack([laws(seed)[()] for seed in range(a, a + 9)]) for a in (0, 40))
+    found, bound = sequential_chances(p, q, 3), transport_bound(p, q, 3)
+    for k in range(9):
+        alone = sequential_chances(p[k], q[k], 3)
+        assert all(
+            torch.allclose(ours[k], theirs) for ours, theirs in zip(found, alone, strict=True)
+        )
+        assert float(bound[k]) == pytest.approx(float(transport_bound(p[k], q[k], 3)))
+    torch.testing.assert_close(found.by_token.sum(-1), found.any)
+    assert bool((found.by_token <= p.double() + 1e-12).all())
