@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,28 +44,9 @@ from traces.split import named_generator, question_of, split_rows
 from traces.store import read_trace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from real_backend.load_pair import Pair
-    from real_backend.prompts import Request
+    from real_backend.trees.chances import Chances
 
 FloatArray = npt.NDArray[np.float64]
-
-
-class Chances(NamedTuple):
-    """Of m = 1..K drafts at every position, all [K, N].
-
-    mean, bound: that one is accepted; that the best rule accepts one. given: the same as mean,
-    given that the reply's token came out. alone: that a draft is accepted, for itself; token: that
-    it is the reply's token; token_kept: that the latter is then accepted.
-    """
-
-    mean: FloatArray
-    bound: FloatArray
-    given: FloatArray
-    alone: FloatArray
-    token: FloatArray
-    token_kept: FloatArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +86,7 @@ def run(options: DraftsOptions) -> Result:
     """The table. Raises InputError for a recording that is greedy, or not of the pair."""
     from real_backend.load_pair import pair_from
     from real_backend.prompts import questions_of, requests_of_trace
+    from real_backend.trees.chances import chances_of
 
     trace, priced = read_trace(options.trace), read_costs(options.cost)
     if trace.meta.exactness != "in-law" or trace.meta.drafter != "model":
@@ -132,50 +114,6 @@ def run(options: DraftsOptions) -> Result:
     text = [fill(about), text_of(COLUMNS, [("", frame)]), meanings(COLUMNS)]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
     return Result("\n\n".join(text), content, csv_of(COLUMNS, frame))
-
-
-def chances_of(pair: Pair, requests: Sequence[Request], trace: Trace, most: int) -> Chances:
-    """Both models read every reply once. most: K."""
-    import torch
-
-    assert trace.token_ids is not None
-    parts: list[FloatArray] = []
-    with torch.inference_mode():
-        for request, at, end in zip(requests, trace.offsets, trace.offsets[1:], strict=False):
-            reply = trace.token_ids[int(at) : int(end)].tolist()
-            ids = torch.tensor([request.prompt_ids + reply], device=pair.device)
-            laws = [
-                model.watch.probs(
-                    model.reader(ids.shape[1]).read(ids[:, :-1], 0, last=len(reply))[
-                        0, :, : pair.vocab_size
-                    ],
-                    trace.meta.temperature,
-                    trace.meta.top_p,
-                )
-                for model in (pair.target, pair.draft)
-            ]
-            parts.append(_of_reply(laws[0], laws[1], ids[0, -len(reply) :], most))
-    return Chances(*np.concatenate(parts, axis=2))
-
-
-def _of_reply(target: Tensor, draft: Tensor, tokens: Tensor, most: int) -> FloatArray:
-    """[6, K, L] the fields of Chances of one reply; laws [L, V], tokens [L]."""
-    import torch
-
-    from real_backend.trees.rules import sequential_chances, transport_bound
-
-    def of(law: Tensor) -> Tensor:
-        return law.gather(-1, tokens[:, None])[:, 0].double()
-
-    rows = []
-    for drafts in range(1, most + 1):
-        found = sequential_chances(target, draft, drafts)
-        token = of(draft)
-        kept = torch.where(token > 0, (of(target) / (found.rho * token)).clamp(max=1.0), 0.0)
-        given = (of(found.by_token) / of(target)).clamp(max=1.0)
-        bound = transport_bound(target, draft, drafts)
-        rows.append(torch.stack([found.any, bound, given, found.one, token, kept]))
-    return np.asarray(torch.stack(rows, 1).cpu().numpy(), dtype=np.float64)
 
 
 def reach_in_law(

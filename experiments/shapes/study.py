@@ -118,18 +118,20 @@ def run(options: ShapesOptions) -> Result:
     """
     trace, priced, given, rules, widest = _asked(options)
     found: list[ShapeResult] = []
-    for batch in options.batch:
+    batches = list(dict.fromkeys(options.batch))
+    for batch in batches:
         train, test = halves_of(trace, priced, given, widest, options.seed, batch)
         ways = ways_of(train, given, rules, widest, options.seed)
         found += judged(ways, test, batch=batch, seed=options.seed)
     frame = frame_of(found)
     groups = [
-        ("" if options.batch == (1,) else f"{batch} rows", frame[frame["batch"] == batch])
-        for batch in options.batch
+        ("" if len(batches) == 1 else f"{batch} rows", frame[frame["batch"] == batch])
+        for batch in batches
     ]
     about = (
         f"{trace.meta.pair}, {test.trace.requests} of {trace.requests} replies held out; costs: "
         f"{Path(options.cost).name}, which know up to {widest + 1} verified tokens"
+        + (f"; {batches[0]} rows draft alike" if batches[0] > 1 and len(batches) == 1 else "")
     )
     note = (
         "A level is drafted by one forward that reads the level before; the target reads all nodes "
@@ -167,7 +169,7 @@ def _asked(
             raise InputError(
                 f"--policies {label(policy)}: it drops drafted tokens, a tree has none to drop"
             )
-    if options.sit and options.batch != (1,):
+    if options.sit and set(options.batch) != {1}:
         raise InputError("--sit decodes one row at a time: leave --batch out")
     if options.sit and not isinstance(priced.model, Table):
         raise InputError(f"--sit: {options.cost} is a formula; give the timing of this machine")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.shapes.independent import Chances, _of_reply, reach_in_law, run
+from experiments.shapes.independent import reach_in_law, run
 from experiments.studies import DraftsOptions
+from real_backend.trees.chances import Chances, chances_of_reply
 from real_backend.trees.rules import k_sequential
 from tests.real_backend.trees.test_rules import few_laws  # noqa: F401  a fixture
 from tests.results import make_trace
@@ -49,7 +50,7 @@ def test_rounds_have_the_law_of_chains_that_are_drawn(drafts: int) -> None:
     length = 60_000
     tokens = torch.from_numpy(generator.choice(5, length, p=target))
     laws = (torch.from_numpy(law).expand(length, -1) for law in (target, draft))
-    chances = Chances(*_of_reply(*laws, tokens, drafts))
+    chances = Chances(*chances_of_reply(*laws, tokens, drafts))
     trace = make_trace([[0] * length], ["1.1"], ["t"])
     reached = reach_in_law(trace, chances, drafts, LEVELS, generator)
     ours = np.bincount(reached[:-LEVELS], minlength=LEVELS + 1)
