@@ -115,7 +115,9 @@ class ShapesOptions:
         default=str(TIMING),
     )
     shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
-    batch: tuple[int, ...] = option("rows that draft alike, as 1,8,64", integers, (1,))
+    batch: tuple[int, ...] = option(
+        "requests at once, all drafting alike, as 1,8,64", integers, (1,)
+    )
     policies: str = option('rules that decide the depth, "" for none', default=DEPTHS)
     sit: int = option(
         "decode about N held-out requests of the pair, all tasks alike, and say what holds; 0: "
@@ -141,7 +143,9 @@ class DraftsOptions:
         "a timing, or roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
         default=str(TIMING),
     )
-    drafts: tuple[int, ...] = option("independent chains, as 1,2,8", integers, (1, 2, 4, 8))
+    drafts: tuple[int, ...] = option(
+        "numbers of independent chains, as 1,2,8", integers, (1, 2, 4, 8)
+    )
     prompts: Path | None = maybe(TRACE_PROMPTS)
     seed: int = seed_of("the split into halves and all draws")
     json: bool = as_json()
