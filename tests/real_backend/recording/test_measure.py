@@ -52,7 +52,7 @@ def few_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
 def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: bool) -> None:
     pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
-    timing = measure(pair, batches=[1, 2], contexts=[16, 64], repeats=4)
+    timing = measure(pair, batches=[1, 2], contexts=[16, 64], repeats=10)
     timing.write(tmp_path / "t.json")
     timing = read_timing(tmp_path / "t.json")
     fitting = [n for n in PREFILL_TOKENS if n < 256]
