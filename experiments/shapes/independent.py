@@ -30,7 +30,7 @@ from experiments.common.frames import (
 )
 from experiments.common.statistics import Estimate, bootstrap_weights, ratio_of_sums
 from experiments.common.text_table import fill
-from experiments.shapes.ways import BUCKET_TOKENS, widest_of
+from experiments.shapes.ways import BUCKET_TOKENS, check_drafter, widest_of
 from experiments.studies import DraftsOptions
 from policies.fixed import Fixed, Never
 from real_backend.command_line import Result
@@ -94,10 +94,11 @@ def run(options: DraftsOptions) -> Result:
             f"independent drafts need a sampled recording of a draft model; this one is of kind "
             f"{trace.meta.drafter!r} and {trace.meta.exactness!r}"
         )
+    check_drafter(priced, options.cost)
     most, widest = max(options.drafts), widest_of(priced)
     if most > widest:
         raise InputError(
-            f"--drafts {most}: {options.cost} was measured up to {widest + 1} verified tokens"
+            f"--drafts {most}: {options.cost} prices up to {widest + 1} verified tokens"
         )
     questions, pair = questions_of(options.pair, options.prompts), pair_from(options.pair)
     requests = requests_of_trace(questions, trace, pair)

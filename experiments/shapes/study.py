@@ -46,6 +46,7 @@ from experiments.shapes.ways import (
     Played,
     Way,
     Ways,
+    check_drafter,
     halves_of,
     ways_of,
     widest_of,
@@ -130,7 +131,7 @@ def run(options: ShapesOptions) -> Result:
     ]
     about = (
         f"{trace.meta.pair}, {test.trace.requests} of {trace.requests} replies held out; costs: "
-        f"{Path(options.cost).name}, which know up to {widest + 1} verified tokens"
+        f"{Path(options.cost).name}, trees of up to {widest} nodes are looked for"
         + (f"; {batches[0]} rows draft alike" if batches[0] > 1 and len(batches) == 1 else "")
     )
     note = (
@@ -162,6 +163,7 @@ def _asked(
     """
     trace, priced = read_trace(options.trace), read_costs(options.cost)
     check_ranks(trace)
+    check_drafter(priced, options.cost)
     given = [parse_shape(text) for text in options.shape]
     rules = parse_policies(options.policies) if options.policies else []
     for policy in rules:
@@ -177,8 +179,8 @@ def _asked(
     for shape in given:
         if shape.nodes > widest:
             raise InputError(
-                f"--shape {shape}: it verifies {shape.nodes + 1} tokens, {options.cost} was "
-                f"measured up to {widest + 1}"
+                f"--shape {shape}: it verifies {shape.nodes + 1} tokens, trees are priced by "
+                f"{options.cost} up to {widest + 1}"
             )
     if priced.slots and max(options.batch) > priced.slots:
         raise InputError(

@@ -17,6 +17,7 @@ from policies.registry import label
 from simulator.replay.totals import tally
 from traces.costs.pricing import StepCosts, read_only, tabulate
 from traces.costs.table import Table
+from traces.errors import InputError
 from traces.schema import Trace
 from traces.shapes.fit import most_frequent, rank_profile, sequoia
 from traces.shapes.shape import Shape, chain
@@ -141,3 +142,14 @@ def widest_of(priced: Priced) -> int:
     if isinstance(priced.model, Table):
         return int(priced.model.timing.grid("verify").tokens.max()) - 1
     return SIZES[-1]
+
+
+def check_drafter(priced: Priced, name: str) -> None:
+    """Raises InputError if the costs are those of another kind of drafter than a model, whose steps
+    and lags are not a tree's.
+    """
+    if isinstance(priced.model, Table) and priced.model.timing.drafter not in ("model", ""):
+        raise InputError(
+            f"--cost {name}: it is the timing of a drafter of kind "
+            f"{priced.model.timing.drafter!r}; trees and chains here are drafted by a model"
+        )

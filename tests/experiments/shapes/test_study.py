@@ -112,6 +112,8 @@ def test_trees_lose_where_many_rows_fill_the_step() -> None:
         ({"shape": ("8x8",)}, ["--shape 8x8", "73", "33"]),
         ({"shape": ("2y",)}, ["2y", "3x2x1"]),
         ({"cost": "no.json"}, ["no.json"]),
+        ({"cost": "timing-smollm2-eagle3"}, ["--cost", "eagle3", "drafted by a model"]),
+        ({"cost": "timing-smollm2-lookup"}, ["--cost", "lookup"]),
         ({"batch": (1, 4096)}, ["--batch 4096", "up to"]),
         ({"batch": (2,), "sit": 4}, ["--sit", "one row"]),
         ({"cost": "roofline:h100:llama-3.1-8b+llama-3.2-1b", "sit": 4}, ["--sit", "formula"]),
