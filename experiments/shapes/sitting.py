@@ -154,9 +154,7 @@ def sit(
     from experiments.validation.sitting_logs import on_clock
     from real_backend.decoding.interleaving import Sitting
 
-    # Two names of one way would be two placebos.
-    alike = {(label(way.policy), way.shape): way for way in reversed([ways.baseline, *ways.all])}
-    seated = [way for way in ways.all if way in alike.values()]
+    seated, predicted = _apart(ways, half, seed)
     seats = [Seat(number) for number in range(len(seated))]
     baseline = seats[seated.index(ways.baseline)]
     sitting = Sitting(Shaped(pair, seated, half.trace, half.costs), half.trace, requests, seed)
@@ -164,7 +162,6 @@ def sit(
     logs = {name: found[0] for name, found in measured.timed.items()}
     alone = all(log.cpu_s is not None and log.meta.get("threads") == 1 for log in logs.values())
     logs = {name: on_clock(log, "cpu" if alone else "wall") for name, log in logs.items()}
-    predicted = [_replayed(way, half, seed) for way in seated]
     of = {label(seat): log for seat, log in zip(seats, predicted, strict=True)}
     of[PLACEBO] = base = of[label(baseline)]
     turns = {name: _turns(log, of[name], half.trace.requests) for name, log in logs.items()}
@@ -194,6 +191,28 @@ def sit(
             )
         )
     return found
+
+
+def _apart(ways: Ways, half: Half, seed: int) -> tuple[list[Way], list[RoundLog]]:
+    """The tuned chain, then every way that takes other rounds than those before it, and their
+    replays. Two names of the same rounds would be two placebos, and a word about them chance.
+    """
+    seated, logs = list[Way](), list[RoundLog]()
+    for way in [ways.baseline, *ways.all]:
+        log = _replayed(way, half, seed)
+        twins = (
+            _differing(log, other) == 0 and _branches(way) == _branches(seat)
+            for seat, other in zip(seated, logs, strict=True)
+        )
+        if not any(twins):
+            seated.append(way)
+            logs.append(log)
+    return seated, logs
+
+
+def _branches(way: Way) -> object:
+    """The tree; all chains are one, as their rounds say how far they went."""
+    return None if way.shape is None or way.shape.is_chain else way.shape
 
 
 def _number(name: str, seats: Sequence[Seat]) -> int:

@@ -65,8 +65,8 @@ class Half(NamedTuple):
 
 
 class Ways(NamedTuple):
-    """The ways that the training half chose, the tuned chain among them, and the trees on which
-    no controller is deeper than the clairvoyant.
+    """The ways that the training half chose. baseline: the tuned chain, one of them. ceilings: the
+    longest chain and the best tree, whose depths the clairvoyant schedule decides.
     """
 
     all: list[Way]

@@ -68,3 +68,17 @@ def test_a_tree_that_leaves_its_caches_as_they_are_is_found_out(
     found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
     assert found["a tree"].replies_equal < 6 and found["a tree"].differing > 0
     assert found["plain decoding"].differing == 0
+
+
+def test_other_names_of_the_baselines_rounds_have_no_seat(
+    pair: Any, recorded: tuple[Half, list[Any]]
+) -> None:
+    """Where the tuned length is 0, plain decoding is the baseline: no word is said of it."""
+    half, requests = recorded
+    none = Way(TUNED, Fixed(0), None)
+    deep = Way("gammatune, deeper", parse_policy("gammatune"), chain(7))
+    deepest = Way("gammatune, deepest", parse_policy("gammatune"), chain(8))
+    same = Way("no drafting on a tree", Never(), chain(3))
+    ways = Ways([Way("plain decoding", Never(), None), none, same, deep, deepest], none, [])
+    names = [one.name for one in sit(pair, requests, ways, half, seed=0)]
+    assert names[:2] == [PLACEBO, "gammatune, deeper"] and "plain decoding" not in names
