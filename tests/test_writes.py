@@ -12,6 +12,7 @@ METHODS = {"write_text", "write_bytes", "write_table", "save", "save_pretrained"
 FUNCTIONS = {"save_file"}
 WHY = {  # file and function: the reason
     "simulator/replay/kernels.py _cached": "renamed by hand: processes race, and a cache may fail",
+    "simulator/replay/stored_code.py save_overload": "numba's own writer of whole files",
     "real_backend/training/export.py export": "into a folder whose files are renamed afterwards",
     "real_backend/training/onpolicy/train_draft.py write_draft": "as export does",
     "real_backend/partial_file.py keep": "a line behind others; what is cut off is left out",

@@ -24,6 +24,7 @@ from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
 from policies.base import codes_of, named_globals
+from simulator.replay.stored_code import StoredCode
 
 # NumPy's division (no exception to raise) and no fastmath: decisions must not depend on either.
 # nogil: several kernels may run at once, for none touches a Python object.
@@ -36,7 +37,10 @@ INLINE = INNER | {"forceinline": True}
 # Globals whose repr says all that a kernel can take from them.
 _TELLING = (int, float, str, tuple, types.NoneType, types.ModuleType, types.BuiltinFunctionType)
 
+# Where steps of a loop come from; what belongs to a single policy is stored with its kernel.
+PACKAGES = ("simulator.", "traces.", "policies.round", "policies.randomness")
 _shared: dict[Any, Any] = {}  # dispatchers, by function and what it takes from its globals
+_steps: dict[Any, tuple[Any, str] | None] = {}  # stored ones and their prints, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,11 @@ class Namespace:
         """
         if function in self._built:
             return self._built[function]
+        step = self._step(function)
+        if step is not None:
+            self._built[function], print_of_it = step
+            self.parts.append(print_of_it)
+            return self._built[function]
         self._note(function)
         names: dict[str, Any] = {"__name__": function.__module__}
         rebuilt = types.FunctionType(
@@ -128,8 +137,7 @@ class Namespace:
         )
         made = self._built[function] = numba.njit(**OPTIONS, **self._inner)(rebuilt)
         self._own.append(made)
-        named = (self._recipe.function.__module__, self._recipe.lower)
-        own = self._recipe.names if function.__module__ in named else {}
+        own = self._given(function)
         for name, value in named_globals(function):
             names[name] = self._convert(name, own.get(name, value))
         if function.__closure__ is None:  # what is the same for every policy is compiled once
@@ -137,6 +145,56 @@ class Namespace:
             key = (function, self._recipe.inline, taken)
             self._built[function] = _shared.setdefault(key, made)
         return self._built[function]
+
+    def _given(self, function: types.FunctionType) -> dict[str, Any]:
+        """The recipe's values for names that this function may use."""
+        named = (self._recipe.function.__module__, self._recipe.lower)
+        return self._recipe.names if function.__module__ in named else {}
+
+    def _step(self, function: types.FunctionType) -> tuple[Any, str] | None:
+        """The dispatcher and fingerprint of a function of ours that calls no hook: its code is
+        stored by itself, and the kernels of all policies link it. None for any other.
+        """
+        recipe = self._recipe
+        if recipe.inline or not function.__module__.startswith(PACKAGES) or self._hooked(function):
+            return None
+        given = self._given(function)
+        switches = {name: value for name, value in given.items() if not callable(value)}
+        taken = tuple((name, _content(switches[name])) for name in sorted(switches))
+        key = (function, taken, recipe.lower)
+        if key not in _steps:
+            _steps[key] = None  # while it is made: functions may call each other in a circle
+            owner = (function.__module__, function.__qualname__)
+            alone = Namespace(KernelRecipe(function, switches, owner, lower=recipe.lower))
+            if alone.in_files and not numba.config.DISABLE_JIT:
+                rebuilt = types.FunctionType(
+                    function.__code__,
+                    alone.names | {"__name__": function.__module__},
+                    function.__name__,
+                    function.__defaults__,
+                )
+                rebuilt.__qualname__ = f"{function.__qualname__}_{alone.fingerprint}"
+                made = numba.njit(**OPTIONS, **INNER)(rebuilt)
+                made._cache = StoredCode(alone.fingerprint)  # numba's own never hits for these
+                _steps[key] = made, alone.fingerprint
+        return _steps[key]
+
+    def _hooked(self, function: types.FunctionType) -> bool:
+        """True if a function, or one that it calls, calls a hook or is a closure."""
+        seen, waiting = {function}, [function]
+        while waiting:
+            asked = waiting.pop()
+            if asked.__closure__ is not None:
+                return True
+            given = self._given(asked)
+            for name, value in named_globals(asked):
+                if name in given:
+                    if callable(given[name]):
+                        return True
+                elif isinstance(value, types.FunctionType) and value not in seen:
+                    seen.add(value)
+                    waiting.append(value)
+        return False
 
     def _note(self, function: types.FunctionType) -> None:
         self._note_source(function, function.__module__)

@@ -15,7 +15,6 @@ import dataclasses
 import importlib.util
 import inspect
 import os
-import pickle
 import re
 import sys
 import threading
@@ -30,6 +29,7 @@ from policies.base import Policy
 from simulator.replay import rounds
 from simulator.replay.fingerprint import OPTIONS, KernelRecipe, Namespace
 from simulator.replay.rounds import Recorder
+from simulator.replay.stored_code import CACHE_ERRORS, cache_folder
 from traces.errors import InputError
 
 
@@ -48,13 +48,6 @@ class Kernel:
 
 _kernels: dict[Any, Kernel] = {}
 _making = threading.Lock()
-_CACHE_ERRORS = (OSError, ImportError, EOFError, pickle.UnpicklingError)
-
-
-def cache_folder() -> Path:
-    """Where generated modules and their compiled code lie."""
-    chosen = os.environ.get("GAMMALAB_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "gammalab"
 
 
 def run_policy(policy: Policy, recorder: Recorder, *arguments: Any) -> int:
@@ -154,7 +147,7 @@ def _guarded(recipe: KernelRecipe, key: Any, call: Callable[[Kernel], Any]) -> A
     """
     try:
         return call(_kernel(recipe, key))
-    except _CACHE_ERRORS:
+    except CACHE_ERRORS:
         _kernels[key] = _uncached(recipe)
         return call(_kernels[key])
 

@@ -185,3 +185,36 @@ def test_kernels_of_one_policy_are_told_apart_at_once() -> None:
         for recorder in (write_row, add_up, add_steps)
     }
     assert len(names) == 3
+
+
+COUNTED = """
+import sys
+from numba.core import event
+from tests.specimens import random_trace
+
+names = []
+class Heard(event.Listener):
+    def on_start(self, heard):
+        names.append(heard.data["dispatcher"].py_func.__qualname__)
+    def on_end(self, heard):
+        pass
+event.register("numba:compile", Heard())
+
+import numpy as np
+from policies.registry import parse_policy
+from simulator.replay.replay import replay
+from traces.costs.affine import Affine
+from traces.costs.pricing import tabulate
+
+replay(parse_policy(sys.argv[1]), random_trace(np.random.default_rng(0), 3, 4), tabulate(Affine()))
+print(*{name.rsplit("_", 1)[0] for name in names})
+"""
+
+
+@pytest.mark.slow
+def test_the_next_policy_links_what_the_first_one_compiled(tmp_path: Path) -> None:
+    first = run_script(tmp_path, COUNTED, "fixed:gamma=2")
+    assert {"round_seconds", "room_at", "settle", "Fixed.gamma"} <= set(first)
+    second = run_script(tmp_path, COUNTED, "gammatune")
+    assert "GammaTune.gamma" in second
+    assert not {"round_seconds", "room_at", "settle", "write_row"} & set(second)
