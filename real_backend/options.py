@@ -20,7 +20,7 @@ from real_backend.number_options import (
     whole,
 )
 from traces.errors import InputError
-from traces.shipped import shipped_or_file
+from traces.shipped import GREEDY, shipped_or_file
 
 SHAPE_PREFIX = "shape:"
 SESSION_SHAPES = (
@@ -183,6 +183,21 @@ class MeasureOptions:
     top_p: float = option("nucleus of the rounds timed, a share: 0 to 1", top_p, 1.0)
     seconds: float = seconds_until("no further sweep over all cells begins")
     deepest: int = option("tokens of the longest draft that is timed", count, 32)
+    force: bool = flag("overwrite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrowOptions:
+    """Trees grown along a recording's replies."""
+
+    pair: PairOptions = pair_part()
+    trace: Path = option(
+        "greedy, of this pair (default: the shipped greedy one)", shipped_or_file, GREEDY
+    )
+    prompts: Path | None = maybe(TRACE_PROMPTS)
+    beam: int = option("nodes of a level that the draft goes on from", count, 8)
+    levels: int = option("depth of the trees, in tokens", count, 6)
+    out: Path = out_of("the trees, an npz file")
     force: bool = flag("overwrite")
 
 

@@ -25,27 +25,23 @@ from traces.errors import InputError
 from traces.shapes.shape import Shape
 
 
-class TreeSteps:
-    """Steps of batch 1. Raises InputError where a model has no lean forward, or the drafter is none
+class LevelSteps:
+    """Part of the steps of any tree: of batch 1, at most so deep, with so many places in the caches
+    behind the capacity. Raises InputError where a model has no lean forward, or the drafter is none
     of its own.
     """
 
     batch = 1
 
-    def __init__(self, pair: Pair, capacity: int, shape: Shape) -> None:
+    def __init__(self, pair: Pair, capacity: int, depth: int, places: int) -> None:
         drafter = pair.drafter.kind
         if drafter != "model":
             raise InputError(f"trees are drafted by a model of its own, not by one of {drafter!r}")
-        self.pair, self.capacity, self.shape = pair, capacity, shape
+        self.pair, self.capacity, self.depth = pair, capacity, depth
         self.device, self.vocab = pair.device, pair.vocab_size
         self.target, self.draft = _lean(pair.target), _lean(pair.draft)
-        places = capacity + shape.nodes + 1
-        self._target_cache = self.target.new_cache(places)
-        self._draft_cache = self.draft.new_cache(places)
-        self._families = _families(shape, self.device)
-        self._seen = _ancestors(shape).to(self.device)
-        self._depths = torch.tensor([0, *shape.depths], device=self.device)
-        self._tokens = torch.zeros(shape.nodes + 1, dtype=torch.long, device=self.device)
+        self._target_cache = self.target.new_cache(capacity + places)
+        self._draft_cache = self.draft.new_cache(capacity + places)
         self._levels = 0  # drafted in this round
         self._at = 0  # where the first drafted token stands
         self._reads_signals = False
@@ -61,8 +57,8 @@ class TreeSteps:
         """Raises InputError for sampled replies, and where a round may be deeper than the tree."""
         if sampling.temperature != 0.0:
             raise InputError("trees are decoded greedily: temperature must be 0")
-        if max_gamma > self.shape.depth:
-            raise InputError(f"max_gamma is {max_gamma}, the tree has {self.shape.depth} levels")
+        if max_gamma > self.depth:
+            raise InputError(f"max_gamma is {max_gamma}, the tree has {self.depth} levels")
 
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
         """As many levels as there are."""
@@ -73,6 +69,34 @@ class TreeSteps:
         tokens = torch.tensor([feed.ids], device=self.device)
         self.target.forward(tokens, self._target_cache, feed.start, last=1)
         self.draft.forward(tokens, self._draft_cache, feed.start, last=1)
+
+    def drop(self, row: int) -> None:
+        """Rules that drop what they drafted are not asked of trees."""
+        raise InputError("a policy that drops drafted tokens does not decide on trees")
+
+    def note_logits(self) -> None:
+        """Tell the draft's watch what the newest level was chosen by."""
+        if self._said is not None:
+            self.pair.draft.watch.note(self._said.amax(-1))
+            self._said = None
+
+    def move_up(self, cache: Tensor, places: list[int], start: int) -> None:
+        """Entries at these places go to start and on, where a chain's would stand."""
+        if places != list(range(start, start + len(places))):
+            moved = cache.index_select(4, torch.tensor(places, device=self.device))
+            cache[..., start : start + len(places), :] = moved
+
+
+class TreeSteps(LevelSteps):
+    """Of a shape that is known beforehand. Raises InputError as LevelSteps."""
+
+    def __init__(self, pair: Pair, capacity: int, shape: Shape) -> None:
+        super().__init__(pair, capacity, shape.depth, shape.nodes + 1)
+        self.shape = shape
+        self._families = _families(shape, self.device)
+        self._seen = _ancestors(shape).to(self.device)
+        self._depths = torch.tensor([0, *shape.depths], device=self.device)
+        self._tokens = torch.zeros(shape.nodes + 1, dtype=torch.long, device=self.device)
 
     def draft_first(
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
@@ -109,10 +133,6 @@ class TreeSteps:
         seen: list[list[float]] = signals(torch.softmax(logits[:1].float(), -1)).tolist()
         return seen
 
-    def drop(self, row: int) -> None:
-        """Rules that drop what they drafted are not asked of trees."""
-        raise InputError("a policy that drops drafted tokens does not decide on trees")
-
     def verify(
         self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
     ) -> list[Verdict]:
@@ -127,24 +147,14 @@ class TreeSteps:
         )[0, :, : self.vocab]
         choices = torch.empty(nodes + 1, dtype=torch.long, device=self.device)
         self.pair.target.watch.best(logits, choices)
-        if self._said is not None:
-            self.pair.draft.watch.note(self._said.amax(-1))
-            self._said = None
+        self.note_logits()
         tokens, chosen = torch.stack([self._tokens[: nodes + 1], choices]).tolist()
         path = walk(self.shape, nodes, tokens, chosen)
-        self._move_up(path, start)
+        # The last level, which the draft has not read, is read anew before it counts.
+        for cache in (self._target_cache, self._draft_cache):
+            self.move_up(cache, [start + node for node in path], start + 1)
         at = path[-1] if path else 0
         return [Verdict([tokens[node] for node in path], len(path), chosen[at])]
-
-    def _move_up(self, path: list[int], start: int) -> None:
-        """The accepted nodes' entries go where a chain's would stand: node k of the way down to
-        start + 1 + k. What the draft has not read, the last level, is read anew before it counts.
-        """
-        if path and path != list(range(1, len(path) + 1)):
-            places = torch.tensor(path, device=self.device) + start
-            for cache in (self._target_cache, self._draft_cache):
-                moved = cache.index_select(4, places)
-                cache[..., start + 1 : start + 1 + len(path), :] = moved
 
     def _mask(self, root: int, first: int, end: int, own: int) -> Tensor:
         """[1, 1, nodes, places] which places nodes first..end-1 see; the root stands at `root`.

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.growth import Grown, Growth
 from traces.shapes.shape import Shape
 
 
@@ -58,13 +59,26 @@ def reach(trace: Trace, shape: Shape) -> npt.NDArray[np.int16]:
     return depth
 
 
-def under(trace: Trace, shape: Shape) -> Trace:
+def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> Trace:
     """The recording as rounds of this tree meet it: a draft of d tokens is one of d levels.
 
     Signals are those of the likeliest path, which is in the tree; they are left out where it ends
-    before the tree does, or where they were not recorded so deep. Raises InputError as check_ranks.
+    before the tree does, or where they were not recorded so deep. A tree that grows is replayed
+    by `growth`, of the same rows: its top1_prob is the growth's share. Raises InputError as
+    check_ranks.
     """
     depth = shape.depth
+    if isinstance(shape, Grown):
+        assert growth is not None and growth.beam == shape.beam and growth.depth >= depth
+        check_ranks(trace)
+        return dataclasses.replace(
+            trace,
+            meta=dataclasses.replace(trace.meta, depth=depth),
+            accept_len=growth.reach(trace, shape),
+            top1_prob=growth.share[:, :depth],
+            entropy=growth.entropy[:, :depth],
+            accept_prob=None,
+        )
     signals = trace.has_signals and shape.first_path == depth <= trace.meta.depth
     return dataclasses.replace(
         trace,
@@ -76,7 +90,7 @@ def under(trace: Trace, shape: Shape) -> Trace:
     )
 
 
-def prices_of_levels(costs: StepCosts, shape: Shape) -> StepCosts:
+def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
     """The table by which rounds of this tree are priced, a level in the place of a token.
 
     The first level comes of the forward that reads what the draft lacks; every further one of a
