@@ -19,7 +19,7 @@ PACKAGES = ("traces", "policies", "simulator", "real_backend", "experiments")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EXAMPLES = {
     "compare_three": r"hf-confidence +1\.\d{3} times as fast as plain decoding",
-    "train_on_rounds": r"mean reward -?\d+\.\d{3} a round after 1024 steps",
+    "train_on_rounds": r"mean reward -?\d+\.\d{3} a round after 512 steps",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -91,13 +92,16 @@ def test_folders_and_files_stay_small() -> None:
         assert text.count("\n") <= most or "Longer than other files:" in text, path
 
 
-def functions(tree: ast.AST) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a file's tree that has a name of its own: the module, classes and functions."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
 
 
 def test_functions_stay_short() -> None:
     for path in python_files(*PACKAGES):
-        for function in functions(ast.parse(path.read_text())):
+        for function in (node for node in nodes(path) if isinstance(node, ast.FunctionDef)):
             begin = (
                 function.decorator_list[0].lineno if function.decorator_list else function.lineno
             )
@@ -128,11 +132,10 @@ def test_the_rules_of_a_round_stand_once() -> None:
 def test_docstrings_lead_with_what_the_thing_is() -> None:
     """Not with a question, and not with a pointer elsewhere alone."""
     for path in python_files(*PACKAGES):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                said = ast.get_docstring(node) or ""
-                assert not re.match(r"(What|Who|Whose|Whom) ", said), f"{path}: {said[:60]}"
-                assert not re.fullmatch(r"See [^\n]*", said), f"{path}: {said[:60]}"
+        for node in nodes(path):
+            said = ast.get_docstring(node) or ""
+            assert not re.match(r"(What|Who|Whose|Whom) ", said), f"{path}: {said[:60]}"
+            assert not re.fullmatch(r"See [^\n]*", said), f"{path}: {said[:60]}"
 
 
 def test_environments_need_no_import_of_ours() -> None:

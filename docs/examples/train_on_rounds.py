@@ -6,7 +6,7 @@ from stable_baselines3 import PPO
 
 env = gymnasium.make("simulator.envs:gammalab/Round-v0", reward="average")
 model = PPO("MlpPolicy", env, n_steps=256, batch_size=64, gamma=1.0, seed=0, device="cpu")
-model.learn(total_timesteps=1024)
+model.learn(total_timesteps=512)
 
 obs, info = env.reset(seed=1)
 rewards = []

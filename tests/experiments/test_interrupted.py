@@ -86,37 +86,53 @@ CASES: dict[str, tuple[list[str], str, Callable[[Path], Made]]] = {
 
 
 @pytest.fixture(scope="module")
-def inputs(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The options of every command that say what it reads."""
+def inputs(
+    pair_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[str]]:
+    """The options of a command that say what it reads; a trace and a timing are made for the first
+    that reads one.
+    """
     folder = tmp_path_factory.mktemp("inputs")
     prompts = write_prompts(folder / "prompts.jsonl", questions=6)
     pair = ["--pair", str(pair_folder)]
-    trace, timing = str(folder / "t.parquet"), str(folder / "m.json")
+    trace, timing = folder / "t.parquet", folder / "m.json"
     asked = ["--prompts", str(prompts)]
-    assert cli.main(["capture", *pair, *asked, *CASES["capture"][0], "--out", trace]) == 0
-    assert cli.main(["measure", *pair, *CASES["measure"][0], "--out", timing]) == 0
-    read = ["--trace", trace, "--timing", timing]
-    return {
+    read = ["--trace", str(trace), "--timing", str(timing)]
+    options = {
         "capture": pair + asked,
         "measure": pair,
-        "sweep": ["--trace", trace],
+        "sweep": read[:2],
         "train": read,
         "validate": [*pair, *asked, *read],
     }
 
+    def of(command: str) -> list[str]:
+        if command not in ("capture", "measure") and not timing.exists():
+            capture = ["capture", *options["capture"], *CASES["capture"][0]]
+            assert cli.main([*capture, "--out", str(trace)]) == 0
+            measure = ["measure", *options["measure"], *CASES["measure"][0]]
+            assert cli.main([*measure, "--out", str(timing)]) == 0
+        return options[command]
+
+    return of
+
 
 @pytest.mark.parametrize("command", few_or_slow(CASES, ["capture"]))
 def test_stopped_at_every_write(
-    command: str, inputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str,
+    inputs: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     options, name, made = CASES[command]
+    read = inputs(command)
     stops = Stops(monkeypatch, tmp_path)
     monkeypatch.setattr("real_backend.recording.measure.REGISTRY", {"fixed": Fixed})
     monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 2))  # saves ten seconds
 
     def argv(folder: str) -> list[str]:
         out = str(tmp_path / folder / name)
-        return [command, *options, *inputs[command], "--out", out]
+        return [command, *options, *read, "--out", out]
 
     ended = stops.run(argv("whole"))
     assert ended in (0, 1)

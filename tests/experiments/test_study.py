@@ -11,10 +11,12 @@ import pytest
 from experiments import cli, study
 from experiments.common.results import read_result
 from experiments.common.verdict import CONFIRMED, CONTRADICTED, NOISY
+from policies.registry import REGISTRY
 from tests.results import lively_trace
-from tests.specimens import write_prompts
+from tests.specimens import FEW, write_prompts
 from traces.roundlog import read_roundlog
-from traces.store import read_trace
+from traces.shipped import GREEDY
+from traces.store import read_trace, write_trace
 
 
 @pytest.fixture
@@ -133,7 +135,13 @@ def test_the_whole_loop_on_a_tiny_pair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only what does not depend on the clock is asserted."""
+    few = {name: REGISTRY[name] for name in FEW[:5]}
+    for module in ("real_backend.recording.measure", "experiments.comparison.compare"):
+        monkeypatch.setattr(f"{module}.REGISTRY", few)
     monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 4, 16))
+    monkeypatch.setattr(study, "QUICK", study.QUICK._replace(max_new_tokens=20, measure_repeats=10))
+    write_trace(read_trace(GREEDY).select(range(4)), tmp_path / "short.parquet")
+    monkeypatch.setattr(study, "GREEDY", tmp_path / "short.parquet")  # what is compiled is the same
     prompts = write_prompts(tmp_path / "prompts.jsonl", questions=5, turns=2)
     out = tmp_path / "study"
     argv = ["study", "--pair", str(pair_folder), "--prompts", str(prompts), "--quick"]

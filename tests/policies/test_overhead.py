@@ -38,7 +38,7 @@ from simulator.replay.totals import count_steps, price_steps, tally
 from simulator.serving.options import Server
 from simulator.serving.server import serve
 from tests.results import make_timing
-from tests.specimens import few_or_slow, random_trace
+from tests.specimens import random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
@@ -150,13 +150,13 @@ def test_all_runtimes_charge_the_same(spec: str) -> None:
     assert info["view"].verify_s[1] == same.verify_s[0, bucket, 1]
 
 
-@pytest.mark.parametrize("spec", few_or_slow(SPECS, SPECS[:1]))
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_server_of_one_slot_charges_as_a_replay_does(spec: str) -> None:
     policy, trace = parse_policy(spec), random_trace(np.random.default_rng(4), 4, 6)
     costs = tabulate(MODEL, max_context=512, width=trace.meta.depth + 2)
     workload = Workload(trace.requests, "closed", users=1, think_s=0.0, order="recorded")
     asked = demand(workload, trace.category, 0)
-    served = serve(policy, trace, asked, costs, Server(slots=1), log=True)
+    served = serve(policy, trace, asked, costs, Server(slots=1), log=True, compiled=False)
     log = replay(policy, trace, costs)
     assert served.round_log is not None
     assert served.round_log.elapsed_s.tolist() == log.elapsed_s.tolist()
