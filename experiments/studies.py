@@ -115,6 +115,9 @@ class ShapesOptions:
         default=str(TIMING),
     )
     shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
+    grown: tuple[Path, ...] = several(
+        "trees grown along the recording by `python -m real_backend.trees.grow`", Path, ()
+    )
     batch: tuple[int, ...] = option(
         "requests at once, all drafting alike, as 1,8,64", integers, (1,)
     )

@@ -22,11 +22,10 @@ from policies.registry import label
 from real_backend.decoding.measured import PLACEBO
 from real_backend.options import PairOptions
 from simulator.replay.replay import replay
-from traces.costs.pricing import StepCosts
 from traces.roundlog import RoundLog
-from traces.schema import Trace
+from traces.shapes.growth import Grown
 from traces.shapes.shape import chain
-from traces.shapes.unfold import prices_of_levels, under
+from traces.shapes.unfold import prices_of_levels
 from traces.split import held_out_rows, question_of
 
 if TYPE_CHECKING:
@@ -86,8 +85,9 @@ class Seat(Policy):
 class Shaped:
     """The backend of a sitting: every seat decodes with the steps of its shape."""
 
-    def __init__(self, pair: Pair, ways: Sequence[Way], trace: Trace, costs: StepCosts) -> None:
+    def __init__(self, pair: Pair, ways: Sequence[Way], half: Half) -> None:
         from real_backend.decoding.engine import Engine
+        from real_backend.trees.grown_steps import GrownSteps
         from real_backend.trees.steps import TreeSteps
 
         self.ways = ways
@@ -95,10 +95,13 @@ class Shaped:
         self.engines = []
         for way in ways:
             shape = way.shape or chain(1)
-            engine = Engine(pair, prices_of_levels(costs, shape), max_gamma=shape.depth)
-            if not shape.is_chain:
-                capacity = int(trace.prompt_tokens.max()) + trace.meta.max_new_tokens
-                engine.use(TreeSteps(pair, capacity + shape.depth + 1, shape))
+            engine = Engine(pair, prices_of_levels(half.costs, shape), max_gamma=shape.depth)
+            longest = int(half.trace.prompt_tokens.max()) + half.trace.meta.max_new_tokens
+            capacity = longest + shape.depth + 1
+            if isinstance(shape, Grown):
+                engine.use(GrownSteps(pair, capacity, shape))
+            elif not shape.is_chain:
+                engine.use(TreeSteps(pair, capacity, shape))
             self.engines.append(engine)
 
     def decode(
@@ -124,13 +127,13 @@ class Shaped:
 def load_and_sit(
     named: PairOptions,
     prompts: Path | None,
-    trace: Trace,
-    costs: StepCosts,
+    whole: Half,
     ways: Ways,
     limit: int,
     seed: int,
 ) -> list[Confirmation]:
     """`sit` of the pair that is named, on about `limit` of the held-out replies, all tasks alike.
+    whole: the recording, not its half.
 
     Raises InputError if the pair is not the trace's, or cannot draft trees.
     """
@@ -138,9 +141,9 @@ def load_and_sit(
     from real_backend.prompts import questions_of, requests_of_trace
 
     questions, pair = questions_of(named, prompts), pair_from(named)
-    rows, requests = held_out_rows(trace, limit, seed), requests_of_trace(questions, trace, pair)
-    half = Half(trace.select(rows), costs)
-    return sit(pair, [requests[row] for row in rows], ways, half, seed=seed)
+    requests = requests_of_trace(questions, whole.trace, pair)
+    rows = held_out_rows(whole.trace, limit, seed)
+    return sit(pair, [requests[row] for row in rows], ways, whole.of(rows), seed=seed)
 
 
 def sit(
@@ -157,7 +160,7 @@ def sit(
     seated, predicted = _apart(ways, half, seed)
     seats = [Seat(number) for number in range(len(seated))]
     baseline = seats[seated.index(ways.baseline)]
-    sitting = Sitting(Shaped(pair, seated, half.trace, half.costs), half.trace, requests, seed)
+    sitting = Sitting(Shaped(pair, seated, half), half.trace, requests, seed)
     measured = sitting.run(seats, baseline, what="shapes")
     logs = {name: found[0] for name, found in measured.timed.items()}
     alone = all(log.cpu_s is not None and log.meta.get("threads") == 1 for log in logs.values())
@@ -224,9 +227,7 @@ def _placebo_word(judgeable: bool) -> str:
 
 
 def _replayed(way: Way, half: Half, seed: int) -> RoundLog:
-    shape = way.shape or chain(1)
-    costs = prices_of_levels(half.costs, shape)
-    return replay(way.policy, under(half.trace, shape), costs, seed=seed)
+    return replay(way.policy, *half.seen(way), seed=seed)
 
 
 def _differing(ours: RoundLog, theirs: RoundLog) -> int:

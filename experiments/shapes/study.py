@@ -60,8 +60,9 @@ from simulator.replay.metrics import per_request
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.growth import read_growth
 from traces.shapes.shape import Shape, parse_shape
-from traces.shapes.unfold import check_ranks, prices_of_levels, under
+from traces.shapes.unfold import check_ranks
 from traces.split import question_of
 from traces.store import read_trace
 
@@ -118,10 +119,11 @@ def run(options: ShapesOptions) -> Result:
     shapes and rules that do not fit.
     """
     trace, priced, given, rules, widest = _asked(options)
+    growths = [read_growth(path, trace) for path in options.grown]
     found: list[ShapeResult] = []
     batches = list(dict.fromkeys(options.batch))
     for batch in batches:
-        train, test = halves_of(trace, priced, given, widest, options.seed, batch)
+        train, test = halves_of(trace, priced, given, growths, widest, options.seed, batch)
         ways = ways_of(train, given, rules, widest, options.seed)
         found += judged(ways, test, batch=batch, seed=options.seed)
     frame = frame_of(found)
@@ -142,9 +144,8 @@ def run(options: ShapesOptions) -> Result:
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
     findings: list[str] = []
     if options.sit:
-        sat = load_and_sit(
-            options.pair, options.prompts, trace, test.costs, ways, options.sit, options.seed
-        )
+        whole = Half(trace, test.costs, {growth.beam: growth for growth in growths})
+        sat = load_and_sit(options.pair, options.prompts, whole, ways, options.sit, options.seed)
         text += [_sat_text(sat), meanings(SAT)]
         content |= {"sitting": [dataclasses.asdict(one) for one in sat]}
         findings = [
@@ -203,8 +204,7 @@ def judged(
     base = plain if ways.baseline.shape is None else test.play(ways.baseline, seed)
     rows = [report(way, test.play(way, seed), plain, base) for way in ways.all]
     for way in ways.ceilings:
-        assert way.shape is not None
-        log = clairvoyant(under(test.trace, way.shape), prices_of_levels(test.costs, way.shape))
+        log = clairvoyant(*test.seen(way))
         found = Played(per_request(log).decode_s, float(len(log)))
         rows.append(report(way, found, plain, base))
     return rows

@@ -20,6 +20,7 @@ from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.shapes.fit import most_frequent, rank_profile, sequoia
+from traces.shapes.growth import Grown, Growth
 from traces.shapes.shape import Shape, chain
 from traces.shapes.unfold import prices_of_levels, under
 from traces.split import split_rows
@@ -36,7 +37,7 @@ class Way(NamedTuple):
 
     name: str
     policy: Policy
-    shape: Shape | None
+    shape: Shape | Grown | None
 
 
 class Played(NamedTuple):
@@ -47,20 +48,30 @@ class Played(NamedTuple):
 
 
 class Half(NamedTuple):
-    """One half of a recording, at the costs of single tokens."""
+    """Part of a recording, at the costs of single tokens. growths: its growing trees, by beam."""
 
     trace: Trace
     costs: StepCosts
+    growths: dict[int, Growth]
 
-    def seconds(self, policy: Policy, shape: Shape, seed: int = 0) -> float:
+    def seen(self, way: Way) -> tuple[Trace, StepCosts]:
+        """The recording as this way to draft meets it, and the prices of its levels."""
+        shape = way.shape or chain(1)
+        growth = self.growths[shape.beam] if isinstance(shape, Grown) else None
+        return under(self.trace, shape, growth), prices_of_levels(self.costs, shape)
+
+    def of(self, rows: npt.NDArray[np.intp] | list[int]) -> Half:
+        """The chosen requests of it."""
+        growths = {beam: growth.select(rows) for beam, growth in self.growths.items()}
+        return self._replace(trace=self.trace.select(rows), growths=growths)
+
+    def seconds(self, policy: Policy, shape: Shape | Grown, seed: int = 0) -> float:
         """Of all requests together, where the controller decides the depth of this tree."""
         return float(self.play(Way("", policy, shape), seed).seconds.sum())
 
     def play(self, way: Way, seed: int = 0) -> Played:
         """One way to draft."""
-        shape = way.shape or chain(1)
-        trace, costs = under(self.trace, shape), prices_of_levels(self.costs, shape)
-        found = tally(way.policy, trace, costs, seed=seed)
+        found = tally(way.policy, *self.seen(way), seed=seed)
         return Played(found.decode_s, float(found.rounds.sum()))
 
 
@@ -75,7 +86,13 @@ class Ways(NamedTuple):
 
 
 def halves_of(
-    trace: Trace, priced: Priced, given: Sequence[Shape], widest: int, seed: int, batch: int = 1
+    trace: Trace,
+    priced: Priced,
+    given: Sequence[Shape],
+    growths: Sequence[Growth],
+    widest: int,
+    seed: int,
+    batch: int = 1,
 ) -> tuple[Half, Half]:
     """Training and held-out half, priced as wide as any tree, for one of `batch` rows that draft
     alike: what a step of all of them takes is each one's. Raises InputError if the trace cannot be
@@ -92,7 +109,8 @@ def halves_of(
     if batch > 1:
         own_s = {name: (a * batch, b * batch) for name, (a, b) in (costs.own_s or {}).items()}
         costs = costs._replace(batch_sizes=read_only([1], np.int64), own_s=own_s)
-    train, test = (Half(trace.select(rows), costs) for rows in split_rows(trace, seed=seed))
+    whole = Half(trace, costs, {growth.beam: growth for growth in growths})
+    train, test = (whole.of(rows) for rows in split_rows(trace, seed=seed))
     return train, test
 
 
@@ -110,13 +128,20 @@ def ways_of(
     for name, offered in found.items():
         shape = min(offered, key=lambda one: train.seconds(Fixed(one.depth), one))
         ways.append(Way(name, Fixed(shape.depth), shape))
+    if grown := _grown(train, widest, picks=True):
+        likeliest = min(grown, key=lambda one: train.seconds(Fixed(one.depth), one))
+        ways.append(Way("grown tree", Fixed(likeliest.depth), likeliest))
     every = list(dict.fromkeys(shape for offered in found.values() for shape in offered))
     for rule in rules:
         ways.append(Way(f"{label(rule)}, chain", rule, longest))
         fit = [s for s in every if not uses_signals(rule) or under(train.trace, s).has_signals]
-        if fit:
-            shape = min(fit, key=lambda one: train.seconds(rule, one, seed))
-            ways.append(Way(f"{label(rule)}, tree", rule, shape))
+        trees: dict[str, Sequence[Shape | Grown]] = {
+            "tree": fit, "grown tree": _grown(train, widest, picks=False),
+        }  # fmt: skip
+        for kind, offers in trees.items():
+            if offers:
+                tree = min(offers, key=lambda one: train.seconds(rule, one, seed))
+                ways.append(Way(f"{label(rule)}, {kind}", rule, tree))
     best = min(every, key=lambda one: train.seconds(Fixed(one.depth), one))
     ceilings = [
         Way("clairvoyant depth, chain", Never(), longest),
@@ -135,6 +160,18 @@ def _trees(train: Half, given: Sequence[Shape], widest: int) -> dict[str, list[S
             dict.fromkeys(most_frequent(train.trace, *pair) for pair in pairs)
         ),
     }
+
+
+def _grown(train: Half, widest: int, picks: bool) -> list[Grown]:
+    """The growing trees that are recorded and priced. picks: of every depth and size, of which the
+    target reads the likeliest nodes; else of all levels, of which a rule decides the depth.
+    """
+    rules: list[Grown] = []
+    for beam, growth in train.growths.items():
+        depths = [d for d in DEPTHS if d <= growth.depth] if picks else [growth.depth]
+        sizes = (0, *SIZES) if picks else (0,)
+        rules += [Grown(beam, depth, size) for depth in depths for size in sizes]
+    return [rule for rule in rules if rule.nodes <= widest]
 
 
 def widest_of(priced: Priced) -> int:

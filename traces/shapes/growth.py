@@ -115,8 +115,9 @@ class Growth:
             inside = before[:, levels, levels] < self.beam
         else:
             order = np.cumsum(before, axis=2)  # candidates of the first m levels that come first
-            cut = np.clip(_room(trace), 1, depth)
-            inside = order[np.arange(len(cut)), :, cut - 1] < rule.nodes_wanted
+            cut = np.clip(_room(trace), 0, depth)[:, None]
+            first = np.take_along_axis(order, np.maximum(cut - 1, 0)[:, None], axis=2)[..., 0]
+            inside = (first < rule.nodes_wanted) & (levels < cut)
         return np.asarray(np.cumprod(inside, axis=1).sum(axis=1), dtype=np.int16)
 
 
@@ -184,6 +185,8 @@ def _checked(path: Path, growth: Growth, trace: Trace) -> Growth:
         array = getattr(growth, name)
         if array.shape != shape or array.dtype != kind or not depth:
             raise InputError(f"{path}: {name} is {array.dtype}{list(array.shape)}, not {kind}")
-    if growth.beam < 1 or (growth.before < 0).any() or (growth.offsets != trace.offsets).any():
-        raise InputError(f"{path}: beam, offsets or counts are out of range")
+    sound = growth.beam >= 1 and (growth.before >= 0).all() and (growth.entropy >= 0.0).all()
+    sound = sound and ((growth.share >= 0.0) & (growth.share <= 1.0)).all()
+    if not sound or (growth.offsets != trace.offsets).any():
+        raise InputError(f"{path}: beam, offsets, counts, shares or entropies are out of range")
     return growth

@@ -15,15 +15,18 @@ from real_backend.decoding.measured import PLACEBO
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
-from real_backend.trees.steps import TreeSteps
+from real_backend.trees.grow import grow
+from real_backend.trees.steps import LevelSteps
 from tests.specimens import write_prompts
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
+from traces.shapes.growth import Grown
 from traces.shapes.shape import chain, parse_shape
 from traces.shipped import TIMING
 from traces.timing import read_timing
 
 TREE = parse_shape("3x2x1")
+OTHERS = ["gammatune on it", "a grown tree", "payback on one"]
 BASE = Way(TUNED, Fixed(2), chain(2))
 WAYS = Ways(
     [
@@ -32,6 +35,8 @@ WAYS = Ways(
         Way("Sequoia's tree", Fixed(2), chain(2)),  # the tuned chain by another name
         Way("a tree", Fixed(3), TREE),
         Way("gammatune on it", parse_policy("gammatune"), TREE),
+        Way("a grown tree", Fixed(3), Grown(3, 3, 7)),
+        Way("payback on one", parse_policy("payback"), Grown(3, 4)),
     ],
     BASE,
     [],
@@ -46,14 +51,15 @@ def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Half,
         pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=24, depth=8)
     )
     costs = tabulate(Table(read_timing(TIMING)), max_context=400, width=34)
-    return Half(trace, costs), requests_of_trace(questions, trace, pair)
+    requests = requests_of_trace(questions, trace, pair)
+    return Half(trace, costs, {3: grow(pair, requests, trace, 3, 4)}), requests
 
 
 def test_every_seat_takes_the_replays_rounds(pair: Any, recorded: tuple[Half, list[Any]]) -> None:
     half, requests = recorded
     found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
-    assert list(found) == [PLACEBO, "plain decoding", "a tree", "gammatune on it"]
-    assert [one.differing for one in found.values()] == [0] * 4
+    assert list(found) == [PLACEBO, "plain decoding", "a tree", *OTHERS]
+    assert [one.differing for one in found.values()] == [0] * 6
     assert {one.replies_equal for one in found.values()} == {half.trace.requests} == {6}
     assert found[PLACEBO].predicted == 1.0
     assert found["plain decoding"].rounds == half.trace.positions
@@ -64,9 +70,10 @@ def test_a_tree_that_leaves_its_caches_as_they_are_is_found_out(
     pair: Any, recorded: tuple[Half, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half, requests = recorded
-    monkeypatch.setattr(TreeSteps, "_move_up", lambda self, path, start: None)
+    monkeypatch.setattr(LevelSteps, "move_up", lambda self, cache, places, start: None)
     found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
-    assert found["a tree"].replies_equal < 6 and found["a tree"].differing > 0
+    for name in ("a tree", "a grown tree"):
+        assert found[name].replies_equal < 6 and found[name].differing > 0
     assert found["plain decoding"].differing == 0
 
 

@@ -37,7 +37,7 @@ def rows_of(
     trace: Trace, model: Affine, shape: str, rules: list[Policy], widest: int
 ) -> list[ShapeResult]:
     given = [parse_shape(shape)]
-    train, test = halves_of(trace, Priced(model, {}, 0), given, widest, 0)
+    train, test = halves_of(trace, Priced(model, {}, 0), given, [], widest, 0)
     return judged(ways_of(train, given, rules, widest, 0), test)
 
 
