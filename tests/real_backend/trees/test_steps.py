@@ -42,7 +42,7 @@ def costs() -> Any:
 @pytest.fixture(scope="module")
 def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, list[Any]]:
     folder = tmp_path_factory.mktemp("greedy")
-    questions = read_questions(write_prompts(folder / "p.jsonl", questions=6, turns=2))
+    questions = read_questions(write_prompts(folder / "p.jsonl", questions=4, turns=2))
     trace = capture(
         pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=40, depth=8)
     )
@@ -88,7 +88,7 @@ def test_the_embedded_pair(costs: Any, text: str) -> None:
     """One question of every task, as shipped."""
     embedded = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype="float32")
     trace = read_trace(GREEDY)
-    rows = spread_rows(trace, 7)
+    rows = spread_rows(trace, 6)
     asked = requests_of_trace(read_questions(EMBEDDED_PROMPTS), trace, embedded)
     requests = [asked[row] for row in rows]
     shape = parse_shape(text)
