@@ -44,7 +44,7 @@ def questions() -> list[Question]:
 def few(embedded: Any, questions: list[Question]) -> tuple[Trace, list[Any]]:
     """One question of every task, as recorded, and its requests."""
     trace = read_trace(GREEDY)
-    rows = spread_rows(trace, 6)
+    rows = spread_rows(trace, 7)
     requests = requests_of_trace(questions, trace, embedded)
     return trace.select(rows), [requests[row] for row in rows]
 

@@ -88,7 +88,7 @@ def test_the_embedded_pair(costs: Any, text: str) -> None:
     """One question of every task, as shipped."""
     embedded = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype="float32")
     trace = read_trace(GREEDY)
-    rows = spread_rows(trace, 6)
+    rows = spread_rows(trace, 7)
     asked = requests_of_trace(read_questions(EMBEDDED_PROMPTS), trace, embedded)
     requests = [asked[row] for row in rows]
     shape = parse_shape(text)
