@@ -52,6 +52,15 @@ def pair(pair_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def general_pair(pair_folder: Path) -> Any:
+    """The tiny pair, loaded with transformers' own forward."""
+    from real_backend.load_pair import load_pair
+    from real_backend.pair_spec import resolve_pair
+
+    return load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=False)
+
+
+@pytest.fixture(scope="session")
 def costs() -> StepCosts:
     """StepCosts that differ by context and width, so that a mix-up shows."""
     width, buckets = 34, 9

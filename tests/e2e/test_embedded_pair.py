@@ -85,7 +85,7 @@ def test_replies_are_those_of_generate(embedded: Any, few: tuple[Trace, list[Any
     trace, requests = few
     assert trace.token_ids is not None
     replies = np.split(trace.token_ids, trace.offsets[1:-1])
-    for request, reply in list(zip(requests, replies, strict=True))[:3]:
+    for request, reply in list(zip(requests, replies, strict=True))[:2]:
         ids = torch.tensor([request.prompt_ids])
         generated = embedded.target.module.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=128

@@ -31,7 +31,7 @@ from traces.costs.pricing import StepCosts
 
 DTYPES = ("float32", "bfloat16")  # a format without near ties and one with many
 BITS = {"float32": 24, "bfloat16": 8}  # of the significand
-TOKENS = 32
+TOKENS = 24
 
 Subject = tuple[Any, list[Request]]
 
@@ -39,7 +39,7 @@ Subject = tuple[Any, list[Request]]
 def load(folder: Path, dtype: str) -> Subject:
     """The tiny pair and requests to it."""
     pair = load_pair(resolve_pair(str(folder), None, None), device="cpu", dtype=dtype)
-    questions = read_questions(write_prompts(folder / "prompts.jsonl", questions=8))
+    questions = read_questions(write_prompts(folder / "prompts.jsonl", questions=6))
     return pair, [request_for(pair, question, 0, []) for question in questions]
 
 

@@ -41,9 +41,9 @@ WEIGH_STEP_COSTS = [
 def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, list[Any]]:
     """A greedy two-turn trace of the tiny pair and the requests it recorded."""
     folder = tmp_path_factory.mktemp("greedy")
-    questions = read_questions(write_prompts(folder / "p.jsonl", questions=6, turns=2))
+    questions = read_questions(write_prompts(folder / "p.jsonl", questions=4, turns=2))
     trace = capture(
-        pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=40, depth=8)
+        pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=32, depth=8)
     )
     return trace, requests_of_trace(questions, trace, pair)
 
@@ -69,7 +69,7 @@ def test_trace_is_plain_greedy_decoding_and_generate(
     for request, reply in zip(requests, replies(trace), strict=True):
         ids = torch.tensor([request.prompt_ids])
         generated = pair.target.module.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32
         )
         assert generated[0, ids.shape[1] :].tolist() == reply
 
@@ -83,7 +83,7 @@ def test_every_policy_is_lossless_and_takes_the_replays_decisions(
     trace, requests = recorded
     policy = REGISTRY[name]()
     run = Engine(pair, costs, max_gamma=8).decode(
-        policy, requests, max_new_tokens=40, clock="model"
+        policy, requests, max_new_tokens=32, clock="model"
     )
     assert run.tokens == replies(trace)
     log = replay_interpreted(policy, trace, costs)
@@ -101,19 +101,18 @@ def test_no_interruption_reaches_who_weighs_step_costs(
     from simulator.replay.replay import replay_interpreted
 
     trace, requests = recorded
-    run = Engine(pair, costs, max_gamma=8).decode(REGISTRY[name](), requests, max_new_tokens=40)
+    run = Engine(pair, costs, max_gamma=8).decode(REGISTRY[name](), requests, max_new_tokens=32)
     log = replay_interpreted(REGISTRY[name](), trace, costs)
     for column in ("gamma", "drafted", "accepted", "emitted", "ended"):
         assert np.array_equal(getattr(run.log, column), getattr(log, column)), column
 
 
 def test_general_path_decodes_the_same(
-    pair_folder: Path, costs: StepCosts, recorded: tuple[Trace, list[Any]]
+    general_pair: Any, costs: StepCosts, recorded: tuple[Trace, list[Any]]
 ) -> None:
     trace, requests = recorded
-    general = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=False)
-    assert general.target.lean is None and general.describe()["engine"] == "general"
-    run = Engine(general, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=40)
+    assert general_pair.target.lean is None and general_pair.describe()["engine"] == "general"
+    run = Engine(general_pair, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=32)
     assert run.tokens == replies(trace)
 
 
@@ -121,7 +120,8 @@ def test_general_path_decodes_the_same(
 @pytest.mark.parametrize("batch", few_or_slow([2, 3, 8], [3]))
 @pytest.mark.parametrize("name", ["never", "fixed", "gammatune", "hf-confidence", "llama-p-min"])
 def test_a_ragged_batch_decodes_what_single_rows_do(
-    pair_folder: Path,
+    pair: Any,
+    general_pair: Any,
     costs: StepCosts,
     recorded: tuple[Trace, list[Any]],
     name: str,
@@ -129,12 +129,11 @@ def test_a_ragged_batch_decodes_what_single_rows_do(
     lean: bool,
 ) -> None:
     trace, requests = recorded
-    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
-    engine, policy = Engine(pair, costs, max_gamma=8), REGISTRY[name]()
-    run = engine.decode(policy, requests, max_new_tokens=40, batch=batch)
+    engine, policy = Engine(pair if lean else general_pair, costs, max_gamma=8), REGISTRY[name]()
+    run = engine.decode(policy, requests, max_new_tokens=32, batch=batch)
     assert run.tokens == replies(trace)
     assert run.log.batch_size.max() == batch and set(run.log.slot.tolist()) == set(range(batch))
-    single = engine.decode(policy, requests, max_new_tokens=40).log
+    single = engine.decode(policy, requests, max_new_tokens=32).log
     for column in ("gamma", "drafted", "verified", "accepted", "emitted"):  # by request
         order = np.argsort(run.log.request, kind="stable")
         assert np.array_equal(getattr(run.log, column)[order], getattr(single, column)), column
@@ -160,7 +159,7 @@ def test_steps_of_fixed_shape_decode_the_same(
 ) -> None:
     """What CUDA graphs replay, run eagerly: padded widths, spare rows, device-side chains."""
     _, requests = recorded
-    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
+    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 32, "batch": batch}
     eager = Engine(pair, costs, max_gamma=8).decode(REGISTRY[name](), requests, **settings)
     monkeypatch.setattr("real_backend.decoding.leanest_steps.recorder_of", lambda _: eagerly)
     monkeypatch.setattr("real_backend.decoding.graphs.SHORTEST_SPAN", 32)  # several spans in play
@@ -176,7 +175,8 @@ def test_steps_of_fixed_shape_decode_the_same(
 @pytest.mark.parametrize("name", few_or_slow(STEPPING, ["hf-confidence"]))
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_row_alone_takes_the_steps_of_a_batch(
-    pair_folder: Path,
+    pair: Any,
+    general_pair: Any,
     costs: StepCosts,
     recorded: tuple[Trace, list[Any]],
     name: str,
@@ -184,8 +184,8 @@ def test_a_row_alone_takes_the_steps_of_a_batch(
     lean: bool,
 ) -> None:
     _, requests = recorded
-    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
-    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40}
+    pair = pair if lean else general_pair
+    settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 32}
     alone, packed = (Engine(pair, costs, max_gamma=8) for _ in range(2))
     packed.use(EagerSteps(pair, 1, 256))
     ours, theirs = (e.decode(REGISTRY[name](), requests, **settings) for e in (alone, packed))
@@ -208,7 +208,7 @@ def test_a_row_alone_sends_only_what_is_not_there(
 
     monkeypatch.setattr("real_backend.decoding.solo.torch.tensor", noted)
     _, requests = recorded
-    Engine(pair, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=40)
+    Engine(pair, costs, max_gamma=8).decode(Fixed(3), requests, max_new_tokens=32)
     assert len(sent) == 2 * len(requests)  # the prompt, and its last token for the first round
 
 
@@ -230,7 +230,7 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(
 
 @pytest.mark.parametrize("name", few_or_slow(REGISTRY))
 def test_replayed_acceptance_is_the_replay_on_any_models(
-    pair_folder: Path, costs: StepCosts, name: str
+    pair: Any, costs: StepCosts, name: str
 ) -> None:
     """A made-up trace, recorded with nobody's models, decides; the forwards are real."""
     from real_backend.prompts import Request
@@ -240,7 +240,6 @@ def test_replayed_acceptance_is_the_replay_on_any_models(
     trace = synthetic.bursty(
         0.9, 0.4, np.random.default_rng(3), requests=5, reply_tokens=37, signals=True, depth=8
     )
-    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu")
     generator = np.random.default_rng(0)
     requests = [
         Request(request_id, "", generator.integers(64, size=int(n)).tolist())
@@ -272,7 +271,7 @@ def test_a_listener_sees_every_token_and_may_end_a_reply(
 
     engine, policy = Engine(pair, costs, max_gamma=8), REGISTRY["ucb"]()
     state = policy.new_state(1)
-    run = engine.decode(policy, requests[:2], max_new_tokens=40, emit=emit, state=state)
+    run = engine.decode(policy, requests[:2], max_new_tokens=32, emit=emit, state=state)
     assert list(heard.values()) == run.tokens
     assert 5 <= len(run.tokens[0]) < len(replies(trace)[0])
     assert run.tokens[0] == replies(trace)[0][: len(run.tokens[0])]
@@ -281,20 +280,23 @@ def test_a_listener_sees_every_token_and_may_end_a_reply(
 
 
 @pytest.mark.parametrize(
-    "policy",
+    ("policy", "batch"),
     [
-        pytest.param(Fixed(2), id="fixed", marks=pytest.mark.slow),
-        pytest.param(LlamaPMin(2, 0.4), id="dropping"),
+        pytest.param(Fixed(2), 1, id="fixed", marks=pytest.mark.slow),
+        pytest.param(LlamaPMin(2, 0.4), 1, id="dropping", marks=pytest.mark.slow),
+        pytest.param(LlamaPMin(2, 0.4), 50, id="dropping-batch"),
     ],
 )
-def test_sampling_has_the_targets_law(pair: Any, costs: StepCosts, policy: Policy) -> None:
+def test_sampling_has_the_targets_law(
+    pair: Any, costs: StepCosts, policy: Policy, batch: int
+) -> None:
     """The first two tokens of many short replies against the target's exact joint law."""
     from real_backend.prompts import Request
 
     prompt, runs, temperature = [0, 9, 30, 12], 1_500, 0.7
     requests = [Request(str(k), "qa", prompt) for k in range(runs)]
     run = Engine(pair, costs, max_gamma=8).decode(
-        policy, requests, temperature=temperature, top_p=0.9, seed=11, max_new_tokens=3
+        policy, requests, temperature=temperature, top_p=0.9, seed=11, max_new_tokens=3, batch=batch
     )
     dropped = run.log.drafted - run.log.verified
     assert set(dropped.tolist()) == ({0, 1} if policy.name == "llama-p-min" else {0})
@@ -351,7 +353,7 @@ def test_context_limit_ends_a_reply_and_a_long_prompt_is_refused(
 
     engine = Engine(pair, costs, max_gamma=8)
     prompt = [2] + [10] * 249
-    run = engine.decode(Fixed(4), [Request("a", "qa", prompt)], max_new_tokens=40)
+    run = engine.decode(Fixed(4), [Request("a", "qa", prompt)], max_new_tokens=32)
     assert len(prompt) + len(run.tokens[0]) <= 256
     with pytest.raises(InputError, match="context holds 256"):
         engine.decode(Fixed(4), [Request("a", "qa", [10] * 256)], max_new_tokens=4)

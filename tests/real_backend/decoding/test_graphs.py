@@ -56,12 +56,13 @@ def both(
     make: Callable[[], Policy],
     max_gamma: int = 8,
     reference: Any = None,
+    count: int = 2,
     **settings: Any,
 ) -> tuple[Any, Any]:
     """The same requests with recorded steps and with eager ones. reference: what makes these, None
-    for EagerSteps.
+    for EagerSteps. count: how many requests.
     """
-    asked = requests(pair)
+    asked = requests(pair, count)
     recorded = Engine(pair, costs, max_gamma=max_gamma).decode(make(), asked, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leanest_steps, "recorder_of", lambda pair: reference)
@@ -95,7 +96,7 @@ def test_recorded_steps_decode_what_eager_ones_do(
     pair: Any, costs: StepCosts, fake: Any, name: str, batch: int, temperature: float
 ) -> None:
     settings = {"temperature": temperature, "top_p": 0.9, "max_new_tokens": 40, "batch": batch}
-    same(*both(pair, costs, lambda: parse_policy(name), **settings))
+    same(*both(pair, costs, lambda: parse_policy(name), count=4, **settings))
     assert sum(graph.replays for graph in fake.made) > 40
 
 
@@ -157,7 +158,7 @@ def test_a_round_waits_for_the_device_once(
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (waits.append(1), real(self))[1])
     log = (
         Engine(pair, costs, max_gamma=8)
-        .decode(parse_policy(name), requests(pair), max_new_tokens=30)
+        .decode(parse_policy(name), requests(pair, 2), max_new_tokens=30)
         .log
     )
     assert len(waits) == len(log.request) + per_token * int(log.drafted.sum())
@@ -170,7 +171,7 @@ def test_a_draft_that_lags_more_than_a_step_holds(
     recorded, eager = both(pair, costs, lambda: Late(3), max_new_tokens=96, batch=batch)
     same(recorded, eager)
     first = np.flatnonzero(recorded.log.drafted)[0]
-    lag = recorded.log.context_tokens[first] - min(len(r.prompt_ids) for r in requests(pair))
+    lag = recorded.log.context_tokens[first] - min(len(r.prompt_ids) for r in requests(pair, 2))
     assert lag > LACKING[-1]
 
 

@@ -70,7 +70,7 @@ def record(pairs: dict[str, Any], folder: Path, questions: int, temperature: flo
 
 @pytest.fixture(scope="module")
 def greedy(pairs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return record(pairs, tmp_path_factory.mktemp("greedy"), 10, 0.0)
+    return record(pairs, tmp_path_factory.mktemp("greedy"), 6, 0.0)
 
 
 def replies(trace: Trace) -> list[list[int]]:

@@ -175,21 +175,32 @@ def without_clocks(folder: Path) -> dict[str, Any]:
     return found
 
 
+HOW = (*STATEFUL, "--repeats", 2)
+
+
+@pytest.fixture(scope="module")
+def whole(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a sitting that nothing stops finds."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        assert decode(patch, files, out, *HOW) == 0
+    return without_clocks(out)
+
+
 @pytest.mark.parametrize("turns", [0, 1, 4])
 def test_a_stopped_sitting_goes_on_as_if_it_had_not_been(
     files: Files,
+    whole: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     turns: int,
 ) -> None:
     """Three replies, two repeats, five seats: six turns; policies that remember, and draw."""
-    how = (*STATEFUL, "--repeats", 2)
-    assert decode(monkeypatch, files, tmp_path / "whole", *how) == 0
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         stopped_at(patch, 5 + 5 * turns + 3)
-        assert decode(patch, files, out, *how) == 130
+        assert decode(patch, files, out, *HOW) == 130
     assert "the same command goes on where it stopped" in capsys.readouterr().err
     kept = out / "measured.partial"
     before = kept.read_bytes()
@@ -197,9 +208,9 @@ def test_a_stopped_sitting_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         stopped_at(patch, 5 + 5 * (6 - turns) + 1)  # nothing that was finished runs again
         kept.write_bytes(before + b'{"unix_s": 1, "par')  # and what a kill cuts off is left out
-        assert decode(patch, files, out, *how) == 0
+        assert decode(patch, files, out, *HOW) == 0
     assert not kept.exists()
-    assert without_clocks(out) == without_clocks(tmp_path / "whole")
+    assert without_clocks(out) == whole
     starts = [log.start_s for log in read_measured(out).timed["gammatune"]]
     assert (np.diff(np.concatenate(starts)) > 0).all()
     gaps = read_measured(out).timed["gammatune"][0].meta.get("gaps", [])

@@ -100,7 +100,7 @@ def recorded(
     shipped: Pair, questions: list[Question], tmp_path_factory: pytest.TempPathFactory
 ) -> Trace:
     out = tmp_path_factory.mktemp("trace") / "t.parquet"
-    return capture(shipped, questions, out, CaptureSettings(max_new_tokens=32))
+    return capture(shipped, questions, out, CaptureSettings(max_new_tokens=24))
 
 
 def replies(trace: Trace) -> list[list[int]]:
@@ -204,10 +204,10 @@ def test_a_batch_is_lossless(
     for request, reply in zip(requests, replies(recorded), strict=True):
         ids = torch.tensor([request.prompt_ids])
         plain = shipped.target.module.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24
         )
         assert plain[0, ids.shape[1] :].tolist() == reply
-    run = Engine(shipped, costs).decode(Fixed(4), requests, max_new_tokens=32, batch=3)
+    run = Engine(shipped, costs).decode(Fixed(4), requests, max_new_tokens=24, batch=3)
     assert run.tokens == replies(recorded)
     assert run.log.batch_size.max() == 3 and run.log.accepted.sum() > 20
 
@@ -218,7 +218,7 @@ def test_rounds_are_those_of_the_replay(
 ) -> None:
     requests = requests_of_trace(questions, recorded, shipped)
     engine = Engine(shipped, costs, max_gamma=recorded.meta.depth)
-    run = engine.decode(parse_policy(policy), requests, max_new_tokens=32, clock="model")
+    run = engine.decode(parse_policy(policy), requests, max_new_tokens=24, clock="model")
     assert isinstance(engine.steps(1, 1), EagerSteps)
     assert run.tokens == replies(recorded)
     log = replay_interpreted(parse_policy(policy), recorded, costs)
@@ -230,7 +230,7 @@ def test_a_draft_is_never_longer_than_the_heads(
     shipped: Pair, costs: StepCosts, questions: list[Question], recorded: Trace
 ) -> None:
     requests = requests_of_trace(questions, recorded, shipped)[:3]
-    run = Engine(shipped, costs, max_gamma=16).decode(Fixed(16), requests, max_new_tokens=32)
+    run = Engine(shipped, costs, max_gamma=16).decode(Fixed(16), requests, max_new_tokens=24)
     assert run.tokens == replies(recorded)[:3]
     assert run.log.drafted.max() == module_of(shipped).heads == recorded.meta.depth == 6
 
@@ -278,11 +278,12 @@ def test_a_sampled_capture_accepts_where_the_laws_overlap(rough: Rough, tmp_path
     runs, (first, second) = 600, rough.drafted
     settings = CaptureSettings(2, temperature=0.7, top_p=0.9, depth=K, seed=2)
     accepted = np.zeros(3)
-    for k in range(runs):
-        request = Request(str(k), "qa", PROMPT)
+    requests = [Request(str(k), "qa", PROMPT) for k in range(runs)]
+    with torch.inference_mode():
+        every = decode_coupled(rough.pair, requests, settings)
+    assert isinstance(rough.pair.drafter, BlockDrafter)
+    for request, decoded in zip(requests, every, strict=True):
         with torch.inference_mode():
-            (decoded,) = decode_coupled(rough.pair, [request], settings)
-            assert isinstance(rough.pair.drafter, BlockDrafter)
             offers = of_block(rough.pair, rough.pair.drafter, request, decoded, settings)
         accepted[: 1 + offers.accept_len[0]] += 1
     one = torch.minimum(rough.first, first)

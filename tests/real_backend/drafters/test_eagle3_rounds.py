@@ -76,7 +76,7 @@ def recorded(
 ) -> tuple[Trace, list[Request]]:
     """A greedy trace of the trained head, and the requests it recorded."""
     folder = tmp_path_factory.mktemp("recorded")
-    questions = read_questions(write_prompts(folder / "p.jsonl", questions=8))
+    questions = read_questions(write_prompts(folder / "p.jsonl", questions=5))
     settings = CaptureSettings(max_new_tokens=40, depth=6)
     trace = capture(trained[0], questions, folder / "t.parquet", settings)
     return trace, requests_of_trace(questions, trace, trained[0])

@@ -48,11 +48,18 @@ def chi_square_p(seen: np.ndarray, sampling: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p"), [(0.7, 0.9), pytest.param(1.0, 1.0, marks=pytest.mark.slow)]
+    ("temperature", "top_p", "batch"),
+    [
+        (0.7, 0.9, 50),
+        pytest.param(0.7, 0.9, 1, marks=pytest.mark.slow),
+        pytest.param(1.0, 1.0, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_samples_have_the_targets_law(tiny: Models, temperature: float, top_p: float) -> None:
+def test_samples_have_the_targets_law(
+    tiny: Models, temperature: float, top_p: float, batch: int
+) -> None:
     target, draft = tiny
-    spec = speculate(draft, "fixed:gamma=2")
+    spec = speculate(draft, "fixed:gamma=2", batch=batch)
     torch.manual_seed(5)
     output = target.generate(
         TINY_PROMPT,

@@ -78,9 +78,9 @@ def test_run_lengths_by_hand() -> None:
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "general"])
 @torch.inference_mode()
 def test_rollout_equals_drafting_afresh_from_every_position(
-    pair_folder: Path, tmp_path: Path, settings: CaptureSettings, lean: bool
+    pair: Any, general_pair: Any, tmp_path: Path, settings: CaptureSettings, lean: bool
 ) -> None:
-    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
+    pair = pair if lean else general_pair
     questions = read_questions(write_prompts(tmp_path / "p.jsonl", questions=3))
     trace = capture(pair, questions, tmp_path / "t.parquet", settings)
     assert trace.top1_prob is not None and trace.entropy is not None
@@ -205,11 +205,13 @@ def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
         "40",
         "--depth",
         "4",
+        "--threads",
+        "1",
     ]
     root = Path(__file__).parents[3]
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
     asked = CaptureOptions(
-        pair=PairOptions(name=str(pair_folder)),
+        pair=PairOptions(name=str(pair_folder), threads=1),
         prompts=prompts,
         out=whole,
         max_new_tokens=40,

@@ -18,9 +18,7 @@ from policies.fixed import Fixed
 from policies.registry import REGISTRY
 from real_backend.decoding.bench import DRAFTED, LAGS, Bench
 from real_backend.decoding.steps import GREEDY, Sampling
-from real_backend.load_pair import load_pair
 from real_backend.models import finite
-from real_backend.pair_spec import resolve_pair
 from real_backend.recording import round_overheads
 from real_backend.recording.measure import (
     PREFILL_TOKENS,
@@ -49,10 +47,19 @@ def few_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("real_backend.recording.measure.DRAFTED", (0, 1, 8))
 
 
+@pytest.fixture
+def one_visit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep visits every kind of round once: three timed rounds."""
+    monkeypatch.setattr("real_backend.recording.measure._VISITS", 1)
+
+
+@pytest.mark.usefixtures("one_visit")
 @pytest.mark.parametrize("lean", few_or_slow([True, False], [True]), ids=["lean", "general"])
-def test_timing_is_complete_and_usable(pair_folder: Path, tmp_path: Path, lean: bool) -> None:
-    pair = load_pair(resolve_pair(str(pair_folder), None, None), device="cpu", lean=lean)
-    timing = measure(pair, batches=[1, 2], contexts=[16, 64], repeats=10)
+def test_timing_is_complete_and_usable(
+    pair: Any, general_pair: Any, tmp_path: Path, lean: bool
+) -> None:
+    subject = pair if lean else general_pair
+    timing = measure(subject, batches=[1, 2], contexts=[16, 64], repeats=3)
     timing.write(tmp_path / "t.json")
     timing = read_timing(tmp_path / "t.json")
     fitting = [n for n in PREFILL_TOKENS if n < 256]
@@ -216,7 +223,7 @@ def test_impossible_grids_are_refused(pair: Any) -> None:
         measure(pair, batches=[1], contexts=[16], repeats=0)
 
 
-@pytest.mark.usefixtures("one_rule", "few_lengths")
+@pytest.mark.usefixtures("one_rule", "few_lengths", "one_visit")
 def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     real = finite.distribution
@@ -236,7 +243,7 @@ class Stopped(Exception):
     """The power went off."""
 
 
-@pytest.mark.usefixtures("one_rule", "few_lengths")
+@pytest.mark.usefixtures("one_rule", "few_lengths", "one_visit")
 def test_a_stopped_measurement_goes_on(
     pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,28 +259,28 @@ def test_a_stopped_measurement_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("real_backend.recording.measure.round_overheads", dead)
         with pytest.raises(Stopped):
-            timed(30)
+            timed(6)
     assert len(kept.read_text().splitlines()) == 3
     before = kept.read_text()
     kept.write_text(before + '[["verify", 1')
     sweeps = []
     real = Bench.prefill
     monkeypatch.setattr(Bench, "prefill", lambda self, n: (sweeps.append(n), real(self, n))[1])
-    timing = timed(45)
+    timing = timed(9)
     assert kept.read_text().startswith(before) and timing.sweeps == 3
     ((sweeps_before, away_s),) = timing.meta["gaps"]
     assert sweeps_before == 2 and away_s >= 0
     assert sweeps.count(16) == 2  # warm-up, and once in the third sweep
     with pytest.raises(InputError, match="other settings"):
-        measure(pair, batches=[1], contexts=[17], repeats=10, partial_file=kept)
+        measure(pair, batches=[1], contexts=[17], repeats=3, partial_file=kept)
     written = kept.read_text()
     kept.write_text(written + '[["verify", 1')
     with monkeypatch.context() as patch:  # killed while what was cut off is taken away
         patch.setattr(Path, "write_text", lambda *_: dead())
         patch.setattr("os.replace", dead)
         with pytest.raises(Stopped):
-            timed(10)
+            timed(3)
     assert kept.read_text().startswith(written)  # nothing that was finished is lost
     kept.write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        timed(10)
+        timed(3)

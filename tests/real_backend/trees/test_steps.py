@@ -42,7 +42,7 @@ def costs() -> Any:
 @pytest.fixture(scope="module")
 def recorded(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, list[Any]]:
     folder = tmp_path_factory.mktemp("greedy")
-    questions = read_questions(write_prompts(folder / "p.jsonl", questions=6, turns=2))
+    questions = read_questions(write_prompts(folder / "p.jsonl", questions=4, turns=2))
     trace = capture(
         pair, questions, folder / "t.parquet", CaptureSettings(max_new_tokens=40, depth=8)
     )

@@ -253,6 +253,14 @@ def some_regimes() -> regimes.Regimes:
     return regimes.Regimes(generator.dirichlet(np.ones(states), (1, 1)), step)
 
 
+def draws(flags: Sequence[Sequence[int]], model: regimes.Regimes, level: float) -> np.ndarray:
+    """[4000, tokens] as many draws of the same replies, laid out beside each other."""
+    replies = laid_out([*flags] * 4000)
+    tilt = np.full((1, len(flags) * 4000), level)
+    drawn = replies.flat(regimes.draw(replies, model, tilt, np.random.default_rng(0)))
+    return drawn[0].reshape(4000, -1)
+
+
 def test_regimes_against_enumeration_of_all_paths() -> None:
     flags, model = [[1, -1, 0], [-1, 1, 1, -1], [0]], some_regimes()
     replies = laid_out(flags)
@@ -261,23 +269,14 @@ def test_regimes_against_enumeration_of_all_paths() -> None:
     assert found == pytest.approx(np.concatenate([chance for _, chance in expected]))
     likelihood = regimes.log_likelihood(replies, model)
     assert likelihood == pytest.approx([sum(np.log(total) for total, _ in expected)])
-    level = np.zeros((1, 3))
-    drawn = np.stack(
-        [
-            replies.flat(regimes.draw(replies, model, level, np.random.default_rng(k)))[0]
-            for k in range(4000)
-        ]
-    )
+    drawn = draws(flags, model, 0.0)
     assert drawn.mean(axis=0) == pytest.approx(found, abs=4 * 0.5 / np.sqrt(4000))
 
 
 def test_a_shift_of_log_odds_is_one() -> None:
-    replies, model = laid_out([[1, -1, 0]]), some_regimes()
+    model = some_regimes()
     (_, chance, _) = enumerated([1, -1, 0], model)[1]
-    drawn = [
-        replies.flat(regimes.draw(replies, model, np.ones((1, 1)), np.random.default_rng(k)))[0, 1]
-        for k in range(4000)
-    ]
+    drawn = draws([[1, -1, 0]], model, 1.0)[:, 1]
     odds = chance / (1 - chance) * np.e
     assert np.mean(drawn) == pytest.approx(odds / (1 + odds), abs=4 * 0.5 / np.sqrt(4000))
 
