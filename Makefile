@@ -6,7 +6,7 @@ OUT ?= out/study
 # Images that set it save space; here it parses every test again in every worker.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study check test test-all coverage bench docs smollm2 study-smollm2 clean
+.PHONY: study check test test-long test-all coverage bench docs smollm2 study-smollm2 clean
 
 # Record, measure, replay, compare, validate and report on the embedded pair.
 study: $(VENV)/.installed
@@ -21,7 +21,11 @@ check: lint
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The suite, and what is marked slow.
+# Whole loops, and processes that are killed or begun anew: a minute, which CI takes, too.
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist load -m long
+
+# The suite, and what is marked long or slow.
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not benchmarks and not gpu"
 
@@ -34,7 +38,8 @@ coverage: $(VENV)/.installed
 		tests/simulator/envs tests/simulator/serving/test_server.py tests/simulator/serving/test_routing.py \
 		tests/simulator/replay/test_hindsight.py tests/simulator/replay/test_replay.py \
 		tests/simulator/replay/test_drafters.py
-	COVERAGE_FILE=$(COVER)/suite $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=
+	COVERAGE_FILE=$(COVER)/suite $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= \
+		-m "not benchmarks and not gpu and not slow"
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage combine --keep $(COVER)/plain $(COVER)/suite
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage report --skip-covered
 

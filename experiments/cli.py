@@ -174,6 +174,11 @@ VERBS = {
         s.ShapesOptions,
         "experiments.shapes.study:run",
     ),
+    "studies trees": Verb(
+        "where trees pay: recordings, prices and rows, as one figure",
+        s.TreesOptions,
+        "experiments.shapes.where:run",
+    ),
     "studies drafts": Verb(
         "several independent drafts, accepted as SpecTr does, beside the best rule",
         s.DraftsOptions,

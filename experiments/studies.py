@@ -116,7 +116,7 @@ class ShapesOptions:
     )
     shape: tuple[str, ...] = several("also judged: children by level, as 3x2x1", str, ())
     grown: tuple[Path, ...] = several(
-        "trees grown along the recording by `python -m real_backend.trees.grow`", Path, ()
+        "trees grown along its replies by `python -m real_backend.trees.grow`, files", Path, ()
     )
     batch: tuple[int, ...] = option(
         "requests at once, all drafting alike, as 1,8,64", integers, (1,)
@@ -129,6 +129,28 @@ class ShapesOptions:
         0,
     )
     prompts: Path | None = maybe(TRACE_PROMPTS)
+    out: Path | None = maybe("folder of a figure: rounds of the first --shape, or of 3x2x1")
+    seed: int = seed_of("the split into halves and all draws")
+    json: bool = as_json()
+    csv: bool = as_csv()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TreesOptions:
+    """Which recordings, at which costs, for how many rows."""
+
+    trace: tuple[Path, ...] = several(
+        "greedy replies of a draft model (default: the shipped ones)", shipped_or_file, (GREEDY,)
+    )
+    cost: tuple[str, ...] = several(
+        "seconds of rounds: timings, roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
+        str,
+        (str(TIMING),),
+    )
+    batch: tuple[int, ...] = option(
+        "requests at once, all drafting alike", integers, (1, 2, 4, 8, 16, 32, 64)
+    )
+    out: Path = out_of("folder of the figure")
     seed: int = seed_of("the split into halves and all draws")
     json: bool = as_json()
     csv: bool = as_csv()

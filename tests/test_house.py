@@ -32,6 +32,7 @@ def imported_by(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
+@pytest.mark.long
 def test_a_gpu_host_needs_no_simulator() -> None:
     heavy = {"numba", "simpy", "gymnasium", "pandas", "seaborn", "matplotlib", "scipy"}
     stages = (

@@ -30,6 +30,7 @@ from experiments.common.frames import (
     text_of,
     words,
 )
+from experiments.common.plots import write_pictures
 from experiments.common.statistics import (
     RESAMPLES,
     Estimate,
@@ -143,6 +144,12 @@ def run(options: ShapesOptions) -> Result:
     text = [fill(about), text_of(COLUMNS[1:], groups), meanings(COLUMNS[1:]), fill(note)]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
     findings: list[str] = []
+    if options.out is not None:
+        from experiments.shapes.picture import draw_rounds
+
+        picture = draw_rounds(test, given[0] if given else parse_shape("3x2x1"))
+        write_pictures([picture], options.out)
+        text.append(fill(f"{picture.title}. {picture.caption}"))
     if options.sit:
         whole = Half(trace, test.costs, {growth.beam: growth for growth in growths})
         sat = load_and_sit(options.pair, options.prompts, whole, ways, options.sit, options.seed)

@@ -30,6 +30,7 @@ SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 BUCKET_TOKENS = 32
 TUNED = "tuned chain"
+TREES = ("Sequoia's tree", "most frequent ways")
 
 
 class Way(NamedTuple):
@@ -155,10 +156,8 @@ def _trees(train: Half, given: Sequence[Shape], widest: int) -> dict[str, list[S
     profile = rank_profile(train.trace)
     pairs = [(n, depth) for n in SIZES if n <= widest for depth in DEPTHS if depth <= n]
     return {f"given {shape}": [shape] for shape in given} | {
-        "Sequoia's tree": list(dict.fromkeys(sequoia(profile, *pair) for pair in pairs)),
-        "most frequent ways": list(
-            dict.fromkeys(most_frequent(train.trace, *pair) for pair in pairs)
-        ),
+        TREES[0]: list(dict.fromkeys(sequoia(profile, *pair) for pair in pairs)),
+        TREES[1]: list(dict.fromkeys(most_frequent(train.trace, *pair) for pair in pairs)),
     }
 
 

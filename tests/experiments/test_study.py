@@ -128,6 +128,7 @@ def test_timed_contexts_fit_the_pair() -> None:
     assert study.contexts_of(trace) == [8, 32]
 
 
+@pytest.mark.long
 def test_the_whole_loop_on_a_tiny_pair(
     pair_folder: Path,
     tmp_path: Path,

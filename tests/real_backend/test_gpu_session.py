@@ -94,6 +94,7 @@ def test_a_device_that_disappears_ends_the_session(
     monkeypatch.undo()
 
 
+@pytest.mark.long
 def test_a_device_answers_or_does_not() -> None:
     assert gpu_session._answers("cpu")
     assert not gpu_session._answers("cuda:77")

@@ -12,7 +12,7 @@ import pytest
 from experiments import cli
 from real_backend.command_line import Parser, add_options
 from real_backend.interruption import interrupted
-from real_backend.options import LosslessOptions, SessionOptions, SittingOptions
+from real_backend.options import GrowOptions, LosslessOptions, SessionOptions, SittingOptions
 
 UNITS = (
     r"tokens|seconds|minutes|requests|replies|questions|prompts|rounds|runs|times|percent|share|"
@@ -20,7 +20,7 @@ UNITS = (
     r"milliseconds|policy files|imputations|"
     r"0 is greedy"
 )
-MODULES = (SittingOptions, SessionOptions, LosslessOptions)
+MODULES = (GrowOptions, SittingOptions, SessionOptions, LosslessOptions)
 
 
 def module_parser(cls: type) -> argparse.ArgumentParser:

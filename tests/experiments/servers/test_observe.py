@@ -235,7 +235,10 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
         run(options_for(tmp_path, url, lengths=(2,), server_command="no-such-program"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(2, marks=pytest.mark.long), pytest.param(20, marks=pytest.mark.slow)],
+)
 def test_killed_at_any_moment_it_goes_on(kills: int, tmp_path: Path) -> None:
     """kill -9: what was answered stays, nothing is asked twice but what was under way."""
     log, drawn, questions = tmp_path / "log", random.Random(5), 4 * kills + 8

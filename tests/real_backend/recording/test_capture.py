@@ -190,6 +190,7 @@ def test_interrupted_capture_resumes_to_the_same_bytes(
     assert not out.with_name("broken.parquet.partial").exists()
 
 
+@pytest.mark.long
 def test_kill_minus_nine_and_resume(pair_folder: Path, tmp_path: Path) -> None:
     """A real process, killed without warning; another goes on."""
     prompts = write_prompts(tmp_path / "p.jsonl", questions=24)

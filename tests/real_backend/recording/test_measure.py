@@ -243,6 +243,7 @@ class Stopped(Exception):
     """The power went off."""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_rule", "few_lengths", "one_visit")
 def test_a_stopped_measurement_goes_on(
     pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

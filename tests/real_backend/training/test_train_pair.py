@@ -46,6 +46,7 @@ def test_corpus_is_a_function_of_the_seed() -> None:
     assert corpus.held_out_prompts(0, 2) == corpus.held_out_prompts(0, 2)
 
 
+@pytest.mark.long
 def test_batches_are_a_function_of_seed_and_step(small_tokenizer: Tokenizer) -> None:
     packer = core.Packer(small_tokenizer, seed=0, rows=2, length=96)
     twin = core.Packer(small_tokenizer, seed=0, rows=2, length=96)

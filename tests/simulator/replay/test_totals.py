@@ -113,6 +113,7 @@ def test_threads_change_nothing(threads: int) -> None:
         assert same_sums(sums, replay(policy, trace, costs))
 
 
+@pytest.mark.long
 def test_threads_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path))
     monkeypatch.setattr(kernels, "_kernels", {})

@@ -36,6 +36,7 @@ TIED = tabulate(Affine(target_fixed=0.1, draft_fixed=0.1), range(1, 5), width=9,
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_one_loop_over_replicas_is_simpy_processes(compiled: bool, data: Any) -> None:
