@@ -140,12 +140,12 @@ class TreesOptions:
     """Which recordings, at which costs, for how many rows."""
 
     trace: tuple[Path, ...] = several(
-        "greedy replies of a draft model (default: the shipped ones)", shipped_or_file, (GREEDY,)
+        "greedy replies of a draft model; none given: the shipped ones", shipped_or_file, ()
     )
     cost: tuple[str, ...] = several(
-        "seconds of rounds: timings, roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
+        "seconds of rounds: timings, roofline:DEVICE:TARGET+DRAFT; none given: the shipped timing",
         str,
-        (str(TIMING),),
+        (),
     )
     batch: tuple[int, ...] = option(
         "requests at once, all drafting alike", integers, (1, 2, 4, 8, 16, 32, 64)

@@ -195,7 +195,7 @@ class GrowOptions:
         "greedy, of this pair (default: the shipped greedy one)", shipped_or_file, GREEDY
     )
     prompts: Path | None = maybe(TRACE_PROMPTS)
-    beam: int = option("nodes of a level that the draft goes on from", count, 8)
+    beam: int = option("tokens of a level that the draft goes on from", count, 8)
     levels: int = option("depth of the trees, in tokens", count, 6)
     out: Path = out_of("the trees, an npz file")
     force: bool = flag("overwrite")

@@ -42,6 +42,7 @@ from policies.registry import parse_policy
 from real_backend.command_line import Result
 from traces.errors import InputError
 from traces.shapes.unfold import check_ranks
+from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 
 RULE = "payback"
@@ -61,10 +62,10 @@ class Panel:
 def run(options: TreesOptions) -> Result:
     """The tables, and the figure. Raises InputError as experiments.shapes.study.run."""
     panels = []
-    for path in options.trace:
+    for path in options.trace or (GREEDY,):
         trace = read_trace(path)
         check_ranks(trace)
-        for name in options.cost:
+        for name in options.cost or (str(TIMING),):
             priced = read_costs(name)
             check_drafter(priced, name)
             if priced.slots and max(options.batch) > priced.slots:
