@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,9 @@ def write_growth(path: Path, growth: Growth, overwrite: bool = False) -> None:
     header = json.dumps({"kind": _KIND, "beam": growth.beam, "reply": growth.reply})
     arrays = {name: getattr(growth, name) for name in ("offsets", *_ARRAYS)}
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # by a name numpy would add .npz
-            np.savez_compressed(file, header=np.asarray(header), **arrays)
-
-    write_atomically(path, write, overwrite)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, header=np.asarray(header), **arrays)
+    write_atomically(path, lambda file: file.write_bytes(buffer.getvalue()), overwrite)
 
 
 def read_growth(path: Path, trace: Trace) -> Growth:
