@@ -373,7 +373,9 @@ def test_slots_default_to_what_was_measured(inputs: Inputs) -> None:
             "break-even",
             ["pays up", "decode under plain", "one seed: how far", "fixed:gamma=2", "requests/s"],
         ),
-        ("placement", ["drafting ahead", "no network", "fixed:gamma=2"]),
+        pytest.param(
+            "placement", ["drafting ahead", "no network", "fixed:gamma=2"], marks=pytest.mark.long
+        ),
         pytest.param(
             "routing", ["least-outstanding", "TTFT p99", "fixed:gamma=2"], marks=pytest.mark.slow
         ),

@@ -33,7 +33,6 @@ from simulator.envs.render import LEGEND, LINE, MARGIN, PAPER
 from simulator.envs.serve import ServeEnv
 from simulator.serving.options import Server
 from simulator.serving.server import serve
-from tests.specimens import few_or_slow
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.errors import InputError
@@ -96,7 +95,8 @@ def agree(policy: Policy, env: ServeEnv, seed: int) -> None:
 # --- what serve does
 
 
-@pytest.mark.parametrize("cls", few_or_slow(WIDE, WIDE[:1]), ids=lambda cls: cls.name)
+@pytest.mark.slow  # two of them are among test_servers_of_all_kinds
+@pytest.mark.parametrize("cls", WIDE, ids=lambda cls: cls.name)
 def test_batch_wide_policies_play_as_in_serve(cls: type[Policy]) -> None:
     for k, workload in enumerate(WORKLOADS):
         agree(cls(), make(workload=workload), seed=k)
@@ -110,6 +110,7 @@ def test_servers_of_all_kinds(server: str, workload: str) -> None:
         agree(policy, env, seed=k)
 
 
+@pytest.mark.long
 def test_an_allotment_that_looks_at_confidences() -> None:
     agree(Fixed(4), make(server=Server(slots=3, allotment="tetris", budget_tokens=8)), seed=1)
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.confidence.thresholds import TailPruning
+from policies.counts.gammatune import GammaTune
 from simulator.serving.draft_budget import ALLOTMENTS
 from simulator.serving.queue import blocks_of
 from simulator.serving.result import ServingResult
@@ -36,9 +38,15 @@ class Case(NamedTuple):
 
 
 def serve_anything(data: Any, **fixed: Any) -> Case:
-    """A run of a random server under a random workload, compiled."""
-    policy, trace, wanted, server = anything(data, **fixed)
-    return Case(trace, wanted, serve(policy, trace, wanted, COSTS, server, seed=1, log=True))
+    """A run of a random server under a random workload. One in eight is of gammatune, as plain
+    Python but where test_compiled_is_plain compiles the same loop: three would be for this alone.
+    """
+    policies = (*(TailPruning(),) * 7, GammaTune())
+    policy, trace, wanted, server = anything(data, policies, **fixed)
+    gammatunes = server.replicas > 1 and not server.pipelined
+    compiled = isinstance(policy, TailPruning) or gammatunes
+    served = serve(policy, trace, wanted, COSTS, server, seed=1, log=True, compiled=compiled)
+    return Case(trace, wanted, served)
 
 
 @EXAMPLES
