@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numba
 import numpy as np
@@ -63,35 +62,13 @@ def unchecked() -> Iterator[None]:
     kernels._kernels.update(kept)
 
 
-# A second and a half of compilation each, in `make test-long`, as CI does. A controller that is not
-# listed is compiled by the suite.
-SETTLED = (
-    "adaedl", "adaptive-k", "alpha-goodput", "arbiter/gammatune", "batch-confidence",
-    "batch-table", "beg-mab", "cascade", "censored-ema", "context-table", "credit-bucket",
-    "d-ucb", "disable-gate", "disco", "draft-verify", "dsde", "entropy-gate", "exp3spec",
-    "gammatune+", "hedge", "hf-heuristic", "hf-heuristic+", "hf-roc", "leading-positions",
-    "length-table", "lin-thompson", "linucb", "marginal", "never", "nightjar", "ollama-depth",
-    "onnx-adaptive-k", "profile-guided", "rate-buckets", "rate-ema", "rate-servo",
-    "sglang-throughput", "sglang-tiers", "smartspec", "specdec++", "speckv", "specstop", "streak",
-    "svip", "sw-ucb", "tapout", "thompson-beta", "thompson-gauss", "ucb-specstop", "ucb1",
-    "ucbspec", "ucbspec-released", "vllm-dynamic", "zones",
-)  # fmt: skip
-
-
-def specs() -> list[Any]:
-    """The registry and the variants, marked by who compiles them."""
-    assert set(SETTLED) <= set(REGISTRY)
-    marked = [pytest.param(n, marks=pytest.mark.long if n in SETTLED else ()) for n in REGISTRY]
-    return marked + [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
-
-
 def same(policy: Policy, trace: Trace, costs: StepCosts, seed: int) -> RoundLog:
     compiled = replay(policy, trace, costs, seed=seed)
     assert compiled.same_rounds(replay_interpreted(policy, trace, costs, seed=seed))
     return compiled
 
 
-@pytest.mark.parametrize("spec", specs())
+@pytest.mark.parametrize("spec", few_or_slow([*REGISTRY, *VARIANTS], REGISTRY))
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 24), st.integers(-(2**70), 2**70))
 def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: int) -> None:
@@ -102,7 +79,7 @@ def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: i
     assert emitted.tolist() == trace.reply_tokens.tolist()
 
 
-@pytest.mark.parametrize("spec", specs())
+@pytest.mark.parametrize("spec", few_or_slow([*REGISTRY, *VARIANTS], REGISTRY))
 def test_synthetic_traces(spec: str) -> None:
     generator = np.random.default_rng(5)
     costs = tabulate(Affine(context_token=1e-6, signal=1e-4, control=2e-4, prefill_token=1e-4))
