@@ -21,6 +21,7 @@ from experiments.inspect.options import (
     TraceCheckOptions,
     TraceImportOptions,
     TraceInfoOptions,
+    TraceShapeOptions,
     TraceSplitOptions,
 )
 from experiments.servers.options import ObserveOptions, RecommendOptions
@@ -133,6 +134,11 @@ VERBS = {
         "by question, task by task, into two traces",
         TraceSplitOptions,
         "experiments.inspect.show:split_trace",
+    ),
+    "trace shape": Verb(
+        "a recording under a draft tree, for compare, sweep, serve and validate",
+        TraceShapeOptions,
+        "experiments.inspect.trace_shape:run",
     ),
     "trace import": Verb(
         "another program's recording into a trace",

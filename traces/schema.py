@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
+from traces.shapes.shape import parse_draft
 
 EXACTNESS = {
     "exact": "greedy: output independent of gamma, a replay equals the real run round by round",
@@ -24,7 +25,6 @@ EXACTNESS = {
     "imputed": "a censored trace whose unknown acceptances were filled in; its source says how",
     "synthetic": "drawn from a known acceptance law, no model behind it",
 }
-
 
 DRAFTERS = {
     "model": "an independent model, one forward per token",
@@ -65,6 +65,8 @@ class TraceMeta:
         the same.
     source: of an imported trace: format, what was rebuilt, merged, mended, JSON-ready; else empty.
     drafter: the kind of drafter, one of DRAFTERS.
+    shape: of a recording under a draft tree (traces.shapes.unfold), as traces.shapes.shape.
+        parse_draft reads it: then a token that is drafted stands for a level. Else empty.
     """
 
     pair: str
@@ -85,6 +87,7 @@ class TraceMeta:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     drafter: str = "model"
+    shape: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -92,14 +95,11 @@ class TraceMeta:
             value = getattr(self, field.name)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TraceError(f"meta.{field.name} must be {words}, not {value!r}")
-        if self.exactness not in EXACTNESS:
-            raise TraceError(
-                f"meta.exactness is {self.exactness!r}; it must be one of {', '.join(EXACTNESS)}"
-            )
-        if self.drafter not in DRAFTERS:
-            raise TraceError(
-                f"meta.drafter is {self.drafter!r}; it must be one of {', '.join(DRAFTERS)}"
-            )
+        for name, known in (("exactness", EXACTNESS), ("drafter", DRAFTERS)):
+            if (value := getattr(self, name)) not in known:
+                raise TraceError(f"meta.{name} is {value!r}; it must be one of {', '.join(known)}")
+        if self.shape and parse_draft(self.shape).depth != self.depth:
+            raise TraceError(f"meta.shape is {self.shape!r}; meta.depth {self.depth} is not its")
         for name, low, high in (
             ("depth", 1, DEEPEST),
             ("max_new_tokens", 1, _LARGEST),
@@ -113,10 +113,10 @@ class TraceMeta:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields, in a fixed order; an empty source and a drafter that is a model are
-        left out.
+        """JSON-ready fields, in a fixed order; an empty source, a drafter that is a model and no
+        shape are left out.
         """
-        usual = {"source": {}, "drafter": "model"}
+        usual = {"source": {}, "drafter": "model", "shape": ""}
         raw = dataclasses.asdict(self)
         return {name: value for name, value in raw.items() if value != usual.get(name, ...)}
 

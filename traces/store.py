@@ -202,11 +202,12 @@ def _flat(table: pa.Table, name: str, dtype: type) -> npt.NDArray[Any] | None:
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=dtype)
 
 
-def read_trace(path: Path) -> Trace:
-    """Inverse of write_trace.
+def read_trace(path: Path, *, shaped: bool = False) -> Trace:
+    """Inverse of write_trace. shaped: recordings under a draft tree are welcome, whose tokens are
+    levels.
 
     Raises InputError naming the file if it is missing, truncated, foreign, breaks the schema or
-    does not match its content hash.
+    does not match its content hash, or is under a tree and not welcome.
     """
     table, header = read_table(path, "trace", columns=_SCHEMA)
     if "censored" in table.column_names:
@@ -249,11 +250,16 @@ def read_trace(path: Path) -> Trace:
             ),
             **{name: _flat(table, name, kind) for name, kind in optional.items()},
         )
-    except (TraceError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: {error}") from None
     if header.get("content_sha256") != content_hash(trace):
         raise TraceError(
             f"{path}: content does not match its hash; the file was altered or damaged"
+        )
+    if meta.shape and not shaped:
+        raise InputError(
+            f"{path} is a recording under the draft tree {meta.shape}; this takes recordings of "
+            "chains alone"
         )
     return trace
 

@@ -29,7 +29,8 @@ from real_backend.command_line import Result
 from simulator.replay.replay import replay
 from traces.censoring.known import censor
 from traces.costs.affine import Affine
-from traces.costs.pricing import StepCosts, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import StepCosts
 from traces.schema import Trace
 from traces.split import named_generator
 from traces.store import concatenate, read_trace

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from traces.costs.model import CostModel
-from traces.costs.pricing import StepCosts, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import StepCosts
 from traces.costs.roofline import Roofline
 from traces.costs.table import Table
 from traces.errors import InputError

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from policies.base import Policy, drops_tokens, uses_signals
 from traces.errors import InputError, warn
 from traces.json_text import dumps, read_json
 from traces.schema import Trace
@@ -130,9 +131,26 @@ def mismatches(trace: Trace, timing: Timing) -> list[str]:
     return found
 
 
-def read_input(trace_path: Path, timing_path: Path) -> tuple[Trace, Timing]:
-    """A trace and a timing, with a warning on stderr for whatever does not belong together."""
-    timing, trace = read_timing(timing_path), read_trace(trace_path)
+def under_tree(shape: str) -> str:
+    """A note on recordings under a draft tree; "" for all others."""
+    return f", under the draft tree {shape}: a drafted token is a level of it" if shape else ""
+
+
+def fits(policy: Policy, trace: Trace) -> bool:
+    """True if a recording can be replayed under the policy: it has the signals that this reads, and
+    no draft trees where drafted tokens are dropped.
+    """
+    dropless = not trace.meta.shape or not drops_tokens(type(policy))
+    return dropless and (trace.has_signals or not uses_signals(policy))
+
+
+def read_input(
+    trace_path: Path, timing_path: Path, *, shaped: bool = False
+) -> tuple[Trace, Timing]:
+    """A trace and a timing, with a warning on stderr for whatever does not belong together. shaped:
+    see traces.store.read_trace.
+    """
+    timing, trace = read_timing(timing_path), read_trace(trace_path, shaped=shaped)
     for line in mismatches(trace, timing):
         warn(f"{trace_path} and {timing_path}: {line}")
     return trace, timing

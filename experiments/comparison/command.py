@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +65,8 @@ def run(options: CompareOptions) -> Result:
             f"{len(options.trace)} traces, but {len(files)} timings; give one timing for all of "
             "them, or one for each"
         )
-    traces, timings = zip(*map(read_input, options.trace, files), strict=True)
+    read = partial(read_input, shaped=True)
+    traces, timings = zip(*map(read, options.trace, files), strict=True)
     texts, entries, done = [], [], []
     every = zip(options.trace, names, files, traces, timings, strict=True)
     for path, name, file, trace, timing in every:

@@ -22,12 +22,13 @@ from experiments.censoring.intervals import (
     left_open,
     select,
 )
+from experiments.common.results import fits
 from experiments.common.statistics import RESAMPLES, Family
 from experiments.comparison.result import Comparison
 from experiments.comparison.robust import ORDERS, Player, Plays, runner_up, simplest, twins
 from experiments.comparison.rows import Held, held_of, rows_of
 from experiments.comparison.sensitivity import sensitivity
-from policies.base import Policy, uses_signals
+from policies.base import Policy
 from policies.fixed import Fixed, Never
 from policies.overhead import is_known
 from policies.registry import REGISTRY, label
@@ -50,7 +51,7 @@ def censored_positions(trace: Trace) -> int:
 def default_policies(trace: Trace) -> tuple[list[Policy], list[str]]:
     """The whole registry with its defaults, and the names this trace cannot replay (no signals)."""
     registered = [cls() for cls in REGISTRY.values()]
-    usable = [p for p in registered if trace.has_signals or not uses_signals(p)]
+    usable = [p for p in registered if fits(p, trace)]
     return usable, [p.name for p in registered if p not in usable]
 
 
@@ -179,6 +180,7 @@ def _basis(trace: Trace, halves: _Halves, held: Held) -> dict[str, Any]:
         "questions": len(set(held.question_index.tolist())),
         "tasks": tuple(held.tasks),
         "exactness": trace.meta.exactness,
+        "shape": trace.meta.shape,
         "censored_positions": censored_positions(trace),
     }
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from experiments.censoring.intervals_text import open_table, open_task_table
 from experiments.common.frames import Group, described, figure, frame_of, meanings, text_of
+from experiments.common.results import under_tree
 from experiments.common.statistics import FEW, SAME, TIE, VERDICTS
 from experiments.common.text_table import fill
 from experiments.comparison.certainty import certainty, stale
@@ -81,7 +82,7 @@ def basis_lines(comparison: Comparison, trace_name: str) -> str:
     """The basis of the numbers: requests, exactness, censored positions, seed."""
     tokens = int(comparison.logs["never"].emitted.sum())
     lines = [
-        f"trace {trace_name}, {comparison.exactness}",
+        f"trace {trace_name}, {comparison.exactness}{under_tree(comparison.shape)}",
         f"  {EXACTNESS[comparison.exactness]}",
         f"held out: {comparison.questions} questions, {len(comparison.test_rows)} replies, "
         f"{tokens} tokens; tuned on {len(comparison.train_rows)} other replies",

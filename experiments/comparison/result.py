@@ -88,6 +88,7 @@ class Comparison:
         would have been found 8 times in 10.
     detectable_among_percent: the same where their number is corrected for.
     sensitivity: of the ranking to the costs.
+    shape: the draft tree that the recording is under, if any.
     unpriced: controllers whose own arithmetic the costs do not know, and which paid nothing.
     """
 
@@ -117,6 +118,7 @@ class Comparison:
     logs: dict[str, RoundLog]
     unpriced: tuple[str, ...]
     censoring: Censoring | None = None
+    shape: str = ""
 
     def row(self, name: str) -> ScheduleResult:
         """The row of that name."""

@@ -152,7 +152,7 @@ def by_task(trace: Trace) -> dict[str, Acceptance]:
 
 def show_trace(options: TraceInfoOptions) -> Result:
     """Meta, size and acceptance of a trace."""
-    trace = read_trace(options.trace)
+    trace = read_trace(options.trace, shaped=True)
     overall, tasks = acceptance(trace), by_task(trace)
     facts = {
         "meta": trace.meta.to_dict(),
@@ -187,7 +187,7 @@ def check_trace(options: TraceCheckOptions) -> Result:
     """Does the file read, fit the schema and its hash? A damaged trace is a finding."""
     path = options.trace
     try:
-        trace = read_trace(path)
+        trace = read_trace(path, shaped=True)
     except TraceError as error:
         return Result(findings=(str(error),))
     return Result(
@@ -198,7 +198,7 @@ def check_trace(options: TraceCheckOptions) -> Result:
 
 def split_trace(options: TraceSplitOptions) -> Result:
     """Write the two parts of a trace."""
-    trace = read_trace(options.trace)
+    trace = read_trace(options.trace, shaped=True)
     for path in (options.out_train, options.out_test):
         refuse_existing(path, options.force)
     if options.out_train.resolve() == options.out_test.resolve():

@@ -22,7 +22,7 @@ from real_backend.command_line import Result
 from simulator.replay.replay import replay
 from traces.censoring.rates import estimate
 from traces.costs.affine import Affine
-from traces.costs.pricing import tabulate_for
+from traces.costs.of_trace import tabulate_for
 from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.store import read_trace

@@ -18,7 +18,7 @@ from experiments.common.frames import (
     page_of,
 )
 from experiments.common.plots import Json, Picture
-from experiments.common.results import random_weights_note, replayed_note
+from experiments.common.results import random_weights_note, replayed_note, under_tree
 from experiments.common.statistics import VERDICTS
 from experiments.comparison.columns import COLUMNS, SHORT, left_open
 from experiments.comparison.result import ROLES
@@ -42,7 +42,8 @@ def comparison_view(part: Json, pictures: list[Picture]) -> dict[str, Any]:
         "trace": part["trace"],
         "basis": (
             f"{part['questions']} held-out questions, {len(part['test_rows'])} replies, {tokens} "
-            f"tokens. Trace: {part['exactness']} ({EXACTNESS[part['exactness']]}); "
+            f"tokens. Trace: {part['exactness']} ({EXACTNESS[part['exactness']]})"
+            f"{under_tree(part['trace_meta'].get('shape', ''))}; "
             f"{censored} positions are censored." + (OPEN if known else "")
         ),
         "whose": random_weights_note(part["timing_meta"], part["trace_meta"]["pair"]),

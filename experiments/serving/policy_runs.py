@@ -18,7 +18,8 @@ from simulator.serving.metrics import ANYTHING, Objective, ServingMetrics, servi
 from simulator.serving.options import Server
 from simulator.serving.result import ServingResult
 from simulator.serving.server import serve
-from traces.costs.pricing import StepCosts, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.workload.arrivals import demand

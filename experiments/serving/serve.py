@@ -18,6 +18,7 @@ from experiments.common.plots import captions, write_pictures
 from experiments.common.results import (
     command_line,
     describe_inputs,
+    fits,
     versions,
     write_result,
     write_text,
@@ -27,7 +28,7 @@ from experiments.serving.columns import COLUMNS
 from experiments.serving.figures import series_figure
 from experiments.serving.policy_runs import costs_for, run_policies
 from experiments.serving.timeline import write_timeline
-from policies.base import Policy, uses_signals
+from policies.base import Policy
 from policies.registry import file_name, label, parse_policies
 from real_backend.command_line import Result
 from real_backend.progress import progress
@@ -80,13 +81,13 @@ def run(options: ServeOptions) -> Result:
     out: Path | None = options.out
     if out is not None:
         refuse_existing(out / "serve.json", options.force)
-    trace, priced = read_trace(options.trace), read_costs(options.timing)
+    trace, priced = read_trace(options.trace, shaped=True), read_costs(options.timing)
     server = settings(Server(), options.server, "--server")
     objective = settings(Objective(), options.slo, "--slo")
     workload = parse_workload(options.workload, options.requests)
     policies = parse_policies(options.policies or DEFAULT_POLICIES)
     if not options.policies:
-        policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
+        policies = [p for p in policies if fits(p, trace)]
     if options.timeline and options.out is None:
         raise InputError("--timeline needs --out, the folder it is written to")
     say_what_is_stretched(trace, priced, server, options)

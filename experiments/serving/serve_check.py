@@ -32,7 +32,8 @@ from real_backend.decoding.sitting import load_sitting
 from real_backend.partial_file import finished, partial_path
 from simulator.serving.options import Server
 from simulator.serving.server import serve
-from traces.costs.pricing import StepCosts, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import StepCosts
 from traces.costs.table import Table
 from traces.roundlog import RoundLog, join_logs
 from traces.store import read_trace, refuse_existing

@@ -35,11 +35,11 @@ from experiments.studies import DraftsOptions
 from policies.fixed import Fixed, Never
 from real_backend.command_line import Result
 from simulator.replay.totals import tally
+from traces.costs.of_trace import prices_of_levels
 from traces.costs.pricing import StepCosts, tabulate
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.shapes.shape import Shape, from_levels
-from traces.shapes.unfold import prices_of_levels
 from traces.split import named_generator, question_of, split_rows
 from traces.store import read_trace
 

@@ -22,10 +22,9 @@ from policies.registry import label
 from real_backend.decoding.measured import PLACEBO
 from real_backend.options import PairOptions
 from simulator.replay.replay import replay
+from traces.costs.of_trace import prices_of_levels
 from traces.roundlog import RoundLog
-from traces.shapes.growth import Grown
 from traces.shapes.shape import chain
-from traces.shapes.unfold import prices_of_levels
 from traces.split import held_out_rows, question_of
 
 if TYPE_CHECKING:
@@ -87,8 +86,7 @@ class Shaped:
 
     def __init__(self, pair: Pair, ways: Sequence[Way], half: Half) -> None:
         from real_backend.decoding.engine import Engine
-        from real_backend.trees.grown_steps import GrownSteps
-        from real_backend.trees.steps import TreeSteps
+        from real_backend.trees.load import steps_of
 
         self.ways = ways
         self.states: dict[int, State] = {}
@@ -98,10 +96,8 @@ class Shaped:
             engine = Engine(pair, prices_of_levels(half.costs, shape), max_gamma=shape.depth)
             longest = int(half.trace.prompt_tokens.max()) + half.trace.meta.max_new_tokens
             capacity = longest + shape.depth + 1
-            if isinstance(shape, Grown):
-                engine.use(GrownSteps(pair, capacity, shape))
-            elif not shape.is_chain:
-                engine.use(TreeSteps(pair, capacity, shape))
+            if not shape.is_chain:
+                engine.use(steps_of(pair, capacity, str(shape)))
             self.engines.append(engine)
 
     def decode(

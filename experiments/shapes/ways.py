@@ -15,14 +15,15 @@ from policies.base import Policy, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import label
 from simulator.replay.totals import tally
+from traces.costs.of_trace import prices_of_levels
 from traces.costs.pricing import StepCosts, read_only, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.shapes.fit import most_frequent, rank_profile, sequoia
-from traces.shapes.growth import Grown, Growth
-from traces.shapes.shape import Shape, chain
-from traces.shapes.unfold import prices_of_levels, under
+from traces.shapes.growth import Growth
+from traces.shapes.shape import Grown, Shape, chain
+from traces.shapes.unfold import under
 from traces.split import split_rows
 
 FloatArray = npt.NDArray[np.float64]

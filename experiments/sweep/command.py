@@ -85,7 +85,7 @@ def read_traces(paths: Sequence[Path]) -> dict[str, Trace]:
     for path in paths:
         if path.stem in found:
             raise InputError(f"two traces are called {path.stem}; rename one, results go by it")
-        found[path.stem] = read_trace(path)
+        found[path.stem] = read_trace(path, shaped=True)
     return found
 
 
@@ -99,7 +99,7 @@ def judged_on(options: SweepOptions, traces: dict[str, Trace]) -> dict[str, Trac
         )
     found = {}
     for (name, trace), path in zip(traces.items(), paths, strict=False):
-        other = read_trace(path)
+        other = read_trace(path, shaped=True)
         for field in ("target", "draft", "tokenizer_sha256", "temperature", "depth"):
             ours, theirs = (getattr(one.meta, field) for one in (trace, other))
             if ours != theirs:

@@ -28,15 +28,17 @@ import traces
 from experiments.censoring.intervals import complete
 from experiments.common.cost_sources import step_costs
 from experiments.common.parallel import run_jobs
+from experiments.common.results import fits
 from experiments.sweep.classifiers import FITS
 from experiments.sweep.suites import MEASURED, Suite
 from experiments.sweep.tuning import candidates
-from policies.base import Policy, field_values, uses_signals
+from policies.base import Policy, field_values
 from policies.registry import label, parse_policy
 from real_backend.progress import progress
 from simulator.replay.totals import Tally, tally
 from traces.costs.affine import Affine, at_ratio
 from traces.costs.model import CostModel
+from traces.costs.of_trace import by_levels, width_for
 from traces.costs.pricing import StepCosts, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
@@ -99,7 +101,8 @@ def costs_of(cost: str, timing: Timing | None, trace: Trace) -> StepCosts:
     if not 0.0 < ratio < 1e6:
         raise InputError(f"cost {cost!r}: the ratio must be a number above 0 and below 1000000")
     unit: CostModel = Affine(target_fixed=TARGET_STEP_S) if timing is None else Table(timing)
-    return tabulate(at_ratio(unit, ratio), max_context=0, width=trace.meta.depth + 2)
+    flat = tabulate(at_ratio(unit, ratio), max_context=0, width=width_for(trace))
+    return by_levels(flat, trace)
 
 
 def conditions_of(
@@ -135,7 +138,7 @@ def jobs_of(suite: Suite, conditions: Sequence[Condition]) -> list[Job]:
     for number, condition in enumerate(conditions):
         for spec in suite.policies:
             policy = parse_policy(spec)
-            if uses_signals(policy) and not condition.train.has_signals:
+            if not fits(policy, condition.train):
                 continue
             searched = ":" not in spec
             jobs.append(Job(number, policy, searched, suite.search, suite.trials, condition.seed))

@@ -12,6 +12,7 @@ from experiments.common.frames import csv_of
 from experiments.common.results import (
     command_line,
     describe_inputs,
+    fits,
     random_weights_note,
     read_input,
     versions,
@@ -24,7 +25,7 @@ from experiments.validation.columns import RATIOS, SPEEDS, checks_of
 from experiments.validation.result import Validation
 from experiments.validation.validate import judge
 from experiments.validation.validate_text import findings, validation_dict, validation_text
-from policies.base import Policy, uses_signals
+from policies.base import Policy
 from policies.fixed import Fixed, Never
 from policies.registry import DEFAULT, file_name, label, parse_policies, parse_policy
 from real_backend.command_line import Result
@@ -89,7 +90,7 @@ def validation_policies(
         wanted = [*chosen, baseline]
     else:
         registered = [parse_policy(name) for name in DEFAULT_POLICIES]
-        usable = [p for p in registered if trace.has_signals or not uses_signals(p)]
+        usable = [p for p in registered if fits(p, trace)]
         claimed = [parse_policy(name) for name in map(_plain, (winner, runner_up)) if name]
         wanted = [Never(), baseline, *usable, *claimed]
     policies = {label(policy): policy for policy in wanted}
@@ -117,7 +118,7 @@ def run(
         kept = begin_sitting(out, out / "validate.json", force)
     elif out is not None:
         refuse_existing(out / "validate.json", force)
-    trace, timing = read_input(options.trace, options.timing)
+    trace, timing = read_input(options.trace, options.timing, shaped=True)
     if options.measured is None:
         chosen = validation_policies(
             trace, step_costs(timing, trace), options.policies, options.seed, winner, runner_up
@@ -159,11 +160,13 @@ def _sit(
     from real_backend.decoding.sitting import (
         load_sitting,  # torch: only once the files are good
     )
+    from real_backend.trees.load import steps_of
 
     costs = step_costs(timing, trace)
     sitting = load_sitting(
         options.pair, trace, costs, timing, prompts=options.prompts,
         acceptance=options.acceptance, seed=options.seed, limit=options.limit, kept=kept,
+        steps=steps_of,
     )  # fmt: skip
     measured = sitting.run(
         chosen.policies, chosen.baseline, repeats=options.repeats, what="validate"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.common.cost_sources import step_costs
+from experiments.common.results import under_tree
 from experiments.common.statistics import RESAMPLES, bootstrap_weights, divide, enough
 from experiments.common.verdict import Ratio, Turns, is_tie, rank_agreement, ratio_of, tau_of_all
 from experiments.validation.agreement import agree, fit_residual, residual_cells
@@ -228,7 +229,7 @@ class _Judge:
             seed=self.seed,
             timing_draws=TIMING_DRAWS if self.draws else 0,
             acceptance=self.acceptance,
-            exactness=self.trace.meta.exactness,
+            exactness=self.trace.meta.exactness + under_tree(self.trace.meta.shape),
             measured=self.measured,
             predicted=self.predicted,
         )

@@ -23,7 +23,8 @@ from real_backend.progress import progress
 from real_backend.prompts import Request, questions_of, requests_of_trace
 from real_backend.trees.grown_steps import GrownSteps, Level
 from traces.schema import Trace
-from traces.shapes.growth import OUTSIDE, Grown, Growth, hash_of_reply, write_growth
+from traces.shapes.growth import OUTSIDE, Growth, hash_of_reply, write_growth
+from traces.shapes.shape import Grown
 from traces.shapes.unfold import check_ranks
 from traces.store import read_trace, refuse_existing
 

@@ -19,7 +19,7 @@ from real_backend.decoding.verify import signals
 from real_backend.load_pair import Pair
 from real_backend.trees.steps import LevelSteps
 from traces.errors import InputError
-from traces.shapes.growth import Grown
+from traces.shapes.shape import Grown
 
 IntArray = npt.NDArray[np.int64]
 

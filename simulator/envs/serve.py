@@ -50,7 +50,8 @@ from simulator.serving.options import Server, check
 from simulator.serving.result import ServingResult, collect
 from simulator.serving.server import SharedState
 from simulator.serving.state import World
-from traces.costs.pricing import prices_of, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import prices_of
 from traces.errors import InputError
 from traces.shipped import GREEDY, TIMING
 from traces.workload.arrivals import Demand, demand

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.base import Policy, State, uses_signals
+from policies.base import Policy, State, drops_tokens, uses_signals
 from policies.overhead import charged
 from policies.registry import label
 from policies.round import Limits
@@ -86,6 +86,10 @@ def check_inputs(
         raise InputError(
             f"policy {label(policy)!r} reads the draft's signals, but the trace has no top1_prob "
             "and entropy; capture it again, or choose a per-round policy"
+        )
+    if trace.meta.shape and drops_tokens(type(policy)):
+        raise InputError(
+            f"policy {label(policy)!r} drops drafted tokens; a recording under a tree has levels"
         )
     if costs.draft_s.shape[0] != 1 or costs.sizes not in ([], [1]):
         raise InputError(f"a replay is one request at a time; the costs are at batch {costs.sizes}")

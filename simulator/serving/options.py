@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from policies.base import Policy, uses_signals
+from policies.base import Policy, drops_tokens, uses_signals
 from policies.registry import label
 from policies.round import Limits
 from simulator.serving.draft_budget import ALLOTMENTS, TETRIS
@@ -131,8 +131,25 @@ def reads_signals(policy: Policy, server: Server) -> bool:
     return uses_signals(policy) or ALLOTMENTS[server.allotment] >= TETRIS
 
 
+def _check_tree(policy: Policy, shape: str, server: Server) -> None:
+    """Raises InputError for what counts drafted tokens one by one, where there are levels."""
+    counted = {
+        "an allotment": server.allotment != "each",
+        "blocks": server.blocks > 0,
+        "pipelined": server.pipelined,
+        f"policy {label(policy)!r}, which drops tokens,": drops_tokens(type(policy)),
+    }
+    if wrong := [what for what, there in counted.items() if there]:
+        raise InputError(
+            f"{wrong[0]} counts drafted tokens; under the draft tree {shape} a draft is levels of "
+            "several: leave it out, or take the recording of the chain"
+        )
+
+
 def check(policy: Policy, trace: Trace, demand: Demand, costs: StepCosts, server: Server) -> Limits:
     """The limits of a run; raises InputError if something does not fit."""
+    if trace.meta.shape:
+        _check_tree(policy, trace.meta.shape, server)
     depth = trace.meta.depth if server.max_gamma is None else server.max_gamma
     if not 0 <= depth <= trace.meta.depth:
         raise InputError(f"server: max_gamma is {depth}; this trace can play 0..{trace.meta.depth}")

@@ -16,7 +16,7 @@ from simulator.replay.replay import replay
 from tests.results import lively_trace
 from traces.censoring.known import flags_of
 from traces.costs.affine import Affine
-from traces.costs.pricing import tabulate_for
+from traces.costs.of_trace import tabulate_for
 from traces.errors import InputError
 from traces.schema import OPTIONAL, RANK_UNKNOWN, Trace, TraceError
 from traces.store import concatenate, content_hash, read_trace, write_trace

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from traces.costs.model import CostModel, KnowsDraft, KnowsRules, ReadsStates
 from traces.errors import InputError
-from traces.schema import Trace
 from traces.timing import HOST, OwnSeconds
 
 FloatArray = npt.NDArray[np.float64]
@@ -160,19 +159,6 @@ def tabulate(
         signal_s=model.signal_s(),
         reads_states=isinstance(model, ReadsStates) and model.reads_states,
         own_s=model.own_s() if isinstance(model, KnowsRules) else UNKNOWN,
-    )
-
-
-def tabulate_for(
-    trace: Trace, model: CostModel, batch_sizes: Sequence[int] = (1,), *, bucket_tokens: int = 32
-) -> StepCosts:
-    """`tabulate`, as wide and as long as a trace needs."""
-    return tabulate(
-        model,
-        batch_sizes,
-        max_context=trace.longest_context + bucket_tokens,
-        width=trace.meta.depth + 2,
-        bucket_tokens=bucket_tokens,
     )
 
 

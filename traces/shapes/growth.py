@@ -27,50 +27,12 @@ import numpy.typing as npt
 
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.shape import Grown
 from traces.store import write_atomically
 
 OUTSIDE = 32_767  # the reply's node is no candidate
 _KIND = "gammalab growth 1"
 _ARRAYS = ("before", "share", "entropy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Grown:
-    """The rule by which a tree grows. nodes: as many of all candidates as the target reads; 0: the
-    beam of every level.
-    """
-
-    beam: int
-    depth: int
-    nodes_wanted: int = 0
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """[D] nodes of every level that the draft reads to go on."""
-        return (self.beam,) * self.depth
-
-    @property
-    def nodes_to(self) -> tuple[int, ...]:
-        """[D + 1] nodes that the target reads of a tree of 0, 1, ... D levels."""
-        levels = range(self.depth + 1)
-        if self.nodes_wanted == 0:
-            return tuple(self.beam * level for level in levels)
-        offered = [min(level, 1) * self.beam + max(0, level - 1) * self.beam**2 for level in levels]
-        return tuple(min(self.nodes_wanted, count) for count in offered)
-
-    @property
-    def nodes(self) -> int:
-        """Of the whole tree."""
-        return self.nodes_to[-1]
-
-    @property
-    def is_chain(self) -> bool:
-        """True if no level has two nodes."""
-        return self.beam == 1
-
-    def __str__(self) -> str:
-        picked = f", {self.nodes_wanted} nodes" if self.nodes_wanted else ""
-        return f"beam {self.beam}, {self.depth} levels{picked}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from traces.errors import InputError
 
 MOST_NODES = 512
+_GROWN = re.compile(r"g(\d{1,4})x(\d{1,4})(?:x(\d{1,4}))?")
 _BY_LEVEL = re.compile(r"[1-9]\d*(x[1-9]\d*)*")
 
 
@@ -129,6 +130,54 @@ class Shape:
         return "p" + ".".join(map(str, self.parents))
 
 
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """The rule by which a tree grows, see traces.shapes.growth. nodes_wanted: as many of all
+    candidates as the target reads; 0: the beam of every level.
+
+    Raises InputError for more than MOST_NODES, or less than one of anything.
+    """
+
+    beam: int
+    depth: int
+    nodes_wanted: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.beam, self.depth) < 1 or not 0 <= self.nodes_wanted <= MOST_NODES:
+            raise InputError(f"{self}: a tree grows from 1 node a level and more, to {MOST_NODES}")
+        if self.beam * self.depth > MOST_NODES:
+            raise InputError(f"{self}: the draft reads at most {MOST_NODES} nodes")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """[D] nodes of every level that the draft reads to go on."""
+        return (self.beam,) * self.depth
+
+    @property
+    def nodes_to(self) -> tuple[int, ...]:
+        """[D + 1] nodes that the target reads of a tree of 0, 1, ... D levels."""
+        levels = range(self.depth + 1)
+        if self.nodes_wanted == 0:
+            return tuple(self.beam * level for level in levels)
+        offered = [min(level, 1) * self.beam + max(0, level - 1) * self.beam**2 for level in levels]
+        return tuple(min(self.nodes_wanted, count) for count in offered)
+
+    @property
+    def nodes(self) -> int:
+        """Of the whole tree."""
+        return self.nodes_to[-1]
+
+    @property
+    def is_chain(self) -> bool:
+        """True if no level has two nodes."""
+        return self.beam == 1
+
+    def __str__(self) -> str:
+        """As parse_draft reads it: beam, levels, and nodes where they are picked."""
+        picked = f"x{self.nodes_wanted}" if self.nodes_wanted else ""
+        return f"g{self.beam}x{self.depth}{picked}"
+
+
 def chain(tokens: int) -> Shape:
     """So many tokens, one behind the other."""
     return Shape(tuple(range(tokens)))
@@ -171,3 +220,13 @@ def parse_shape(text: str) -> Shape:
     raise InputError(
         f"shape {text!r}: write children by level, as 3x2x1, or every node's parent, as p0.0.1"
     )
+
+
+def parse_draft(text: str) -> Shape | Grown:
+    """As parse_shape; or g8x6 and g8x6x32, a tree that grows with a beam of 8 for 6 levels, of
+    which the target reads all, or 32 nodes. Raises InputError.
+    """
+    if found := _GROWN.fullmatch(text):
+        beam, depth, nodes = (int(part or 0) for part in found.groups())
+        return Grown(beam, depth, nodes)
+    return parse_shape(text)

@@ -18,16 +18,17 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.shapes.growth import Grown, Growth
-from traces.shapes.shape import Shape
+from traces.shapes.growth import Growth
+from traces.shapes.shape import Grown, Shape
 
 
 def check_ranks(trace: Trace) -> npt.NDArray[np.int16]:
     """target_rank [N] of a recording whose trees are exact; InputError for any other."""
     meta = trace.meta
+    if meta.shape:
+        raise InputError(f"the trace is under the draft tree {meta.shape} already")
     if trace.target_rank is None:
         raise InputError(
             "the trace has no target_rank, the rank of each token of the reply in the draft's "
@@ -73,7 +74,7 @@ def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> T
         check_ranks(trace)
         return dataclasses.replace(
             trace,
-            meta=dataclasses.replace(trace.meta, depth=depth),
+            meta=dataclasses.replace(trace.meta, depth=depth, shape=str(shape)),
             accept_len=growth.reach(trace, shape),
             top1_prob=growth.share[:, :depth],
             entropy=growth.entropy[:, :depth],
@@ -82,35 +83,9 @@ def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> T
     signals = trace.has_signals and shape.first_path == depth <= trace.meta.depth
     return dataclasses.replace(
         trace,
-        meta=dataclasses.replace(trace.meta, depth=depth),
+        meta=dataclasses.replace(trace.meta, depth=depth, shape=str(shape)),
         accept_len=reach(trace, shape),
         top1_prob=trace.top1_prob[:, :depth] if signals and trace.top1_prob is not None else None,
         entropy=trace.entropy[:, :depth] if signals and trace.entropy is not None else None,
         accept_prob=None,
     )
-
-
-def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
-    """The table by which rounds of this tree are priced, a level in the place of a token.
-
-    The first level comes of the forward that reads what the draft lacks; every further one of a
-    forward that reads the level before, all of its nodes, so that an accepted token is in the
-    draft's cache unless it stands in the last level, as in a chain. The target reads every drafted
-    node and the newest token.
-
-    What a mask and a gather of accepted places cost is not in it. Raises InputError if the table is
-    not as wide as the tree.
-    """
-    if costs.width < shape.nodes + 2:
-        raise InputError(
-            f"the costs cover steps of up to {costs.width - 1} tokens, shape {shape} needs "
-            f"{shape.nodes + 1}: tabulate them with width={shape.nodes + 2}"
-        )
-    verify = costs.verify_s.copy()
-    wider = np.zeros(costs.verify_s.shape[:2])  # seconds that levels cost beyond one token each
-    for level in range(1, shape.depth + 1):
-        if level > 1:
-            wider += costs.draft_s[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
-        verify[..., level + 1] = costs.verify_s[..., shape.nodes_to[level] + 1] + wider
-    verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
-    return costs._replace(verify_s=read_only(verify, np.float64))

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.common.cost_sources import read_costs
 from experiments.common.frames import csv_of, described, meanings, rows_of, text_of
 from experiments.common.plots import captions, write_pictures
-from experiments.common.results import command_line, versions, write_result, write_text
+from experiments.common.results import command_line, fits, versions, write_result, write_text
 from experiments.options import FleetOptions
 from experiments.serving.fleet import (
     break_even,
@@ -20,7 +20,6 @@ from experiments.serving.fleet import (
 )
 from experiments.serving.fleet.question import FleetQuestion, FleetSetting
 from experiments.serving.serve import say_what_is_stretched, settings
-from policies.base import uses_signals
 from policies.registry import parse_policies
 from real_backend.command_line import Result
 from real_backend.progress import progress
@@ -82,7 +81,7 @@ def setting(options: FleetOptions) -> FleetSetting:
     if options.policies and options.question == "table":
         raise InputError("--policies is not for `fleet table`, which is about fixed lengths alone")
     if not options.policies:
-        policies = [p for p in policies if trace.has_signals or not uses_signals(p)]
+        policies = [p for p in policies if fits(p, trace)]
     seeds = range(options.seed, options.seed + options.seeds)
     objective = settings(Objective(), options.slo, "--slo")
     return FleetSetting(trace, priced, server, objective, options.requests, seeds, tuple(policies))

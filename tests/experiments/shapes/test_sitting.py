@@ -20,8 +20,7 @@ from real_backend.trees.steps import LevelSteps
 from tests.specimens import write_prompts
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
-from traces.shapes.growth import Grown
-from traces.shapes.shape import chain, parse_shape
+from traces.shapes.shape import Grown, chain, parse_shape
 from traces.shipped import TIMING
 from traces.timing import read_timing
 

@@ -20,12 +20,14 @@ from real_backend.trees import grow
 from real_backend.trees.grown_steps import GrownSteps, Level, ancestors, pick
 from simulator.replay.replay import replay_interpreted
 from tests.specimens import few_or_slow, write_prompts
+from traces.costs.of_trace import prices_of_levels
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.shapes.growth import OUTSIDE, Grown, Growth, read_growth
-from traces.shapes.unfold import prices_of_levels, under
+from traces.shapes.growth import OUTSIDE, Growth, read_growth
+from traces.shapes.shape import Grown
+from traces.shapes.unfold import under
 from traces.shipped import TIMING
 from traces.timing import read_timing
 

@@ -19,12 +19,13 @@ from real_backend.recording.coupling import CaptureSettings
 from real_backend.trees.steps import TreeSteps, walk
 from simulator.replay.replay import replay_interpreted
 from tests.specimens import few_or_slow, write_prompts
+from traces.costs.of_trace import prices_of_levels
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
 from traces.shapes.shape import Shape, parse_shape
-from traces.shapes.unfold import prices_of_levels, under
+from traces.shapes.unfold import under
 from traces.shipped import GREEDY, TIMING
 from traces.split import spread_rows
 from traces.store import read_trace

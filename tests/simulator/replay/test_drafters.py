@@ -24,7 +24,8 @@ from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
 from tests.results import lively_trace
 from traces.costs.affine import Affine
-from traces.costs.pricing import lag_after, round_seconds, tabulate_for
+from traces.costs.of_trace import tabulate_for
+from traces.costs.pricing import lag_after, round_seconds
 from traces.schema import Trace
 from traces.timing import HOST
 

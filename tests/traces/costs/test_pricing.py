@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.results import lively_trace
 from traces.costs.affine import Affine
 from traces.costs.log_prices import lags_of
+from traces.costs.of_trace import tabulate_for
 from traces.costs.pricing import (
     bucket_end,
     bucket_of,
@@ -17,7 +18,6 @@ from traces.costs.pricing import (
     make_step_costs,
     prices_of,
     tabulate,
-    tabulate_for,
 )
 from traces.errors import InputError
 from traces.roundlog import ROUND_DTYPES, RoundLog

@@ -10,14 +10,8 @@ import pytest
 
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
-from traces.shapes.growth import (
-    OUTSIDE,
-    Grown,
-    Growth,
-    hash_of_reply,
-    read_growth,
-    write_growth,
-)
+from traces.shapes.growth import OUTSIDE, Growth, hash_of_reply, read_growth, write_growth
+from traces.shapes.shape import Grown
 
 
 def a_trace(limit: int = 3, **meta: Any) -> Trace:

@@ -16,12 +16,13 @@ from policies.registry import REGISTRY, parse_policy
 from simulator.replay.replay import replay, replay_interpreted
 from tests.results import make_trace
 from traces.costs.affine import Affine
+from traces.costs.of_trace import prices_of_levels
 from traces.costs.pricing import StepCosts, make_step_costs, tabulate
 from traces.errors import InputError
 from traces.schema import RANK_UNKNOWN, Trace
 from traces.shapes.fit import expected_tokens, most_frequent, rank_profile, sequoia
 from traces.shapes.shape import MOST_NODES, Shape, chain, from_levels, from_paths, parse_shape
-from traces.shapes.unfold import prices_of_levels, reach, under
+from traces.shapes.unfold import reach, under
 from traces.shipped import GREEDY, SAMPLED
 from traces.store import read_trace
 

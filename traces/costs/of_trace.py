@@ -1,0 +1,81 @@
+"""The table of step costs that a recording needs: as long and as wide, and by levels where its
+rounds draft trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from traces.costs.model import CostModel
+from traces.costs.pricing import StepCosts, read_only, tabulate
+from traces.costs.table import Table
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.shapes.shape import Grown, Shape, parse_draft
+
+
+def tabulate_for(
+    trace: Trace, model: CostModel, batch_sizes: Sequence[int] = (1,), *, bucket_tokens: int = 32
+) -> StepCosts:
+    """`tabulate`, as wide and as long as a trace needs, by levels where it is under a shape.
+
+    Raises InputError for a tree that verifies more tokens than a timing measured.
+    """
+    if trace.meta.shape and isinstance(model, Table):
+        most = int(model.timing.grid("verify").tokens.max())
+        if width_for(trace) - 1 > most:
+            raise InputError(
+                f"the draft tree {trace.meta.shape} verifies {width_for(trace) - 1} tokens, the "
+                f"timing measured up to {most}"
+            )
+    longest = trace.longest_context + bucket_tokens
+    return by_levels(
+        tabulate(
+            model,
+            batch_sizes,
+            max_context=longest,
+            width=width_for(trace),
+            bucket_tokens=bucket_tokens,
+        ),
+        trace,
+    )
+
+
+def width_for(trace: Trace) -> int:
+    """W of the table: tokens of the widest step of any round, and one."""
+    shape = trace.meta.shape
+    return (parse_draft(shape).nodes if shape else trace.meta.depth) + 2
+
+
+def by_levels(costs: StepCosts, trace: Trace) -> StepCosts:
+    """Prices of tokens as the trace's rounds meet them."""
+    shape = trace.meta.shape
+    return prices_of_levels(costs, parse_draft(shape)) if shape else costs
+
+
+def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
+    """The table by which rounds of this tree are priced, a level in the place of a token.
+
+    The first level comes of the forward that reads what the draft lacks; every further one of a
+    forward that reads the level before, all of its nodes, so that an accepted token is in the
+    draft's cache unless it stands in the last level, as in a chain. The target reads every drafted
+    node and the newest token.
+
+    What a mask and a gather of accepted places cost is not in it. Raises InputError if the table is
+    not as wide as the tree.
+    """
+    if costs.width < shape.nodes + 2:
+        raise InputError(
+            f"the costs cover steps of up to {costs.width - 1} tokens, shape {shape} needs "
+            f"{shape.nodes + 1}: tabulate them with width={shape.nodes + 2}"
+        )
+    verify = costs.verify_s.copy()
+    wider = np.zeros(costs.verify_s.shape[:2])  # seconds that levels cost beyond one token each
+    for level in range(1, shape.depth + 1):
+        if level > 1:
+            wider += costs.draft_s[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
+        verify[..., level + 1] = costs.verify_s[..., shape.nodes_to[level] + 1] + wider
+    verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
+    return costs._replace(verify_s=read_only(verify, np.float64))
