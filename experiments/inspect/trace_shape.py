@@ -18,8 +18,12 @@ def run(options: TraceShapeOptions) -> Result:
     refuse_existing(options.out, options.force)
     trace, shape, growth = read_trace(options.trace), parse_draft(options.shape), None
     if isinstance(shape, Grown) != (options.grown is not None):
+        raise InputError("--grown goes with trees that grow, as --shape g8x6, and only with them")
+    if isinstance(shape, Grown) and shape.nodes_wanted:
         raise InputError(
-            "--grown goes with trees that grow (--shape g8x6, g8x6x32), and only with them"
+            f"--shape {shape}: its nodes are picked among all levels, so that rounds of fewer "
+            f"levels meet others; take the beams, g{shape.beam}x{shape.depth}, of which every rule "
+            "may decide the depth"
         )
     if isinstance(shape, Grown):
         assert options.grown is not None

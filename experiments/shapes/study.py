@@ -121,6 +121,8 @@ def run(options: ShapesOptions) -> Result:
     """
     trace, priced, given, rules, widest = _asked(options)
     growths = [read_growth(path, trace) for path in options.grown]
+    if len({growth.beam for growth in growths}) < len(growths):
+        raise InputError("--grown: two files have the same beam; give the deeper one")
     found: list[ShapeResult] = []
     batches = list(dict.fromkeys(options.batch))
     for batch in batches:

@@ -11,7 +11,7 @@ import pytest
 from traces.errors import InputError
 from traces.schema import Trace, TraceMeta
 from traces.shapes.growth import OUTSIDE, Growth, hash_of_reply, read_growth, write_growth
-from traces.shapes.shape import Grown
+from traces.shapes.shape import Grown, parse_draft
 
 
 def a_trace(limit: int = 3, **meta: Any) -> Trace:
@@ -74,6 +74,18 @@ def test_where_the_limit_leaves_one_level_the_tree_has_one() -> None:
         growth = a_growth(trace)
         growth.before[1, 0] = [1, 1]
         assert growth.reach(trace, rule).tolist() == expected
+
+
+def test_trees_are_written_as_they_are_read() -> None:
+    for rule in (Grown(8, 6), Grown(8, 6, 32), Grown(1, 1)):
+        assert parse_draft(str(rule)) == rule
+    assert str(parse_draft("3x2x1")) == "3x2x1"
+    for text in ("g", "g8", "g8x", "g8x6x", "g8x6x1x1", "g-1x2", "G8x6", "g8x6x0x", "g99999x1"):
+        with pytest.raises(InputError, match="children by level"):
+            parse_draft(text)
+    for text in ("g0x3", "g3x0", "g600x1", "g8x6x999"):
+        with pytest.raises(InputError):
+            parse_draft(text)
 
 
 def test_nodes_by_levels() -> None:
