@@ -100,12 +100,12 @@ def judged_on(options: SweepOptions, traces: dict[str, Trace]) -> dict[str, Trac
     found = {}
     for (name, trace), path in zip(traces.items(), paths, strict=False):
         other = read_trace(path, shaped=True)
-        for field in ("target", "draft", "tokenizer_sha256", "temperature", "depth"):
+        for field in ("target", "draft", "tokenizer_sha256", "temperature", "depth", "shape"):
             ours, theirs = (getattr(one.meta, field) for one in (trace, other))
             if ours != theirs:
                 raise InputError(
                     f"{path}: its {field} is {theirs!r}, that of {name} is {ours!r}; both must be "
-                    "of one pair"
+                    "of one pair, and drafted alike"
                 )
         if trace.censored is not None or other.censored is not None:
             raise InputError(f"{path}: --held-out does not take censored traces")

@@ -137,6 +137,7 @@ def _check_tree(policy: Policy, shape: str, server: Server) -> None:
         "an allotment": server.allotment != "each",
         "blocks": server.blocks > 0,
         "pipelined": server.pipelined,
+        "token_hop_s": server.token_hop_s > 0.0,
         f"policy {label(policy)!r}, which drops tokens,": drops_tokens(type(policy)),
     }
     if wrong := [what for what, there in counted.items() if there]:

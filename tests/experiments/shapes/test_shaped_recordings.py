@@ -101,8 +101,11 @@ def test_compare_and_sweep_take_it(files: Files, tmp_path: Path) -> None:
     assert rows["gammatune"]["tokens_per_round"] > 1.0 and part["trace_meta"]["shape"] == TREE
     assert len(part["fixed_curve"]) == 4 and part["shape"] == TREE
     assert f"under the draft tree {TREE}" in (out / "compare.txt").read_text()
+    other = shaped(files, tmp_path / "o.parquet", "1x2x1")
     sweep = ["sweep", "leaderboard", *inputs[:2], "--policies", "gammatune", "--cost", "c=4"]
-    assert cli.main([*sweep, "--trials", "2", "--out", str(tmp_path / "sweep")]) == 0
+    sweep += ["--trials", "2", "--out", str(tmp_path / "sweep")]
+    assert cli.main([*sweep, "--held-out", str(other)]) == 2  # one table of prices for both
+    assert cli.main(sweep) == 0
 
 
 def test_the_real_backend_decodes_it(files: Files, tmp_path: Path) -> None:
@@ -129,7 +132,12 @@ def test_serving_prices_nodes_and_refuses_what_counts_tokens(files: Files) -> No
     assert alone.round_log.elapsed_s.tolist() == log.elapsed_s.tolist()
     # Six nodes behind the newest token: 10 ms and 6, behind three draft steps of 1 ms.
     assert log.elapsed_s[log.drafted == 3][0] == pytest.approx(0.019)
-    for wrong in ({"blocks": 99, "block_tokens": 8}, {"allotment": "budget", "budget_tokens": 9}):
+    for wrong in (
+        {"blocks": 99, "block_tokens": 8},
+        {"allotment": "budget", "budget_tokens": 9},
+        {"apart": True, "pipelined": True},
+        {"apart": True, "token_hop_s": 1e-3},
+    ):
         with pytest.raises(InputError, match=TREE):
             serve(Fixed(3), trace, asked, costs, Server(slots=2, **wrong))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="drops"):
