@@ -7,7 +7,7 @@ from typing import Any
 KEPT_UNDER_FORCE = ("capture", "sweep")
 RESUMES = (  # the others take a minute or two
     *("observe", "study", "capture", "measure", "validate", "sweep", "train"),
-    *("sitting", "gpu_session", "studies batches", "studies transfer"),
+    *("sitting", "gpu_session", "grow", "studies batches", "studies transfer"),
 )
 
 

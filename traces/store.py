@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from traces.errors import InputError
 from traces.json_text import parse_json
 from traces.schema import OPTIONAL, Trace, TraceError, TraceMeta
+from traces.shapes.shape import check_recorded
 
 SCHEMA_VERSION = 1
 _SIGNALS = ("top1_prob", "entropy", "accept_prob")
@@ -256,11 +257,8 @@ def read_trace(path: Path, *, shaped: bool = False) -> Trace:
         raise TraceError(
             f"{path}: content does not match its hash; the file was altered or damaged"
         )
-    if meta.shape and not shaped:
-        raise InputError(
-            f"{path} is a recording under the draft tree {meta.shape}; this takes recordings of "
-            "chains alone"
-        )
+    if meta.shape:
+        check_recorded(str(path), meta.shape, shaped)
     return trace
 
 

@@ -104,6 +104,7 @@ def ranks(levels: Sequence[Level], reply: Sequence[int]) -> Any:
 
 def run(options: GrowOptions) -> Result:
     """The command. Raises InputError for recordings whose trees cannot be replayed."""
+    Grown(options.beam, options.levels)  # refused before anything is kept
     unfinished = partial_path(options.out)
     if options.force:
         unfinished.unlink(missing_ok=True)

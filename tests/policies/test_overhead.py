@@ -150,13 +150,14 @@ def test_all_runtimes_charge_the_same(spec: str) -> None:
     assert info["view"].verify_s[1] == same.verify_s[0, bucket, 1]
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_server_of_one_slot_charges_as_a_replay_does(spec: str) -> None:
+def test_a_server_of_one_slot_charges_as_a_replay_does(spec: str, compiled: bool) -> None:
     policy, trace = parse_policy(spec), random_trace(np.random.default_rng(4), 4, 6)
     costs = tabulate(MODEL, max_context=512, width=trace.meta.depth + 2)
     workload = Workload(trace.requests, "closed", users=1, think_s=0.0, order="recorded")
     asked = demand(workload, trace.category, 0)
-    served = serve(policy, trace, asked, costs, Server(slots=1), log=True, compiled=False)
+    served = serve(policy, trace, asked, costs, Server(slots=1), log=True, compiled=compiled)
     log = replay(policy, trace, costs)
     assert served.round_log is not None
     assert served.round_log.elapsed_s.tolist() == log.elapsed_s.tolist()

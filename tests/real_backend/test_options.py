@@ -72,6 +72,7 @@ def test_every_verb_is_looked_at() -> None:
     ("command", "given", "told"),
     [
         ("measure", {"out": Path("t.json")}, "the same command goes on"),
+        ("grow", {"out": Path("t.npz")}, "the same command goes on"),
         ("measure", {"out": Path("t.json"), "force": True}, "command without --force goes on"),
         ("capture", {"out": Path("t"), "resume": False}, "command with --resume goes on"),
         ("capture", {"out": Path("t"), "resume": True, "force": True}, "same command goes on"),

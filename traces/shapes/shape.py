@@ -230,3 +230,19 @@ def parse_draft(text: str) -> Shape | Grown:
         beam, depth, nodes = (int(part or 0) for part in found.groups())
         return Grown(beam, depth, nodes)
     return parse_shape(text)
+
+
+def check_recorded(path: str, shape: str, welcome: bool) -> None:
+    """Raises InputError for a recording under a tree where it is not welcome, and for one whose
+    nodes are picked: what min(depth, reach) says of it holds at its full depth alone.
+    """
+    draft = parse_draft(shape)
+    if isinstance(draft, Grown) and draft.nodes_wanted:
+        raise InputError(
+            f"{path}: nodes of {shape} are picked among all levels; rounds of fewer meet others"
+        )
+    if not welcome:
+        raise InputError(
+            f"{path} is a recording under the draft tree {shape}; this takes recordings of chains "
+            "alone"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,7 @@ def test_the_command_goes_on_where_it_was_stopped(
     assert list(tmp_path.glob("*.partial")) == []
     with pytest.raises(InputError, match="exists"):
         grow.run(options)
+    wide = dataclasses.replace(options, beam=600, out=tmp_path / "wide.npz")
+    with pytest.raises(InputError, match="at most 512"):
+        grow.run(wide)
+    assert list(tmp_path.glob("wide*")) == []
