@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/study
+# The order of files is tests/conftest.py's.
+SUITE := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Images that set it save space; here it parses every test again in every worker.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,12 +16,12 @@ study: $(VENV)/.installed
 
 # Lint, types, import contracts, and the third of the tests that is quick.
 check: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/traces tests/policies \
+	$(SUITE) -q tests/traces tests/policies \
 		tests/test_house.py --ignore tests/traces/censoring --ignore tests/policies/learned
 
 # Lint, types, import contracts and the suite.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(SUITE)
 
 # Whole loops, and processes that are killed or begun anew: a minute, which CI takes, too.
 test-long: $(VENV)/.installed
@@ -27,7 +29,7 @@ test-long: $(VENV)/.installed
 
 # The suite, and what is marked long or slow.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not benchmarks and not gpu"
+	$(SUITE) -m "not benchmarks and not gpu"
 
 # Branch coverage: the suite, and environments, servers and replay once more as plain Python, since
 # compiled code leaves no trace.
@@ -38,7 +40,7 @@ coverage: $(VENV)/.installed
 		tests/simulator/envs tests/simulator/serving/test_server.py tests/simulator/serving/test_routing.py \
 		tests/simulator/replay/test_hindsight.py tests/simulator/replay/test_replay.py \
 		tests/simulator/replay/test_drafters.py
-	COVERAGE_FILE=$(COVER)/suite $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= \
+	COVERAGE_FILE=$(COVER)/suite $(SUITE) -q --cov --cov-report= \
 		-m "not benchmarks and not gpu and not slow"
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage combine --keep $(COVER)/plain $(COVER)/suite
 	COVERAGE_FILE=$(COVER)/both $(BIN)/coverage report --skip-covered

@@ -25,15 +25,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=100, help="damaged files in tests/test_fuzz.py")
 
 
-LONGEST = (
-    "test_study.py", "test_report.py", "test_engine.py", "test_graphs.py", "test_runtimes_agree.py",
-    "test_measure.py", "test_capture.py", "test_server.py", "test_fleet.py", "test_docs.py",
+COMPILING = (
+    "test_runtimes_agree.py", "test_server.py", "test_docs.py", "test_serve.py", "test_fleet.py",
+    "test_server_invariants.py", "test_export.py", "test_totals.py", "test_frames.py",
+    "test_routing.py", "test_neural.py", "test_learning.py", "test_train.py", "test_sweep.py",
+    "test_report.py", "test_bandits.py", "test_overhead.py", "test_goodput.py",
 )  # fmt: skip
-"""Files of ten seconds and more: begun first, so that both workers end together."""
+"""Files whose kernels take a minute all the same, in this order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Files that compile alternate with the rest, those of real models first: two workers that come
+    to the same kernels together would both compile each of them.
+    """
+    paths = list(dict.fromkeys(item.path for item in items))
+    paths.sort(key=lambda path: "real_backend" not in path.parts)
+    some = [path for name in COMPILING for path in paths if path.name == name]
+    others = [path for path in paths if path.name not in COMPILING]
+    place = {path: (i, 0) for i, path in enumerate(some)}
+    place |= {path: (i * len(some) / len(others), 1) for i, path in enumerate(others)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="session")
