@@ -42,6 +42,8 @@ def test_examples_print_what_they_promise(name: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(EXAMPLES[name], done.stdout)
+    line = f'--8<-- "docs/examples/{name}.py"'  # a formatter that takes it for Python unmakes it
+    assert any(line in page.read_text().splitlines() for page in PAGES)
 
 
 def test_the_readme_is_short() -> None:
