@@ -34,7 +34,7 @@ def draw(probs: Tensor, u: float | Tensor) -> Tensor:
     """
     cumulative = probs.double().cumsum(-1)
     if not isinstance(u, Tensor):
-        u = torch.full(probs.shape[:-1], u, dtype=torch.float64, device=probs.device)
+        u = torch.full((), u, dtype=torch.float64, device=probs.device)
     level = (u.to(cumulative) * cumulative[..., -1]).unsqueeze(-1)
     found = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
     return found.clamp_(max=probs.shape[-1] - 1)

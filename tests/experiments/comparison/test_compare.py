@@ -10,12 +10,8 @@ import pytest
 
 from experiments.common.cost_sources import step_costs
 from experiments.common.statistics import (
-    Estimate,
     bootstrap_weights,
     kendall_tau,
-    ratio_of_sums,
-    share_of_gap,
-    verdict,
     verdict_among,
 )
 from experiments.comparison.command import run as run_compare
@@ -81,51 +77,6 @@ def test_speed_by_question_is_the_mean_over_questions() -> None:
     sums = PerRequest(zeros, tokens, zeros, zeros, zeros, decode_s, none, none)
     assert by_question_speed(sums, np.array([0, 0, 1])) == pytest.approx((6 / 7 + 6 / 2) / 2)
     assert by_question_speed(sums, np.arange(3)) == pytest.approx((5 / 3 + 1 / 4 + 3) / 3)
-
-
-def test_headroom_is_the_share_of_the_gap() -> None:
-    weights = np.ones((5, 2))
-    start, ours, best = np.array([10.0, 20.0]), np.array([8.0, 16.0]), np.array([5.0, 10.0])
-    assert share_of_gap(start, ours, best, weights).value == pytest.approx(6 / 15)
-    assert share_of_gap(start, start, best, weights).value == 0.0
-    assert np.isnan(share_of_gap(start, ours, start, weights).value)
-
-
-def test_verdict_needs_an_interval_beside_one() -> None:
-    assert verdict(Estimate(1.1, 1.01, 1.2), 9) == "faster"
-    assert verdict(Estimate(0.9, 0.8, 0.99), 9) == "slower"
-    assert verdict(Estimate(1.1, 0.99, 1.2), 9) == "tie"
-    assert verdict(Estimate(1.1, 1.0, 1.2), 9) == "tie"
-    assert verdict(Estimate(1.1, float("nan"), float("nan")), 9) == "too few"
-    assert verdict(Estimate(1.001, 1.0005, 1.002), 9) == "tie"
-
-
-def test_policies_that_differ_by_chance_tie() -> None:
-    """Each is faster on half of the replies by the same amount, so neither wins."""
-    seconds = np.array([10.0, 12.0] * 20)
-    weights = bootstrap_weights([str(k) for k in range(40)], seed=0)
-    assert verdict(ratio_of_sums(seconds, seconds[::-1], weights), 40) == "tie"
-    assert verdict(ratio_of_sums(seconds * 1.05, seconds, weights), 40) == "faster"
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Ratio of means of two independent exponentials, true value 2; 95 % within binomial error."""
-    generator = np.random.default_rng(1)
-    covered, runs, requests = 0, 300, 80
-    names = [str(k) for k in range(requests)]
-    for seed in range(runs):
-        above, below = generator.exponential(2.0, requests), generator.exponential(1.0, requests)
-        weights = bootstrap_weights(names, seed=seed, resamples=300)
-        found = ratio_of_sums(above, below, weights)
-        covered += found.low <= 2.0 <= found.high
-    assert 0.89 <= covered / runs <= 0.985
-
-
-def test_turns_of_a_question_are_resampled_together() -> None:
-    weights = bootstrap_weights(["a", "b", "a", "c"], seed=0, resamples=200)
-    assert (weights[:, 0] == weights[:, 2]).all()
-    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
-    assert len(np.unique(weights[:, 1])) > 1
 
 
 def test_bootstrap_depends_on_the_seed_alone() -> None:

@@ -15,6 +15,7 @@ from real_backend.decoding.verify import (
     accept_sampled,
     distribution,
     draw,
+    residual,
     signals,
 )
 
@@ -132,6 +133,12 @@ def test_a_token_that_the_target_never_takes_is_rejected_at_any_draw() -> None:
         torch.tensor([[1]]), torch.tensor([1]), target, draft, zero, zero[:, 0]
     )
     assert accepted.tolist() == [0] and extra.tolist() == [0]
+
+
+def test_equal_laws_that_reject_by_rounding_replace_by_the_targets() -> None:
+    law = torch.tensor([0.25, 0.75, 0.0])
+    assert residual(law, law).tolist() == law.tolist()
+    assert residual(law, torch.tensor([0.5, 0.25, 0.25])).tolist() == [0.0, 0.5, 0.0]
 
 
 def test_output_has_the_targets_law() -> None:

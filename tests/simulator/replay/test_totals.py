@@ -137,7 +137,7 @@ def test_steps_by_hand() -> None:
     # W = 4: a draft forward over 9 lagging tokens is charged as one over 3, the last column.
     counts = np.zeros((3, 2, 4), dtype=np.int64)
     for bucket, lag, drafted in [(0, 1, 2), (0, 2, 1), (1, 9, 2), (1, 3, 0), (1, 1, 1)]:
-        place = Place(0, 0, 0.0, 7, bucket, lag, drafted)
+        place = Place(0, 0, 0.0, 7, bucket, lag, drafted, 0)
         add_steps(counts, place, Outcome(drafted, drafted, 0, 1, False, 1.0, 1.0))
     # Bucket 0: 2 drafted at lag 1: two forwards over one token; 1 at lag 2: one over two.
     assert counts[DRAFT].tolist() == [[0, 2, 1, 0], [0, 2, 0, 1]]
