@@ -2,6 +2,7 @@
 
 The unit is a *slot*: one row of the running batch. One round of one slot is
 
+    shape(state, slot, view, rng) -> int       which of a menu of draft trees, where there is one
     gamma(state, slot, view, rng) -> int       at most how many tokens may be drafted now
       retain(state, slot, draft) -> bool       after EVERY drafted token: is it worth verifying?
       proceed(state, slot, draft) -> bool      after every one that is retained: go on?
@@ -55,6 +56,26 @@ class View(NamedTuple):
     batch_size: int
     waiting: int
     room: int
+    draft_step_s: float
+    verify_s: FloatArray
+
+
+class MenuView(NamedTuple):
+    """The facts that a server knows when it chooses the shape of a slot's next draft; A entries,
+    a "token" drafted is a level of them (traces.shapes.menu).
+
+    context_tokens, batch_size, waiting: as in View. room: the most levels of any entry, >= 0.
+    levels: [A] int64, how deep each entry goes.
+    draft_step_s: seconds of one draft step that reads one token.
+    verify_s: [A, W] float64, as View's of every entry: what wide levels cost the draft beyond
+    one token a step is in it.
+    """
+
+    context_tokens: int
+    batch_size: int
+    waiting: int
+    room: int
+    levels: IntArray
     draft_step_s: float
     verify_s: FloatArray
 
@@ -161,6 +182,13 @@ class Policy:
     def admit(self, state: State, slot: int) -> None:
         """A request enters `slot`: forget the previous one. Shared arrays stay."""
 
+    def shape(self, state: State, slot: int, view: MenuView, rng: Rng) -> int:
+        """The entry of the menu that this round drafts from; runtimes clamp it to 0..A-1. Asked
+        before `gamma`, whose view and answer are of that entry's levels, and only where a run has
+        several entries: anybody else drafts the first, a chain unless the recording says more.
+        """
+        return 0
+
     def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
         """The most tokens to draft now; runtimes clamp it to 0..view.room."""
         raise NotImplementedError
@@ -194,6 +222,11 @@ def uses_signals(policy: Policy) -> bool:
 def decides_by_token(cls: type[Policy]) -> bool:
     """`uses_signals` of a class."""
     return cls.proceed is not Policy.proceed or drops_tokens(cls)
+
+
+def chooses_shapes(cls: type[Policy]) -> bool:
+    """True if a policy of this class overrides `shape`."""
+    return cls.shape is not Policy.shape
 
 
 def drops_tokens(cls: type[Policy]) -> bool:
@@ -257,4 +290,4 @@ def field_values(policy: Policy) -> dict[str, int | float | bool]:
 
 
 Hook = Callable[..., Any]
-HOOKS = ("admit", "gamma", "retain", "proceed", "learn")
+HOOKS = ("admit", "shape", "gamma", "retain", "proceed", "learn")

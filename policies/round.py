@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from policies.base import Outcome, View
+import numpy as np
+import numpy.typing as npt
+
+from policies.base import MenuView, Outcome, View
 from traces.costs.pricing import StepCosts
 
 
@@ -54,6 +57,25 @@ def view_at(
     """The view of a policy before a round; row, bucket: of the tables, by batch and context."""
     step_s = float(costs.draft_s[row, bucket, 1]) + costs.signal_s
     return View(context_tokens, batch_size, waiting, room, step_s, costs.verify_s[row, bucket])
+
+
+def menu_view_at(
+    costs: StepCosts,
+    bucket: int,
+    context_tokens: int,
+    room: int,
+    levels: npt.NDArray[np.int64],
+) -> MenuView:
+    """The view of a policy that chooses among shapes, alone on a machine: rows of the tables are
+    entries of its menu. room: the most tokens that may be drafted whatever the entry.
+    """
+    step_s = float(costs.draft_s[0, bucket, 1]) + costs.signal_s
+    return MenuView(context_tokens, 1, 0, room, levels, step_s, costs.verify_s[:, bucket])
+
+
+def clamp_entry(entry: int, entries: int) -> int:
+    """The entry in force: inside 0..entries - 1. Every runtime uses this one."""
+    return max(0, min(entry, entries - 1))
 
 
 class Settled(NamedTuple):

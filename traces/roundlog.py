@@ -34,6 +34,8 @@ ROUND_DTYPES: dict[str, type] = {
     "ended": np.bool_,
     "elapsed_s": np.float64,
 }
+OPTIONAL: dict[str, type] = {"cpu_s": np.float64, "nodes": np.int32, "shape": np.int32}
+"""Columns that only some logs have."""
 ADDED = ("ended", "verified")  # columns that older files lack
 ROUND = np.dtype(list(ROUND_DTYPES.items()), align=True)
 """A row of a RoundLog, laid out as C would: what a runtime writes of a finished round."""
@@ -64,6 +66,9 @@ class RoundLog:
     meta: policy, clock ("simulated" or "measured"), device and so on.
     cpu_s [K] float64 or None: processor seconds of the deciding thread, on a GPU seconds between
         events in its stream.
+    nodes [K] int32 or None: nodes that the target read, where trees are drafted, whose levels are
+        what drafted and verified count.
+    shape [K] int32 or None: the entry of a menu that the round drafted.
     """
 
     request: npt.NDArray[np.int32]
@@ -81,6 +86,8 @@ class RoundLog:
     prefill_s: npt.NDArray[np.float64]
     meta: dict[str, Any]
     cpu_s: npt.NDArray[np.float64] | None = None
+    nodes: npt.NDArray[np.int32] | None = None
+    shape: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -120,10 +127,11 @@ def join_logs(logs: Sequence[RoundLog], *, one_clock: bool = False) -> RoundLog:
             parts.append(column)
         requests += len(log.prefill_s)
         clock += float(log.elapsed_s.sum() + log.prefill_s.sum())
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     prefill = np.concatenate([log.prefill_s for log in logs])
-    timed = [log.cpu_s for log in logs if log.cpu_s is not None]
-    cpu_s = np.concatenate(timed) if len(timed) == len(logs) else None
+    for name in OPTIONAL:
+        present = [getattr(log, name) for log in logs if getattr(log, name) is not None]
+        joined[name] = np.concatenate(present) if len(present) == len(logs) else None
     meta = dict(logs[0].meta)
     for field, together in (("energy_j", sum), ("peak_memory_bytes", max)):
         values = [log.meta[field] for log in logs if field in log.meta]
@@ -131,14 +139,15 @@ def join_logs(logs: Sequence[RoundLog], *, one_clock: bool = False) -> RoundLog:
             meta[field] = together(values)
         else:
             meta.pop(field, None)
-    return RoundLog(**joined, prefill_s=prefill, meta=meta, cpu_s=cpu_s)
+    return RoundLog(**joined, prefill_s=prefill, meta=meta)
 
 
 def write_roundlog(log: RoundLog, path: Path, *, overwrite: bool = False) -> None:
     """One Parquet file, atomically; prefill_s and meta travel in the schema metadata."""
     table = pa.table({name: getattr(log, name) for name in ROUND_DTYPES})
-    if log.cpu_s is not None:
-        table = table.append_column("cpu_s", pa.array(log.cpu_s))
+    for name in OPTIONAL:
+        if (column := getattr(log, name)) is not None:
+            table = table.append_column(name, pa.array(column))
     header = {
         b"gammalab": json.dumps(
             {
@@ -176,8 +185,10 @@ def read_roundlog(path: Path) -> RoundLog:
         meta, prefill = dict(header["meta"]), np.asarray(header["prefill_s"], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TraceError(f"{path}: its header lacks meta or prefill_s ({error})") from None
-    cpu_s = table.column("cpu_s").to_numpy() if "cpu_s" in table.column_names else None
-    log = RoundLog(**columns, prefill_s=prefill, meta=meta, cpu_s=cpu_s)
+    for name in set(OPTIONAL) & set(table.column_names):
+        check_column(table, pa.field(name, pa.from_numpy_dtype(OPTIONAL[name])), path)
+        columns[name] = table.column(name).to_numpy().astype(OPTIONAL[name])
+    log = RoundLog(**columns, prefill_s=prefill, meta=meta)
     if wrong := _fault(log):
         raise TraceError(f"{path}: {wrong}; the file was altered or damaged")
     return log
@@ -187,15 +198,8 @@ def _fault(log: RoundLog) -> str:
     """The first column that no run leaves; "" if there is none."""
     if log.prefill_s.ndim != 1 or not (np.isfinite(log.prefill_s) & (log.prefill_s >= 0)).all():
         return "prefill_s must be a list of seconds"
-    counts = (
-        log.drafted,
-        log.verified,
-        log.accepted,
-        log.emitted,
-        log.context_tokens,
-        log.gamma,
-        log.slot,
-    )
+    names = ("drafted", "verified", "accepted", "emitted", "context_tokens", "gamma", "slot")
+    counts = [getattr(log, name) for name in (*names, "nodes", "shape") if _has(log, name)]
     sound = {
         "request": (log.request >= 0) & (log.request < len(log.prefill_s)),
         "a count": np.logical_and.reduce([count >= 0 for count in counts]),
@@ -206,5 +210,11 @@ def _fault(log: RoundLog) -> str:
         "elapsed_s": np.isfinite(log.elapsed_s) & (log.elapsed_s >= 0),
         "start_s": np.isfinite(log.start_s),
     }
+    if log.nodes is not None:
+        sound["nodes"] = log.nodes >= log.verified
     bad = [f"{name} is out of range in a round" for name, good in sound.items() if not good.all()]
     return bad[0] if bad else ""
+
+
+def _has(log: RoundLog, name: str) -> bool:
+    return getattr(log, name) is not None

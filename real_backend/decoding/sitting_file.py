@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from policies.base import State
 from real_backend.partial_file import PartialFile, damaged
-from traces.roundlog import ROUND_DTYPES, RoundLog
+from traces.roundlog import OPTIONAL, ROUND_DTYPES, RoundLog
 
 
 class Pass(NamedTuple):
@@ -74,7 +74,8 @@ class TurnFile:
 def _written(one: Pass) -> Any:
     log = one.log
     columns = {name: getattr(log, name).tolist() for name in (*ROUND_DTYPES, "prefill_s")}
-    columns["cpu_s"] = None if log.cpu_s is None else log.cpu_s.tolist()
+    present = {name: getattr(log, name) for name in OPTIONAL if getattr(log, name) is not None}
+    columns |= {name: column.tolist() for name, column in present.items()}
     tokens = [[int(token) for token in reply] for reply in one.tokens]
     return {"tokens": tokens, "meta": log.meta, **columns}
 
@@ -87,8 +88,12 @@ def _read(part: dict[str, Any]) -> Turn:
             name: np.asarray(raw[name], dtype=dtype) for name, dtype in ROUND_DTYPES.items()
         }
         prefill_s = np.asarray(raw["prefill_s"], dtype=np.float64)
-        cpu_s = None if raw["cpu_s"] is None else np.asarray(raw["cpu_s"], dtype=np.float64)
-        log = RoundLog(**columns, prefill_s=prefill_s, meta=raw["meta"], cpu_s=cpu_s)
+        columns |= {
+            name: np.asarray(raw[name], dtype=dtype)
+            for name, dtype in OPTIONAL.items()
+            if raw.get(name) is not None
+        }
+        log = RoundLog(**columns, prefill_s=prefill_s, meta=raw["meta"])
         passes[seat] = Pass(raw["tokens"], log)
     fields = {**part, "passes": passes, "anchors": [tuple(row) for row in part["anchors"]]}
     return Turn(**fields)

@@ -6,11 +6,13 @@ the same loop (simulator.replay.rounds.play) and return the same log, bit for bi
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from policies.base import Policy, State, drops_tokens, uses_signals
 from policies.overhead import charged
@@ -23,6 +25,7 @@ from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
+from traces.shapes.shape import parse_draft
 
 Play = Callable[..., int]
 
@@ -77,8 +80,11 @@ def check_inputs(
     costs: StepCosts,
     max_gamma: int | None = None,
     believed: StepCosts | None = None,
+    entries: int = 1,
 ) -> Limits:
-    """The limits of a replay; raises InputError if policy, trace and costs do not fit."""
+    """The limits of a replay; raises InputError if policy, trace and costs do not fit. entries: of
+    a menu, each with a row of the costs.
+    """
     cap = trace.meta.depth if max_gamma is None else max_gamma
     if not 0 <= cap <= trace.meta.depth:
         raise InputError(f"max_gamma is {cap}; this trace can replay 0..{trace.meta.depth}")
@@ -91,7 +97,7 @@ def check_inputs(
         raise InputError(
             f"policy {label(policy)!r} drops drafted tokens; a recording under a tree has levels"
         )
-    if costs.draft_s.shape[0] != 1 or costs.sizes not in ([], [1]):
+    if costs.draft_s.shape[0] != entries or costs.sizes not in ([], [1] * entries):
         raise InputError(f"a replay is one request at a time; the costs are at batch {costs.sizes}")
     if costs.width < cap + 2:
         raise InputError(
@@ -126,9 +132,25 @@ def run(
     shown = paid if believed is None else charged(policy, believed)
     rows = np.zeros(trace.positions, dtype=ROUND).view(np.recarray)
     count = play(policy, write_row, state, tape, paid, shown, limits, low_bits(seed), rows)
+    log = finished(rows[:count], policy, trace, costs, limits, seed)
+    if not trace.meta.shape:
+        return log
+    nodes = np.asarray(parse_draft(trace.meta.shape).nodes_to, dtype=np.int32)[log.verified]
+    return dataclasses.replace(log, nodes=nodes)
+
+
+def finished(
+    rows: npt.NDArray[np.void],
+    policy: Policy,
+    trace: Trace,
+    costs: StepCosts,
+    limits: Limits,
+    seed: int,
+) -> RoundLog:
+    """The log of these rounds, and what they were replayed from."""
     buckets = np.minimum(trace.prompt_tokens // costs.bucket_tokens, costs.buckets - 1)
     return log_of(
-        rows[:count],
+        rows,
         costs.prefill_s[buckets].astype(np.float64),
         {
             "policy": label(policy),
@@ -155,4 +177,5 @@ def tape_of(trace: Trace, signals: bool) -> Tape:
         read_only(trace.offered, np.int16),
         read_only(trace.top1_prob if signals else empty, np.float32),
         read_only(trace.entropy if signals else empty, np.float32),
+        read_only(np.array([trace.meta.depth]), np.int64),
     )

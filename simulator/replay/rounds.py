@@ -26,7 +26,15 @@ from policies.base import (
     drops_tokens,
 )
 from policies.randomness import Rng, round_key
-from policies.round import Limits, note_round, room_at, settle, view_at
+from policies.round import (
+    Limits,
+    clamp_entry,
+    menu_view_at,
+    note_round,
+    room_at,
+    settle,
+    view_at,
+)
 from traces.costs.pricing import (
     StepCosts,
     bucket_end,
@@ -43,7 +51,9 @@ class Tape(NamedTuple):
     """The arrays of a trace that a replay reads; letters as in traces.schema.
 
     offsets [R+1] int64; prompt_tokens [R] int32; accept_len, draft_len [N] int16; top1_prob,
-    entropy [N, G] float32, or [0, 0] where nobody asks for them.
+    entropy [N, G] float32, or [0, 0] where nobody asks for them. Under a menu of A entries these
+    four have A N rows, those of an entry behind those of the one before; levels [A] int64: how deep
+    each goes.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -52,6 +62,7 @@ class Tape(NamedTuple):
     draft_len: npt.NDArray[np.int16]
     top1_prob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
+    levels: npt.NDArray[np.int64]
 
 
 class Place(NamedTuple):
@@ -59,7 +70,8 @@ class Place(NamedTuple):
 
     row: rounds before it, over all requests. start_s: seconds since the run began. context_tokens:
     prompt and output fixed so far; bucket: of the cost tables, by context. lag: as in
-    traces.costs.pricing.round_seconds. drafted: tokens, one that was not kept included.
+    traces.costs.pricing.round_seconds. drafted: tokens, one that was not kept included. entry: of
+    the menu, 0 where there is none.
     """
 
     row: int
@@ -69,6 +81,7 @@ class Place(NamedTuple):
     bucket: int
     lag: int
     drafted: int
+    entry: int
 
 
 def write_row(sink: Any, place: Place, outcome: Outcome) -> None:
@@ -79,8 +92,22 @@ def write_row(sink: Any, place: Place, outcome: Outcome) -> None:
     )
 
 
+class MenuSink(NamedTuple):
+    """rows: as write_row's sink. entries [N] int64: what the rounds drafted, of the menu."""
+
+    rows: npt.NDArray[np.void]
+    entries: npt.NDArray[np.int64]
+
+
+def write_entry(sink: MenuSink, place: Place, outcome: Outcome) -> None:
+    """Recorder of a log under a menu: for it alone `play` asks for shapes."""
+    write_row(sink.rows, place, outcome)
+    sink.entries[place.row] = place.entry
+
+
 # What `play` calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit
+shape: Hook = Policy.shape
 gamma: Hook = Policy.gamma
 retain: Hook = Policy.retain
 proceed: Hook = Policy.proceed
@@ -88,6 +115,7 @@ learn: Hook = Policy.learn
 record: Recorder = write_row
 SIGNALS = False  # True if the policy decides by token: then signals are read, and charged
 DROPS = False  # True if it overrides retain
+MENU = False  # True if rounds draft what `shape` chooses: rows of the costs are entries of a menu
 APART = True  # False if what is believed is what the clock says: then nothing is priced twice
 
 
@@ -95,6 +123,7 @@ def bindings(cls: type[Policy], recorder: Recorder, apart: bool = True) -> dict[
     """The globals of `play` for a policy class and a recorder; apart: see APART."""
     hooks = {name: getattr(cls, name) for name in HOOKS}
     switches = {"SIGNALS": decides_by_token(cls), "DROPS": drops_tokens(cls), "APART": apart}
+    switches["MENU"] = recorder is write_entry
     return hooks | {"record": recorder} | switches
 
 
@@ -113,7 +142,7 @@ def play(
     self: the policy, or a tuple of its fields. costs: what the clock says; believed: what the
     policy is shown and told, laid out alike. sink: what the recorder writes to.
     """
-    row, clock = 0, 0.0
+    row, clock, entry, positions = 0, 0.0, 0, int(tape.offsets[-1])
     for request in range(tape.prompt_tokens.shape[0]):
         admit(self, state, 0)
         prompt = int(tape.prompt_tokens[request])
@@ -125,34 +154,42 @@ def play(
             if context >= edge:  # the next bucket, or the first
                 bucket = bucket_of(costs, context)
                 edge = bucket_end(costs, bucket)
-            room = room_at(limits, prompt, at - begin, int(tape.draft_len[at]))
-            view = view_at(believed if APART else costs, 0, bucket, context, 1, 0, room)
             rng = Rng(round_key(seed, request, index))
+            if MENU:
+                most = room_at(limits, prompt, at - begin, limits.max_gamma)
+                offer = menu_view_at(
+                    believed if APART else costs, bucket, context, most, tape.levels
+                )
+                entry = clamp_entry(shape(self, state, 0, offer, rng), tape.levels.shape[0])
+            here = entry * positions + at
+            room = room_at(limits, prompt, at - begin, int(tape.draft_len[here]))
+            view = view_at(believed if APART else costs, entry, bucket, context, 1, 0, room)
             cap = clamp_gamma(gamma(self, state, 0, view, rng), room)
             drafted = verified = cap
             if SIGNALS:
                 drafted, verified, going = 0, 0, True
                 while going and drafted < cap:
-                    top1 = float(tape.top1_prob[at, drafted])
-                    entropy = float(tape.entropy[at, drafted])
+                    top1 = float(tape.top1_prob[here, drafted])
+                    entropy = float(tape.entropy[here, drafted])
                     drafted += 1
                     draft = Draft(drafted, top1, entropy)
                     going = not DROPS or retain(self, state, 0, draft)
                     if going:
                         verified = drafted
                         going = proceed(self, state, 0, draft)
-            accepted, emitted, ended = settle(verified, int(tape.accept_len[at]), end - at)
+            accepted, emitted, ended = settle(verified, int(tape.accept_len[here]), end - at)
             if DROPS:
-                elapsed = kept_seconds(costs, 0, bucket, drafted, verified, lag)
+                elapsed = kept_seconds(costs, entry, bucket, drafted, verified, lag)
                 priced = elapsed
                 if APART:
-                    priced = kept_seconds(believed, 0, bucket, drafted, verified, lag)
+                    priced = kept_seconds(believed, entry, bucket, drafted, verified, lag)
             else:
-                elapsed = round_seconds(costs, 0, bucket, drafted, lag)
-                priced = round_seconds(believed, 0, bucket, drafted, lag) if APART else elapsed
+                elapsed = round_seconds(costs, entry, bucket, drafted, lag)
+                priced = round_seconds(believed, entry, bucket, drafted, lag) if APART else elapsed
             outcome = Outcome(cap, verified, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
-            record(sink, Place(row, request, clock, context, bucket, lag, drafted), outcome)
+            place = Place(row, request, clock, context, bucket, lag, drafted, entry)
+            record(sink, place, outcome)
             lag = lag_after(lag, drafted, accepted, costs.reads_states)
             clock, row, index, at = clock + elapsed, row + 1, index + 1, at + emitted
     return row

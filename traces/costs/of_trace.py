@@ -79,3 +79,27 @@ def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
         verify[..., level + 1] = costs.verify_s[..., shape.nodes_to[level] + 1] + wider
     verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
     return costs._replace(verify_s=read_only(verify, np.float64))
+
+
+def prices_of_menu(costs: StepCosts, shapes: Sequence[Shape | Grown]) -> StepCosts:
+    """[A, C, W] the tables of prices_of_levels by entry of a menu, in the rows where others have
+    batch sizes; W: of the deepest. costs: at batch 1, as wide as the widest tree.
+
+    Raises InputError as prices_of_levels, and for costs of a batch.
+    """
+    if costs.sizes not in ([], [1]):
+        raise InputError(f"a menu is of one request at a time; the costs are at {costs.sizes}")
+    tables = [prices_of_levels(costs, shape) for shape in shapes]
+    width, start_s = max(shape.depth for shape in shapes) + 2, costs.start_s
+    draft, verify = (
+        np.concatenate([getattr(table, name)[..., :width] for table in tables])
+        for name in ("draft_s", "verify_s")
+    )
+    return costs._replace(
+        batch_sizes=read_only(np.ones(len(shapes)), np.int64),
+        draft_s=read_only(draft, np.float64),
+        verify_s=read_only(verify, np.float64),
+        start_s=None
+        if start_s is None
+        else read_only(np.repeat(start_s, len(shapes), 0), np.float64),
+    )

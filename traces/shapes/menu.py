@@ -1,0 +1,57 @@
+"""A recording as rounds meet it that choose among several draft trees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.errors import InputError
+from traces.schema import Trace
+from traces.shapes.growth import Growth
+from traces.shapes.shape import Grown, Shape, check_recorded
+from traces.shapes.unfold import under
+
+MOST_ENTRIES = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Menu:
+    """A entries, each a shape and the recording under it (traces.shapes.unfold.under)."""
+
+    shapes: tuple[Shape | Grown, ...]
+    traces: tuple[Trace, ...]
+
+    @property
+    def levels(self) -> npt.NDArray[np.int64]:
+        """[A] how deep each entry goes."""
+        return np.array([shape.depth for shape in self.shapes], dtype=np.int64)
+
+    def nodes_of(
+        self, entries: npt.NDArray[np.int64], drafted: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32]:
+        """[K] nodes that rounds of so many levels of these entries [K] drafted."""
+        table = np.zeros((len(self.shapes), int(self.levels.max()) + 1), dtype=np.int32)
+        for row, shape in zip(table, self.shapes, strict=True):
+            row[: shape.depth + 1] = shape.nodes_to
+        nodes: npt.NDArray[np.int32] = table[entries, drafted]
+        return nodes
+
+    def select(self, rows: list[int]) -> Menu:
+        """Of these requests of the recording."""
+        return Menu(self.shapes, tuple(trace.select(rows) for trace in self.traces))
+
+
+def menu_of(trace: Trace, shapes: Sequence[Shape | Grown], growth: Growth | None = None) -> Menu:
+    """The recording under each of these shapes; growth: for those that grow.
+
+    A signal that one entry lacks no policy reads. Raises InputError for no shape, or too many, for
+    trees whose nodes are picked, and as traces.shapes.unfold.under.
+    """
+    if not 1 <= len(shapes) <= MOST_ENTRIES:
+        raise InputError(f"a menu has 1 to {MOST_ENTRIES} shapes, not {len(shapes)}")
+    for shape in shapes:
+        check_recorded("menu", str(shape), welcome=True)
+    return Menu(tuple(shapes), tuple(under(trace, shape, growth) for shape in shapes))
