@@ -24,8 +24,8 @@ from policies.registry import label
 from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
 from real_backend.decoding.leanest_steps import SMALLER, steps_for
-from real_backend.decoding.request import ReplayedAcceptance, Slot
-from real_backend.decoding.steps import Sampling, Steps
+from real_backend.decoding.request import DecodeParameters, ReplayedAcceptance, Slot
+from real_backend.decoding.steps import ShapedSteps, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
 from real_backend.load_pair import Pair
@@ -35,6 +35,7 @@ from traces.costs.pricing import StepCosts, kept_seconds
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
+from traces.shapes.menu import with_trees
 from traces.timing import FEATURE_HEADS
 
 
@@ -43,21 +44,6 @@ class EngineRun(NamedTuple):
 
     tokens: list[list[int]]
     log: RoundLog
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeParameters:
-    """temperature 0 is greedy; max_new_tokens bounds each reply; seed drives draws and policies."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    max_new_tokens: int = 128
-
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are chosen."""
-        return Sampling(self.temperature, self.top_p)
 
 
 Emit = Callable[[int, list[int]], bool]
@@ -178,6 +164,7 @@ class _Loop:
     ) -> None:
         self.engine, self.steps, self.policy, self.parameters = engine, steps, policy, parameters
         self.acceptance, self.clock = acceptance, clock
+        self.shaped = steps if isinstance(steps, ShapedSteps) else None
         self.state = policy.new_state(steps.batch) if state is None else state
         self.reads_signals = uses_signals(policy)
         self.costs = charged(policy, engine.costs)
@@ -185,6 +172,7 @@ class _Loop:
         self.replies: list[list[int]] = []
         self.prefill_s: list[float] = []
         self.rounds: list[tuple[float, ...]] = []
+        self.entries: list[int] = []  # of a menu, by round
         self.processor = ProcessorClock(engine.pair.device)
         self.first, self.began = 0, 0.0
 
@@ -238,6 +226,9 @@ class _Loop:
         began = time.perf_counter()
         self.processor.start()
         row = min(len(running), costs.draft_s.shape[0]) - 1
+        if self.shaped is not None and len(self.shaped.shapes) > 1:
+            row = running[0].choose(policy, state, costs, self.shaped.shapes)
+            self.shaped.choose(row)
         requested_gamma: int | None = None
         offers = steps.offers([(slot.row, slot.ids) for slot in running])
         for slot, offered in zip(running, offers, strict=True):
@@ -262,6 +253,7 @@ class _Loop:
         self.processor.stop(len(running))
         for slot, outcome in zip(running, outcomes, strict=True):
             self.rounds.append(slot.row_of(outcome, began - self.began, len(running), wall))
+            self.entries.append(slot.entry)
         return [outcome.emitted for outcome in outcomes]
 
     def _draft(self, drafting: list[Slot]) -> None:
@@ -296,4 +288,7 @@ class _Loop:
         """The rounds so far."""
         cpu_s = np.asarray(self.processor.seconds(), dtype=np.float64)
         rounds = np.asarray(self.rounds, dtype=ROUND)
-        return log_of(rounds, np.asarray(self.prefill_s), meta, cpu_s)
+        log = log_of(rounds, np.asarray(self.prefill_s), meta, cpu_s)
+        if self.shaped is None:
+            return log
+        return with_trees(log, self.shaped.shapes, np.asarray(self.entries, dtype=np.int64))

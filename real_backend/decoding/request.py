@@ -5,20 +5,47 @@ A slot is host bookkeeping only; `Steps` do the work on the device.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from policies.base import Draft, Outcome, Policy, State, View, clamp_gamma
 from policies.randomness import Rng, mix, request_key
-from policies.round import Limits, Settled, longest_reply, room_at, settle, view_at
-from real_backend.decoding.steps import Feed, Steps, Verdict
+from policies.round import (
+    Limits,
+    Settled,
+    clamp_entry,
+    longest_reply,
+    menu_view_at,
+    room_at,
+    settle,
+    view_at,
+)
+from real_backend.decoding.steps import Feed, Sampling, Steps, Verdict
 from real_backend.drafters.drafter import MOST
 from real_backend.prompts import Request
 from traces.costs.pricing import StepCosts, bucket_of, lag_after
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.shape import Grown, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeParameters:
+    """temperature 0 is greedy; max_new_tokens bounds each reply; seed drives draws and policies."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 128
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, self.top_p)
 
 
 class ReplayedAcceptance(NamedTuple):
@@ -90,7 +117,7 @@ class Slot:
         self.replayed, self.key = replayed, request_key(seed, number)
         self.ids: list[int] = list(request.prompt_ids)
         self.prompt_tokens = len(self.ids)
-        self.rounds = self.gamma = self.drafted = self.kept = self.bucket = 0
+        self.rounds = self.gamma = self.drafted = self.kept = self.bucket = self.entry = 0
         self.lag = 1  # tokens that the draft's cache lacks
         self.reads_states = reads_states
         self.finished = False
@@ -145,6 +172,18 @@ class Slot:
         self.gamma = clamp_gamma(requested_gamma, room)
         self.drafted = self.kept = 0
         return requested_gamma
+
+    def choose(
+        self, policy: Policy, state: State, costs: StepCosts, menu: Sequence[Shape | Grown]
+    ) -> int:
+        """Ask the policy for this round's entry of a menu; rows of the costs are its entries."""
+        limits, context = self.limits, len(self.ids)
+        levels = np.array([shape.depth for shape in menu], dtype=np.int64)
+        room = room_at(limits, self.prompt_tokens, self.emitted, limits.max_gamma)
+        view = menu_view_at(costs, bucket_of(costs, context), context, room, levels)
+        rng = Rng(mix(self.key, self.rounds))
+        self.entry = clamp_entry(policy.shape(state, self.row, view, rng), len(levels))
+        return self.entry
 
     def unread_tokens(self) -> Feed:
         """The tokens that the draft's cache lacks, read first."""

@@ -11,7 +11,9 @@ has drafts that are looked up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from traces.shapes.shape import Grown, Shape
 
 
 class Sampling(NamedTuple):
@@ -90,3 +92,13 @@ class Steps(Protocol):
 
         uniforms: one number per drafted token and one for the token added.
         """
+
+
+@runtime_checkable
+class ShapedSteps(Steps, Protocol):
+    """Steps of a single row whose tokens are levels of draft trees."""
+
+    shapes: Sequence[Shape | Grown]
+
+    def choose(self, entry: int) -> None:
+        """The rounds from here on draft shapes[entry]."""

@@ -51,7 +51,7 @@ class GrownSteps(LevelSteps):
 
     def __init__(self, pair: Pair, capacity: int, rule: Grown) -> None:
         drafted = rule.beam * rule.depth
-        super().__init__(pair, capacity, rule.depth, max(drafted, rule.nodes) + 1)
+        super().__init__(pair, capacity, [rule], max(drafted, rule.nodes) + 1)
         if rule.beam > self.vocab:
             raise InputError(f"a beam of {rule.beam} needs as many tokens; there are {self.vocab}")
         self.rule = rule

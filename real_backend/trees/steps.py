@@ -18,26 +18,28 @@ from torch import Tensor
 
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import signals
-from real_backend.drafters.drafter import MOST
 from real_backend.load_pair import Pair
 from real_backend.models.llama import LeanLlama
 from traces.errors import InputError
-from traces.shapes.shape import Shape
+from traces.shapes.shape import Grown, Shape
 
 
 class LevelSteps:
-    """Part of the steps of any tree: of batch 1, at most so deep, with so many places in the caches
-    behind the capacity. Raises InputError where a model has no lean forward, or the drafter is none
-    of its own.
+    """Part of the steps of any tree: of batch 1, with so many places in the caches behind the
+    capacity. Raises InputError where a model has no lean forward, or the drafter is none of its
+    own.
     """
 
     batch = 1
 
-    def __init__(self, pair: Pair, capacity: int, depth: int, places: int) -> None:
+    def __init__(
+        self, pair: Pair, capacity: int, shapes: Sequence[Shape | Grown], places: int
+    ) -> None:
         drafter = pair.drafter.kind
         if drafter != "model":
             raise InputError(f"trees are drafted by a model of its own, not by one of {drafter!r}")
-        self.pair, self.capacity, self.depth = pair, capacity, depth
+        self.pair, self.capacity, self.shapes = pair, capacity, shapes
+        self.depth = max(shape.depth for shape in shapes)
         self.device, self.vocab = pair.device, pair.vocab_size
         self.target, self.draft = _lean(pair.target), _lean(pair.draft)
         self._target_cache = self.target.new_cache(capacity + places)
@@ -60,9 +62,12 @@ class LevelSteps:
         if max_gamma > self.depth:
             raise InputError(f"max_gamma is {max_gamma}, the tree has {self.depth} levels")
 
+    def choose(self, entry: int) -> None:
+        """There is one shape."""
+
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
         """As many levels as there are."""
-        return [MOST] * len(rows)
+        return [self.depth] * len(rows)
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt."""
@@ -88,15 +93,32 @@ class LevelSteps:
 
 
 class TreeSteps(LevelSteps):
-    """Of a shape that is known beforehand. Raises InputError as LevelSteps."""
+    """Of shapes that are known beforehand, the first until another one is chosen. Raises InputError
+    as LevelSteps.
+    """
 
-    def __init__(self, pair: Pair, capacity: int, shape: Shape) -> None:
-        super().__init__(pair, capacity, shape.depth, shape.nodes + 1)
-        self.shape = shape
-        self._families = _families(shape, self.device)
-        self._seen = _ancestors(shape).to(self.device)
-        self._depths = torch.tensor([0, *shape.depths], device=self.device)
-        self._tokens = torch.zeros(shape.nodes + 1, dtype=torch.long, device=self.device)
+    def __init__(self, pair: Pair, capacity: int, *shapes: Shape) -> None:
+        most = max(shape.nodes for shape in shapes)
+        super().__init__(pair, capacity, shapes, most + 1)
+        self._tokens = torch.zeros(most + 1, dtype=torch.long, device=self.device)
+        self._menu = [
+            (
+                shape,
+                _families(shape, self.device),
+                _ancestors(shape).to(self.device),
+                torch.tensor([0, *shape.depths], device=self.device),
+            )
+            for shape in shapes
+        ]
+        self.choose(0)
+
+    def choose(self, entry: int) -> None:
+        """The rounds from here on draft this one."""
+        self.shape, self._families, self._seen, self._depths = self._menu[entry]
+
+    def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
+        """As many levels as the chosen shape has."""
+        return [self.shape.depth] * len(rows)
 
     def draft_first(
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from policies.base import Policy, drops_tokens, uses_signals
@@ -21,7 +19,7 @@ from simulator.replay.rounds import MenuSink, Tape, write_entry
 from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog
-from traces.shapes.menu import Menu
+from traces.shapes.menu import Menu, with_trees
 
 
 def replay_menu(policy: Policy, menu: Menu, costs: StepCosts, *, seed: int = 0) -> RoundLog:
@@ -52,10 +50,7 @@ def _run(policy: Policy, play: Play, menu: Menu, costs: StepCosts, seed: int) ->
     tape, state = tape_of_menu(menu, uses_signals(policy)), policy.new_state(1)
     count = play(policy, write_entry, state, tape, paid, paid, limits, low_bits(seed), sink)
     log = finished(rows[:count], policy, deepest, costs, limits, seed)
-    entries = sink.entries[:count]
-    return dataclasses.replace(
-        log, nodes=menu.nodes_of(entries, log.verified), shape=entries.astype(np.int32)
-    )
+    return with_trees(log, menu.shapes, sink.entries[:count])
 
 
 def tape_of_menu(menu: Menu, signals: bool) -> Tape:

@@ -6,7 +6,6 @@ the same loop (simulator.replay.rounds.play) and return the same log, bit for bi
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from traces.costs.pricing import StepCosts, read_only
 from traces.errors import InputError
 from traces.roundlog import ROUND, RoundLog, log_of
 from traces.schema import Trace
+from traces.shapes.menu import with_trees
 from traces.shapes.shape import parse_draft
 
 Play = Callable[..., int]
@@ -135,8 +135,7 @@ def run(
     log = finished(rows[:count], policy, trace, costs, limits, seed)
     if not trace.meta.shape:
         return log
-    nodes = np.asarray(parse_draft(trace.meta.shape).nodes_to, dtype=np.int32)[log.verified]
-    return dataclasses.replace(log, nodes=nodes)
+    return with_trees(log, [parse_draft(trace.meta.shape)], np.zeros(count, dtype=np.int64))
 
 
 def finished(

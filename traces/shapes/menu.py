@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import InputError
+from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.shapes.growth import Growth
 from traces.shapes.shape import Grown, Shape, check_recorded
 from traces.shapes.unfold import under
+
+IntArray = npt.NDArray[np.int64]
 
 MOST_ENTRIES = 64
 
@@ -25,19 +28,9 @@ class Menu:
     traces: tuple[Trace, ...]
 
     @property
-    def levels(self) -> npt.NDArray[np.int64]:
+    def levels(self) -> IntArray:
         """[A] how deep each entry goes."""
         return np.array([shape.depth for shape in self.shapes], dtype=np.int64)
-
-    def nodes_of(
-        self, entries: npt.NDArray[np.int64], drafted: npt.NDArray[np.int32]
-    ) -> npt.NDArray[np.int32]:
-        """[K] nodes that rounds of so many levels of these entries [K] drafted."""
-        table = np.zeros((len(self.shapes), int(self.levels.max()) + 1), dtype=np.int32)
-        for row, shape in zip(table, self.shapes, strict=True):
-            row[: shape.depth + 1] = shape.nodes_to
-        nodes: npt.NDArray[np.int32] = table[entries, drafted]
-        return nodes
 
     def select(self, rows: list[int]) -> Menu:
         """Of these requests of the recording."""
@@ -55,3 +48,14 @@ def menu_of(trace: Trace, shapes: Sequence[Shape | Grown], growth: Growth | None
     for shape in shapes:
         check_recorded("menu", str(shape), welcome=True)
     return Menu(tuple(shapes), tuple(under(trace, shape, growth) for shape in shapes))
+
+
+def with_trees(log: RoundLog, shapes: Sequence[Shape | Grown], entries: IntArray) -> RoundLog:
+    """The log of rounds that drafted these entries [K] of a menu, with `nodes`; and with `shape`,
+    where there was a choice.
+    """
+    table = np.zeros((len(shapes), max(shape.depth for shape in shapes) + 1), dtype=np.int32)
+    for row, shape in zip(table, shapes, strict=True):
+        row[: shape.depth + 1] = shape.nodes_to
+    chosen = entries.astype(np.int32) if len(shapes) > 1 else None
+    return dataclasses.replace(log, nodes=table[entries, log.verified], shape=chosen)

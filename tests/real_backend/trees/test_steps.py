@@ -17,14 +17,17 @@ from real_backend.prompts import EMBEDDED_PROMPTS, read_questions, requests_of_t
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from real_backend.trees.steps import TreeSteps, walk
+from simulator.replay.menus import replay_menu
 from simulator.replay.replay import replay_interpreted
+from tests.simulator.replay.test_menus import TakesTurns
 from tests.specimens import few_or_slow, write_prompts
-from traces.costs.of_trace import prices_of_levels
+from traces.costs.of_trace import prices_of_levels, prices_of_menu
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
 from traces.schema import Trace
-from traces.shapes.shape import Shape, parse_shape
+from traces.shapes.menu import menu_of
+from traces.shapes.shape import Shape, chain, parse_shape
 from traces.shapes.unfold import under
 from traces.shipped import GREEDY, TIMING
 from traces.split import spread_rows
@@ -60,7 +63,8 @@ def differing(pair: Any, costs: Any, trace: Trace, requests: Any, shape: Shape, 
     assert trace.token_ids is not None
     assert run.tokens == [part.tolist() for part in np.split(trace.token_ids, trace.offsets[1:-1])]
     log = replay_interpreted(policy, under(trace, shape), prices_of_levels(costs, shape))
-    assert len(run.log) == len(log)
+    assert len(run.log) == len(log) and run.log.nodes is not None and log.nodes is not None
+    assert run.log.shape is None and run.log.nodes.tolist() == log.nodes.tolist()
     return int(sum((getattr(run.log, column) != getattr(log, column)).sum() for column in COLUMNS))
 
 
@@ -103,6 +107,24 @@ def test_the_way_down_by_hand() -> None:
     assert walk(shape, 5, tokens, choices) == [2, 5]
     assert walk(shape, 2, tokens, choices) == [2]  # only the first level was drafted
     assert walk(shape, 5, tokens, [4, *choices[1:]]) == []
+
+
+def test_rounds_of_a_menu_are_the_replays(
+    pair: Any, costs: Any, recorded: tuple[Trace, list[Any]]
+) -> None:
+    """Chain, tree, wide tree in turn, in one cache."""
+    trace, requests = recorded
+    shapes = [chain(3), parse_shape("3x2x1"), parse_shape("p0.0.1.3"), parse_shape("8")]
+    menu, limit = prices_of_menu(costs, shapes), trace.meta.max_new_tokens
+    engine = Engine(pair, menu, max_gamma=3)
+    engine.use(TreeSteps(pair, int(trace.prompt_tokens.max()) + limit + 4, *shapes))
+    run = engine.decode(TakesTurns(), requests, max_new_tokens=limit, clock="model")
+    assert trace.token_ids is not None
+    assert run.tokens == [part.tolist() for part in np.split(trace.token_ids, trace.offsets[1:-1])]
+    log = replay_menu(TakesTurns(), menu_of(trace, shapes), menu)
+    for column in (*COLUMNS, "shape", "nodes"):
+        assert getattr(run.log, column).tolist() == getattr(log, column).tolist()
+    assert log.shape is not None and set(log.shape.tolist()) == {0, 1, 2, 3}
 
 
 def test_what_does_not_draft_trees_is_one_line(
