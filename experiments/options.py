@@ -245,10 +245,11 @@ class FleetOptions:
 class ExportOptions:
     """A policy as an engine's settings."""
 
-    policy: str = argument("e.g. gammatune or fixed:gamma=4")
+    policy: str = argument("e.g. gammatune, fixed:gamma=4, or a draft tree: g8x3x16")
     to: str = option("vllm, sglang, trtllm, llama.cpp or hf")
     trace: Path = recording()
     timing: Path = timing_file()
+    grown: Path | None = maybe("of a tree: those of `python -m real_backend.trees.grow`, npz")
     out: Path | None = maybe("write there instead of to stdout")
     seed: int = seed_of("the split into halves")
     json: bool = as_json("as JSON")

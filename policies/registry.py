@@ -63,6 +63,7 @@ from policies.learned.neural import KINDS, NeuralRound, NeuralToken
 from policies.ours.goodput import AlphaGoodput, CensoredGoodput
 from policies.ours.hedge import Hedge
 from policies.ours.marginal import Marginal, Payback
+from policies.ours.shapes import ShapeWorth
 from policies.ours.worth import Worth
 from traces.errors import InputError
 from traces.json_text import read_json
@@ -92,7 +93,7 @@ FAMILIES: dict[str, tuple[type[Policy], ...]] = {
         ThompsonBeta, ThompsonGauss, BegMab, TapOut, LinUCB, LinThompson, Nightjar,
         UCBSpecStop,
     ),
-    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback, Worth),
+    "ours": (CensoredGoodput, AlphaGoodput, Hedge, Marginal, Payback, Worth, ShapeWorth),
 }  # fmt: skip
 DEFAULT = HFConfidence.name
 """The default before anything was tuned: with its own arithmetic charged, in shuffled orders and in

@@ -183,6 +183,7 @@ class MeasureOptions:
     top_p: float = option("nucleus of the rounds timed, a share: 0 to 1", top_p, 1.0)
     seconds: float = seconds_until("no further sweep over all cells begins")
     deepest: int = option("tokens of the longest draft that is timed", count, 32)
+    trees: int = option("tokens of the largest draft tree timed, 0: none", whole(0, 256), 0)
     force: bool = flag("overwrite")
 
 

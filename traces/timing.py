@@ -29,6 +29,7 @@ from traces.timing_fields import (
 from traces.timing_grid import Grid, grid_of
 
 OPERATIONS = ("prefill", "first", "draft", "verify")
+TREES = ("level", "tree")  # operations of draft trees, which few timings have
 STEP, BLOCK, HOST = DRAFT_KINDS = ("step", "block", "host")
 """Kinds of draft by their price. step: a forward per token (an independent model, EAGLE); block:
 one forward whatever the length (DFlash, Medusa), so that a further token is free; host: no forward
@@ -52,7 +53,7 @@ class Cell:
     operation: "prefill" (target and draft read a prompt of `tokens`), "first" (the first draft
         forward of a round, which reads the `tokens` that the draft's cache lacks and picks the next
         token), "draft" (a further one, tokens = 1), "verify" (one target forward over `tokens` and
-        the accept decision).
+        the accept decision), and those of draft trees, see traces.costs.pricing.TreeCosts.
     context: tokens already in the caches.
     median_s: of the sweeps' medians, on the clock of the timing (Timing.chosen).
     q25_s, q75_s: quartiles of all `repeats`, wall.
@@ -88,7 +89,7 @@ class Repeats:
     def drawn(self, generator: np.random.Generator) -> Repeats:
         """As many of them, drawn with replacement, the same ones on both clocks."""
         draw = generator.integers(max(1, len(self.wall_s)), size=len(self.wall_s)).tolist()
-        return Repeats(_picked(self.wall_s, draw), _picked(self.cpu_s, draw))
+        return Repeats(_drawn(self.wall_s, draw), _drawn(self.cpu_s, draw))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +127,15 @@ class Timing:
     @property
     def operations(self) -> tuple[str, ...]:
         """Those that must have been timed: all OPERATIONS, or without "draft" where no draft runs a
-        further forward.
+        further forward; and TREES, where there is one of them.
         """
-        further = self.draft_kind == STEP
-        return tuple(name for name in OPERATIONS if further or name != "draft")
+        names = OPERATIONS + (TREES if self.knows_trees else ())
+        return tuple(name for name in names if self.draft_kind == STEP or name != "draft")
+
+    @property
+    def knows_trees(self) -> bool:
+        """True if steps of draft trees were timed."""
+        return any(cell.operation in TREES for cell in self.cells)
 
     @property
     def clocks(self) -> tuple[str, ...]:
@@ -239,17 +245,12 @@ class Timing:
 
 
 def _median(values: tuple[float, ...]) -> float:
-    """Of those that are known; at least one is."""
     return float(np.nanmedian(values))
-
-
-def _picked(values: tuple[float, ...], draw: list[int]) -> tuple[float, ...]:
-    return tuple(values[k] for k in draw) if values else ()
 
 
 def _drawn(blocks: tuple[float, ...], draw: list[int]) -> tuple[float, ...]:
     """The blocks of the drawn sweeps; all blocks if the drawn ones missed the cell."""
-    drawn = _picked(blocks, draw)
+    drawn = tuple(blocks[k] for k in draw) if blocks else ()
     return blocks if all(math.isnan(block) for block in drawn) else drawn
 
 
@@ -283,17 +284,14 @@ def _timing(raw: dict[str, Any]) -> Timing:
     if not isinstance(raw["cells"], list):
         raise InputError("field cells must be a list")
     names = columns(raw.get("cell_fields"))
-    rows = [
-        cell_fields(row, OPERATIONS, f"cells[{k}]", names) for k, row in enumerate(raw["cells"])
-    ]
+    known, rows = OPERATIONS + TREES, list(enumerate(raw["cells"]))
+    cells = [Cell(**cell_fields(row, known, f"cells[{k}]", names)) for k, row in rows]
     fields: dict[str, Any] = {n: seconds_of(raw[n], n) for n in ("signal_s", "control_s")}
     if raw["version"] >= 2:
         fields["own_s"] = own_fields(raw["own_s"])
         for name in ("signal_repeats", "control_repeats"):
             fields[name] = Repeats(**repeats_fields(raw[name], name))
-    timing = Timing(
-        meta_fields(raw["meta"], DRAFT_KINDS), tuple(Cell(**row) for row in rows), **fields
-    )
+    timing = Timing(meta_fields(raw["meta"], DRAFT_KINDS), tuple(cells), **fields)
     refuse_impossible(timing)
     for operation in timing.operations:
         timing.grid(operation)

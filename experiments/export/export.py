@@ -23,6 +23,7 @@ from experiments.export.replay import (
 )
 from experiments.export.result import BatchRow, Export, Predicted
 from experiments.export.text import advice, export_dict, export_text
+from experiments.export.trees import export_tree, tree_named
 from experiments.options import ExportOptions
 from policies.base import Policy, uses_signals
 from policies.confidence.roc import HFRocConfidence
@@ -35,7 +36,7 @@ from real_backend.command_line import Result
 from simulator.replay.hindsight import best_fixed
 from simulator.replay.replay import replay
 from traces.costs.pricing import StepCosts
-from traces.errors import warn
+from traces.errors import InputError, warn
 from traces.json_text import dumps
 from traces.schema import Trace, refuse_censored
 from traces.split import split_rows
@@ -203,18 +204,27 @@ def alternatives(
 
 def run(options: ExportOptions) -> Result:
     """`gammalab export`."""
-    policy, engine = parse_policy(options.policy), find_engine(options.to)
+    engine, tree = find_engine(options.to), tree_named(options.policy)
+    policy = None if tree else parse_policy(options.policy)
+    if tree is None and options.grown is not None:
+        raise InputError("--grown goes with a draft tree that grows, as g8x3x16")
     if options.out is not None:
         refuse_existing(options.out, options.force)
     trace, timing = read_input(options.trace, options.timing)
     refuse_censored(trace, "export")
-    result = export(policy, engine, trace, timing, options.seed)
-    about = result, trace, options.trace.name, timing, options.timing.name
-    content, text = export_dict(*about), export_text(*about)
-    if said := advice(result):
+    if tree is not None:
+        text, content = export_tree(tree, engine.name, trace, timing, options.grown, options.seed)
+        said = content["advice"]
+    else:
+        assert policy is not None
+        result = export(policy, engine, trace, timing, options.seed)
+        about = result, trace, options.trace.name, timing, options.timing.name
+        content, text, said = export_dict(*about), export_text(*about), advice(result)
+    if said:
         warn(said)
     if options.out is None:
         return Result(text, content)
     kept = (dumps(content) if options.json else text) + "\n"
     write_atomically(options.out, lambda to: to.write_text(kept, "utf-8"), options.force)
-    return Result(f"{options.out}: {label(policy)} for {engine.title}", content)
+    what = label(policy) if policy else tree
+    return Result(f"{options.out}: {what} for {engine.title}", content)

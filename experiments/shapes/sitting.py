@@ -21,9 +21,8 @@ from policies.base import Policy, State
 from policies.registry import label
 from real_backend.decoding.measured import PLACEBO
 from real_backend.options import PairOptions
-from simulator.replay.replay import replay
-from traces.costs.of_trace import prices_of_levels
 from traces.roundlog import RoundLog
+from traces.shapes.menu import Several
 from traces.shapes.shape import chain
 from traces.split import held_out_rows, question_of
 
@@ -87,16 +86,19 @@ class Shaped:
     def __init__(self, pair: Pair, ways: Sequence[Way], half: Half) -> None:
         from real_backend.decoding.engine import Engine
         from real_backend.trees.load import steps_of
+        from real_backend.trees.steps import TreeSteps
 
         self.ways = ways
         self.states: dict[int, State] = {}
         self.engines = []
         for way in ways:
             shape = way.shape or chain(1)
-            engine = Engine(pair, prices_of_levels(half.costs, shape), max_gamma=shape.depth)
+            engine = Engine(pair, half.prices(shape), max_gamma=shape.depth)
             longest = int(half.trace.prompt_tokens.max()) + half.trace.meta.max_new_tokens
             capacity = longest + shape.depth + 1
-            if not shape.is_chain:
+            if isinstance(shape, Several):
+                engine.use(TreeSteps(pair, capacity, *shape.entries))
+            elif not shape.is_chain:
                 engine.use(steps_of(pair, capacity, str(shape)))
             self.engines.append(engine)
 
@@ -198,7 +200,7 @@ def _apart(ways: Ways, half: Half, seed: int) -> tuple[list[Way], list[RoundLog]
     """
     seated, logs = list[Way](), list[RoundLog]()
     for way in [ways.baseline, *ways.all]:
-        log = _replayed(way, half, seed)
+        log = half.log(way, seed)
         twins = (
             _differing(log, other) == 0 and _branches(way) == _branches(seat)
             for seat, other in zip(seated, logs, strict=True)
@@ -222,19 +224,13 @@ def _placebo_word(judgeable: bool) -> str:
     return "a tie, as it must be" if judgeable else f"no tie, or few questions: all is {NOISY}"
 
 
-def _replayed(way: Way, half: Half, seed: int) -> RoundLog:
-    return replay(way.policy, *half.seen(way), seed=seed)
-
-
 def _differing(ours: RoundLog, theirs: RoundLog) -> int:
     """Rounds that are not the replay's; all behind a differing number of them."""
     count = min(len(ours), len(theirs))
-    same = np.logical_and.reduce(
-        [
-            getattr(ours, column)[:count] == getattr(theirs, column)[:count]
-            for column in ("request", "context_tokens", "drafted", "accepted", "emitted")
-        ]
-    )
+    columns = ["request", "context_tokens", "drafted", "accepted", "emitted"]
+    pairs = [(getattr(ours, name), getattr(theirs, name)) for name in (*columns, "nodes", "shape")]
+    pairs = [(a, b) for a, b in pairs if a is not None and b is not None]  # chains have no nodes
+    same = np.logical_and.reduce([a[:count] == b[:count] for a, b in pairs])
     return int(count - same.sum()) + abs(len(ours) - len(theirs))
 
 

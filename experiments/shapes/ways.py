@@ -11,17 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.common.cost_sources import Priced
-from policies.base import Policy, uses_signals
+from policies.base import Policy, chooses_shapes, uses_signals
 from policies.fixed import Fixed, Never
 from policies.registry import label
+from simulator.replay.menus import replay_menu
+from simulator.replay.metrics import per_request
+from simulator.replay.replay import replay
 from simulator.replay.totals import tally
-from traces.costs.of_trace import prices_of_levels
+from traces.costs.of_trace import prices_of_levels, prices_of_menu
 from traces.costs.pricing import StepCosts, read_only, tabulate
 from traces.costs.table import Table
 from traces.errors import InputError
+from traces.roundlog import RoundLog
 from traces.schema import Trace
 from traces.shapes.fit import most_frequent, rank_profile, sequoia
 from traces.shapes.growth import Growth
+from traces.shapes.menu import Several, menu_of
 from traces.shapes.shape import Grown, Shape, chain
 from traces.shapes.unfold import under
 from traces.split import split_rows
@@ -39,7 +44,7 @@ class Way(NamedTuple):
 
     name: str
     policy: Policy
-    shape: Shape | Grown | None
+    shape: Shape | Grown | Several | None
 
 
 class Played(NamedTuple):
@@ -59,8 +64,9 @@ class Half(NamedTuple):
     def seen(self, way: Way) -> tuple[Trace, StepCosts]:
         """The recording as this way to draft meets it, and the prices of its levels."""
         shape = way.shape or chain(1)
+        assert not isinstance(shape, Several)
         growth = self.growths[shape.beam] if isinstance(shape, Grown) else None
-        return under(self.trace, shape, growth), prices_of_levels(self.costs, shape)
+        return under(self.trace, shape, growth), self.prices(shape)
 
     def of(self, rows: npt.NDArray[np.intp] | list[int]) -> Half:
         """The chosen requests of it."""
@@ -71,8 +77,24 @@ class Half(NamedTuple):
         """Of all requests together, where the controller decides the depth of this tree."""
         return float(self.play(Way("", policy, shape), seed).seconds.sum())
 
+    def log(self, way: Way, seed: int = 0) -> RoundLog:
+        """The rounds of one way to draft."""
+        if not isinstance(way.shape, Several):
+            return replay(way.policy, *self.seen(way), seed=seed)
+        menu, prices = menu_of(self.trace, way.shape.entries), self.prices(way.shape)
+        return replay_menu(way.policy, menu, prices, seed=seed)
+
+    def prices(self, shape: Shape | Grown | Several) -> StepCosts:
+        """Of its levels."""
+        if isinstance(shape, Several):
+            return prices_of_menu(self.costs, shape.entries)
+        return prices_of_levels(self.costs, shape)
+
     def play(self, way: Way, seed: int = 0) -> Played:
         """One way to draft."""
+        if isinstance(way.shape, Several):
+            log = self.log(way, seed)
+            return Played(per_request(log).decode_s, float(len(log)))
         found = tally(way.policy, *self.seen(way), seed=seed)
         return Played(found.decode_s, float(found.rounds.sum()))
 
@@ -134,8 +156,12 @@ def ways_of(
         likeliest = min(grown, key=lambda one: train.seconds(Fixed(one.depth), one))
         ways.append(Way("grown tree", Fixed(likeliest.depth), likeliest))
     every = list(dict.fromkeys(shape for offered in found.values() for shape in offered))
+    best_trees = [way.shape for way in ways if isinstance(way.shape, Shape)]
     for rule in rules:
         ways.append(Way(f"{label(rule)}, chain", rule, longest))
+        if chooses_shapes(type(rule)):
+            entries = tuple(dict.fromkeys([longest, *best_trees]))
+            ways.append(Way(f"{label(rule)}, menu", rule, Several(entries)))
         fit = [s for s in every if not uses_signals(rule) or under(train.trace, s).has_signals]
         trees: dict[str, Sequence[Shape | Grown]] = {
             "tree": fit, "grown tree": _grown(train, widest, picks=False),
@@ -177,7 +203,7 @@ def _grown(train: Half, widest: int, picks: bool) -> list[Grown]:
 def widest_of(priced: Priced) -> int:
     """Nodes of the largest tree whose verification was measured; of a formula the largest size."""
     if isinstance(priced.model, Table):
-        return int(priced.model.timing.grid("verify").tokens.max()) - 1
+        return priced.model.widest - 1
     return SIZES[-1]
 
 

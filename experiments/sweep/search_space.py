@@ -243,6 +243,7 @@ SPACES: dict[str, dict[str, Points]] = {
     },
     "marginal": {"rate": (0.05, 0.1, 0.2), "memory": (0.99, 0.999), "look": (1, 3, 8)},
     "worth": {},  # nothing is tuned: it plays with its defaults
+    "shape-worth": {"hope": (0.6, 0.8, 0.95), "memory": (0.99, 0.998), "probe_every": (16, 64)},
     "payback": {
         "rate": (0.05, 0.1, 0.2),
         "memory": (0.99, 0.999),

@@ -46,6 +46,7 @@ from real_backend.recording.round_overheads import (
     FEWEST_CONTROL_REPEATS,
     round_overheads,
 )
+from real_backend.trees.bench import TreeBench
 from traces.errors import InputError
 from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
@@ -79,6 +80,7 @@ def _sample(
     kept: PartialFile | None = None,
     seconds: float = math.inf,
     deepest: int = max(DRAFTED),
+    trees: int = 0,
 ) -> list[Samples]:
     """Seconds of every cell, sweep by sweep; each visits the usual kinds of rounds `_VISITS` times,
     all else once, every time in an order of its own. Sweeps that `kept` holds are not run again;
@@ -92,6 +94,11 @@ def _sample(
     samples: Samples = {}
     until = time.perf_counter() + seconds
     usual, rare = _work(pair, batches, contexts, samples, sampling, deepest)
+    if trees:
+        longest = _check_contexts(pair, contexts)
+        bench = TreeBench(pair, longest, samples, trees)
+        for context in contexts:
+            usual += [partial(bench.tree_block, k, context) for k in range(len(bench.shapes))]
     missing = range(len(found), sweeps)
     with progress(len(missing) * (_VISITS * len(usual) + len(rare)), "measure") as step:
         for number in missing:
@@ -215,24 +222,30 @@ def measure(
     partial_file: Path | None = None,
     seconds: float = math.inf,
     deepest: int = max(DRAFTED),
+    trees: int = 0,
 ) -> Timing:
     """Time the pair on its device; repeats: timed rounds of every usual kind, rounded up to whole
     sweeps, and of every rule of the registry. sampling: how tokens are chosen meanwhile.
     partial_file: where finished sweeps are kept until all is done, and found again; the timing's
     meta then has `gaps`, see PartialFile. seconds: be content with fewer sweeps after so many, and
     with fewer repeats of overheads after a quarter each. deepest: tokens of the longest draft
-    that is timed.
+    that is timed. trees: nodes of the largest draft tree, 0 for none.
 
-    Raises InputError if a context does not fit the pair, or the file is of another measurement.
+    Raises InputError if a context does not fit the pair, the file is of another measurement, or the
+    pair drafts no trees.
     """
     if repeats < 1:
         raise InputError("--repeats must be at least 1")
+    if trees and sampling != GREEDY:
+        raise InputError("--trees: trees are decoded greedily; measure them at temperature 0")
     _check_contexts(pair, contexts)
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(sampling)} | about
-    asked["deepest"] = deepest
+    asked |= {"deepest": deepest} | ({"trees": trees} if trees else {})
     kept = PartialFile(partial_file, asked | {"steps": "", "gpu": ""})
-    cells = _cells(_sample(pair, batches, contexts, repeats, sampling, kept, seconds, deepest))
+    cells = _cells(
+        _sample(pair, batches, contexts, repeats, sampling, kept, seconds, deepest, trees)
+    )
     about = pair.describe() | {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if kept.gaps:
         about["gaps"] = kept.gaps
@@ -271,6 +284,7 @@ def run(options: MeasureOptions) -> Result:
         partial_file=unfinished,
         seconds=options.seconds or math.inf,
         deepest=options.deepest,
+        trees=options.trees,
     )
     timing.write(options.out, overwrite=True)
     finished(unfinished)

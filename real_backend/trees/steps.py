@@ -172,11 +172,16 @@ class TreeSteps(LevelSteps):
         self.note_logits()
         tokens, chosen = torch.stack([self._tokens[: nodes + 1], choices]).tolist()
         path = walk(self.shape, nodes, tokens, chosen)
-        # The last level, which the draft has not read, is read anew before it counts.
-        for cache in (self._target_cache, self._draft_cache):
-            self.move_up(cache, [start + node for node in path], start + 1)
+        self.keep_way(path, start)
         at = path[-1] if path else 0
         return [Verdict([tokens[node] for node in path], len(path), chosen[at])]
+
+    def keep_way(self, path: Sequence[int], root: int) -> None:
+        """Move these nodes' entries in both caches to where a chain's would stand. The last level,
+        which the draft has not read, is read anew before it counts.
+        """
+        for cache in (self._target_cache, self._draft_cache):
+            self.move_up(cache, [root + node for node in path], root + 1)
 
     def _mask(self, root: int, first: int, end: int, own: int) -> Tensor:
         """[1, 1, nodes, places] which places nodes first..end-1 see; the root stands at `root`.

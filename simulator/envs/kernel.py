@@ -1,9 +1,9 @@
 """Lanes: many requests side by side, each waiting for the next decision of a learner.
 
 A lane plays one request at a time by the rules of policies.round, cut where a decision is due:
-before a round (step_rounds: how many to draft) or before every token (step_tokens: one more, or
-verify). Plain Python of plain arithmetic; simulator.envs.pins compiles it. Letters: L lanes, R
-requests and N positions of all traces, G depth, M cost tables of C buckets, W = widest step + 1.
+before a round (step_rounds: how many to draft) or every token (step_tokens: one more, or verify).
+simulator.envs.pins compiles it. Letters: L lanes, R requests and N positions of all traces, G
+depth, M cost tables of C buckets, W = widest step + 1.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ LANE = np.dtype(
     align=True,
 )
 """One lane. key, episode: of its draws; request, cost: drawn for this episode. begin, at, end: its
-positions; prompt, last: see Lanes.requests; room, bucket, lag: of the round at hand, edge: where
-the bucket ends; round_number: in the request, steps: of the episode, done: 1 after its end. tokens:
-drafted so far in the round, spent_s: seconds of these. first_request, requests, first_cost, costs:
-what may be drawn, as stretches of Lanes.choices."""
+positions; prompt, last: see Lanes.requests; room, bucket, lag: of the round, edge: where the bucket
+ends; round_number: in the request, steps: of the episode, done: 1 after its end. tokens, spent_s:
+drafted so far. first_request, requests, first_cost, costs: what may be drawn of Lanes.choices."""
 
 OUTCOME = np.dtype(
     [
@@ -220,6 +219,7 @@ def costs_at(arrays: Lanes, cost: int) -> StepCosts:
         None,
         float(arrays.rates[cost, SIGNAL_S]),
         int(arrays.rules[READS_STATES]) > 0,
+        None,
         None,
     )
 

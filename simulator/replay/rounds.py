@@ -105,6 +105,13 @@ def write_entry(sink: MenuSink, place: Place, outcome: Outcome) -> None:
     sink.entries[place.row] = place.entry
 
 
+def undropped_seconds(
+    costs: StepCosts, row: int, bucket: int, drafted: int, verified: int, lag: int
+) -> float:
+    """round_seconds where all that is drafted is verified."""
+    return round_seconds(costs, row, bucket, drafted, lag)
+
+
 # What `play` calls by these names is replaced, compiled or not, by what `bindings` says.
 admit: Hook = Policy.admit
 shape: Hook = Policy.shape
@@ -113,6 +120,7 @@ retain: Hook = Policy.retain
 proceed: Hook = Policy.proceed
 learn: Hook = Policy.learn
 record: Recorder = write_row
+seconds: Callable[..., float] = undropped_seconds
 SIGNALS = False  # True if the policy decides by token: then signals are read, and charged
 DROPS = False  # True if it overrides retain
 MENU = False  # True if rounds draft what `shape` chooses: rows of the costs are entries of a menu
@@ -124,7 +132,8 @@ def bindings(cls: type[Policy], recorder: Recorder, apart: bool = True) -> dict[
     hooks = {name: getattr(cls, name) for name in HOOKS}
     switches = {"SIGNALS": decides_by_token(cls), "DROPS": drops_tokens(cls), "APART": apart}
     switches["MENU"] = recorder is write_entry
-    return hooks | {"record": recorder} | switches
+    priced = kept_seconds if switches["DROPS"] else undropped_seconds
+    return hooks | {"record": recorder, "seconds": priced} | switches
 
 
 def play(
@@ -157,9 +166,8 @@ def play(
             rng = Rng(round_key(seed, request, index))
             if MENU:
                 most = room_at(limits, prompt, at - begin, limits.max_gamma)
-                offer = menu_view_at(
-                    believed if APART else costs, bucket, context, most, tape.levels
-                )
+                shown = believed if APART else costs
+                offer = menu_view_at(shown, bucket, context, most, tape.levels)
                 entry = clamp_entry(shape(self, state, 0, offer, rng), tape.levels.shape[0])
             here = entry * positions + at
             room = room_at(limits, prompt, at - begin, int(tape.draft_len[here]))
@@ -178,18 +186,12 @@ def play(
                         verified = drafted
                         going = proceed(self, state, 0, draft)
             accepted, emitted, ended = settle(verified, int(tape.accept_len[here]), end - at)
-            if DROPS:
-                elapsed = kept_seconds(costs, entry, bucket, drafted, verified, lag)
-                priced = elapsed
-                if APART:
-                    priced = kept_seconds(believed, entry, bucket, drafted, verified, lag)
-            else:
-                elapsed = round_seconds(costs, entry, bucket, drafted, lag)
-                priced = round_seconds(believed, entry, bucket, drafted, lag) if APART else elapsed
+            elapsed = priced = seconds(costs, entry, bucket, drafted, verified, lag)
+            if APART:
+                priced = seconds(believed, entry, bucket, drafted, verified, lag)
             outcome = Outcome(cap, verified, accepted, emitted, ended, elapsed, priced)
             learn(self, state, 0, view, outcome)
-            place = Place(row, request, clock, context, bucket, lag, drafted, entry)
-            record(sink, place, outcome)
+            record(sink, Place(row, request, clock, context, bucket, lag, drafted, entry), outcome)
             lag = lag_after(lag, drafted, accepted, costs.reads_states)
             clock, row, index, at = clock + elapsed, row + 1, index + 1, at + emitted
     return row

@@ -63,3 +63,18 @@ class ReadsStates(Protocol):
     @property
     def reads_states(self) -> bool:
         """True for a feature head."""
+
+
+@runtime_checkable
+class KnowsTrees(Protocol):
+    """A cost model that may know what the steps of draft trees cost, one request at a time."""
+
+    @property
+    def knows_trees(self) -> bool:
+        """True if it does; else trees are priced as chains of as many tokens."""
+
+    def level_s(self, nodes: float, context_tokens: float) -> float:
+        """The draft reads the nodes of a level and offers children of each."""
+
+    def tree_s(self, tokens: float, context_tokens: float) -> float:
+        """As verify_s: the newest token and the nodes of a tree, and what follows from it."""

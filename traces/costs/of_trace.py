@@ -24,7 +24,7 @@ def tabulate_for(
     Raises InputError for a tree that verifies more tokens than a timing measured.
     """
     if trace.meta.shape and isinstance(model, Table):
-        most = int(model.timing.grid("verify").tokens.max())
+        most = model.widest
         if width_for(trace) - 1 > most:
             raise InputError(
                 f"the draft tree {trace.meta.shape} verifies {width_for(trace) - 1} tokens, the "
@@ -63,22 +63,26 @@ def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
     draft's cache unless it stands in the last level, as in a chain. The target reads every drafted
     node and the newest token.
 
-    What a mask and a gather of accepted places cost is not in it. Raises InputError if the table is
-    not as wide as the tree.
+    Where steps of trees were measured (costs.trees) they are the price of any tree but a chain;
+    elsewhere those of as many tokens in a row are, without masks, the further tokens that a level
+    offers, and the move of what is accepted. Raises InputError if the table is not as wide as the
+    tree.
     """
     if costs.width < shape.nodes + 2:
         raise InputError(
             f"the costs cover steps of up to {costs.width - 1} tokens, shape {shape} needs "
             f"{shape.nodes + 1}: tabulate them with width={shape.nodes + 2}"
         )
-    verify = costs.verify_s.copy()
+    levels, judged, verify = costs.draft_s, costs.verify_s, costs.verify_s.copy()
+    if costs.trees is not None and not shape.is_chain:
+        levels, judged = (table[None] for table in costs.trees)
     wider = np.zeros(costs.verify_s.shape[:2])  # seconds that levels cost beyond one token each
     for level in range(1, shape.depth + 1):
         if level > 1:
-            wider += costs.draft_s[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
-        verify[..., level + 1] = costs.verify_s[..., shape.nodes_to[level] + 1] + wider
+            wider += levels[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
+        verify[..., level + 1] = judged[..., shape.nodes_to[level] + 1] + wider
     verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
-    return costs._replace(verify_s=read_only(verify, np.float64))
+    return costs._replace(verify_s=read_only(verify, np.float64), trees=None)
 
 
 def prices_of_menu(costs: StepCosts, shapes: Sequence[Shape | Grown]) -> StepCosts:
@@ -97,6 +101,7 @@ def prices_of_menu(costs: StepCosts, shapes: Sequence[Shape | Grown]) -> StepCos
     )
     return costs._replace(
         batch_sizes=read_only(np.ones(len(shapes)), np.int64),
+        trees=None,
         draft_s=read_only(draft, np.float64),
         verify_s=read_only(verify, np.float64),
         start_s=None

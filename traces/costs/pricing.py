@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from traces.costs.model import CostModel, KnowsDraft, KnowsRules, ReadsStates
+from traces.costs.model import CostModel, KnowsDraft, KnowsRules, KnowsTrees, ReadsStates
 from traces.errors import InputError
 from traces.timing import HOST, OwnSeconds
 
@@ -23,6 +23,19 @@ IntArray = npt.NDArray[np.int64]
 _MOST_ROWS = 4096  # of a table, or a context of millions takes minutes
 _ENDLESS = 1 << 62  # more context than anybody has
 UNKNOWN: OwnSeconds = {}  # own_s where no rule's is known; never written to
+
+
+class TreeCosts(NamedTuple):
+    """Seconds of the steps of draft trees, one request at a time, where they were measured.
+
+    level_s: [C, W], the draft reads the n = index nodes of a level, each among its own ancestors,
+        and offers children of all of them. tree_s: [C, W], as verify_s where the n - 1 drafted
+        tokens are a tree: with its mask, the way down, and the move of what is accepted in both
+        caches.
+    """
+
+    level_s: FloatArray
+    tree_s: FloatArray
 
 
 class StepCosts(NamedTuple):
@@ -42,6 +55,7 @@ class StepCosts(NamedTuple):
     reads_states: the drafter is a feature head, see lag_after.
     own_s: what rules' own arithmetic costs, in none of these yet (policies.overhead adds it); None:
         nothing is left to add, the only form that compiled code takes.
+    trees: None where trees were not measured, and once rounds are priced.
     """
 
     batch_sizes: IntArray | None
@@ -53,6 +67,7 @@ class StepCosts(NamedTuple):
     signal_s: float
     reads_states: bool
     own_s: OwnSeconds | None
+    trees: TreeCosts | None
 
     @property
     def sizes(self) -> list[int]:
@@ -81,6 +96,7 @@ def make_step_costs(
     signal_s: float = 0.0,
     reads_states: bool = False,
     own_s: OwnSeconds | None = UNKNOWN,
+    trees: TreeCosts | None = None,
 ) -> StepCosts:
     """The table of these seconds; draft_s, verify_s: [S, C, W], or [C, W] of one batch size.
 
@@ -109,6 +125,7 @@ def make_step_costs(
         float(signal_s),
         reads_states,
         own_s,
+        trees,
     )
 
 
@@ -159,7 +176,21 @@ def tabulate(
         signal_s=model.signal_s(),
         reads_states=isinstance(model, ReadsStates) and model.reads_states,
         own_s=model.own_s() if isinstance(model, KnowsRules) else UNKNOWN,
+        trees=_trees(model, middles, width) if tuple(batch_sizes) == (1,) else None,
     )
+
+
+def _trees(model: CostModel, middles: Sequence[float], width: int) -> TreeCosts | None:
+    """[C, W] of a model that knows them; trees pay what the engine adds to a round, too."""
+    if not (isinstance(model, KnowsTrees) and model.knows_trees):
+        return None
+    level_s, tree_s = np.zeros((2, len(middles), width))
+    for c, context in enumerate(middles):
+        fixed_s = model.control_s() + model.draft_start_s(1, context)
+        for n in range(1, width):
+            level_s[c, n] = model.level_s(n, context)
+            tree_s[c, n] = model.tree_s(n, context) + fixed_s
+    return TreeCosts(level_s, tree_s)
 
 
 def prices_of(costs: StepCosts, *, signals: bool, starts: bool = False) -> StepCosts:
@@ -175,6 +206,7 @@ def prices_of(costs: StepCosts, *, signals: bool, starts: bool = False) -> StepC
         read_only(costs.start_s, np.float64) if starts else None,
         float(costs.signal_s) if signals else 0.0,
         bool(costs.reads_states),
+        None,
         None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,8 @@ class Table:
     def __init__(self, timing: Timing) -> None:
         self.timing = timing.settled()
         self._surface = {name: _Surface(self.timing.grid(name)) for name in self.timing.operations}
+        if self.knows_trees:
+            self._surface["tree"] = _Surface(self._beyond_chains(self.timing.grid("tree")))
         self._steps = self.timing.draft_kind == STEP
         self.draft_kind = self.timing.draft_kind
 
@@ -115,6 +118,33 @@ class Table:
 
     def verify_s(self, tokens: float, batch: int, context_tokens: float) -> float:
         return self._surface["verify"].at(batch, context_tokens, tokens)
+
+    @property
+    def knows_trees(self) -> bool:
+        """True if steps of trees were timed."""
+        return self.timing.knows_trees
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the target's widest step that was timed, of a tree's where there are any."""
+        return int(self.timing.grid("tree" if self.knows_trees else "verify").tokens.max())
+
+    def level_s(self, nodes: float, context_tokens: float) -> float:
+        return self._surface["level"].at(1, context_tokens, nodes)
+
+    def tree_s(self, tokens: float, context_tokens: float) -> float:
+        beyond_s = self._surface["tree"].at(1, context_tokens, tokens)
+        return self.verify_s(tokens, 1, context_tokens) + beyond_s
+
+    def _beyond_chains(self, grid: Grid) -> Grid:
+        """Seconds of trees beyond those of chains of as many tokens, which go evenly from point to
+        point; a target's own steps rise and fall from one width to the next.
+        """
+        verify = self._surface["verify"]
+        chains = [
+            [[verify.at(b, c, t) for t in grid.tokens] for c in grid.context] for b in grid.batch
+        ]
+        return dataclasses.replace(grid, seconds=grid.seconds - np.asarray(chains))
 
     def signal_s(self) -> float:
         return self.timing.signal_s

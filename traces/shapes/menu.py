@@ -20,6 +20,31 @@ IntArray = npt.NDArray[np.int64]
 MOST_ENTRIES = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Shapes among which a policy chooses, in the place of one."""
+
+    entries: tuple[Shape, ...]
+
+    @property
+    def nodes(self) -> int:
+        """Of the largest."""
+        return max(shape.nodes for shape in self.entries)
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest."""
+        return max(shape.depth for shape in self.entries)
+
+    @property
+    def is_chain(self) -> bool:
+        """True if there is nothing but chains."""
+        return all(shape.is_chain for shape in self.entries)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.entries))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Menu:
     """A entries, each a shape and the recording under it (traces.shapes.unfold.under)."""

@@ -17,15 +17,17 @@ from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from real_backend.trees.grow import grow
 from real_backend.trees.steps import LevelSteps
+from tests.simulator.replay.test_menus import TakesTurns
 from tests.specimens import write_prompts
 from traces.costs.pricing import tabulate
 from traces.costs.table import Table
+from traces.shapes.menu import Several
 from traces.shapes.shape import Grown, chain, parse_shape
 from traces.shipped import TIMING
 from traces.timing import read_timing
 
 TREE = parse_shape("3x2x1")
-OTHERS = ["gammatune on it", "a grown tree", "payback on one"]
+OTHERS = ["gammatune on it", "a grown tree", "payback on one", "a menu"]
 BASE = Way(TUNED, Fixed(2), chain(2))
 WAYS = Ways(
     [
@@ -36,6 +38,7 @@ WAYS = Ways(
         Way("gammatune on it", parse_policy("gammatune"), TREE),
         Way("a grown tree", Fixed(3), Grown(3, 3, 7)),
         Way("payback on one", parse_policy("payback"), Grown(3, 4)),
+        Way("a menu", TakesTurns(), Several((chain(3), TREE))),
     ],
     BASE,
     [],
@@ -58,7 +61,7 @@ def test_every_seat_takes_the_replays_rounds(pair: Any, recorded: tuple[Half, li
     half, requests = recorded
     found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
     assert list(found) == [PLACEBO, "plain decoding", "a tree", *OTHERS]
-    assert [one.differing for one in found.values()] == [0] * 6
+    assert [one.differing for one in found.values()] == [0] * 7
     assert {one.replies_equal for one in found.values()} == {half.trace.requests} == {6}
     assert found[PLACEBO].predicted == 1.0
     assert found["plain decoding"].rounds == half.trace.positions

@@ -17,10 +17,13 @@ from experiments.shapes.ways import halves_of, ways_of
 from experiments.studies import ShapesOptions
 from policies.base import Policy
 from policies.registry import parse_policy
+from simulator.replay.menus import replay_menu
 from tests.traces.shapes.test_shapes import ranked
 from traces.costs.affine import Affine
+from traces.costs.of_trace import prices_of_menu
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.menu import Several, menu_of
 from traces.shapes.shape import chain, parse_shape
 from traces.shipped import shipped_or_file
 
@@ -58,6 +61,25 @@ def test_where_every_node_is_dear_nothing_is_drafted() -> None:
     assert rows["tuned chain"].shape == "" and rows["tuned chain"].speedup == (1.0, 1.0, 1.0)
     assert rows["Sequoia's tree"].verdict == rows["given 2x1"].verdict == "slower"
     assert rows["plain decoding"].verdict in (TIE, SAME)
+
+
+def test_a_rule_that_chooses_shapes_gets_every_tree() -> None:
+    """And the longest chain; on the held-out half it is the replay of that menu."""
+    generator = np.random.default_rng(5)
+    trace = ranked([generator.choice(3, 60, p=[0.4, 0.4, 0.2]).tolist() for _ in range(12)])
+    priced, given = Priced(Affine(target_fixed=1.0, draft_fixed=0.1), {}, 0), [parse_shape("2x1")]
+    train, test = halves_of(trace, priced, given, [], 12, 0)
+    rule = parse_policy("shape-worth")
+    ways = {way.name: way for way in ways_of(train, given, [rule], 12, 0).all}
+    shape = ways["shape-worth, menu"].shape
+    assert isinstance(shape, Several) and shape.entries[0].is_chain
+    others = [ways[name].shape for name in ("given 2x1", "Sequoia's tree", "most frequent ways")]
+    assert set(others) <= set(shape.entries)
+    menu = menu_of(test.trace, shape.entries)
+    log = replay_menu(rule, menu, prices_of_menu(test.costs, shape.entries))
+    played = test.play(ways["shape-worth, menu"])
+    assert played.rounds == len(log) and played.seconds.sum() == pytest.approx(log.elapsed_s.sum())
+    assert len(set(log.shape.tolist() if log.shape is not None else [])) > 1
 
 
 def test_seconds_by_hand() -> None:

@@ -27,7 +27,7 @@ from tests.results import lively_trace, make_timing
 from traces.costs.log_prices import price_log
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
-from traces.roundlog import RoundLog, join_logs
+from traces.roundlog import OPTIONAL, RoundLog, join_logs
 from traces.schema import Trace
 from traces.timing import Timing
 
@@ -78,7 +78,7 @@ class FakeEngine:
         columns = {
             f.name: getattr(log, f.name)[pick]
             for f in dataclasses.fields(log)
-            if f.name not in ("prefill_s", "meta", "cpu_s")
+            if f.name not in ("prefill_s", "meta", *OPTIONAL)
         }
         self.mood *= float(np.exp(0.3 * self.noise * self.random.standard_normal()))
         factor = self.slower.get(label(policy), 1.0) * self.mood

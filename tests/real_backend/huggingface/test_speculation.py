@@ -200,7 +200,7 @@ def test_policies_that_read_costs_are_known() -> None:
     assert found == {
         "profile-guided", "vllm-dynamic", "sglang-throughput", "smartspec", "adaptive-k", "cascade",
         "thompson-beta", "linucb", "lin-thompson", "nightjar", "goodput", "alpha-goodput", "hedge",
-        "marginal", "payback", "specstop", "worth",
+        "marginal", "payback", "specstop", "worth", "shape-worth",
     }  # fmt: skip
     assert reads_seconds(Frugal(), STEP_COSTS)
 

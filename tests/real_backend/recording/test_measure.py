@@ -222,6 +222,20 @@ def test_impossible_grids_are_refused(pair: Any) -> None:
         measure(pair, batches=[1], contexts=[16], repeats=0)
 
 
+@pytest.mark.usefixtures("one_rule", "few_lengths")
+def test_trees_are_timed_where_they_are_asked_for(pair: Any, tmp_path: Path) -> None:
+    timing = measure(pair, batches=[1], contexts=[16, 64], repeats=10, trees=9)
+    timing.write(tmp_path / "t.json")
+    timing = read_timing(tmp_path / "t.json")
+    assert timing.grid("level").tokens.tolist() == [1, 2, 4]
+    assert timing.grid("tree").tokens.tolist() == [3, 5, 9]
+    assert (timing.grid("tree").seconds > 0).all() and timing.knows_trees
+    with pytest.raises(InputError, match="the smallest tree"):
+        measure(pair, batches=[1], contexts=[16], repeats=1, trees=1)
+    with pytest.raises(InputError, match="trees are decoded greedily"):
+        measure(pair, batches=[1], contexts=[16], repeats=1, trees=8, sampling=Sampling(1.0))
+
+
 @pytest.mark.usefixtures("one_rule", "few_lengths", "one_visit")
 def test_sampled_rounds_are_timed_as_sampled(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
