@@ -53,7 +53,7 @@ from experiments.shapes.ways import (
     widest_of,
 )
 from experiments.studies import ShapesOptions
-from policies.base import Policy, drops_tokens
+from policies.base import Policy, chooses_shapes, drops_tokens
 from policies.registry import label, parse_policies
 from real_backend.command_line import Result
 from simulator.replay.hindsight import clairvoyant
@@ -139,9 +139,16 @@ def run(options: ShapesOptions) -> Result:
         f"{Path(options.cost).name}, trees of up to {widest} nodes are looked for"
         + (f"; {batches[0]} rows draft alike" if batches[0] > 1 and len(batches) == 1 else "")
     )
+    menus = any(chooses_shapes(type(rule)) for rule in rules)
     note = (
         "A level is drafted by one forward that reads the level before; the target reads all nodes "
-        "and the newest token. The mask and the gather of accepted places are not priced."
+        "and the newest token. "
+        + (
+            "Masks, wide levels and moves in the caches are priced as measured."
+            if test.costs.trees is not None
+            else "Masks and moves in the caches are not priced, wide levels as a lagging draft."
+        )
+        + (" A rule's choice among trees is not charged." if menus else "")
     )
     text = [fill(about), text_of(COLUMNS[1:], groups), meanings(COLUMNS[1:]), fill(note)]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}

@@ -99,6 +99,7 @@ def _sample(
         bench = TreeBench(pair, longest, samples, trees)
         for context in contexts:
             usual += [partial(bench.tree_block, k, context) for k in range(len(bench.shapes))]
+            usual.append(partial(bench.idle_block, context))
     missing = range(len(found), sweeps)
     with progress(len(missing) * (_VISITS * len(usual) + len(rare)), "measure") as step:
         for number in missing:

@@ -34,6 +34,18 @@ class TreeBench(Bench):
             raise InputError(f"--trees {nodes}: the smallest tree that is timed has 2 nodes")
         self.trees = TreeSteps(pair, longest, *self.shapes)
 
+    def idle_block(self, context: int) -> None:
+        """Rounds without a draft in a row, the first ones untimed."""
+        (feed,) = self._feeds(0, context)
+        self.trees.prefill(feed)
+        for k in range(_WARM_ROUNDS + _TIMED_ROUNDS):
+            marks = Marks(self.pair.device)
+            marks.mark()
+            self.trees.verify(self._feeds(context - 1, context), GREEDY, [[]])
+            marks.mark()
+            if k >= _WARM_ROUNDS:
+                self._keep([("tree", 1, context)], marks)
+
     def tree_block(self, entry: int, context: int) -> None:
         """Rounds of one tree in a row, the first ones untimed."""
         width = self.shapes[entry].widths[0]

@@ -55,7 +55,7 @@ def by_levels(costs: StepCosts, trace: Trace) -> StepCosts:
     return prices_of_levels(costs, parse_draft(shape)) if shape else costs
 
 
-def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
+def prices_of_levels(costs: StepCosts, shape: Shape | Grown, *, as_tree: bool = False) -> StepCosts:
     """The table by which rounds of this tree are priced, a level in the place of a token.
 
     The first level comes of the forward that reads what the draft lacks; every further one of a
@@ -63,10 +63,10 @@ def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
     draft's cache unless it stands in the last level, as in a chain. The target reads every drafted
     node and the newest token.
 
-    Where steps of trees were measured (costs.trees) they are the price of any tree but a chain;
-    elsewhere those of as many tokens in a row are, without masks, the further tokens that a level
-    offers, and the move of what is accepted. Raises InputError if the table is not as wide as the
-    tree.
+    Where steps of trees were measured (costs.trees) they are the price of all but a chain, and of a
+    chain that is decoded as_tree; elsewhere those of as many tokens in a row are, without masks,
+    the further tokens that a level offers, and the move of what is accepted. Raises InputError if
+    the table is not as wide as the tree.
     """
     if costs.width < shape.nodes + 2:
         raise InputError(
@@ -74,12 +74,13 @@ def prices_of_levels(costs: StepCosts, shape: Shape | Grown) -> StepCosts:
             f"{shape.nodes + 1}: tabulate them with width={shape.nodes + 2}"
         )
     levels, judged, verify = costs.draft_s, costs.verify_s, costs.verify_s.copy()
-    if costs.trees is not None and not shape.is_chain:
+    if costs.trees is not None and (as_tree or not shape.is_chain):
         levels, judged = (table[None] for table in costs.trees)
     wider = np.zeros(costs.verify_s.shape[:2])  # seconds that levels cost beyond one token each
+    verify[..., 1] = judged[..., 1]
     for level in range(1, shape.depth + 1):
-        if level > 1:
-            wider += levels[..., shape.widths[level - 2]] - costs.draft_s[..., 1]
+        above = shape.widths[level - 2] if level > 1 else 1
+        wider += levels[..., above] - costs.draft_s[..., 1]
         verify[..., level + 1] = judged[..., shape.nodes_to[level] + 1] + wider
     verify[..., shape.depth + 2 :] = verify[..., shape.depth + 1, None]  # never asked for
     return costs._replace(verify_s=read_only(verify, np.float64), trees=None)
@@ -93,7 +94,7 @@ def prices_of_menu(costs: StepCosts, shapes: Sequence[Shape | Grown]) -> StepCos
     """
     if costs.sizes not in ([], [1]):
         raise InputError(f"a menu is of one request at a time; the costs are at {costs.sizes}")
-    tables = [prices_of_levels(costs, shape) for shape in shapes]
+    tables = [prices_of_levels(costs, shape, as_tree=True) for shape in shapes]
     width, start_s = max(shape.depth for shape in shapes) + 2, costs.start_s
     draft, verify = (
         np.concatenate([getattr(table, name)[..., :width] for table in tables])

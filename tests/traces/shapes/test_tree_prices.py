@@ -39,14 +39,17 @@ def test_trees_are_priced_by_their_own_steps(tmp_path: Path) -> None:
     costs = tabulate(Table(timing), max_context=16, width=18, bucket_tokens=16)
     tree = parse_shape("3x2x1")
     by_level = prices_of_levels(costs, tree)
-    # Levels of 3 and 6 nodes are read at 5 and 8 s, a step of 1 s is charged anyhow; 3, 9 and 15
-    # nodes are judged with the newest token at 24, 30 and 36 s, and the engine adds 0.5.
-    want = [0.0, 10.5, 24.5, 30.5 + 4.0, 36.5 + 4.0 + 7.0]
+    # One token, levels of 3 and 6 nodes are read at 3, 5 and 8 s, a step of 1 s is charged anyhow;
+    # 0, 3, 9 and 15 nodes are judged with the newest token at 23 (as of three tokens, the fewest
+    # that were timed), 24, 30 and 36 s, and the engine adds 0.5.
+    want = [0.0, 23.5, 24.5 + 2.0, 30.5 + 2.0 + 4.0, 36.5 + 2.0 + 4.0 + 7.0]
     assert by_level.verify_s[0, 0, :5].tolist() == pytest.approx(want)
     assert by_level.trees is None
     menu = prices_of_menu(costs, [tree, chain(2)])
     assert menu.verify_s[0, 0, :5].tolist() == pytest.approx(want) and menu.trees is None
-    # A chain is priced as before, whoever measured trees; so is a tree where nobody did.
+    # A chain of a menu is decoded by the steps of trees: two more seconds a level, 23 to judge.
+    assert menu.verify_s[1, 0, 1:4].tolist() == pytest.approx([23.5, 23.5 + 2.0, 23.5 + 4.0])
+    # Elsewhere a chain is priced as before, whoever measured trees; so is a tree where nobody did.
     plain = tabulate(Table(make_timing(1.0, 10.0, 0.5)), max_context=16, width=18, bucket_tokens=16)
     assert (prices_of_levels(costs, chain(4)).verify_s[..., :6] == costs.verify_s[..., :6]).all()
     assert plain.trees is None
