@@ -15,10 +15,12 @@ import numpy as np
 from policies.base import (
     STEP_COSTS,
     Draft,
+    MenuView,
     Outcome,
     Policy,
     State,
     View,
+    chooses_shapes,
     clamp_gamma,
     field_values,
     hooks_read,
@@ -164,10 +166,24 @@ def _random_view(generator: np.random.Generator) -> View:
     )
 
 
+def _choose(policy: Policy, state: State, slot: int, view: View, rng: Rng) -> None:
+    """Ask for an entry of a menu of three, each dearer than the one before."""
+    if not chooses_shapes(type(policy)):
+        return
+    levels = np.array([view.room, 1, view.room + 1])
+    verify_s = np.stack([view.verify_s * dearer for dearer in (1.0, 1.1, 1.3)])
+    facts = (view.context_tokens, view.batch_size, view.waiting, view.room)
+    entry = policy.shape(state, slot, MenuView(*facts, levels, view.draft_step_s, verify_s), rng)
+    same = bool((verify_s[0] == view.verify_s).all())
+    _require(same, "a hook changed the menu's prices")
+    _require(type(entry) is int, f"shape must return int, returned {type(entry).__name__}")
+
+
 def _draft(
     policy: Policy, state: State, slot: int, view: View, rng: Rng, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Choose and draft with random confidence: gamma as asked, the cap, tokens drafted and kept."""
+    _choose(policy, state, slot, view, rng)
     asked = policy.gamma(state, slot, view, rng)
     _require(type(asked) is int, f"gamma must return int, returned {type(asked).__name__}")
     cap, drafted, going = clamp_gamma(asked, view.room), 0, True

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from policies.base import Draft, Outcome, Policy, View, uses_signals
+from policies.base import Draft, MenuView, Outcome, Policy, View, uses_signals
 from policies.conformance import ContractError, check_policy
 from policies.goodput.arbiter import arbiter
 from policies.ours.goodput import CensoredGoodput
@@ -338,6 +338,17 @@ class TruthyProceed(Sound):
         return np.float64(draft.top1_prob) > 0.5
 
 
+class ChoosesANumPyEntry(Sound):
+    def shape(self, state: Any, slot: int, view: MenuView, rng: Rng) -> Any:
+        return view.verify_s[:, 1].argmin()
+
+
+class ChangesTheMenu(Sound):
+    def shape(self, state: Any, slot: int, view: MenuView, rng: Rng) -> int:
+        view.verify_s[0, 1] = 0.0
+        return 0
+
+
 class TwoClocks(Sound):
     """Weighs what the runtime's clock says against the table's price of a plain round."""
 
@@ -396,6 +407,8 @@ def test_an_arbiter_may_wrap_a_rule_that_reads_step_costs() -> None:
         (NeverForgets, "still remembers"),
         (WrongAxis, "slots"),
         (TruthyProceed, "proceed must return bool"),
+        (ChoosesANumPyEntry, "shape must return int"),
+        (ChangesTheMenu, "changed the menu"),
         (TwoClocks, "two clocks"),
         (InfersTheEnd, "leaves state.count alone: ask outcome.ended"),
         (Untagged, "does not say where its default comes from"),
