@@ -7,6 +7,7 @@ engines draft chains for a pair of models; vLLM's and TensorRT-LLM's trees are o
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,12 @@ SOURCE = (
 )
 
 
+_TREE = re.compile(r"[gp]?\d[\dx.]*")  # no policy's name begins so
+
+
 def tree_named(text: str) -> Shape | Grown | None:
-    """The draft tree of this text; None for a policy's."""
-    try:
-        return parse_draft(text)
-    except InputError:
-        return None
+    """The draft tree of this text; None for a policy's. Raises InputError for a tree that is none."""
+    return parse_draft(text) if _TREE.fullmatch(text) else None
 
 
 def setting_of(tree: Shape | Grown, engine: str) -> dict[str, int]:

@@ -58,6 +58,8 @@ def test_the_three_numbers_and_the_replayed_speed(
         ("g2x3", "sglang", "as g2x3x6"),
         ("g3x3x5", "sglang", "a beam of 2 and 4 levels"),
         ("g2x9x5", "sglang", "a beam of 2 and 4 levels"),
+        ("g8x99x16", "sglang", "at most 512 nodes"),
+        ("g8x", "sglang", "write children by level"),
         ("gammatune", "sglang", "--grown goes with a draft tree"),
     ],
 )
