@@ -40,7 +40,7 @@ _TREE = re.compile(r"[gp]?\d[\dx.]*")  # no policy's name begins so
 
 
 def tree_named(text: str) -> Shape | Grown | None:
-    """The draft tree of this text; None for a policy's. Raises InputError for a tree that is none."""
+    """The draft tree of this text; None for a policy. Raises InputError for no sound tree."""
     return parse_draft(text) if _TREE.fullmatch(text) else None
 
 
