@@ -185,7 +185,7 @@ def read_roundlog(path: Path) -> RoundLog:
         meta, prefill = dict(header["meta"]), np.asarray(header["prefill_s"], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TraceError(f"{path}: its header lacks meta or prefill_s ({error})") from None
-    for name in set(OPTIONAL) & set(table.column_names):
+    for name in [name for name in OPTIONAL if name in table.column_names]:
         check_column(table, pa.field(name, pa.from_numpy_dtype(OPTIONAL[name])), path)
         columns[name] = table.column(name).to_numpy().astype(OPTIONAL[name])
     log = RoundLog(**columns, prefill_s=prefill, meta=meta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from policies.base import Policy, drops_tokens, uses_signals
+from policies.base import Policy, uses_signals
 from policies.overhead import charged
 from simulator.replay.kernels import run_policy
 from simulator.replay.replay import (
@@ -12,6 +12,7 @@ from simulator.replay.replay import (
     check_inputs,
     finished,
     low_bits,
+    run,
     run_interpreted,
     tape_of,
 )
@@ -41,10 +42,10 @@ def replay_menu_interpreted(
 def _run(policy: Policy, play: Play, menu: Menu, costs: StepCosts, seed: int) -> RoundLog:
     deepest = menu.traces[int(menu.levels.argmax())]
     limits = check_inputs(policy, deepest, costs, entries=len(menu.traces))
-    if drops_tokens(type(policy)):
-        raise InputError("a policy that drops drafted tokens does not decide on trees")
     if uses_signals(policy) and not all(trace.has_signals for trace in menu.traces):
         raise InputError("the policy reads the draft's signals, which an entry of the menu lacks")
+    if len(menu.traces) == 1:  # nothing to choose, so nobody is asked
+        return run(policy, play, policy.new_state(1), deepest, costs, limits, seed)
     paid, rows = charged(policy, costs), np.zeros(deepest.positions, dtype=ROUND).view(np.recarray)
     sink = MenuSink(rows, np.zeros(deepest.positions, dtype=np.int64))
     tape, state = tape_of_menu(menu, uses_signals(policy)), policy.new_state(1)

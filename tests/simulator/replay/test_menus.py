@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -129,6 +129,25 @@ def test_a_menu_of_one_is_its_recording(name: str) -> None:
         assert log.same_rounds(alone) and alone.nodes is not None
         assert log.nodes is not None and log.nodes.tolist() == alone.nodes.tolist()
     assert not chooses_shapes(type(policy)) and chooses_shapes(TakesTurns)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsQuestions(TakesTurns):
+    """As many levels as it was asked for shapes, and one."""
+
+    name: ClassVar[str] = "counts-questions"
+
+    def gamma(self, state: State, slot: int, view: View, rng: Rng) -> int:
+        return int(state.rounds[0]) + 1
+
+
+@pytest.mark.parametrize("played", [replay_menu, replay_menu_interpreted])
+def test_nobody_is_asked_where_there_is_one_shape(played: Any) -> None:
+    """As in the engine, or the state would differ between them."""
+    trace, shapes = ranked([[0] * 12]), [parse_shape("2x1x1")]
+    log = played(CountsQuestions(), menu_of(trace, shapes), prices_of_menu(wide(trace), shapes))
+    assert log.gamma[:-1].tolist() == [1] * (len(log) - 1) and log.shape is None
+    assert log.nodes.tolist() == (2 * log.drafted).tolist()
 
 
 def test_nodes_and_shapes_are_kept(tmp_path: Path) -> None:
