@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import random
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         if trouble == "dies" and number == 4:
             os._exit(1)
         if trouble == "silent":
-            time.sleep(5.0)
+            server.closing.wait(5.0)
         lines = list(events(server, body))
         if trouble == "cut" and number <= 2:
             lines = lines[: len(lines) // 2]
@@ -203,18 +203,27 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def make(*words: str) -> Any:
-    """A server of these words, not yet serving."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.args = options().parse_args(words)
-    server.counts = {"num_draft_tokens": 0, "num_accepted_tokens": 0}
-    server.asked, server.lock = 0, threading.Lock()
-    return server
+class Fake(ThreadingHTTPServer):
+    """Serves the words of its command line; its handlers have ended when it is closed."""
+
+    daemon_threads = False
+
+    def __init__(self, *words: str) -> None:
+        self.args = options().parse_args(words)
+        self.counts = {"num_draft_tokens": 0, "num_accepted_tokens": 0}
+        self.asked, self.lock, self.closing = 0, threading.Lock(), threading.Event()
+        super().__init__(("127.0.0.1", self.args.port), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error: what is printed here lands in another test."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    def server_close(self) -> None:
+        """Waits for the handlers, which wait no longer."""
+        self.closing.set()
+        super().server_close()
 
 
 if __name__ == "__main__":
-    found = options().parse_args()
-    ours: Any = ThreadingHTTPServer(("127.0.0.1", found.port), Handler)
-    ours.args, ours.asked, ours.lock = found, 0, threading.Lock()
-    ours.counts = {"num_draft_tokens": 0, "num_accepted_tokens": 0}
-    ours.serve_forever()
+    Fake(*sys.argv[1:]).serve_forever()

@@ -16,7 +16,7 @@ from tests.experiments.servers import fake
 @contextlib.contextmanager
 def serving(*words: str) -> Iterator[Any]:
     """A running fake; `url` is where."""
-    server = fake.make(*words)
+    server: Any = fake.Fake(*words)
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

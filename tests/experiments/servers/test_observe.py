@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -84,11 +85,16 @@ def test_an_unavailable_server_loses_nothing(
     assert len(AnswerFile(tmp_path / "seen").answers) == REQUESTS
 
 
-def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_times_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("experiments.servers.client.MOST_TRIES", 1)
+    before = threading.active_count()
     with serving("--trouble", "silent") as server:
         result = run(options_for(tmp_path, server.url, lengths=(3,), timeout=0.05, limit=1))
     assert "time-out" in result.findings[0]
+    # Its handlers have ended, and told nobody's test of the client that went away.
+    assert threading.active_count() == before and capfd.readouterr().err == ""
 
 
 def test_a_key_comes_from_the_environment_alone(
@@ -200,7 +206,7 @@ def command(port: int, *more: str) -> str:
 
 def free_port() -> int:
     """A port that nobody has."""
-    server = fake.make()
+    server = fake.Fake()
     server.server_close()
     return int(server.server_address[1])
 
