@@ -2,7 +2,8 @@
 steps cost, in every runtime the same.
 
 own_s throughout: by policy name (seconds per round, seconds per drafted token), as `measure` writes
-it into a Timing and traces.costs.pricing.tabulate hands it on.
+it into a Timing and traces.costs.pricing.tabulate hands it on; NAME/entry: seconds per round and
+entry of a menu, of a policy that chooses among trees.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import numpy as np
 
 from policies.base import (
     Draft,
+    MenuView,
     Outcome,
     Policy,
     View,
+    chooses_shapes,
     clamp_gamma,
     drops_tokens,
     uses_signals,
@@ -26,11 +29,15 @@ from traces.costs.pricing import StepCosts, prices_of
 from traces.timing import OwnSeconds
 
 ARBITER = "arbiter/"
+ENTRY = "/entry"
+TIMED_ENTRIES, TIMED_LEVELS = 8, 4  # of the menu that choosing is timed on
 
 WARM_UP, ROUNDS = 20, 100  # of each rule; the first ones do not count
 REPLY_ROUNDS = 30  # then a new reply: what some rules do grows with the length of one
 TIMED_TOKENS = 2  # of a round; a median over so many rounds will do
 BETWEEN_BYTES = 1 << 24  # read before a timed call: between two calls an engine reads its models
+TIMED_MENU = np.full(TIMED_ENTRIES, TIMED_LEVELS)
+TIMED_ROWS = np.arange(TIMED_LEVELS + 2) + np.arange(TIMED_ENTRIES)[:, None]
 NANOSECONDS = 9  # digits kept: the clock says no more
 
 
@@ -80,6 +87,8 @@ def charged(
     reads = uses_signals(policy) if signals is None else signals
     round_s, token_s = seconds_of(policy, costs.own_s)
     rows = np.asarray(costs.sizes)[:, None, None]
+    if costs.own_s is not None and costs.sizes.count(1) > 1:  # the rows of a menu
+        round_s += len(rows) * costs.own_s.get(policy.name + ENTRY, (0.0, 0.0))[0]
     draft_s, verify_s = costs.draft_s, costs.verify_s
     if round_s > 0.0:
         verify_s = verify_s.copy()
@@ -101,7 +110,7 @@ def uncharged(costs: StepCosts) -> StepCosts:
 
 class _Trial:
     """Rounds of one rule on random acceptance and confidence, its hooks timed: round_s, seconds of
-    gamma and learn together; token_s, of retain and proceed.
+    gamma and learn together; token_s, of retain and proceed; entry_s, of shape by entry.
 
     A rule that would not draft is asked about one token all the same, so that these are timed.
     """
@@ -113,6 +122,7 @@ class _Trial:
         self.verify_s = np.concatenate([[0.0], 1e-2 + 2e-4 * np.arange(1, 34)])
         self.round_s: list[float] = []
         self.token_s: list[float] = []
+        self.entry_s: list[float] = []
 
     def round(self, index: int, between: Callable[[], object]) -> None:
         """One round; between: called before every timed hook."""
@@ -120,6 +130,12 @@ class _Trial:
         if index % REPLY_ROUNDS == 0:
             policy.admit(state, 0)
         view, rng = View(40 + index % 400, 1, 0, 16, 2e-3, self.verify_s), Rng(index)
+        if chooses_shapes(type(policy)):
+            menu = MenuView(*view[:4], TIMED_MENU, view.draft_step_s, self.verify_s[TIMED_ROWS])
+            between()
+            began = clock()
+            policy.shape(state, 0, menu, rng)
+            self.entry_s.append((clock() - began) / TIMED_ENTRIES)
         between()
         began = clock()
         requested_gamma = policy.gamma(state, 0, view, rng)
@@ -150,9 +166,11 @@ class _Trial:
         self.round_s.append(spent + clock() - began)
 
 
-def own_seconds_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> list[tuple[float, float]]:
-    """Median seconds that gamma and learn take per round, retain and proceed per token (0 for a
-    policy that decides nothing per token), by policy, to the nanosecond.
+def own_seconds_of(
+    policies: Sequence[Policy], rounds: int = ROUNDS
+) -> list[tuple[float, float, float]]:
+    """Median seconds that gamma and learn take per round, retain and proceed per token, shape per
+    round and entry (0 for a policy that does not decide so), by policy, to the nanosecond.
 
     On the processor's clock, as plain Python with cold caches, as the engine runs hooks between two
     forwards; what reading the clock takes is taken off. The policies take turns round by round, so
@@ -165,6 +183,7 @@ def own_seconds_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> list[tup
             trial.round(index, lambda: None)
         trial.round_s.clear()
         trial.token_s.clear()
+        trial.entry_s.clear()
     reading = []
     for index in range(rounds):
         models.sum()
@@ -175,9 +194,25 @@ def own_seconds_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> list[tup
             trial.round(WARM_UP + index, models.sum)
     reading_s = float(np.median(reading))
     return [
-        (_median_s(trial.round_s, 2 * reading_s), _median_s(trial.token_s, reading_s))
+        (
+            _median_s(trial.round_s, 2 * reading_s),
+            _median_s(trial.token_s, reading_s),
+            _median_s(trial.entry_s, reading_s / TIMED_ENTRIES),
+        )
         for trial in trials
     ]
+
+
+def own_s_of(policies: Sequence[Policy], rounds: int = ROUNDS) -> OwnSeconds:
+    """`own_seconds_of`, as a Timing has it."""
+    found = dict[str, tuple[float, float]]()
+    for policy, (round_s, token_s, entry_s) in zip(
+        policies, own_seconds_of(policies, rounds), strict=True
+    ):
+        found[policy.name] = round_s, token_s
+        if chooses_shapes(type(policy)):
+            found[policy.name + ENTRY] = entry_s, 0.0
+    return found
 
 
 def _median_s(seconds: Sequence[float], clocks_s: float) -> float:
@@ -188,5 +223,5 @@ def _median_s(seconds: Sequence[float], clocks_s: float) -> float:
 
 
 def measured_overhead(policy: Policy, rounds: int = ROUNDS) -> tuple[float, float]:
-    """`own_seconds_of` one policy."""
-    return own_seconds_of([policy], rounds)[0]
+    """`own_seconds_of` one policy, but what it takes to choose among trees."""
+    return own_seconds_of([policy], rounds)[0][:2]

@@ -29,6 +29,7 @@ from traces.split import held_out_rows, question_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from real_backend.decoding.steps import MakeSteps
     from real_backend.load_pair import Pair
     from real_backend.prompts import Request
 
@@ -40,7 +41,7 @@ class Confirmation:
     predicted, measured: tokens/s over tokens/s; the latter's interval is of the clock's chance on
     these replies. others: the interval over other questions. word: see experiments.common.verdict.
     differing: rounds that were not the replay's, of `rounds`. replies_equal: of `replies`, those of
-    plain decoding.
+    plain decoding. Both None of sampled replies, which are drawn anew by everybody.
     """
 
     name: str
@@ -48,9 +49,9 @@ class Confirmation:
     measured: Estimate
     others: Estimate
     word: str
-    differing: int
+    differing: int | None
     rounds: int
-    replies_equal: int
+    replies_equal: int | None
     replies: int
 
 
@@ -85,22 +86,19 @@ class Shaped:
 
     def __init__(self, pair: Pair, ways: Sequence[Way], half: Half) -> None:
         from real_backend.decoding.engine import Engine
+        from real_backend.decoding.leanest_steps import steps_for
         from real_backend.trees.load import steps_of
-        from real_backend.trees.steps import TreeSteps
 
         self.ways = ways
         self.states: dict[int, State] = {}
         self.engines = []
         for way in ways:
             shape = way.shape or chain(1)
-            engine = Engine(pair, half.prices(shape), max_gamma=shape.depth)
-            longest = int(half.trace.prompt_tokens.max()) + half.trace.meta.max_new_tokens
-            capacity = longest + shape.depth + 1
-            if isinstance(shape, Several):
-                engine.use(TreeSteps(pair, capacity, *shape.entries))
-            elif not shape.is_chain:
-                engine.use(steps_of(pair, capacity, str(shape)))
-            self.engines.append(engine)
+            make: MakeSteps = steps_for
+            if not shape.is_chain or isinstance(shape, Several):
+                make = steps_of(shape.entries if isinstance(shape, Several) else [shape])
+            prices = half.prices(shape)
+            self.engines.append(Engine(pair, prices, max_gamma=shape.depth, make=make))
 
     def decode(
         self,
@@ -170,13 +168,14 @@ def sit(
     questions = [question_of(request_id) for request_id in half.trace.request_id]
     weights = bootstrap_weights(questions, seed=seed)
     judgeable = is_tie(turns[PLACEBO], theirs) and enough(len(set(questions)))
+    drawn = half.trace.meta.temperature > 0.0
     found = []
     for name in [PLACEBO, *(label(seat) for seat in seats if seat != baseline)]:
         reference = theirs if name == PLACEBO else theirs.plus(turns[PLACEBO])
         ratio = ratio_of(
             (name, label(baseline)), turns[name], reference,
             float(base.elapsed_s.sum() / of[name].elapsed_s.sum()), float("nan"), weights,
-            redrawn=False, judgeable=judgeable,
+            redrawn=drawn, judgeable=judgeable,
         )  # fmt: skip
         found.append(
             Confirmation(
@@ -185,9 +184,9 @@ def sit(
                 measured=ratio.time,
                 others=ratio.others,
                 word=_placebo_word(judgeable) if name == PLACEBO else ratio.word,
-                differing=_differing(logs[name], of[name]),
+                differing=None if drawn else _differing(logs[name], of[name]),
                 rounds=len(logs[name]),
-                replies_equal=int(logs[name].meta["replies_equal"]),
+                replies_equal=logs[name].meta.get("replies_equal"),
                 replies=half.trace.requests,
             )
         )

@@ -54,6 +54,7 @@ from experiments.shapes.ways import (
 )
 from experiments.studies import ShapesOptions
 from policies.base import Policy, chooses_shapes, drops_tokens
+from policies.overhead import ENTRY
 from policies.registry import label, parse_policies
 from real_backend.command_line import Result
 from simulator.replay.hindsight import clairvoyant
@@ -116,8 +117,8 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def run(options: ShapesOptions) -> Result:
-    """The table. Raises InputError for a recording without ranks, sampled or of a head, and for
-    shapes and rules that do not fit.
+    """The table. Raises InputError for a recording without ranks or of a head, and for shapes and
+    rules that do not fit.
     """
     trace, priced, given, rules, widest = _asked(options)
     growths = [read_growth(path, trace) for path in options.grown]
@@ -139,18 +140,12 @@ def run(options: ShapesOptions) -> Result:
         f"{Path(options.cost).name}, trees of up to {widest} nodes are looked for"
         + (f"; {batches[0]} rows draft alike" if batches[0] > 1 and len(batches) == 1 else "")
     )
-    menus = any(chooses_shapes(type(rule)) for rule in rules)
-    note = (
-        "A level is drafted by one forward that reads the level before; the target reads all nodes "
-        "and the newest token. "
-        + (
-            "Masks, wide levels and moves in the caches are priced as measured."
-            if test.costs.trees is not None
-            else "Masks and moves in the caches are not priced, wide levels as a lagging draft."
-        )
-        + (" A rule's choice among trees is not charged." if menus else "")
-    )
-    text = [fill(about), text_of(COLUMNS[1:], groups), meanings(COLUMNS[1:]), fill(note)]
+    text = [
+        fill(about),
+        text_of(COLUMNS[1:], groups),
+        meanings(COLUMNS[1:]),
+        fill(_note(test, rules)),
+    ]
     content = {"columns": described(COLUMNS), "rows": frame.to_dict("records"), "about": about}
     findings: list[str] = []
     if options.out is not None:
@@ -170,6 +165,28 @@ def run(options: ShapesOptions) -> Result:
             if one.word == CONTRADICTED
         ]
     return Result("\n\n".join(text), content, csv_of(COLUMNS, frame), findings)
+
+
+def _note(test: Half, rules: Sequence[Policy]) -> str:
+    """How rounds are drafted and priced."""
+    known = test.costs.own_s or {}
+    free = any(chooses_shapes(type(r)) and r.name + ENTRY not in known for r in rules)
+    said = [
+        "A level is drafted by one forward that reads the level before; the target reads all nodes "
+        "and the newest token."
+    ]
+    if test.trace.meta.temperature > 0.0:
+        said.append(
+            "Chains are drawn from the draft's law, trees are its likeliest tokens, of which the "
+            "target draws its own."
+        )
+    if test.costs.trees is not None:
+        said.append("Masks, wide levels and moves in the caches are priced as measured.")
+    else:
+        said.append("Masks and moves in caches are not priced, wide levels as a lagging draft.")
+    if free:
+        said.append("A rule's choice among trees is not charged.")
+    return " ".join(said)
 
 
 def _asked(

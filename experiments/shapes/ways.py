@@ -28,7 +28,7 @@ from traces.shapes.fit import most_frequent, rank_profile, sequoia
 from traces.shapes.growth import Growth
 from traces.shapes.menu import Several, menu_of
 from traces.shapes.shape import Grown, Shape, chain
-from traces.shapes.unfold import under
+from traces.shapes.unfold import cut, under
 from traces.split import split_rows
 
 FloatArray = npt.NDArray[np.float64]
@@ -62,9 +62,13 @@ class Half(NamedTuple):
     growths: dict[int, Growth]
 
     def seen(self, way: Way) -> tuple[Trace, StepCosts]:
-        """The recording as this way to draft meets it, and the prices of its levels."""
+        """The recording as this way to draft meets it, and the prices of its levels. Chains of
+        sampled replies are drawn, as they were recorded, a tree's candidates are the likeliest.
+        """
         shape = way.shape or chain(1)
         assert not isinstance(shape, Several)
+        if shape.is_chain and self.trace.meta.temperature > 0.0:
+            return cut(self.trace, shape.depth), self.prices(shape)
         growth = self.growths[shape.beam] if isinstance(shape, Grown) else None
         return under(self.trace, shape, growth), self.prices(shape)
 

@@ -36,6 +36,7 @@ from simulator.replay.hindsight import best_fixed
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
 from traces.schema import Trace
+from traces.shapes.shape import parse_draft
 from traces.split import split_rows
 from traces.store import content_hash, refuse_existing
 from traces.timing import Timing
@@ -166,7 +167,7 @@ def _sit(
     sitting = load_sitting(
         options.pair, trace, costs, timing, prompts=options.prompts,
         acceptance=options.acceptance, seed=options.seed, limit=options.limit, kept=kept,
-        steps=steps_of,
+        make=steps_of([parse_draft(trace.meta.shape)]) if trace.meta.shape else None,
     )  # fmt: skip
     measured = sitting.run(
         chosen.policies, chosen.baseline, repeats=options.repeats, what="validate"

@@ -25,7 +25,7 @@ from policies.round import Limits
 from real_backend.decoding.clock import ProcessorClock, wait_for
 from real_backend.decoding.leanest_steps import SMALLER, steps_for
 from real_backend.decoding.request import DecodeParameters, ReplayedAcceptance, Slot
-from real_backend.decoding.steps import ShapedSteps, Steps
+from real_backend.decoding.steps import MakeSteps, ShapedSteps, Steps
 from real_backend.device_errors import DeviceLost, device_faults
 from real_backend.energy import Meter
 from real_backend.load_pair import Pair
@@ -54,11 +54,14 @@ class Engine:
     """Decodes requests of one pair under any policy.
 
     costs: the step costs a policy sees in its View, at every batch size 1..S; a larger batch is
-    shown the last ones. max_gamma: the most tokens any policy may draft.
+    shown the last ones. max_gamma: the most tokens any policy may draft. make: the steps of a
+    batch; by default chains', the leanest.
     """
 
-    def __init__(self, pair: Pair, costs: StepCosts, *, max_gamma: int = 16) -> None:
-        self.pair, self.costs, self.max_gamma = pair, costs, max_gamma
+    def __init__(
+        self, pair: Pair, costs: StepCosts, *, max_gamma: int = 16, make: MakeSteps = steps_for
+    ) -> None:
+        self.pair, self.costs, self.max_gamma, self.make = pair, costs, max_gamma, make
         if costs.width < max_gamma + 2:
             raise ValueError(f"costs cover {costs.width - 2} drafted tokens")
         self._steps: dict[int, Steps] = {}
@@ -72,14 +75,14 @@ class Engine:
             self._steps.pop(batch, None)
             kept = None  # free the old caches first
             try:
-                kept = steps_for(self.pair, batch, capacity)
+                kept = self.make(self.pair, batch, capacity)
             except DeviceLost:
                 raise
             except InputError:
                 if not self._steps:
                     raise
                 self._steps.clear()
-                kept = steps_for(self.pair, batch, capacity)
+                kept = self.make(self.pair, batch, capacity)
             self._steps[batch] = kept
         return kept
 

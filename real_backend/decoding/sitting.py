@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,7 @@ from traces.store import read_trace, refuse_existing
 from traces.timing import Timing, read_timing
 
 if TYPE_CHECKING:
-    from real_backend.decoding.steps import Steps
-    from real_backend.load_pair import Pair
+    from real_backend.decoding.steps import MakeSteps
 
 
 def load_sitting(
@@ -50,18 +48,19 @@ def load_sitting(
     limit: int = 0,
     batch: int = 1,
     kept: Path | None = None,
-    steps: Callable[[Pair, int, str], Steps] | None = None,
+    make: MakeSteps | None = None,
 ) -> Sitting:
     """Load the pair that is named and make its engine ready for about `limit` of the held-out
     requests.
 
     costs: as for Engine, of `timing`, whose steps are the anchors at batch 1. prompts: of the
     trace, None: the embedded pair's. kept: see Sitting. Raises InputError if the pair is not the
-    trace's, unless acceptance is "trace". steps: how to decode trees, without which a recording
-    under one is refused.
+    trace's, unless acceptance is "trace". make: the steps that decode the trace's tree, without
+    which a recording under one is refused.
     """
     from real_backend.decoding.anchors import Anchors
     from real_backend.decoding.engine import Engine
+    from real_backend.decoding.leanest_steps import steps_for
     from real_backend.load_pair import pair_from
     from real_backend.prompts import forced_requests, questions_of, requests_of_trace
 
@@ -73,17 +72,15 @@ def load_sitting(
     else:
         requests = requests_of_trace(questions, trace, pair)
     rows = held_out_rows(trace, limit, seed)
-    if trace.meta.shape and (steps is None or batch > 1 or replayed):
+    if trace.meta.shape and (make is None or batch > 1 or replayed):
         raise InputError(
             f"trace under the draft tree {trace.meta.shape}: `gammalab validate` decodes these, "
             "one request at a time and by its own models' acceptance"
         )
-    engine = Engine(pair, costs, max_gamma=trace.meta.depth)
+    engine = Engine(pair, costs, max_gamma=trace.meta.depth, make=make or steps_for)
     chosen = [requests[row] for row in rows]
     longest = max(len(request.prompt_ids) for request in chosen)
     capacity = longest + trace.meta.max_new_tokens + trace.meta.depth + 1
-    if steps is not None and trace.meta.shape:
-        engine.use(steps(pair, capacity, trace.meta.shape))
     engine.steps(batch, capacity)
     return Sitting(
         engine,

@@ -10,10 +10,13 @@ has drafts that are looked up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from traces.shapes.shape import Grown, Shape
+
+if TYPE_CHECKING:
+    from real_backend.load_pair import Pair
 
 
 class Sampling(NamedTuple):
@@ -44,6 +47,10 @@ class Verdict(NamedTuple):
 
 Uniforms = list[list[float]]
 """Numbers in [0, 1) per row, one per token to be drawn; empty lists if greedy."""
+
+
+MakeSteps = Callable[["Pair", int, int], "Steps"]
+"""(pair, batch, capacity) -> steps of so many rows of at least so many tokens."""
 
 
 class Steps(Protocol):
@@ -96,7 +103,9 @@ class Steps(Protocol):
 
 @runtime_checkable
 class ShapedSteps(Steps, Protocol):
-    """Steps of a single row whose tokens are levels of draft trees."""
+    """Steps of rows whose tokens are levels of draft trees; of a single row, where there are
+    several.
+    """
 
     shapes: Sequence[Shape | Grown]
 

@@ -10,6 +10,7 @@ causal default where rows are padded or branch. last: only the logits behind tha
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -122,3 +123,18 @@ class GeneralReader:
             self.states = torch.cat(tapped, -1).flatten(0, 1)
         logits: Tensor = output.logits
         return logits if last is None else logits[:, -last:]
+
+    def move(self, places: Sequence[int], start: int) -> None:
+        """As move_entries."""
+        for layer in self.cache.layers:
+            move_entries(layer.keys, places, start)
+            move_entries(layer.values, places, start)
+
+
+def move_entries(cache: Tensor, places: Sequence[int], start: int) -> None:
+    """Entries of a cache [..., S, D] at these places go to start, start + 1, ...; those behind are
+    of no use until they are read anew.
+    """
+    if list(places) != list(range(start, start + len(places))):
+        moved = cache.index_select(-2, torch.tensor(places, device=cache.device))
+        cache[..., start : start + len(places), :] = moved

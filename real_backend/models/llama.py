@@ -31,7 +31,8 @@ class Layout(NamedTuple):
     row, position [N]: cache row and place of each token. rows: the A cache rows that attend, a
     slice where they are neighbours. padded [N]: place of each token in the [A T] grid of rows, None
     where they fill it in order. mask [A, 1, T, S]: added to the attention's scores. last [A]: index
-    of each row's last token among the N.
+    of each row's last token among the N. rotary [N]: the position that each token is read at, None
+    where it is its place.
     """
 
     row: Tensor
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
     padded: Tensor | None
     mask: Tensor
     last: Tensor
+    rotary: Tensor | None = None
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,7 +178,8 @@ class LeanLlama:
             attended = attended.reshape(attending * width, -1)
             return attended if padded is None else attended[padded]
 
-        cos, sin = self._cos[layout.position], self._sin[layout.position]
+        read_at = layout.position if layout.rotary is None else layout.rotary
+        cos, sin = self._cos[read_at], self._sin[read_at]
         x = self._layers(tokens, cos, sin, attend)
         return F.linear(x[layout.last] if last else x, self.unembedding)
 

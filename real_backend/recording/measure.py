@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.overhead import ROUNDS, own_seconds_of
+from policies.overhead import ROUNDS, own_s_of
 from policies.registry import REGISTRY
 from real_backend.command_line import Result, run_module
 from real_backend.decoding.bench import (
@@ -96,7 +96,7 @@ def _sample(
     usual, rare = _work(pair, batches, contexts, samples, sampling, deepest)
     if trees:
         longest = _check_contexts(pair, contexts)
-        bench = TreeBench(pair, longest, samples, trees)
+        bench = TreeBench(pair, longest, samples, sampling, trees)
         for context in contexts:
             usual += [partial(bench.tree_block, k, context) for k in range(len(bench.shapes))]
             usual.append(partial(bench.idle_block, context))
@@ -237,8 +237,6 @@ def measure(
     """
     if repeats < 1:
         raise InputError("--repeats must be at least 1")
-    if trees and sampling != GREEDY:
-        raise InputError("--trees: trees are decoded greedily; measure them at temperature 0")
     _check_contexts(pair, contexts)
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(sampling)} | about
@@ -252,7 +250,7 @@ def measure(
         about["gaps"] = kept.gaps
     timing = Timing(about, cells, 0.0, 0.0)
     rules = [rule() for rule in REGISTRY.values()]
-    own_s = dict(zip(REGISTRY, own_seconds_of(rules, min(repeats, ROUNDS)), strict=True))
+    own_s = own_s_of(rules, min(repeats, ROUNDS))
     signal = control = Repeats()
     if 1 in batches:
         bench = Bench(pair, 1, min(contexts) + SIGNAL_TOKENS + 1, {}, sampling, SIGNAL_TOKENS)

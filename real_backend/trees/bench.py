@@ -7,13 +7,14 @@ verify that of 2 n + 1 tokens.
 from __future__ import annotations
 
 from real_backend.decoding.bench import Bench, Marks, Samples
-from real_backend.decoding.steps import GREEDY
+from real_backend.decoding.steps import Sampling
 from real_backend.load_pair import Pair
 from real_backend.trees.steps import TreeSteps
 from traces.errors import InputError
 from traces.shapes.shape import Shape, from_levels
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+NUMBERS = [[0.5] * 3]  # what a sampled round of two levels draws by
 _WARM_ROUNDS, _TIMED_ROUNDS = 5, 3
 
 
@@ -23,16 +24,16 @@ def trees_to(nodes: int) -> list[Shape]:
 
 
 class TreeBench(Bench):
-    """Rounds of the trees of up to so many nodes, greedy and at batch 1. Raises InputError as
-    TreeSteps.
-    """
+    """Rounds of the trees of up to so many nodes at batch 1. Raises InputError as TreeSteps."""
 
-    def __init__(self, pair: Pair, longest: int, samples: Samples, nodes: int) -> None:
-        super().__init__(pair, 1, longest, samples, GREEDY, 1)
+    def __init__(
+        self, pair: Pair, longest: int, samples: Samples, sampling: Sampling, nodes: int
+    ) -> None:
+        super().__init__(pair, 1, longest, samples, sampling, 1)
         self.shapes = trees_to(nodes)
         if not self.shapes:
             raise InputError(f"--trees {nodes}: the smallest tree that is timed has 2 nodes")
-        self.trees = TreeSteps(pair, longest, *self.shapes)
+        self.trees = TreeSteps(pair, 1, longest, *self.shapes)
 
     def idle_block(self, context: int) -> None:
         """Rounds without a draft in a row, the first ones untimed."""
@@ -41,7 +42,7 @@ class TreeBench(Bench):
         for k in range(_WARM_ROUNDS + _TIMED_ROUNDS):
             marks = Marks(self.pair.device)
             marks.mark()
-            self.trees.verify(self._feeds(context - 1, context), GREEDY, [[]])
+            self.trees.verify(self._feeds(context - 1, context), self.sampling, NUMBERS)
             marks.mark()
             if k >= _WARM_ROUNDS:
                 self._keep([("tree", 1, context)], marks)
@@ -54,11 +55,12 @@ class TreeBench(Bench):
         self.trees.choose(entry)
         for k in range(_WARM_ROUNDS + _TIMED_ROUNDS):
             marks = Marks(self.pair.device)
-            self.trees.draft_first(self._feeds(context - 1, context), GREEDY, False, [[]])
+            self.trees.draft_first(self._feeds(context - 1, context), self.sampling, False, [[]])
             marks.mark()
             self.trees.draft_next([0])
             marks.mark()
-            (verdict,) = self.trees.verify(self._feeds(context - 1, context), GREEDY, [[]])
+            newest = self._feeds(context - 1, context)
+            (verdict,) = self.trees.verify(newest, self.sampling, NUMBERS)
             if verdict.accepted < 2:  # random text is seldom accepted so far
                 self.trees.keep_way([width, 2 * width], context - 1)
             marks.mark()

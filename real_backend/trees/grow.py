@@ -45,7 +45,7 @@ def grow(
     reply = hash_of_reply(trace)
     assert trace.token_ids is not None
     kept = kept or PartialFile(None, {})
-    steps = GrownSteps(pair, trace.longest_context + depth + 1, Grown(beam, depth))
+    steps = GrownSteps(pair, 1, trace.longest_context + depth + 1, Grown(beam, depth))
     with progress(trace.requests, "growing trees", len(kept.found)) as step:
         for row in range(len(kept.found), trace.requests):
             begin, end = int(trace.offsets[row]), int(trace.offsets[row + 1])
@@ -65,7 +65,7 @@ def grow(
 @torch.inference_mode()
 def _along(steps: GrownSteps, prompt: Sequence[int], reply: Sequence[int]) -> dict[str, Any]:
     """Of every position of one reply; JSON-ready."""
-    depth, ids = steps.depth, list(prompt)
+    depth, ids, tree = steps.depth, list(prompt), steps.rows[0]
     if len(ids) > 1:
         steps.prefill(Feed(0, ids[:-1], 0))
     before, share, entropy = list[int](), list[float](), list[float]()
@@ -74,9 +74,9 @@ def _along(steps: GrownSteps, prompt: Sequence[int], reply: Sequence[int]) -> di
         for level in range(depth):
             if level > 0:
                 steps.draft_next([0])
-            share.append(steps.share)
-            entropy.append(steps.entropy)
-        before += ranks(steps.levels, reply[at : at + depth]).ravel().tolist()
+            share.append(tree.share)
+            entropy.append(tree.entropy)
+        before += ranks(tree.levels, reply[at : at + depth]).ravel().tolist()
         ids.append(token)
     return {"before": before, "share": share, "entropy": entropy}
 

@@ -1,4 +1,4 @@
-"""GrownSteps: the steps of a single row that drafts a tree by the draft's own probabilities.
+"""GrownSteps: the steps of rows that draft trees by the draft's own probabilities.
 
 Which nodes there are is decided in every round, level by level, as traces.shapes.growth says; a
 recording of these trees replays them.
@@ -6,6 +6,7 @@ recording of these trees replays them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from real_backend.decoding.judge import by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import signals
 from real_backend.load_pair import Pair
-from real_backend.trees.steps import LevelSteps
+from real_backend.models.cache_rows import Branches, Span
+from real_backend.trees.steps import LevelSteps, ancestors
 from traces.errors import InputError
 from traces.shapes.shape import Grown
 
@@ -46,117 +49,137 @@ class Picked(NamedTuple):
     parent: IntArray
 
 
-class GrownSteps(LevelSteps):
-    """Steps of batch 1. Raises InputError as LevelSteps, and for a beam beyond the vocabulary."""
+@dataclasses.dataclass
+class _Row:
+    """A row's tree. at: where its first node stands in the draft's cache. share, entropy: of the
+    newest level, see traces.shapes.growth.Growth. sees: of the draft's nodes. unread: an accepted
+    node that no level grew from.
+    """
 
-    def __init__(self, pair: Pair, capacity: int, rule: Grown) -> None:
+    sees: npt.NDArray[np.bool_]
+    levels: list[Level] = dataclasses.field(default_factory=list)
+    at: int = 0
+    share: float = 1.0
+    entropy: float = 0.0
+    unread: Feed | None = None
+
+
+class GrownSteps(LevelSteps):
+    """Steps of any batch. Raises InputError as LevelSteps, and for a beam beyond the vocabulary."""
+
+    def __init__(self, pair: Pair, batch: int, capacity: int, rule: Grown) -> None:
         drafted = rule.beam * rule.depth
-        super().__init__(pair, capacity, [rule], max(drafted, rule.nodes) + 1)
+        super().__init__(pair, batch, capacity, [rule], max(drafted, rule.nodes) + 1)
         if rule.beam > self.vocab:
             raise InputError(f"a beam of {rule.beam} needs as many tokens; there are {self.vocab}")
         self.rule = rule
-        self.levels: list[Level] = []
-        self.share, self.entropy = 1.0, 0.0  # of the newest level, see traces.shapes.growth.Growth
-        self._sees = np.zeros((drafted, drafted), dtype=np.bool_)  # of the draft's nodes
-        self._unread: Feed | None = None  # an accepted node that no level grew from
+        self.rows = [_Row(np.zeros((drafted, drafted), dtype=np.bool_)) for _ in range(batch)]
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt."""
-        self._unread = None
+        self.rows[feed.row].unread = None
         super().prefill(feed)
 
     def draft_first(
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first level, from the forward that reads what the draft lacks."""
-        ((_, ids, start),) = feeds
-        self._reads_signals, self.levels = reads_signals, []
-        if self._unread is not None and self._unread.start == start - 1:
-            ids, start = [*self._unread.ids, *ids], start - 1
-        self._unread = None
-        self._at = start + len(ids)
-        tokens = torch.tensor([ids], device=self.device)
-        return self._offer(self.draft.forward(tokens, self._draft_cache, start, last=1)[0])
+        order = by_row([feed.row for feed in feeds])
+        self._reads_signals = reads_signals
+        spans, tokens = list[Span](), list[int]()
+        for row, ids, start in (feeds[k] for k in order):
+            own = self.rows[row]
+            if own.unread is not None and own.unread.start == start - 1:
+                ids, start = [*own.unread.ids, *ids], start - 1
+            own.unread, own.levels, own.at = None, [], start + len(ids)
+            spans.append((row, start, len(ids)))
+            tokens += ids
+        logits = self.draft.read(spans, self.tensor(tokens), last=True)
+        return self._offer([row for row, _, _ in spans], order, logits[:, None])
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """One more level, from a forward that reads the beam of the newest one."""
-        beam, depth, newest = self.rule.beam, len(self.levels), self.levels[-1]
-        first, end = beam * (depth - 1), beam * depth
-        self._sees[first:end] = False
-        if depth > 1:
-            self._sees[first:end] = self._sees[first - beam + newest.parent[:beam]]
-        self._sees[np.arange(first, end), np.arange(first, end)] = True
-        tokens = torch.from_numpy(newest.tokens[None, :beam]).to(self.device)
-        positions = torch.full((1, beam), self._at - 1 + depth, device=self.device)
-        seen = self._mask(self._sees[first:end, :end], self._at)
-        begin = self._at + first
-        said = self.draft.forward(tokens, self._draft_cache, begin, positions, seen)[0]
-        return self._offer(said)
+        order, beam = by_row(rows), self.rule.beam
+        rows = [rows[k] for k in order]
+        spans, tokens, branches = list[Span](), list[IntArray](), list[Branches]()
+        for row in rows:
+            own = self.rows[row]
+            depth, newest = len(own.levels), own.levels[-1]
+            first, end = beam * (depth - 1), beam * depth
+            own.sees[first:end] = False
+            if depth > 1:
+                own.sees[first:end] = own.sees[first - beam + newest.parent[:beam]]
+            own.sees[np.arange(first, end), np.arange(first, end)] = True
+            spans.append((row, own.at + first, beam))
+            tokens.append(newest.tokens[:beam])
+            branches.append(Branches(np.full(beam, own.at - 1 + depth), own.sees[first:end, :end]))
+        read = self.tensor(np.concatenate(tokens))
+        logits = self.draft.read(spans, read, last=False, branches=branches)
+        return self._offer(rows, order, logits.view(len(rows), beam, -1))
 
-    def _offer(self, logits: Tensor) -> list[list[float]] | None:
-        """The candidates behind the nodes whose logits [nodes, V] these are."""
-        beam, above = self.rule.beam, self.levels[-1].prob[: self.rule.beam] if self.levels else ONE
-        probs = torch.softmax(logits[:, : self.vocab].float(), -1)
-        self._said = logits[:, : self.vocab]
-        found = probs.topk(beam, -1)
-        prob = (above[:, None] * found.values.numpy(force=True)).ravel()
-        order = np.argsort(-prob, kind="stable")
-        tokens = found.indices.numpy(force=True).ravel()
-        self.levels.append(Level(tokens[order], prob[order], order // beam))
-        mass = float(above.sum())
-        self.share = min(1.0, float(prob[order[:beam]].sum()) / mass) if mass > 0.0 else 0.0
-        self.entropy = float(signals(probs[:1])[0, 1])
-        return [[self.share, self.entropy]] if self._reads_signals else None
+    def _offer(
+        self, rows: Sequence[int], order: Sequence[int], logits: Tensor
+    ) -> list[list[float]] | None:
+        """The candidates behind these rows' nodes, whose logits [A, nodes, V] these are."""
+        beam, logits = self.rule.beam, logits[..., : self.vocab]
+        probs = torch.softmax(logits.float(), -1)
+        self.note_level(logits)
+        found, entropy = probs.topk(beam, -1), signals(probs[:, 0])[:, 1].tolist()
+        values, indices = found.values.numpy(force=True), found.indices.numpy(force=True)
+        for k, row in enumerate(rows):
+            own = self.rows[row]
+            above = own.levels[-1].prob[:beam] if own.levels else ONE
+            prob = (above[:, None] * values[k]).ravel()
+            ranked = np.argsort(-prob, kind="stable")
+            own.levels.append(Level(indices[k].ravel()[ranked], prob[ranked], ranked // beam))
+            mass = float(above.sum())
+            own.share = min(1.0, float(prob[ranked[:beam]].sum()) / mass) if mass > 0.0 else 0.0
+            own.entropy = entropy[k]
+        if not self._reads_signals:
+            return None
+        return put_back([[self.rows[row].share, self.rows[row].entropy] for row in rows], order)
 
     def verify(
         self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
     ) -> list[Verdict]:
-        """The target reads the newest token and the nodes picked; then the way down it takes."""
-        ((row, ids, start),) = newest
-        levels, self.levels = self.levels, []
-        nodes = pick(levels, self.rule)
-        tokens = [ids[-1]]
-        tokens += [
-            int(levels[level - 1].tokens[place])
-            for level, place in zip(nodes.level, nodes.place, strict=True)
-        ]
-        choices = torch.empty(len(tokens), dtype=torch.long, device=self.device)
-        positions = start + np.concatenate([[0], nodes.level])
-        logits = self.target.forward(
-            torch.tensor([tokens], device=self.device),
-            self._target_cache,
-            start,
-            torch.from_numpy(positions[None]).to(self.device),
-            self._mask(ancestors(nodes), start),
-        )[0, :, : self.vocab]
-        self.pair.target.watch.best(logits, choices)
+        """The target reads each row's newest token and the nodes picked; then the ways down."""
+        order = by_row([feed.row for feed in newest])
+        newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
+        trees = [pick(self.rows[feed.row].levels, self.rule) for feed in newest]
+        depths = [np.concatenate([[0], nodes.level]) for nodes in trees]
+        read, branches = list[list[int]](), list[Branches]()
+        for (row, ids, start), nodes, depth in zip(newest, trees, depths, strict=True):
+            levels, at = self.rows[row].levels, zip(nodes.level, nodes.place, strict=True)
+            read.append([ids[-1], *(int(levels[level - 1].tokens[place]) for level, place in at)])
+            branches.append(Branches(start + depth, ancestors(nodes.parent.tolist())))
+        spans = [(f.row, f.start, len(ids)) for f, ids in zip(newest, read, strict=True)]
+        tokens = self.tensor([token for ids in read for token in ids])
+        logits = self.target.read(spans, tokens, last=False, branches=branches)[:, : self.vocab]
+        chosen = self.choices(logits, depths, sampling, uniforms).tolist()
         self.note_logits()
-        chosen = choices.tolist()
-        path = _way_down(nodes, tokens, chosen)
-        self.move_up(self._target_cache, [start + node for node in path], start + 1)
-        self._draft_moves_up(
-            path, nodes, len(levels), Feed(row, [tokens[(path or [0])[-1]]], start)
-        )
-        accepted = [tokens[node] for node in path]
-        return [Verdict(accepted, len(path), chosen[path[-1] if path else 0])]
+        verdicts, end = list[Verdict](), 0
+        for (row, start, width), nodes, ids in zip(spans, trees, read, strict=True):
+            wanted, end = chosen[end : end + width], end + width
+            path = _way_down(nodes, ids, wanted)
+            last = (path or [0])[-1]
+            self.target.move(row, [start + node for node in path], start + 1)
+            self._draft_moves_up(path, nodes, Feed(row, [ids[last]], start))
+            verdicts.append(Verdict([ids[node] for node in path], len(path), wanted[last]))
+        return put_back(verdicts, order)
 
-    def _draft_moves_up(self, path: list[int], nodes: Picked, levels: int, last: Feed) -> None:
+    def _draft_moves_up(self, path: list[int], nodes: Picked, last: Feed) -> None:
         """Accepted nodes that the draft has read go where a chain's would stand. last: token of the
         last one, and the root's place.
         """
-        beam, places = self.rule.beam, list[int]()
+        own, beam, places = self.rows[last.row], self.rule.beam, list[int]()
+        levels, own.levels = len(own.levels), []
         for node in path:
             level, place = int(nodes.level[node - 1]), int(nodes.place[node - 1])
             if level < levels and place < beam:
-                places.append(self._at + beam * (level - 1) + place)
-        self.move_up(self._draft_cache, places, last.start + 1)
+                places.append(own.at + beam * (level - 1) + place)
+        self.draft.move(last.row, places, last.start + 1)
         if len(places) < len(path) < levels:  # a last level's own are fed by whoever decodes
-            self._unread = last._replace(start=last.start + len(path))
-
-    def _mask(self, own: npt.NDArray[np.bool_], fixed: int) -> Tensor:
-        """[1, 1, nodes, places]: all fixed tokens are seen, and of the tree what `own` says."""
-        seen = np.concatenate([np.ones((len(own), fixed), dtype=np.bool_), own], axis=1)
-        return torch.from_numpy(seen)[None, None].to(self.device)
+            own.unread = last._replace(start=last.start + len(path))
 
 
 ONE = np.ones(1, dtype=np.float32)  # the root's probability
@@ -180,14 +203,6 @@ def pick(levels: Sequence[Level], rule: Grown) -> Picked:
         parent[k] = number[level - 1, int(levels[level - 1].parent[at])]
         number[level, at] = k + 1
     return Picked(which, place, parent)
-
-
-def ancestors(nodes: Picked) -> npt.NDArray[np.bool_]:
-    """[M + 1, M + 1] the root and the nodes that each sees, itself included."""
-    seen = np.eye(len(nodes.parent) + 1, dtype=np.bool_)
-    for k, parent in enumerate(nodes.parent.tolist()):
-        seen[k + 1] |= seen[parent]
-    return seen
 
 
 def _way_down(nodes: Picked, tokens: Sequence[int], choices: Sequence[int]) -> list[int]:

@@ -1,17 +1,29 @@
-"""The steps of any draft tree, by its text."""
+"""The steps of any draft tree, or of a menu of them, made for an engine."""
 
 from __future__ import annotations
 
-from real_backend.decoding.steps import Steps
+from collections.abc import Sequence
+
+from real_backend.decoding.steps import MakeSteps, Steps
 from real_backend.load_pair import Pair
 from real_backend.trees.grown_steps import GrownSteps
 from real_backend.trees.steps import TreeSteps
-from traces.shapes.shape import Grown, parse_draft
+from traces.errors import InputError
+from traces.shapes.shape import Grown, Shape
 
 
-def steps_of(pair: Pair, capacity: int, shape: str) -> Steps:
-    """Steps of batch 1 for rows of at most so many tokens. Raises InputError as LevelSteps."""
-    draft = parse_draft(shape)
-    if isinstance(draft, Grown):
-        return GrownSteps(pair, capacity, draft)
-    return TreeSteps(pair, capacity, draft)
+def steps_of(shapes: Sequence[Shape | Grown]) -> MakeSteps:
+    """Of a tree, or of several known ones. Raises InputError for one that grows among others; what
+    is made raises as LevelSteps.
+    """
+    known = [shape for shape in shapes if isinstance(shape, Shape)]
+    if len(known) < len(shapes) > 1:
+        raise InputError("the engine decodes menus of trees that do not grow")
+
+    def make(pair: Pair, batch: int, capacity: int) -> Steps:
+        (first, *_) = shapes
+        if isinstance(first, Grown):
+            return GrownSteps(pair, batch, capacity, first)
+        return TreeSteps(pair, batch, capacity, *known)
+
+    return make

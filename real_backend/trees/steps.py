@@ -1,8 +1,10 @@
-"""TreeSteps: the steps of a single row that drafts a tree, a level in the place of a token.
+"""TreeSteps: the steps of rows that draft a tree, a level in the place of a token.
 
 To the engine and to every policy a draft of d tokens is one of d levels, as traces.shapes.unfold
-says; so a replay of a recording under a shape takes the rounds of this. Greedy replies, two models
-with the lean forward.
+says; so a replay of a recording under a shape takes the rounds of this. Candidates are the draft's
+likeliest tokens; what the target chooses behind a node, its likeliest token or one drawn from its
+law, decides which child is accepted, if any: sampled replies have the target's law whatever was
+drafted.
 
 Nodes stand in both caches in the order of their numbers, behind the tokens that are fixed. Each
 sees these, its ancestors and itself, and has the position of its level; once a way down is
@@ -13,52 +15,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from real_backend.decoding.judge import by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
-from real_backend.decoding.verify import signals
+from real_backend.decoding.verify import draw, signals
 from real_backend.load_pair import Pair
-from real_backend.models.llama import LeanLlama
+from real_backend.models.cache_rows import Branches, Span, rows_of
 from traces.errors import InputError
 from traces.shapes.shape import Grown, Shape
 
 
 class LevelSteps:
-    """Part of the steps of any tree: of batch 1, with so many places in the caches behind the
-    capacity. Raises InputError where a model has no lean forward, or the drafter is none of its
-    own.
+    """Part of the steps of any tree, with so many places in the caches behind the capacity.
+
+    Raises InputError for a drafter that is no model of its own.
     """
 
-    batch = 1
-
     def __init__(
-        self, pair: Pair, capacity: int, shapes: Sequence[Shape | Grown], places: int
+        self,
+        pair: Pair,
+        batch: int,
+        capacity: int,
+        shapes: Sequence[Shape | Grown],
+        places: int,
     ) -> None:
         drafter = pair.drafter.kind
         if drafter != "model":
             raise InputError(f"trees are drafted by a model of its own, not by one of {drafter!r}")
-        self.pair, self.capacity, self.shapes = pair, capacity, shapes
+        self.pair, self.batch, self.capacity, self.shapes = pair, batch, capacity, shapes
         self.depth = max(shape.depth for shape in shapes)
         self.device, self.vocab = pair.device, pair.vocab_size
-        self.target, self.draft = _lean(pair.target), _lean(pair.draft)
-        self._target_cache = self.target.new_cache(capacity + places)
-        self._draft_cache = self.draft.new_cache(capacity + places)
-        self._levels = 0  # drafted in this round
-        self._at = 0  # where the first drafted token stands
+        self.target = rows_of(pair.target, batch, capacity + places)
+        self.draft = rows_of(pair.draft, batch, capacity + places)
         self._reads_signals = False
         self._said: Tensor | None = None  # logits of the newest level
 
     def holds(self, context: int) -> bool:
-        """Always: preallocated caches are read on from anywhere."""
-        return True
+        """True if every row's caches can be read on from `context`."""
+        return self.target.holds(context) and self.draft.holds(context)
 
     def prepare(
         self, sampling: Sampling, reads_signals: bool, max_gamma: int, shortest: int
     ) -> None:
-        """Raises InputError for sampled replies, and where a round may be deeper than the tree."""
-        if sampling.temperature != 0.0:
-            raise InputError("trees are decoded greedily: temperature must be 0")
+        """Raises InputError where a round may be deeper than the tree."""
         if max_gamma > self.depth:
             raise InputError(f"max_gamma is {max_gamma}, the tree has {self.depth} levels")
 
@@ -71,13 +74,25 @@ class LevelSteps:
 
     def prefill(self, feed: Feed) -> None:
         """Both models read a prompt."""
-        tokens = torch.tensor([feed.ids], device=self.device)
-        self.target.forward(tokens, self._target_cache, feed.start, last=1)
-        self.draft.forward(tokens, self._draft_cache, feed.start, last=1)
+        tokens, spans = self.tensor(feed.ids), [(feed.row, feed.start, len(feed.ids))]
+        self.target.read(spans, tokens, last=True)
+        self.draft.read(spans, tokens, last=True)
 
     def drop(self, row: int) -> None:
         """Rules that drop what they drafted are not asked of trees."""
         raise InputError("a policy that drops drafted tokens does not decide on trees")
+
+    def tensor(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> Tensor:
+        """Token ids or indices on the device."""
+        return torch.as_tensor(ids, dtype=torch.long).to(self.device)
+
+    def note_level(self, logits: Tensor) -> None:
+        """Logits [A, ...] by which A rows choose their newest level. What a NaN did before stands
+        in the caches, so in these too, but for rows that are done.
+        """
+        if self._said is not None and len(logits) < len(self._said):
+            self.note_logits()
+        self._said = logits
 
     def note_logits(self) -> None:
         """Tell the draft's watch what the newest level was chosen by."""
@@ -85,31 +100,50 @@ class LevelSteps:
             self.pair.draft.watch.note(self._said.amax(-1))
             self._said = None
 
-    def move_up(self, cache: Tensor, places: list[int], start: int) -> None:
-        """Entries at these places go to start and on, where a chain's would stand."""
-        if places != list(range(start, start + len(places))):
-            moved = cache.index_select(4, torch.tensor(places, device=self.device))
-            cache[..., start : start + len(places), :] = moved
+    def choices(
+        self,
+        logits: Tensor,
+        depths: Sequence[npt.NDArray[np.int64]],
+        sampling: Sampling,
+        uniforms: Uniforms,
+    ) -> Tensor:
+        """[N] what the target chooses behind the newest token and each node of every row, whose
+        logits [N, V] these are.
+
+        depths: of each row's nodes, the newest token's 0 among them. uniforms: of each row if
+        sampled, a number per level, as on a way down there is one node of each.
+        """
+        if sampling.temperature == 0.0:
+            return self.pair.target.watch.best(logits)
+        numbers = [np.asarray(u)[depth] for u, depth in zip(uniforms, depths, strict=True)]
+        drawn = torch.from_numpy(np.concatenate(numbers)).to(self.device)
+        return draw(self.pair.target.watch.probs(logits, *sampling), drawn)
 
 
 class TreeSteps(LevelSteps):
     """Of shapes that are known beforehand, the first until another one is chosen. Raises InputError
-    as LevelSteps.
+    as LevelSteps, and for several of them in a batch.
     """
 
-    def __init__(self, pair: Pair, capacity: int, *shapes: Shape) -> None:
+    def __init__(self, pair: Pair, batch: int, capacity: int, *shapes: Shape) -> None:
+        if batch > 1 and len(shapes) > 1:
+            raise InputError("a policy chooses among trees for one request at a time, not a batch")
         most = max(shape.nodes for shape in shapes)
-        super().__init__(pair, capacity, shapes, most + 1)
-        self._tokens = torch.zeros(most + 1, dtype=torch.long, device=self.device)
+        super().__init__(pair, batch, capacity, shapes, most + 1)
+        self._tokens = torch.zeros((batch, most + 1), dtype=torch.long, device=self.device)
         self._menu = [
             (
                 shape,
                 _families(shape, self.device),
-                _ancestors(shape).to(self.device),
-                torch.tensor([0, *shape.depths], device=self.device),
+                ancestors(shape.parents),
+                np.array([0, *shape.depths], dtype=np.int64),
             )
             for shape in shapes
         ]
+        self._levels = 0  # that the newest step has drafted
+        self._drafted: dict[int, int] = {}  # row -> levels of this round
+        self._at: dict[int, int] = {}  # row -> where its first node stands
+        self._read_to: dict[int, int] = {}  # row -> where what the draft has read ends
         self.choose(0)
 
     def choose(self, entry: int) -> None:
@@ -124,71 +158,89 @@ class TreeSteps(LevelSteps):
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
     ) -> list[list[float]] | None:
         """The first level, from the forward that reads what the draft lacks."""
-        ((_, ids, start),) = feeds
-        self._reads_signals, self._levels, self._at = reads_signals, 0, start + len(ids)
-        tokens = torch.tensor([ids], device=self.device)
-        return self._grow(self.draft.forward(tokens, self._draft_cache, start, last=1)[0])
+        order = by_row([feed.row for feed in feeds])
+        feeds = [feeds[k] for k in order]
+        self._reads_signals, self._levels, self._drafted = reads_signals, 0, {}
+        spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
+        self._at = {row: start + width for row, start, width in spans}
+        tokens = self.tensor([token for feed in feeds for token in feed.ids])
+        logits = self.draft.read(spans, tokens, last=True)
+        return self._grow([feed.row for feed in feeds], order, logits[:, None])
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """One more level, from a forward that reads the newest one."""
+        order = by_row(rows)
+        rows = [rows[k] for k in order]
         first, end = self.shape.nodes_to[self._levels - 1], self.shape.nodes_to[self._levels]
-        begin, width = self._at + first, end - first
-        seen = self._mask(self._at - 1, first + 1, end + 1, 1)
-        positions = self._at - 1 + self._depths[first + 1 : end + 1]
-        logits = self.draft.forward(
-            self._tokens[None, first + 1 : end + 1], self._draft_cache, begin, positions[None], seen
-        )[0]
-        assert logits.shape[0] == width
-        return self._grow(logits)
+        spans = [(row, self._at[row] + first, end - first) for row in rows]
+        own = self._seen[first + 1 : end + 1, 1 : end + 1]
+        depths = self._depths[first + 1 : end + 1]
+        branches = [Branches(self._at[row] - 1 + depths, own) for row in rows]
+        tokens = self._tokens[self._of(rows), first + 1 : end + 1].flatten()
+        logits = self.draft.read(spans, tokens, last=False, branches=branches)
+        return self._grow(rows, order, logits.view(len(rows), end - first, -1))
 
-    def _grow(self, logits: Tensor) -> list[list[float]] | None:
-        """The children of the nodes whose logits [nodes of the level, V] these are."""
-        logits = logits[:, : self.vocab]
+    def _grow(
+        self, rows: Sequence[int], order: Sequence[int], logits: Tensor
+    ) -> list[list[float]] | None:
+        """The children of these rows' nodes, whose logits [A, nodes of the level, V] these are."""
+        logits = logits[..., : self.vocab]
         parents, ranks, most = self._families[self._levels]
         likeliest = logits.topk(most, -1).indices
         first = self.shape.nodes_to[self._levels] + 1
-        self._tokens[first : first + len(parents)] = likeliest[parents, ranks]
+        self._tokens[self._of(rows), first : first + len(parents)] = likeliest[:, parents, ranks]
         self._levels += 1
-        self._said = logits
+        for row in rows:
+            self._drafted[row] = self._levels
+            self._read_to[row] = self._at[row] + first - 1
+        self.note_level(logits)
         if not self._reads_signals:
             return None
-        seen: list[list[float]] = signals(torch.softmax(logits[:1].float(), -1)).tolist()
-        return seen
+        seen: list[list[float]] = signals(torch.softmax(logits[:, 0].float(), -1)).tolist()
+        return put_back(seen, order)
+
+    def _of(self, rows: Sequence[int]) -> slice | list[int]:
+        """These rows in rising order, as an index."""
+        return slice(None) if len(rows) == self.batch else list(rows)
 
     def verify(
         self, newest: Sequence[Feed], sampling: Sampling, uniforms: Uniforms
     ) -> list[Verdict]:
-        """The target reads the newest token and every node; then the way down that it takes."""
-        ((_, ids, start),) = newest
-        nodes, self._levels = self.shape.nodes_to[self._levels], 0
-        self._tokens[0] = ids[-1]
-        seen = self._mask(start, 0, nodes + 1, 0)
-        positions = start + self._depths[: nodes + 1]
-        logits = self.target.forward(
-            self._tokens[None, : nodes + 1], self._target_cache, start, positions[None], seen
-        )[0, :, : self.vocab]
-        choices = torch.empty(nodes + 1, dtype=torch.long, device=self.device)
-        self.pair.target.watch.best(logits, choices)
+        """The target reads each row's newest token and every node; then the ways down it takes."""
+        order = by_row([feed.row for feed in newest])
+        newest, uniforms = [newest[k] for k in order], [uniforms[k] for k in order]
+        rows, starts = [feed.row for feed in newest], [feed.start for feed in newest]
+        self._tokens[self._of(rows), 0] = self.tensor([feed.ids[-1] for feed in newest])
+        widths = [self.shape.nodes_to[self._drafted.pop(row, 0)] + 1 for row in rows]
+        depths = [self._depths[:width] for width in widths]
+        spans: list[Span] = list(zip(rows, starts, widths, strict=True))
+        branches = [
+            Branches(start + self._depths[:width], self._seen[:width, :width])
+            for _, start, width in spans
+        ]
+        tokens = torch.cat([self._tokens[row, :width] for row, _, width in spans])
+        logits = self.target.read(spans, tokens, last=False, branches=branches)
+        choices = self.choices(logits[:, : self.vocab], depths, sampling, uniforms)
         self.note_logits()
-        tokens, chosen = torch.stack([self._tokens[: nodes + 1], choices]).tolist()
-        path = walk(self.shape, nodes, tokens, chosen)
-        self.keep_way(path, start)
-        at = path[-1] if path else 0
-        return [Verdict([tokens[node] for node in path], len(path), chosen[at])]
+        read, chosen = torch.stack([tokens, choices]).tolist()
+        verdicts, at = [], 0
+        for row, start, width in spans:
+            own, wanted = read[at : at + width], chosen[at : at + width]
+            path = walk(self.shape, width - 1, own, wanted)
+            self.keep_way(path, start, row)
+            verdicts.append(Verdict([own[k] for k in path], len(path), wanted[(path or [0])[-1]]))
+            at += width
+        return put_back(verdicts, order)
 
-    def keep_way(self, path: Sequence[int], root: int) -> None:
-        """Move these nodes' entries in both caches to where a chain's would stand. The last level,
-        which the draft has not read, is read anew before it counts.
+    def keep_way(self, path: Sequence[int], root: int, row: int = 0) -> None:
+        """Move these nodes' entries in both caches to where a chain's would stand; the draft has
+        not read a last level.
         """
-        for cache in (self._target_cache, self._draft_cache):
-            self.move_up(cache, [root + node for node in path], root + 1)
-
-    def _mask(self, root: int, first: int, end: int, own: int) -> Tensor:
-        """[1, 1, nodes, places] which places nodes first..end-1 see; the root stands at `root`.
-        own: the first node that the cache holds, 0: the root itself is read now.
-        """
-        fixed = torch.ones((end - first, root + own), dtype=torch.bool, device=self.device)
-        return torch.cat([fixed, self._seen[first:end, own:end]], 1)[None, None]
+        places = [root + node for node in path]
+        self.target.move(row, places, root + 1)
+        if path:
+            read = [place for place in places if place < self._read_to[row]]
+            self.draft.move(row, read, root + 1)
 
 
 def walk(shape: Shape, nodes: int, tokens: Sequence[int], choices: Sequence[int]) -> list[int]:
@@ -205,11 +257,14 @@ def walk(shape: Shape, nodes: int, tokens: Sequence[int], choices: Sequence[int]
         path.append(node)
 
 
-def _lean(model: object) -> LeanLlama:
-    lean: LeanLlama | None = getattr(model, "lean", None)
-    if lean is None:
-        raise InputError("trees need models that the lean forward covers, see docs/backends.md")
-    return lean
+def ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """[M + 1, M + 1] the root and the nodes that each sees, itself included. parents [M]: 0 for the
+    root, and before their children.
+    """
+    seen = np.eye(len(parents) + 1, dtype=np.bool_)
+    for k, parent in enumerate(parents):
+        seen[k + 1] |= seen[parent]
+    return seen
 
 
 def _families(shape: Shape, device: str) -> list[tuple[Tensor, Tensor, int]]:
@@ -222,11 +277,3 @@ def _families(shape: Shape, device: str) -> list[tuple[Tensor, Tensor, int]]:
         ranks = torch.tensor(shape.ranks[first:end], device=device)
         found.append((parents, ranks, max(shape.ranks[first:end]) + 1))
     return found
-
-
-def _ancestors(shape: Shape) -> Tensor:
-    """[M + 1, M + 1] bool: which nodes each sees, itself included."""
-    seen = torch.eye(shape.nodes + 1, dtype=torch.bool)
-    for k, parent in enumerate(shape.parents):
-        seen[k + 1] |= seen[parent]
-    return seen

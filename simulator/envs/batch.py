@@ -85,7 +85,7 @@ class LaneBatch:
         if not float(units.min()) > 0.0:
             raise InputError("the costs say that a plain round takes no time; measure them")
         rates = np.zeros((len(units), 3))
-        rates[:, SIGNAL_S] = [table.signal_s for table in tables]
+        rates[:, SIGNAL_S] = [table.signal_s for table in tables for _ in table.verify_s]
         rates[:, UNIT_S] = units
         rates[:, RHO] = 1.0 / units if self.rho is None else self.rho
         return {
@@ -135,7 +135,7 @@ class LaneBatch:
         state = arrays.lanes[lane]
         cost, room = int(state["cost"]), int(state["room"])
         context = int(state["prompt"]) + int(state["at"]) - int(state["begin"])
-        costs, batch_size = costs_at(arrays, cost), list(self.pool.tables)[cost].load
+        costs, batch_size = costs_at(arrays, cost), self.pool.load(cost)
         view = view_at(costs, cost, int(state["bucket"]), context, batch_size, 0, room)
         return view._replace(verify_s=view.verify_s.copy())
 

@@ -82,13 +82,22 @@ class Pool:
         self.model = as_costs(TIMING if costs is None else costs)
         self.signals = signals
         self.player: Policy | None = None
-        depth = min(trace.meta.depth for trace in self.traces)
+        depth = self.deepest()
         self.max_gamma = depth if max_gamma is None else max_gamma
         if not 1 <= self.max_gamma <= depth:
             raise InputError(f"max_gamma is {max_gamma}; these traces can play 1..{depth}")
         self._add_requests()
         self.tables: dict[Cost, StepCosts] = {}
         self.costs_of([Cost()])
+
+    def deepest(self) -> int:
+        """The most tokens that any round of these traces can draft."""
+        return min(trace.meta.depth for trace in self.traces)
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the widest step that is priced."""
+        return self.max_gamma + 1
 
     def _add_requests(self) -> None:
         rows, at, self.first_request = [], 0, [0]
@@ -124,7 +133,7 @@ class Pool:
 
     def costs_of(self, wanted: Sequence[Cost]) -> list[int]:
         """The numbers of these tables, made if need be."""
-        longest, width = self.longest + 32, self.max_gamma + 2
+        longest, width = self.longest + 32, self.widest + 1
         for cost in wanted:
             if cost not in self.tables:
                 model = self.model if cost.ratio == 0.0 else at_ratio(self.model, cost.ratio)
@@ -141,9 +150,17 @@ class Pool:
             for table in self.tables.values()
         ]  # fmt: skip
 
+    def load(self, table: int) -> int:
+        """Rows of the batch that a table's requests share the machine with."""
+        return list(self.tables)[table].load
+
     def facts(self) -> npt.NDArray[np.float32]:
         """[M, C, 6], what policies.learned.observation shows of costs and load."""
-        shown, tables = np.zeros((1, len(ROUND))), self.paid()
+        return self.facts_of(self.paid())
+
+    def facts_of(self, tables: Sequence[StepCosts]) -> npt.NDArray[np.float32]:
+        """`facts`, of tables that are paid so."""
+        shown = np.zeros((1, len(ROUND)))
         found = np.zeros((len(tables), tables[0].buckets, len(ROUND) - FACTS))
         for m, (cost, table) in enumerate(zip(self.tables, tables, strict=True)):
             for c, verify_s in enumerate(table.verify_s[0]):

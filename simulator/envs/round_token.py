@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from policies.base import Outcome, Policy, clamp_gamma, drops_tokens, uses_signals
+from policies.base import Outcome, Policy, View, clamp_gamma, drops_tokens, uses_signals
 from policies.learned.observation import DRAFTING, ROUND
 from policies.randomness import Rng, round_key
 from policies.registry import label
@@ -77,9 +77,13 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         pool = Pool(trace, timing, signals=self.tokens, max_gamma=max_gamma)
+        self.action_space = gymnasium.spaces.Discrete(2 if self.tokens else pool.max_gamma + 1)
+        self._open(pool, reward, rho, render_mode)
+
+    def _open(self, pool: Pool, reward: str, rho: float | None, render_mode: str | None) -> None:
+        """A lane on this pool."""
         self.stage = LaneBatch(pool, 1, tokens=self.tokens, mode=DISABLED, reward=reward, rho=rho)
         self.observation_space = observation_space(self.tokens)
-        self.action_space = gymnasium.spaces.Discrete(2 if self.tokens else pool.max_gamma + 1)
         self.render_mode = render_mode
         self._rounds: list[Outcome] = []
         self._begun = False
@@ -113,7 +117,7 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
             raise ResetNeeded("the reply has ended, or none has begun: call reset")
         at, drafted = int(arrays.lanes[0]["at"]), int(arrays.lanes[0]["tokens"])
         room = int(arrays.lanes[0]["room"])
-        arrays.actions[0] = action
+        arrays.actions[0] = self.drafts(action)
         self.stage.pinned.step()
         info = self._info()
         if self.tokens and action == 1 and drafted < room:
@@ -123,6 +127,16 @@ class LaneEnv(gymnasium.Env[Observation, np.int64]):
             self._rounds.append(info["outcome"])
         ended = bool(arrays.terminated[0])
         return arrays.obs[0].copy(), float(arrays.rewards[0]), ended, False, info
+
+    def drafts(self, action: Any) -> int:
+        """The step of the lane that an action asks for."""
+        return int(action)
+
+    def ask(self, policy: Policy, state: Any, rng: Rng) -> tuple[Any, View, int]:
+        """A policy's action for the round that is due, its view, and how much it drafts at most."""
+        view = self.stage.view(0)
+        cap = clamp_gamma(policy.gamma(state, 0, view, rng), view.room)
+        return cap, view, cap
 
     def render(self) -> Any:
         """The rounds of this reply so far, as text or as a picture [H, W, 3] uint8."""
@@ -161,7 +175,8 @@ def play(
     """Let a policy of the registry play these requests, one after another: its rounds.
 
     They are those of simulator.replay.replay with this seed, its own arithmetic charged. Per-round
-    policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0.
+    policies play gammalab/Round-v0, those that look at the draft's signals gammalab/Token-v0, those
+    that choose among trees gammalab/Shape-v0 (there the rounds of simulator.replay.menus).
 
     Raises InputError for a policy that drops drafted tokens, for which there is no action.
     """
@@ -178,13 +193,12 @@ def play(
         policy.admit(state, 0)
         ended = False
         while not ended:
-            view = info["view"]
             rng = Rng(round_key(low_bits(seed), info["request"], info["round"]))
-            cap = clamp_gamma(policy.gamma(state, 0, view, rng), view.room)
+            action, view, cap = base.ask(policy, state, rng)
             if uses_signals(policy):
                 ended, info = _draft(env, policy, state, cap)
             else:
-                _, _, ended, _, info = env.step(cap)
+                _, _, ended, _, info = env.step(action)
             outcome = info["outcome"]._replace(gamma=cap)
             policy.learn(state, 0, view, outcome)
             rounds.append((request, outcome))

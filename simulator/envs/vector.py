@@ -71,18 +71,16 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         self.mode, self.copy, self.num_envs = AutoresetMode(autoreset_mode), copy, num_envs
         self.metadata = self.metadata | {"autoreset_mode": self.mode}
         pool = Pool(trace, timing, signals=self.tokens, max_gamma=max_gamma)
-        self.stage = LaneBatch(
-            pool,
-            num_envs,
-            tokens=self.tokens,
-            mode=MODES[self.mode],
-            limit=max_episode_steps,
-            reward=reward,
-            rho=rho,
-        )
-        self.single_observation_space = observation_space(self.tokens)
         self.choices = 2 if self.tokens else pool.max_gamma + 1
         self.single_action_space = gymnasium.spaces.Discrete(self.choices)
+        how = {"reward": reward, "rho": rho, "limit": max_episode_steps}
+        self._open(pool, render_mode, how)
+
+    def _open(self, pool: Pool, render_mode: str | None, how: dict[str, Any]) -> None:
+        """Lanes on this pool. how: of LaneBatch."""
+        num_envs, mode = self.num_envs, MODES[self.mode]
+        self.stage = LaneBatch(pool, num_envs, tokens=self.tokens, mode=mode, **how)
+        self.single_observation_space = observation_space(self.tokens)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = render_mode

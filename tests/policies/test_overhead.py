@@ -19,6 +19,7 @@ from policies.confidence.thresholds import HFConfidence
 from policies.counts.tables import BatchTable
 from policies.fixed import Fixed
 from policies.ours.marginal import Payback
+from policies.ours.shapes import ShapeWorth
 from policies.overhead import (
     REPLY_ROUNDS,
     charged,
@@ -41,7 +42,9 @@ from tests.results import make_timing
 from tests.specimens import random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
+from traces.costs.of_trace import prices_of_menu
 from traces.costs.pricing import StepCosts, tabulate
+from traces.shapes.shape import chain, parse_shape
 from traces.workload.arrivals import demand
 from traces.workload.workload import Workload
 
@@ -260,8 +263,24 @@ class Slow(Fixed):
 
 
 def test_own_seconds_tell_rules_apart() -> None:
-    fixed, slow, looking = own_seconds_of([Fixed(3), Slow(3), HFConfidence()], rounds=10)
+    rules = [Fixed(3), Slow(3), HFConfidence(), ShapeWorth()]
+    fixed, slow, looking, choosing = own_seconds_of(rules, rounds=10)
     assert slow[0] > 10 * fixed[0] > 0 and fixed[1] == slow[1] == 0.0 < looking[1]
+    assert fixed[2] == looking[2] == 0.0 < choosing[2]
+
+
+def test_a_choice_among_trees_is_charged_by_entry() -> None:
+    shapes = [chain(2), parse_shape("3x1"), chain(1)]
+    costs = tabulate(without(), max_context=64, width=10)
+    own_s = {"shape-worth": (1e-3, 0.0), "shape-worth/entry": (5e-4, 0.0)}
+    alone, menu = costs._replace(own_s=own_s), prices_of_menu(costs._replace(own_s=own_s), shapes)
+    policy = ShapeWorth()
+    assert charged(policy, alone).verify_s[0, 0, 1] - costs.verify_s[0, 0, 1] == (
+        pytest.approx(1e-3)
+    )
+    paid, free = charged(policy, menu).verify_s, prices_of_menu(costs, shapes).verify_s
+    assert (paid - free)[:, :, 1:] == pytest.approx(2.5e-3)
+    assert charged(Fixed(2), menu).verify_s == pytest.approx(free)
 
 
 def test_replies_end_while_a_rule_is_timed() -> None:

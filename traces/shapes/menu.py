@@ -65,14 +65,19 @@ class Menu:
 def menu_of(trace: Trace, shapes: Sequence[Shape | Grown], growth: Growth | None = None) -> Menu:
     """The recording under each of these shapes; growth: for those that grow.
 
-    A signal that one entry lacks no policy reads. Raises InputError for no shape, or too many, for
-    trees whose nodes are picked, and as traces.shapes.unfold.under.
+    A signal that one entry lacks no policy reads. Raises InputError as check_menu and
+    traces.shapes.unfold.under.
     """
+    check_menu(shapes)
+    return Menu(tuple(shapes), tuple(under(trace, shape, growth) for shape in shapes))
+
+
+def check_menu(shapes: Sequence[Shape | Grown]) -> None:
+    """Raises InputError for no shape, too many, or one whose nodes are picked."""
     if not 1 <= len(shapes) <= MOST_ENTRIES:
         raise InputError(f"a menu has 1 to {MOST_ENTRIES} shapes, not {len(shapes)}")
     for shape in shapes:
         check_recorded("menu", str(shape), welcome=True)
-    return Menu(tuple(shapes), tuple(under(trace, shape, growth) for shape in shapes))
 
 
 def with_trees(log: RoundLog, shapes: Sequence[Shape | Grown], entries: IntArray) -> RoundLog:

@@ -6,9 +6,9 @@ round at i that drafts d levels accepts min(d, reach[i]), where reach is how far
 tokens lead down the tree. So every controller decides the depth of any tree, every runtime replays
 it, and nothing of them knows.
 
-The way down is exact for greedy replies and drafts of tokens only: there the accepted path is the
-reply, whose tokens' ranks were recorded. A head that reads the target's states drafts deeper levels
-from its own; sampled replies accept by chance: both are refused.
+The way down is exact for drafts of tokens only, whose candidates are the likeliest ones: whatever
+the target chooses or draws is the reply, so the accepted path is the reply, and its tokens' ranks
+were recorded. A head that reads the target's states drafts deeper levels from its own: refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from traces.schema import Trace
 from traces.shapes.growth import Growth
 from traces.shapes.shape import Grown, Shape
 
+FloatArray = npt.NDArray[np.float32]
+
 
 def check_ranks(trace: Trace) -> npt.NDArray[np.int16]:
     """target_rank [N] of a recording whose trees are exact; InputError for any other."""
@@ -34,9 +36,9 @@ def check_ranks(trace: Trace) -> npt.NDArray[np.int16]:
             "the trace has no target_rank, the rank of each token of the reply in the draft's "
             "distribution; record it again with `gammalab capture`"
         )
-    if meta.drafter != "model" or meta.exactness not in ("exact", "synthetic"):
+    if meta.drafter != "model" or meta.exactness in ("censored", "imputed"):
         raise InputError(
-            f"trees need a greedy recording of a draft model; this one is of kind "
+            f"trees need a whole recording of a draft model; this one is of kind "
             f"{meta.drafter!r} and {meta.exactness!r}"
         )
     return trace.target_rank
@@ -60,11 +62,35 @@ def reach(trace: Trace, shape: Shape) -> npt.NDArray[np.int16]:
     return depth
 
 
+def cut(trace: Trace, depth: int) -> Trace:
+    """The recording as chains of at most so many tokens meet it, drafted as they were recorded;
+    InputError if it is not as deep.
+    """
+    if depth > trace.meta.depth:
+        raise InputError(
+            f"chains of {depth} tokens: the recording's drafts are drawn, {trace.meta.depth} deep"
+        )
+    shallow = dataclasses.replace(trace.meta, depth=depth)
+
+    def cut_to(signal: FloatArray | None) -> FloatArray | None:
+        return None if signal is None else signal[:, :depth]
+
+    return dataclasses.replace(
+        trace,
+        meta=shallow,
+        accept_len=np.minimum(trace.accept_len, np.int16(depth)),
+        top1_prob=cut_to(trace.top1_prob),
+        entropy=cut_to(trace.entropy),
+        accept_prob=None,
+    )
+
+
 def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> Trace:
     """The recording as rounds of this tree meet it: a draft of d tokens is one of d levels.
 
     Signals are those of the likeliest path, which is in the tree; they are left out where it ends
-    before the tree does, or where they were not recorded so deep. A tree that grows is replayed
+    before the tree does, or where they were not recorded so deep, and of sampled replies, whose
+    recorded drafts were drawn. A tree that grows is replayed
     by `growth`, of the same rows: its top1_prob is the growth's share. Raises InputError as
     check_ranks.
     """
@@ -81,6 +107,7 @@ def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> T
             accept_prob=None,
         )
     signals = trace.has_signals and shape.first_path == depth <= trace.meta.depth
+    signals = signals and trace.meta.temperature == 0.0
     return dataclasses.replace(
         trace,
         meta=dataclasses.replace(trace.meta, depth=depth, shape=str(shape)),

@@ -74,6 +74,8 @@ def test_one_draft_is_the_recording() -> None:
     assert one["accepted"] == pytest.approx(recorded, abs=3 * 0.5 / np.sqrt(trace.positions))
     assert one["bound"] == pytest.approx(one["accepted"])
     assert one["accepted"] < two["accepted"] < two["bound"]
+    assert trace.target_rank is not None
+    assert two["likeliest"] == float((trace.target_rank < 2).mean()) > one["likeliest"]
 
 
 @pytest.mark.parametrize(

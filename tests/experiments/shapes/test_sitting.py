@@ -12,11 +12,11 @@ from experiments.shapes.ways import TUNED, Half, Way, Ways
 from policies.fixed import Fixed, Never
 from policies.registry import parse_policy
 from real_backend.decoding.measured import PLACEBO
+from real_backend.models.cache_rows import LeanRows
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from real_backend.trees.grow import grow
-from real_backend.trees.steps import LevelSteps
 from tests.simulator.replay.test_menus import TakesTurns
 from tests.specimens import write_prompts
 from traces.costs.pricing import tabulate
@@ -72,7 +72,7 @@ def test_a_tree_that_leaves_its_caches_as_they_are_is_found_out(
     pair: Any, recorded: tuple[Half, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half, requests = recorded
-    monkeypatch.setattr(LevelSteps, "move_up", lambda self, cache, places, start: None)
+    monkeypatch.setattr(LeanRows, "move", lambda self, row, places, start: None)
     found = {one.name: one for one in sit(pair, requests, WAYS, half, seed=0)}
     for name in ("a tree", "a grown tree"):
         assert found[name].replies_equal < 6 and found[name].differing > 0

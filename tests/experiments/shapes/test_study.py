@@ -126,7 +126,7 @@ def test_trees_lose_where_many_rows_fill_the_step() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trace": "embedded-sampled"}, ["greedy", "in-law"]),
+        ({"trace": "embedded-sampled", "shape": ("x".join("1" * 20),)}, ["20 tokens", "16 deep"]),
         ({"trace": "smollm2-eagle3-greedy"}, ["draft model", "eagle3"]),
         ({"trace": "smollm2-lookup-greedy"}, ["draft model", "lookup"]),
         ({"policies": "llama-p-min"}, ["--policies llama-p-min", "drops"]),

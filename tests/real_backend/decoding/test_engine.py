@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from policies.base import STEP_COSTS, Policy, reads_seconds
 from policies.confidence.thresholds import LlamaPMin
@@ -19,12 +18,12 @@ from real_backend.decoding.eager import EagerSteps
 from real_backend.decoding.engine import Engine
 from real_backend.decoding.graphs import GraphSteps
 from real_backend.decoding.solo import SoloSteps
-from real_backend.decoding.verify import distribution
 from real_backend.load_pair import load_pair
 from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
+from tests.real_backend.laws import fit_of_law
 from tests.specimens import few_or_slow, save_pair, write_prompts
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
@@ -300,36 +299,7 @@ def test_sampling_has_the_targets_law(
     )
     dropped = run.log.drafted - run.log.verified
     assert set(dropped.tolist()) == ({0, 1} if policy.name == "llama-p-min" else {0})
-    seen = np.zeros((64, 64))
-    ended = np.zeros(64)
-    for tokens in run.tokens:
-        if len(tokens) > 1:
-            seen[tokens[0], tokens[1]] += 1
-        else:
-            ended[tokens[0]] += 1
-    module = pair.target.module
-
-    def sampling(ids: list[int]) -> np.ndarray:
-        with torch.inference_mode():
-            logits = module(torch.tensor([ids])).logits[0, -1]
-        return distribution(logits, temperature, 0.9).double().numpy()
-
-    first = sampling(prompt)
-    joint = np.stack([first[a] * sampling([*prompt, a]) for a in range(64)])
-    joint[1] = 0.0  # the end token ends the reply
-    seen_flat = np.append(seen.ravel(), ended[1])
-    law_flat = np.append(joint.ravel(), first[1])
-    assert seen_flat[law_flat == 0].sum() == 0
-    big = law_flat * runs >= 5
-    observed = np.append(seen_flat[big], seen_flat[~big].sum())
-    expected = np.append(law_flat[big], law_flat[~big].sum()) * runs
-    keep = expected > 0
-    assert (
-        stats.chisquare(
-            observed[keep], expected[keep] * observed.sum() / expected[keep].sum()
-        ).pvalue
-        > 1e-3
-    )
+    assert fit_of_law(pair, run.tokens, prompt, temperature, 0.9) > 1e-3
 
 
 def test_vocabularies_padded_differently(tmp_path: Path, costs: StepCosts) -> None:

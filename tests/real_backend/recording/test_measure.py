@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.base import Policy, uses_signals
+from policies.base import Policy, chooses_shapes, uses_signals
 from policies.confidence.thresholds import HFConfidence
 from policies.fixed import Fixed
 from policies.registry import REGISTRY
@@ -71,9 +71,12 @@ def test_timing_is_complete_and_usable(
     assert (timing.clocks, timing.sweeps) == (("wall", "cpu"), 1)
     assert all(len(c.blocks_s) == len(c.cpu_blocks_s) == 1 for c in timing.cells)
     assert all(0 < cpu <= 1.5 * c.q75_s for c in timing.on("cpu").cells for cpu in [c.median_s])
-    assert list(timing.own_s) == list(REGISTRY)
+    choosers = [f"{name}/entry" for name, cls in REGISTRY.items() if chooses_shapes(cls)]
+    assert set(timing.own_s) == {*REGISTRY, *choosers} and len(choosers) == 1
     for rule, (round_s, token_s) in timing.own_s.items():
-        assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(REGISTRY[rule]())
+        assert 0 < round_s < 0.1 and (token_s > 0) == uses_signals(
+            REGISTRY[rule.removesuffix("/entry")]()
+        )
     costs = tabulate(Table(timing), max_context=256)
     assert costs.own_s == timing.own_s
     assert (costs.verify_s[..., 1:] > timing.control_s).all()
@@ -232,8 +235,8 @@ def test_trees_are_timed_where_they_are_asked_for(pair: Any, tmp_path: Path) -> 
     assert (timing.grid("tree").seconds > 0).all() and timing.knows_trees
     with pytest.raises(InputError, match="the smallest tree"):
         measure(pair, batches=[1], contexts=[16], repeats=1, trees=1)
-    with pytest.raises(InputError, match="trees are decoded greedily"):
-        measure(pair, batches=[1], contexts=[16], repeats=1, trees=8, sampling=Sampling(1.0))
+    drawn = measure(pair, batches=[1], contexts=[16], repeats=1, trees=8, sampling=Sampling(1.0))
+    assert drawn.knows_trees and drawn.meta["temperature"] == 1.0
 
 
 @pytest.mark.usefixtures("one_rule", "few_lengths", "one_visit")

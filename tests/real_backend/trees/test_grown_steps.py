@@ -18,7 +18,9 @@ from real_backend.prompts import read_questions, requests_of_trace
 from real_backend.recording.capture import capture
 from real_backend.recording.coupling import CaptureSettings
 from real_backend.trees import grow
-from real_backend.trees.grown_steps import GrownSteps, Level, ancestors, pick
+from real_backend.trees.grown_steps import Level, pick
+from real_backend.trees.load import steps_of
+from real_backend.trees.steps import ancestors
 from simulator.replay.replay import replay_interpreted
 from tests.specimens import few_or_slow, write_prompts
 from traces.costs.of_trace import prices_of_levels
@@ -113,6 +115,33 @@ def test_rules_by_confidence_decide_the_depth(
     assert differing(pair, recorded, grown, Grown(BEAM, DEPTH), parse_policy(name)) == 0
 
 
+@pytest.mark.parametrize("rule", [Grown(BEAM, DEPTH), Grown(BEAM, DEPTH, 5)], ids=str)
+@pytest.mark.parametrize("lean", [True, False])
+def test_rows_of_a_batch(
+    pair: Any,
+    general_pair: Any,
+    recorded: tuple[Trace, list[Any]],
+    grown: Growth,
+    lean: bool,
+    rule: Grown,
+) -> None:
+    """Three rows at once, of either kind of model: of each the replay's rounds."""
+    (trace, requests), policy = recorded, Fixed(DEPTH)
+    if not rule.nodes_wanted:
+        policy = parse_policy("hf-confidence:threshold=0.3")
+    costs = tabulate(Table(read_timing(TIMING)), max_context=1024, width=44)
+    prices, limit = prices_of_levels(costs, rule), trace.meta.max_new_tokens
+    ours = pair if lean else general_pair
+    engine = Engine(ours, prices, max_gamma=rule.depth, make=steps_of([rule]))
+    run = engine.decode(policy, requests, max_new_tokens=limit, batch=3)
+    assert trace.token_ids is not None
+    assert run.tokens == [part.tolist() for part in np.split(trace.token_ids, trace.offsets[1:-1])]
+    log = replay_interpreted(policy, under(trace, rule, grown), prices)
+    order = np.argsort(run.log.request, kind="stable")
+    for column in COLUMNS:
+        assert getattr(run.log, column)[order].tolist() == getattr(log, column).tolist()
+
+
 def differing(
     pair: Any, recorded: tuple[Trace, list[Any]], grown: Growth, rule: Grown, policy: Any
 ) -> int:
@@ -120,8 +149,8 @@ def differing(
     trace, requests = recorded
     costs = tabulate(Table(read_timing(TIMING)), max_context=1024, width=44)
     limit = trace.meta.max_new_tokens
-    engine = Engine(pair, prices_of_levels(costs, rule), max_gamma=rule.depth)
-    engine.use(GrownSteps(pair, int(trace.prompt_tokens.max()) + limit + rule.depth + 1, rule))
+    prices = prices_of_levels(costs, rule)
+    engine = Engine(pair, prices, max_gamma=rule.depth, make=steps_of([rule]))
     run = engine.decode(policy, requests, max_new_tokens=limit, clock="model")
     assert trace.token_ids is not None
     assert run.tokens == [part.tolist() for part in np.split(trace.token_ids, trace.offsets[1:-1])]
@@ -141,7 +170,7 @@ def test_nodes_are_picked_by_hand() -> None:
     assert [x.tolist() for x in nodes] == [[1, 1, 2], [0, 1, 0], [0, 0, 1]]
     nodes = pick([first, second], Grown(2, 2, 5))
     assert [x.tolist() for x in nodes] == [[1, 1, 2, 2, 2], [0, 1, 0, 1, 2], [0, 0, 1, 2, 2]]
-    assert ancestors(nodes)[4].tolist() == [True, False, True, False, True, False]
+    assert ancestors(nodes.parent.tolist())[4].tolist() == [True, False, True, False, True, False]
     assert [len(x) for x in pick([first, second], Grown(2, 2))] == [4, 4, 4]
     assert [len(x) for x in pick([], Grown(2, 2, 3))] == [0, 0, 0]
 

@@ -18,10 +18,23 @@ from tests.specimens import few_or_slow
 from traces.shipped import GREEDY, TIMING
 from traces.store import read_trace
 
-IDS = ["gammalab/Round-v0", "gammalab/Token-v0"]
+IDS = ["gammalab/Round-v0", "gammalab/Token-v0", "gammalab/Shape-v0"]
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
 LANES = 7
 OPTIONS = {"cost_ratios": [0, 4.0, 11.0], "loads": [1, 4]}
+
+
+def options_of(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Trees are priced for one request at a time."""
+    return {k: v for k, v in options.items() if k != "loads" or "Shape" not in name}
+
+
+def drawn(native: Any, rng: np.random.Generator) -> Any:
+    """An action for every lane."""
+    space = native.single_action_space
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return rng.integers(0, space.nvec, (LANES, len(space.nvec)))
+    return rng.integers(0, space.n, LANES)
 
 
 def pair(name: str, mode: AutoresetMode, limit: int, copy: bool = True) -> tuple[Any, Any]:
@@ -54,13 +67,13 @@ def test_bit_for_bit(name: str, mode: AutoresetMode, limit: int, copy: bool) -> 
     assert native.metadata["autoreset_mode"] is mode
     assert native.single_observation_space == sync.single_observation_space
     assert native.action_space == sync.action_space
-    ours, _ = native.reset(seed=11, options=dict(OPTIONS))
-    theirs, _ = sync.reset(seed=11, options=dict(OPTIONS))
+    ours, _ = native.reset(seed=11, options=options_of(name, OPTIONS))
+    theirs, _ = sync.reset(seed=11, options=options_of(name, OPTIONS))
     assert np.array_equal(ours, theirs)
     rng, ends = np.random.default_rng(0), 0
     steps = 900 if limit > 9 else 300  # cut at 9, 300 hold more ends than 900 uncut ones
     for step in range(steps):
-        actions = rng.integers(0, native.single_action_space.n, LANES)
+        actions = drawn(native, rng)
         if step == steps // 2:  # in the middle of things, without a seed and with other options
             ours, _ = native.reset(options={"requests": [0, 9]})
             theirs, _ = sync.reset(options={"requests": [0, 9]})
@@ -90,7 +103,7 @@ def test_disabled_and_partial_resets(name: str) -> None:
     theirs, _ = sync.reset(seed=list(range(LANES)))
     rng = np.random.default_rng(1)
     for turn in range(200):
-        actions = rng.integers(0, native.single_action_space.n, LANES)
+        actions = drawn(native, rng)
         left, right = native.step(actions), sync.step(actions)
         for mine, other in zip(left[:4], right[:4], strict=True):
             assert np.array_equal(mine, other)
@@ -99,6 +112,7 @@ def test_disabled_and_partial_resets(name: str) -> None:
             with pytest.raises(ResetNeeded):
                 native.step(actions)
             options = {"reset_mask": ended} | ({"loads": [1, 2]} if turn % 2 else {})
+            options = options_of(name, options)
             seed = [turn + i for i in range(LANES)] if turn % 3 == 0 else None
             ours, _ = native.reset(seed=seed, options=dict(options))
             theirs, _ = sync.reset(seed=seed, options=dict(options))
@@ -134,6 +148,18 @@ def test_refusals_change_nothing() -> None:
             native.reset(options={"reset_mask": mask})
     with pytest.raises(ValueError, match="seeds"):
         native.reset(seed=[1, 2])
+
+
+def test_refusals_of_trees_change_nothing() -> None:
+    native, _ = pair(IDS[2], AutoresetMode.NEXT_STEP, 4096)
+    native.reset(seed=0)
+    before = native.stage.arrays.lanes.tobytes()
+    for wrong in ([4, 0], [-1, 0], [0, 5], [0, -1], [0]):
+        with pytest.raises(InvalidAction):
+            native.step(np.array([wrong] * LANES))
+    with pytest.raises(TypeError):
+        native.step(np.zeros((LANES, 2)))
+    assert native.stage.arrays.lanes.tobytes() == before
 
 
 def test_pictures() -> None:

@@ -22,7 +22,7 @@ from traces.errors import InputError
 from traces.schema import RANK_UNKNOWN, Trace
 from traces.shapes.fit import expected_tokens, most_frequent, rank_profile, sequoia
 from traces.shapes.shape import MOST_NODES, Shape, chain, from_levels, from_paths, parse_shape
-from traces.shapes.unfold import reach, under
+from traces.shapes.unfold import cut, reach, under
 from traces.shipped import GREEDY, SAMPLED
 from traces.store import read_trace
 
@@ -171,10 +171,27 @@ def test_signals_are_those_of_the_likeliest_path() -> None:
     assert not under(trace, chain(5)).has_signals  # recorded four deep
 
 
+def test_sampled_replies_are_as_exact() -> None:
+    """The token that was drawn has a rank as any other; what was drafted beside it was drawn, so
+    that its signals are not the likeliest path's.
+    """
+    drawn = read_trace(SAMPLED)
+    assert drawn.target_rank is not None
+    below = under(drawn, parse_shape("4"))
+    assert below.accept_len.tolist() == (drawn.target_rank < 4).astype(int).tolist()
+    assert not below.has_signals and cut(drawn, 3).has_signals
+    assert cut(drawn, 3).accept_len.tolist() == np.minimum(drawn.accept_len, 3).tolist()
+    with pytest.raises(InputError, match="17 tokens"):
+        cut(drawn, 17)
+
+
 def test_other_recordings_are_refused() -> None:
     greedy = read_trace(GREEDY)
     for trace, word in (
-        (read_trace(SAMPLED), "in-law"),
+        (
+            dataclasses.replace(greedy, meta=dataclasses.replace(greedy.meta, exactness="imputed")),
+            "imputed",
+        ),
         (dataclasses.replace(greedy, target_rank=None), "target_rank"),
         (
             dataclasses.replace(greedy, meta=dataclasses.replace(greedy.meta, drafter="eagle3")),
