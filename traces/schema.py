@@ -35,8 +35,8 @@ DRAFTERS = {
 }
 
 DEEPEST = 4096  # tokens; a table of costs has a column for each
-OPTIONAL = {"draft_len": np.int16, "target_rank": np.int16, "target_entropy": np.float32}
-"""Columns [N] that a file may lack as a whole, and their types."""
+OPTIONAL: dict[str, type] = dict.fromkeys(("draft_len", "target_rank", "level_rank"), np.int16)
+OPTIONAL["target_entropy"] = np.float32  # columns that a file may lack as a whole, and their types
 RANK_UNKNOWN = _INT16_MAX = 32_767
 _LARGEST = 2**31 - 1
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -148,13 +148,14 @@ class Trace:
     top1_prob, entropy [N, G] float32 or None: what the draft sees at each depth of its own
         continuation from here; entropy in nats.
     accept_prob [N, G] float32 or None: min(1, p/q) of the proposed token, NaN behind the first
-        rejection; a label known only after verification, never a feature.
-    censored [N] bool or None: true where accept_len is only a lower bound, because what follows the
-        known acceptances was never proposed to the target.
+        rejection; known only after verification, never a feature.
+    censored [N] bool or None: true where accept_len is only a lower bound: what follows was never
+        proposed to the target.
     draft_len [N] int16 or None: tokens the drafter had to offer here (look-up, block); None: as
         many as asked.
     target_rank [N] int16 or None: the rank of the target's token in the drafter's distribution of
         the next token here, 0 if it is the first; RANK_UNKNOWN also where it cannot be proposed.
+    level_rank [N, G] int16 or None: of heads, the same k deep in a draft that follows the reply.
     target_entropy [N] float32 or None: entropy of the target's distribution that the token was
         taken from, nats; known to a server once the token is out.
     """
@@ -172,6 +173,7 @@ class Trace:
     censored: npt.NDArray[np.bool_] | None = None
     draft_len: npt.NDArray[np.int16] | None = None
     target_rank: npt.NDArray[np.int16] | None = None
+    level_rank: npt.NDArray[np.int16] | None = None
     target_entropy: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
@@ -253,7 +255,7 @@ def check_arrays(trace: Trace) -> None:
     )
     _require(bool((trace.prompt_tokens >= 0).all()), "prompt_tokens must not be negative")
     _require(len(set(trace.request_id)) == requests, "request_id must be unique")
-    positions = int(offsets[-1])
+    positions, depth = int(offsets[-1]), trace.meta.depth
     _require(trace.accept_len.shape == (positions,), f"accept_len must have {positions} entries")
     remaining = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(positions)
     _require(
@@ -271,18 +273,17 @@ def check_arrays(trace: Trace) -> None:
         _require(censored.shape == (positions,), f"censored must have {positions} entries")
         at_end = trace.accept_len == remaining
         _require(not bool((censored & at_end).any()), "a run that ends its reply is not censored")
-    for name in OPTIONAL:
-        column = getattr(trace, name)
-        if column is not None:
-            _require(column.shape == (positions,), f"{name} must have {positions} entries")
-            _require(bool((column >= 0).all()), f"{name} has a negative value or NaN")
-    fits = bool((trace.accept_len <= trace.offered).all())
-    _require(fits, "accept_len must not be above draft_len")
-    depth = trace.meta.depth
-    for name in ("top1_prob", "entropy", "accept_prob"):
+    for name in ("top1_prob", "entropy", "accept_prob", "level_rank"):
         array = getattr(trace, name)
         if array is not None:
             _require(array.shape == (positions, depth), f"{name} must be [{positions}, {depth}]")
+    for name in OPTIONAL:
+        if (column := getattr(trace, name)) is not None:
+            fits = column.shape == (positions,) or name == "level_rank"
+            _require(fits, f"{name} must have {positions} entries")
+            _require(bool((column >= 0).all()), f"{name} has a negative value or NaN")
+    fits = bool((trace.accept_len <= trace.offered).all())
+    _require(fits, "accept_len must not be above draft_len")
     for name, low, high in (("top1_prob", 0.0, 1.0 + 1e-5), ("entropy", -1e-4, np.inf)):
         array = getattr(trace, name)
         if array is not None:

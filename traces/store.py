@@ -163,7 +163,8 @@ def _to_table(trace: Trace) -> pa.Table:
         table = table.append_column("censored", column)
     for name, dtype in OPTIONAL.items():
         if (values := getattr(trace, name)) is not None:
-            column = _lists(values, trace.offsets, pa.from_numpy_dtype(dtype))
+            offsets = trace.offsets * (values.size // trace.positions)
+            column = _lists(values.ravel(), offsets, pa.from_numpy_dtype(dtype))
             table = table.append_column(name, column)
     return table
 
@@ -226,8 +227,8 @@ def read_trace(path: Path, *, shaped: bool = False) -> Trace:
         assert accept_len is not None
         positions = len(accept_len)
 
-        def signal(name: str) -> npt.NDArray[np.float32] | None:
-            flat = _flat(table, name, np.float32)
+        def deep(name: str, kind: type = np.float32) -> npt.NDArray[Any] | None:
+            flat = _flat(table, name, kind)
             if flat is None:
                 return None
             _ensure(
@@ -243,13 +244,16 @@ def read_trace(path: Path, *, shaped: bool = False) -> Trace:
             category=tuple(table.column("category").to_pylist()),
             accept_len=accept_len,
             token_ids=_flat(table, "token_ids", np.int32),
-            top1_prob=signal("top1_prob"),
-            entropy=signal("entropy"),
-            accept_prob=signal("accept_prob"),
+            top1_prob=deep("top1_prob"),
+            entropy=deep("entropy"),
+            accept_prob=deep("accept_prob"),
             censored=(
                 _flat(table, "censored", np.bool_) if "censored" in table.column_names else None
             ),
-            **{name: _flat(table, name, kind) for name, kind in optional.items()},
+            **{
+                name: deep(name, kind) if name == "level_rank" else _flat(table, name, kind)
+                for name, kind in optional.items()
+            },
         )
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path}: {error}") from None

@@ -98,7 +98,7 @@ def run(options: DraftsOptions) -> Result:
             f"independent drafts need a sampled recording of a draft model; this one is of kind "
             f"{trace.meta.drafter!r} and {trace.meta.exactness!r}"
         )
-    check_drafter(priced, options.cost)
+    check_drafter(priced, options.cost, "model")
     most, widest = max(options.drafts), widest_of(priced)
     if most > widest:
         raise InputError(

@@ -12,6 +12,7 @@ from policies.fixed import Fixed
 from simulator.replay.replay import replay
 from traces.costs.pricing import bucket_of, drafting_seconds
 from traces.shapes.shape import Shape, chain
+from traces.shapes.unfold import check_ranks
 
 ROUNDS = 3
 
@@ -27,11 +28,10 @@ def draw_rounds(half: Half, shape: Shape, rounds: int = ROUNDS) -> Picture:
     trace, costs = one.seen(way)
     log = replay(way.policy, trace, costs)
     beside = replay(Fixed(shape.depth), *one.seen(Way("", way.policy, chain(shape.depth))))
-    ranks = one.trace.target_rank
-    assert ranks is not None
-    starts = np.cumsum(log.emitted) - log.emitted
+    ranks, starts = check_ranks(one.trace), np.cumsum(log.emitted) - log.emitted
     taken = [
-        ranks[at : at + n].tolist() for at, n in zip(starts, log.accepted.tolist(), strict=True)
+        [int(ranks.at(starts[k], level)) for level in range(int(log.accepted[k]))]
+        for k in range(len(log))
     ]
     first = next((k for k, ways in enumerate(taken) if any(ways)), 0)
     shown = range(len(log))[first : first + rounds]

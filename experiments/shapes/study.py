@@ -197,7 +197,7 @@ def _asked(
     """
     trace, priced = read_trace(options.trace), read_costs(options.cost)
     check_ranks(trace)
-    check_drafter(priced, options.cost)
+    check_drafter(priced, options.cost, trace.meta.drafter)
     given = [parse_shape(text) for text in options.shape]
     rules = parse_policies(options.policies) if options.policies else []
     for policy in rules:

@@ -18,6 +18,7 @@ from simulator.replay.menus import replay_menu
 from simulator.replay.metrics import per_request
 from simulator.replay.replay import replay
 from simulator.replay.totals import tally
+from traces.costs.model import KnowsDraft
 from traces.costs.of_trace import prices_of_levels, prices_of_menu
 from traces.costs.pricing import StepCosts, read_only, tabulate
 from traces.costs.table import Table
@@ -30,6 +31,7 @@ from traces.shapes.menu import Several, menu_of
 from traces.shapes.shape import Grown, Shape, chain
 from traces.shapes.unfold import cut, under
 from traces.split import split_rows
+from traces.timing import PRICES
 
 FloatArray = npt.NDArray[np.float64]
 SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
@@ -211,12 +213,13 @@ def widest_of(priced: Priced) -> int:
     return SIZES[-1]
 
 
-def check_drafter(priced: Priced, name: str) -> None:
-    """Raises InputError if the costs are those of another kind of drafter than a model, whose steps
-    and lags are not a tree's.
-    """
-    if isinstance(priced.model, Table) and priced.model.timing.drafter not in ("model", ""):
+def check_drafter(priced: Priced, name: str, kind: str) -> None:
+    """Raises InputError if the costs are those of another kind of drafter than the recording's."""
+    model = priced.model
+    timed = model.timing.drafter if isinstance(model, Table) else ""
+    priced_as = model.draft_kind if isinstance(model, KnowsDraft) else PRICES[kind]
+    if timed not in (kind, "") or priced_as != PRICES[kind]:
         raise InputError(
-            f"--cost {name}: it is the timing of a drafter of kind "
-            f"{priced.model.timing.drafter!r}; trees and chains here are drafted by a model"
+            f"--cost {name}: it is about a drafter of kind {timed or priced_as!r}, the recording's "
+            f"is one of kind {kind!r}"
         )

@@ -67,7 +67,7 @@ def run(options: TreesOptions) -> Result:
         check_ranks(trace)
         for name in options.cost or (str(TIMING),):
             priced = read_costs(name)
-            check_drafter(priced, name)
+            check_drafter(priced, name, trace.meta.drafter)
             if priced.slots and max(options.batch) > priced.slots:
                 raise InputError(
                     f"--batch {max(options.batch)}: {name} was measured up to {priced.slots}"

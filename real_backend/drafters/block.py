@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from real_backend.drafters.drafter import Span
+from real_backend.drafters.drafter import Level, Span
 from real_backend.models.finite import Watch
 from real_backend.models.llama import NORMED
 from real_backend.models.model import Model
@@ -147,13 +147,20 @@ class BlockRows:
         self._drafted = 1
         return logits[:, 0]  # type: ignore[no-any-return]
 
-    def further(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
-        """Logits [A, V] of the next head; beyond the last one its own again, which only a
-        measurement or a replayed acceptance asks for.
+    def further(self, spans: Sequence[Span], tokens: Tensor, level: Level | None = None) -> Tensor:
+        """Logits of the next head, the same behind all nodes of a level; beyond the last one its
+        own again, which only a measurement or a replayed acceptance asks for.
         """
         head = min(self._drafted, self.heads.heads - 1)
         self._drafted += 1
-        return torch.stack([self._block[row][head] for row, _, _ in spans])
+        found = torch.stack([self._block[row][head] for row, _, _ in spans])
+        if level is None:
+            return found
+        widths = torch.tensor([width for _, _, width in spans], device=found.device)
+        return found.repeat_interleave(widths, 0)
+
+    def move(self, row: int, places: Sequence[int], start: int) -> None:
+        """Nothing: heads have no cache."""
 
     def verified(self, row: int, start: int, states: Tensor) -> None:
         """The newest one counts."""

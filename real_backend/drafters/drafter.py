@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from real_backend.models.cache_rows import Branches
 from real_backend.models.finite import Watch
 
 MOST = 32_767  # tokens of a draft that nothing bounds
@@ -61,6 +64,15 @@ class RunsForwards(Drafter, Protocol):
         """Empty caches of `batch` rows of `capacity` tokens."""
 
 
+class Level(NamedTuple):
+    """The nodes of a level of every row's tree, in the places of its span. branches: of each row.
+    parents: of each row's nodes, the place in the level above that each is a child of.
+    """
+
+    branches: list[Branches]
+    parents: list[npt.NDArray[np.int64]]
+
+
 class DraftRows(Protocol):
     """The caches of a batch, of a drafter of logits. Places are those of tokens in the
     target's cache.
@@ -77,8 +89,13 @@ class DraftRows(Protocol):
     def first(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
         """Logits [A, V] of the first drafted token; tokens [N]: those that the drafter lacks."""
 
-    def further(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
-        """Logits [A, V] of another one, behind the newest drafted tokens [A]."""
+    def further(self, spans: Sequence[Span], tokens: Tensor, level: Level | None = None) -> Tensor:
+        """Logits [A, V] of another one, behind the newest drafted tokens [A]; or, of trees, [N, V]
+        behind every node of the newest level.
+        """
+
+    def move(self, row: int, places: Sequence[int], start: int) -> None:
+        """Drafted tokens that were accepted at these places stand at start and on from now."""
 
     def verified(self, row: int, start: int, states: Tensor) -> None:
         """The target has read this row's newest token, which stands at `start`, and the accepted

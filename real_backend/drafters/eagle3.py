@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from real_backend.drafters.drafter import MOST, Span
+from real_backend.drafters.drafter import MOST, Level, Span
 from real_backend.models.cache_rows import LeanRows
 from real_backend.models.finite import Watch
 from real_backend.models.llama import Attend, LeanLlama
@@ -168,7 +168,7 @@ class Eagle3Rows:
     def __init__(self, head: Eagle3Head, batch: int, capacity: int) -> None:
         self.head, self.cache = head, LeanRows(head, batch, capacity)
         self._features = head.embedding.new_zeros(batch, capacity, head.embedding.shape[1])
-        self._own: dict[int, Tensor] = {}  # row -> the head's state behind its newest token
+        self._own: dict[int, Tensor] = {}  # row -> the head's states behind its newest tokens
 
     def holds(self, context: int) -> bool:
         """Always: neither what a cache holds nor a feature changes what a read costs."""
@@ -187,18 +187,31 @@ class Eagle3Rows:
         self.head.feature = torch.cat(before)
         return self._read(spans, tokens)
 
-    def further(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
-        """Logits [A, V] behind the newest drafted tokens."""
-        self.head.feature = torch.stack([self._own[row] for row, _, _ in spans])
-        return self._read(spans, tokens)
+    def further(self, spans: Sequence[Span], tokens: Tensor, level: Level | None = None) -> Tensor:
+        """Logits behind the newest drafted tokens, each read with the state behind its parent."""
+        own = [self._own[row] for row, _, _ in spans]
+        if level is None:
+            self.head.feature = torch.cat(own)
+            return self._read(spans, tokens)
+        parents = [torch.from_numpy(places).to(tokens.device) for places in level.parents]
+        self.head.feature = torch.cat([s[p] for s, p in zip(own, parents, strict=True)])
+        places = [(row, start - 1, width) for row, start, width in spans]
+        branches = [tree._replace(positions=tree.positions - 1) for tree in level.branches]
+        logits = self.cache.read(places, tokens, last=False, branches=branches)
+        states = torch.split(self.head.states, [width for _, _, width in spans])
+        self._own = {row: state for (row, _, _), state in zip(spans, states, strict=True)}
+        return self.head.spread(logits)
 
     def _read(self, spans: Sequence[Span], tokens: Tensor) -> Tensor:
         places = [(row, start - 1, width) for row, start, width in spans]
         logits = self.cache.read(places, tokens, last=True)
         ends = torch.tensor([width for _, _, width in spans]).cumsum(0) - 1
         states = self.head.states[ends.to(tokens.device)]
-        self._own = {row: state for (row, _, _), state in zip(spans, states, strict=True)}
+        self._own = {row: s[None] for (row, _, _), s in zip(spans, states, strict=True)}
         return self.head.spread(logits)
+
+    def move(self, row: int, places: Sequence[int], start: int) -> None:
+        """Nothing: all fixed tokens are read anew, with the target's states."""
 
     def verified(self, row: int, start: int, states: Tensor) -> None:
         """Their features are read at the next draft."""

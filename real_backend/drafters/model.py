@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from real_backend.drafters.drafter import MOST, Span
+from real_backend.drafters.drafter import MOST, Level, Span
 from real_backend.models.cache_rows import CacheRows, rows_of
 from real_backend.models.finite import Watch
 from real_backend.models.model import Model
@@ -67,7 +67,15 @@ class ModelRows:
         """Logits [A, V] behind the tokens that the cache lacked."""
         return self.cache.read(spans, tokens, last=True)
 
-    further = first
+    def further(self, spans: Sequence[Span], tokens: Tensor, level: Level | None = None) -> Tensor:
+        """As `first`; of trees behind every node."""
+        if level is None:
+            return self.cache.read(spans, tokens, last=True)
+        return self.cache.read(spans, tokens, last=False, branches=level.branches)
+
+    def move(self, row: int, places: Sequence[int], start: int) -> None:
+        """Nodes that were read stay read."""
+        self.cache.move(row, places, start)
 
     def verified(self, row: int, start: int, states: Tensor) -> None:
         """Nothing: its cache rolls back by being read on from an earlier place."""

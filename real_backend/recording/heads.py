@@ -12,6 +12,8 @@ Letters: L reply tokens, P prompt tokens, G depth, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -114,14 +116,24 @@ class Coupling:
         self.labels[:, step] = torch.where(judged, label, self.labels[:, step])
         return tokens, taken
 
-    def offers(self, seen: FloatArray, rank: npt.NDArray[np.int16]) -> Offers:
-        """The columns; seen [L, G, 2]: signals."""
+    def ranks_at(self, logits: Tensor, step: int) -> npt.NDArray[np.int16]:
+        """[L] ranks of the reply's tokens in logits [L, V] of this depth of every start;
+        RANK_UNKNOWN behind the reply.
+        """
+        place = torch.arange(len(self.reply), device=logits.device) + step
+        found = ranks(logits, self.reply[place.clamp(max=len(self.reply) - 1)])
+        found[max(0, len(self.reply) - step) :] = RANK_UNKNOWN
+        return found
+
+    def offers(self, seen: FloatArray, level_rank: Sequence[npt.NDArray[np.int16]]) -> Offers:
+        """The columns; seen [L, G, 2]: signals; level_rank: G times [L]."""
         return Offers(
             accept_len=self.accept_len.cpu().numpy().astype(np.int16),
             top1_prob=np.ascontiguousarray(seen[:, :, 0]),
             entropy=np.ascontiguousarray(seen[:, :, 1]),
-            target_rank=rank,
+            target_rank=level_rank[0],
             accept_prob=None if self.laws is None else self.labels.cpu().numpy(),
+            level_rank=np.stack(level_rank, axis=1),
         )
 
 
@@ -159,6 +171,7 @@ def of_eagle3(
     reader = HeadReader(drafter.head, read + depth * length, drafter.head.fuse(states[:read]))
     logits = reader.read(ids[None, 1 : read + 1], 0, last=length)[0, :, : pair.vocab_size]
     at = np.arange(length)
+    states_read = reader.feature
     first, probs = coupling.choose(logits, at, 0)
 
     def choose(row: Tensor, at: npt.NDArray[np.int64], step: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +180,16 @@ def of_eagle3(
     # A token of the head stands one place before that of the target's.
     branches = roll_out(reader, prompt - 1, at, first, depth, choose, drafter.max_context)
     seen = np.concatenate([signals(probs).cpu().numpy()[:, None], branches.signals], axis=1)
-    return coupling.offers(seen, ranks(logits, coupling.reply))
+    found = [coupling.ranks_at(logits, 0)]
+
+    def follow(row: Tensor, at: npt.NDArray[np.int64], step: int) -> tuple[Tensor, Tensor]:
+        found.append(coupling.ranks_at(row[:, : pair.vocab_size], step))
+        place = (torch.from_numpy(at).to(row.device) + step).clamp(max=length - 1)
+        return coupling.reply[place], torch.softmax(row.float(), -1)
+
+    reader.feature = states_read
+    roll_out(reader, prompt - 1, at, coupling.reply, depth, follow, drafter.max_context)
+    return coupling.offers(seen, found)
 
 
 def of_block(
@@ -188,11 +210,12 @@ def of_block(
     read = torch.cat([states.new_zeros(unread, states.shape[1]), read])
     blocks = drafter.module(read)[..., : pair.vocab_size]
     coupling.going[:unread] = False
-    seen = []
+    seen, found = [], []
     for step in range(settings.depth):
+        found.append(coupling.ranks_at(blocks[:, step], step))
+        found[-1][:unread] = RANK_UNKNOWN
         _, probs = coupling.choose(blocks[:, step], np.arange(length), step)
         seen.append(signals(probs).cpu().numpy())
     offered = np.full(length, settings.depth, dtype=np.int16)
-    rank = ranks(blocks[:, 0], coupling.reply)
-    offered[:unread], rank[:unread] = 0, RANK_UNKNOWN
-    return coupling.offers(np.stack(seen, axis=1), rank)._replace(draft_len=offered)
+    offered[:unread] = 0
+    return coupling.offers(np.stack(seen, axis=1), found)._replace(draft_len=offered)

@@ -22,6 +22,7 @@ class Offers(NamedTuple):
     target_rank: npt.NDArray[np.int16]
     accept_prob: FloatArray | None = None
     draft_len: npt.NDArray[np.int16] | None = None
+    level_rank: npt.NDArray[np.int16] | None = None
 
 
 def ranks(logits: Tensor, tokens: Tensor) -> npt.NDArray[np.int16]:

@@ -25,7 +25,7 @@ from real_backend.trees.grown_steps import GrownSteps, Level
 from traces.schema import Trace
 from traces.shapes.growth import OUTSIDE, Growth, hash_of_reply, write_growth
 from traces.shapes.shape import Grown
-from traces.shapes.unfold import check_ranks
+from traces.shapes.unfold import check_whole
 from traces.store import read_trace, refuse_existing
 
 
@@ -39,9 +39,9 @@ def grow(
 ) -> Growth:
     """The trees along the trace's replies; requests: one per row. kept: what was grown so far.
 
-    Raises InputError as traces.shapes.unfold.check_ranks and GrownSteps.
+    Raises InputError as traces.shapes.unfold.check_whole and GrownSteps.
     """
-    check_ranks(trace)
+    check_whole(trace)
     reply = hash_of_reply(trace)
     assert trace.token_ids is not None
     kept = kept or PartialFile(None, {})
@@ -70,13 +70,24 @@ def _along(steps: GrownSteps, prompt: Sequence[int], reply: Sequence[int]) -> di
         steps.prefill(Feed(0, ids[:-1], 0))
     before, share, entropy = list[int](), list[float](), list[float]()
     for at, token in enumerate(reply):
-        steps.draft_first([Feed(0, ids[-1:], len(ids) - 1)], GREEDY, False, [])
+        newest = Feed(0, ids[-1:], len(ids) - 1)
+        if steps.taps and newest.start == 0:  # no state to draft from
+            share += [0.0] * depth
+            entropy += [0.0] * depth
+            before += [OUTSIDE] * (depth * depth)
+            steps.verify([newest], GREEDY, [[]])
+            ids.append(token)
+            continue
+        steps.draft_first([newest], GREEDY, False, [])
         for level in range(depth):
             if level > 0:
                 steps.draft_next([0])
             share.append(tree.share)
             entropy.append(tree.entropy)
         before += ranks(tree.levels, reply[at : at + depth]).ravel().tolist()
+        if steps.taps:  # the target's state of the newest token is what the next draft begins with
+            tree.levels = []
+            steps.verify([newest], GREEDY, [[]])
         ids.append(token)
     return {"before": before, "share": share, "entropy": entropy}
 
@@ -110,7 +121,7 @@ def run(options: GrowOptions) -> Result:
         unfinished.unlink(missing_ok=True)
     refuse_existing(options.out, options.force or unfinished.exists())  # begun with --force
     trace = read_trace(options.trace)
-    check_ranks(trace)
+    check_whole(trace)
     questions, pair = questions_of(options.pair, options.prompts), pair_from(options.pair)
     requests = requests_of_trace(questions, trace, pair)
     asked = {"reply": hash_of_reply(trace), "beam": options.beam, "levels": options.levels}

@@ -18,6 +18,7 @@ from torch import Tensor
 from real_backend.decoding.judge import by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import signals
+from real_backend.drafters.drafter import Level as DraftLevel
 from real_backend.load_pair import Pair
 from real_backend.models.cache_rows import Branches, Span
 from real_backend.trees.steps import LevelSteps, ancestors
@@ -94,14 +95,15 @@ class GrownSteps(LevelSteps):
             own.unread, own.levels, own.at = None, [], start + len(ids)
             spans.append((row, start, len(ids)))
             tokens += ids
-        logits = self.draft.read(spans, self.tensor(tokens), last=True)
+        logits = self.draft.first(spans, self.tensor(tokens))
         return self._offer([row for row, _, _ in spans], order, logits[:, None])
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
         """One more level, from a forward that reads the beam of the newest one."""
         order, beam = by_row(rows), self.rule.beam
         rows = [rows[k] for k in order]
-        spans, tokens, branches = list[Span](), list[IntArray](), list[Branches]()
+        spans, tokens = list[Span](), list[IntArray]()
+        level = DraftLevel([], [])
         for row in rows:
             own = self.rows[row]
             depth, newest = len(own.levels), own.levels[-1]
@@ -112,9 +114,11 @@ class GrownSteps(LevelSteps):
             own.sees[np.arange(first, end), np.arange(first, end)] = True
             spans.append((row, own.at + first, beam))
             tokens.append(newest.tokens[:beam])
-            branches.append(Branches(np.full(beam, own.at - 1 + depth), own.sees[first:end, :end]))
+            positions = np.full(beam, own.at - 1 + depth)
+            level.branches.append(Branches(positions, own.sees[first:end, :end]))
+            level.parents.append(newest.parent[:beam])
         read = self.tensor(np.concatenate(tokens))
-        logits = self.draft.read(spans, read, last=False, branches=branches)
+        logits = self.draft.further(spans, read, level)
         return self._offer(rows, order, logits.view(len(rows), beam, -1))
 
     def _offer(
@@ -157,14 +161,16 @@ class GrownSteps(LevelSteps):
         logits = self.target.read(spans, tokens, last=False, branches=branches)[:, : self.vocab]
         chosen = self.choices(logits, depths, sampling, uniforms).tolist()
         self.note_logits()
-        verdicts, end = list[Verdict](), 0
+        verdicts, paths, end = list[Verdict](), list[list[int]](), 0
         for (row, start, width), nodes, ids in zip(spans, trees, read, strict=True):
             wanted, end = chosen[end : end + width], end + width
             path = _way_down(nodes, ids, wanted)
             last = (path or [0])[-1]
             self.target.move(row, [start + node for node in path], start + 1)
             self._draft_moves_up(path, nodes, Feed(row, [ids[last]], start))
+            paths.append(path)
             verdicts.append(Verdict([ids[node] for node in path], len(path), wanted[last]))
+        self.hand_over(spans, paths)
         return put_back(verdicts, order)
 
     def _draft_moves_up(self, path: list[int], nodes: Picked, last: Feed) -> None:
@@ -178,7 +184,8 @@ class GrownSteps(LevelSteps):
             if level < levels and place < beam:
                 places.append(own.at + beam * (level - 1) + place)
         self.draft.move(last.row, places, last.start + 1)
-        if len(places) < len(path) < levels:  # a last level's own are fed by whoever decodes
+        # A last level's own are fed by whoever decodes, and all of them to whom reads states.
+        if len(places) < len(path) < levels and not self.taps:
             own.unread = last._replace(start=last.start + len(path))
 
 

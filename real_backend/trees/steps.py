@@ -23,6 +23,7 @@ from torch import Tensor
 from real_backend.decoding.judge import by_row, put_back
 from real_backend.decoding.steps import Feed, Sampling, Uniforms, Verdict
 from real_backend.decoding.verify import draw, signals
+from real_backend.drafters.drafter import Level, RunsForwards
 from real_backend.load_pair import Pair
 from real_backend.models.cache_rows import Branches, Span, rows_of
 from traces.errors import InputError
@@ -32,7 +33,7 @@ from traces.shapes.shape import Grown, Shape
 class LevelSteps:
     """Part of the steps of any tree, with so many places in the caches behind the capacity.
 
-    Raises InputError for a drafter that is no model of its own.
+    Raises InputError for a drafter that runs no forwards, or fewer than the levels of a tree.
     """
 
     def __init__(
@@ -43,14 +44,17 @@ class LevelSteps:
         shapes: Sequence[Shape | Grown],
         places: int,
     ) -> None:
-        drafter = pair.drafter.kind
-        if drafter != "model":
-            raise InputError(f"trees are drafted by a model of its own, not by one of {drafter!r}")
+        drafter = pair.drafter
+        if not isinstance(drafter, RunsForwards) or drafter.watch is None:
+            raise InputError(f"trees are drafted by forwards, not by one of kind {drafter.kind!r}")
         self.pair, self.batch, self.capacity, self.shapes = pair, batch, capacity, shapes
         self.depth = max(shape.depth for shape in shapes)
         self.device, self.vocab = pair.device, pair.vocab_size
         self.target = rows_of(pair.target, batch, capacity + places)
-        self.draft = rows_of(pair.draft, batch, capacity + places)
+        self.draft, self.watch = drafter.rows(batch, capacity + places), drafter.watch
+        self.taps = bool(pair.target.taps)  # the drafter reads the target's states
+        if self.depth > drafter.most:
+            raise InputError(f"a tree of {self.depth} levels: the drafter has {drafter.most}")
         self._reads_signals = False
         self._said: Tensor | None = None  # logits of the newest level
 
@@ -69,14 +73,25 @@ class LevelSteps:
         """There is one shape."""
 
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
-        """As many levels as there are."""
-        return [self.depth] * len(rows)
+        """As many levels as there are, but none from states that there are not yet."""
+        fewest = 2 if self.taps else 1
+        return [self.depth if len(ids) >= fewest else 0 for _, ids in rows]
 
     def prefill(self, feed: Feed) -> None:
-        """Both models read a prompt."""
-        tokens, spans = self.tensor(feed.ids), [(feed.row, feed.start, len(feed.ids))]
-        self.target.read(spans, tokens, last=True)
-        self.draft.read(spans, tokens, last=True)
+        """Both read a prompt."""
+        tokens = self.tensor(feed.ids)
+        self.target.read([(feed.row, feed.start, len(feed.ids))], tokens, last=True)
+        states = self.target.states if self.taps else tokens
+        self.draft.prefill(feed.row, feed.start, tokens, states)
+
+    def hand_over(self, spans: Sequence[Span], paths: Sequence[Sequence[int]]) -> None:
+        """The target's states of each row's newest token and of the nodes that it took, of the
+        last read, go to the drafter.
+        """
+        if self.taps:
+            parts = torch.split(self.target.states, [width for _, _, width in spans])
+            for (row, start, _), states, path in zip(spans, parts, paths, strict=True):
+                self.draft.verified(row, start, states[[0, *path]])
 
     def drop(self, row: int) -> None:
         """Rules that drop what they drafted are not asked of trees."""
@@ -97,7 +112,7 @@ class LevelSteps:
     def note_logits(self) -> None:
         """Tell the draft's watch what the newest level was chosen by."""
         if self._said is not None:
-            self.pair.draft.watch.note(self._said.amax(-1))
+            self.watch.note(self._said.amax(-1))
             self._said = None
 
     def choices(
@@ -149,10 +164,11 @@ class TreeSteps(LevelSteps):
     def choose(self, entry: int) -> None:
         """The rounds from here on draft this one."""
         self.shape, self._families, self._seen, self._depths = self._menu[entry]
+        self._parents = [parents.numpy(force=True) for parents, _, _ in self._families]
 
     def offers(self, rows: Sequence[tuple[int, list[int]]]) -> list[int]:
         """As many levels as the chosen shape has."""
-        return [self.shape.depth] * len(rows)
+        return [min(offered, self.shape.depth) for offered in super().offers(rows)]
 
     def draft_first(
         self, feeds: Sequence[Feed], sampling: Sampling, reads_signals: bool, uniforms: Uniforms
@@ -164,7 +180,7 @@ class TreeSteps(LevelSteps):
         spans = [(feed.row, feed.start, len(feed.ids)) for feed in feeds]
         self._at = {row: start + width for row, start, width in spans}
         tokens = self.tensor([token for feed in feeds for token in feed.ids])
-        logits = self.draft.read(spans, tokens, last=True)
+        logits = self.draft.first(spans, tokens)
         return self._grow([feed.row for feed in feeds], order, logits[:, None])
 
     def draft_next(self, rows: Sequence[int]) -> list[list[float]] | None:
@@ -177,7 +193,8 @@ class TreeSteps(LevelSteps):
         depths = self._depths[first + 1 : end + 1]
         branches = [Branches(self._at[row] - 1 + depths, own) for row in rows]
         tokens = self._tokens[self._of(rows), first + 1 : end + 1].flatten()
-        logits = self.draft.read(spans, tokens, last=False, branches=branches)
+        level = Level(branches, [self._parents[self._levels - 1]] * len(rows))
+        logits = self.draft.further(spans, tokens, level)
         return self._grow(rows, order, logits.view(len(rows), end - first, -1))
 
     def _grow(
@@ -223,13 +240,15 @@ class TreeSteps(LevelSteps):
         choices = self.choices(logits[:, : self.vocab], depths, sampling, uniforms)
         self.note_logits()
         read, chosen = torch.stack([tokens, choices]).tolist()
-        verdicts, at = [], 0
+        verdicts, paths, at = list[Verdict](), list[list[int]](), 0
         for row, start, width in spans:
             own, wanted = read[at : at + width], chosen[at : at + width]
             path = walk(self.shape, width - 1, own, wanted)
             self.keep_way(path, start, row)
+            paths.append(path)
             verdicts.append(Verdict([own[k] for k in path], len(path), wanted[(path or [0])[-1]]))
             at += width
+        self.hand_over(spans, paths)
         return put_back(verdicts, order)
 
     def keep_way(self, path: Sequence[int], root: int, row: int = 0) -> None:

@@ -33,6 +33,7 @@ def looked_up() -> Trace:
         accept_len=np.minimum(trace.accept_len, offered),
         draft_len=offered,
         target_rank=rank,
+        level_rank=np.stack([rank] * trace.meta.depth, axis=1),
         target_entropy=generator.random(trace.positions).astype(np.float32),
     )
 
@@ -65,6 +66,16 @@ def test_every_column_is_in_the_hash() -> None:
         column[3] += 1
         assert content_hash(dataclasses.replace(trace, **{name: column})) != content_hash(trace)
         assert content_hash(dataclasses.replace(trace, **{name: None})) != content_hash(trace)
+
+
+def test_ranks_by_level_are_as_deep_as_the_recording() -> None:
+    trace = looked_up()
+    assert trace.level_rank is not None
+    for wrong in (trace.level_rank[:, 1:], trace.level_rank[1:], trace.target_rank):
+        with pytest.raises(TraceError, match=rf"level_rank must be \[{trace.positions}, "):
+            dataclasses.replace(trace, level_rank=wrong)
+    with pytest.raises(TraceError, match="target_rank must have"):
+        dataclasses.replace(trace, target_rank=trace.level_rank)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ RANKS = 64  # beyond them no node is ever worth its place
 
 def rank_profile(trace: Trace, ranks: int = RANKS) -> FloatArray:
     """[ranks] share of the positions whose token had rank 0, 1, ...; Sequoia's acceptance vector.
+    Of heads: where a draft begins.
 
     Raises InputError as traces.shapes.unfold.check_ranks.
     """
-    found = check_ranks(trace)
+    found = check_ranks(trace).at(np.arange(trace.positions), 0)
     return np.bincount(found[found < ranks], minlength=ranks) / len(found)
 
 
@@ -83,6 +84,7 @@ def most_frequent(trace: Trace, nodes: int, depth: int) -> Shape:
     Raises InputError as traces.shapes.unfold.check_ranks.
     """
     ranks = check_ranks(trace)
+    depth = min(depth, ranks.levels)
     left = np.repeat(trace.offsets[1:], trace.reply_tokens) - np.arange(trace.positions)
     waiting: list[tuple[int, int, tuple[int, ...], npt.NDArray[np.int64]]] = []
 
@@ -90,7 +92,7 @@ def most_frequent(trace: Trace, nodes: int, depth: int) -> Shape:
         """The children of a node at which the replies from these positions arrive."""
         level = len(path)
         at = at[left[at] > level] if level < depth else at[:0]
-        rank = ranks[at + level]
+        rank = ranks.at(at, level)
         counts = np.bincount(rank[rank < RANKS], minlength=RANKS)
         # An elder sibling that is rarer than a younger one goes before it all the same.
         at_most = np.minimum.accumulate(counts)

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from real_backend.load_pair import Pair, load_pair
 from real_backend.pair_spec import PairSpec
+from traces.schema import Trace
 
 LAYERS = 7  # of the target: 2, L // 2 and L - 3 differ
 
@@ -141,3 +143,10 @@ def train(folder: Path, plain: Plain, replies: list[list[int]], steps: int = 250
     fitted = {name.replace("layers.0.", "midlayer."): t.detach() for name, t in trained.items()}
     named = load_file(path)
     save_file({n: fitted.get(n.removesuffix(".weight"), t) for n, t in named.items()}, path)
+
+
+def replies_of(trace: Trace) -> list[list[int]]:
+    """Token by token."""
+    assert trace.token_ids is not None
+    parts = np.split(trace.token_ids, trace.offsets[1:-1])
+    return [part.tolist() for part in parts]

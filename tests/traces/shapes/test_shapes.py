@@ -195,7 +195,11 @@ def test_other_recordings_are_refused() -> None:
         (dataclasses.replace(greedy, target_rank=None), "target_rank"),
         (
             dataclasses.replace(greedy, meta=dataclasses.replace(greedy.meta, drafter="eagle3")),
-            "eagle3",
+            "level_rank",
+        ),
+        (
+            dataclasses.replace(greedy, meta=dataclasses.replace(greedy.meta, drafter="lookup")),
+            "lookup",
         ),
     ):
         with pytest.raises(InputError, match=word):
