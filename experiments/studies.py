@@ -108,7 +108,7 @@ class ShapesOptions:
 
     pair: PairOptions = pair_part()
     trace: Path = option(
-        "greedy, of a draft model (default: the shipped greedy one)", shipped_or_file, GREEDY
+        "of a draft model or of heads (default: the shipped greedy one)", shipped_or_file, GREEDY
     )
     cost: str = option(
         "a timing, or roofline:DEVICE:TARGET+DRAFT (default: the shipped timing)",
@@ -140,7 +140,7 @@ class TreesOptions:
     """Which recordings, at which costs, for how many rows."""
 
     trace: tuple[Path, ...] = several(
-        "greedy replies of a draft model; none given: the shipped ones", shipped_or_file, ()
+        "of a draft model or of heads; none given: the shipped ones", shipped_or_file, ()
     )
     cost: tuple[str, ...] = several(
         "seconds of rounds: timings, roofline:DEVICE:TARGET+DRAFT; none given: the shipped timing",

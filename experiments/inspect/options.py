@@ -42,7 +42,7 @@ class TraceSplitOptions:
 class TraceShapeOptions:
     """A recording under a draft tree."""
 
-    trace: Path = argument("greedy, of a draft model, Parquet", shipped_or_file)
+    trace: Path = argument("of a draft model or of heads, Parquet", shipped_or_file)
     shape: str = option("children by level, as 3x2x1, or a tree that grows, as g8x6")
     grown: Path | None = maybe("trees of `python -m real_backend.trees.grow`, npz")
     out: Path = out_of("the recording under the tree, Parquet")

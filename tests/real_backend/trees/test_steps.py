@@ -156,11 +156,11 @@ def test_models_of_the_general_path(
 
 @pytest.mark.parametrize("text", few_or_slow(["3x2x1", "1x1", "p0.0.1"], ["3x2x1"]))
 def test_sampled_replies_have_the_targets_law(pair: Any, costs: Any, text: str) -> None:
-    shape, prompt, runs = parse_shape(text), [0, 9, 30, 12], 3_000
+    shape, prompt, runs = parse_shape(text), [0, 9, 30, 12], 2_000
     engine = engine_of(pair, prices_of_levels(costs, shape), shape)
     requests = [Request(str(k), "qa", prompt) for k in range(runs)]
-    how: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "seed": 3, "max_new_tokens": 6}
-    run = engine.decode(Fixed(shape.depth), requests, **how)
+    how: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "seed": 3, "max_new_tokens": 5}
+    run = engine.decode(Fixed(shape.depth), requests, batch=50, **how)
     assert set(run.log.accepted.tolist()) == set(range(shape.depth + 1))
     assert fit_of_law(pair, run.tokens, prompt, 0.7, 0.9) > 1e-3
     # The same replies are not those of a law a little apart.
