@@ -1,8 +1,9 @@
 """A draft tree that grows as the setting of an engine: SGLang's steps, top-k and draft tokens.
 
 SGLang grows a tree as EAGLE-2 does, whatever drafts it: a beam of topk for num-steps levels, of
-whose candidates the likeliest are verified beside the newest token, num-draft-tokens in all. Other
-engines draft chains for a pair of models; vLLM's and TensorRT-LLM's trees are of EAGLE heads.
+whose candidates the likeliest are verified beside the newest token, num-draft-tokens in all. vLLM
+drafts and verifies trees of EAGLE heads (`speculative_token_tree`, vllm-project/vllm, pull request
+20401), but the sampler that would accept them (22752) was closed unmerged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SOURCE = (
     "--speculative-num-steps, -eagle-topk, -num-draft-tokens: "
     "docs/advanced_features/speculative_decoding.md; the tokens are the nodes and the newest one"
 )
-
+ALGORITHMS = {"model": "STANDALONE", "eagle3": "EAGLE3"}  # of a kind of drafter, in SGLang
 
 _TREE = re.compile(r"[gp]?\d[\dx.]*")  # no policy's name begins so
 
@@ -46,6 +47,11 @@ def tree_named(text: str) -> Shape | Grown | None:
 
 def setting_of(tree: Shape | Grown, engine: str) -> dict[str, int]:
     """The engine's fields of a tree. Raises InputError where it drafts no such tree."""
+    if engine == "vllm":
+        raise InputError(
+            "--to vllm: it verifies trees of EAGLE heads but accepts them as chains (pull request "
+            "22752, which would not, is not merged); sglang takes trees"
+        )
     if engine != "sglang":
         raise InputError(f"--to {engine}: of a pair of models it drafts chains; sglang takes trees")
     if not isinstance(tree, Grown):
@@ -75,6 +81,8 @@ def export_tree(
     Raises InputError where the engine drafts no such tree, or it is not recorded.
     """
     fields = setting_of(tree, engine)
+    if trace.meta.drafter not in ALGORITHMS:
+        raise InputError(f"{tree}: SGLang grows no trees for a drafter {trace.meta.drafter!r}")
     assert isinstance(tree, Grown)
     if grown is None:
         raise InputError(f"{tree}: give --grown, the trees of `python -m real_backend.trees.grow`")
@@ -87,7 +95,7 @@ def export_tree(
     speeds = _speeds(tree, trace, timing, growth, train, test)
     command = ["python3", "-m", "sglang.launch_server", "--model-path", trace.meta.target]
     settings: dict[str, Any] = {
-        "speculative_algorithm": "STANDALONE",
+        "speculative_algorithm": ALGORITHMS[trace.meta.drafter],
         "speculative_draft_model_path": trace.meta.draft,
         **fields,
     }

@@ -53,7 +53,8 @@ def test_the_three_numbers_and_the_replayed_speed(
 @pytest.mark.parametrize(
     ("tree", "engine", "word"),
     [
-        ("g2x3x5", "vllm", "sglang takes trees"),
+        ("g2x3x5", "vllm", "accepts them as chains"),
+        ("g2x3x5", "llama.cpp", "sglang takes trees"),
         ("3x2x1", "sglang", "SGLang grows its trees"),
         ("g2x3", "sglang", "as g2x3x6"),
         ("g3x3x5", "sglang", "a beam of 2 and 4 levels"),

@@ -16,6 +16,7 @@ from policies.fields import SOME, hyper
 from policies.fixed import Fixed
 from policies.randomness import Rng
 from policies.registry import parse_policy
+from policies.round import menu_view_at
 from simulator.replay.menus import replay_menu, replay_menu_interpreted
 from simulator.replay.replay import replay
 from tests.traces.shapes.test_shapes import random_shape, ranked
@@ -187,3 +188,16 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="a menu is of one request"):
         prices_of_menu(tabulate(PRICES, (1, 2), max_context=64, width=10), shapes)
     assert len(replay_menu(Fixed(0), menu.select([0]), costs)) == 8
+
+
+def test_the_view_of_a_menu_by_hand() -> None:
+    """A draft step is that of the first entry, prices are those of all, of the bucket alone."""
+    entries, buckets, width = 2, 3, 4
+    steps = np.arange(entries * buckets * width, dtype=float).reshape(entries, buckets, width)
+    costs = wide(ranked([[0]]))._replace(draft_s=steps, verify_s=steps + 100.0, signal_s=0.5)
+    view = menu_view_at(costs, 1, 40, 2, np.array([1, 2]))
+    assert view.draft_step_s == 5.5 and view.verify_s.tolist() == [
+        [104.0, 105.0, 106.0, 107.0],
+        [116.0, 117.0, 118.0, 119.0],
+    ]
+    assert (view.context_tokens, view.batch_size, view.waiting, view.room) == (40, 1, 0, 2)
