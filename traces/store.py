@@ -163,7 +163,7 @@ def _to_table(trace: Trace) -> pa.Table:
         table = table.append_column("censored", column)
     for name, dtype in OPTIONAL.items():
         if (values := getattr(trace, name)) is not None:
-            offsets = trace.offsets * (values.size // trace.positions)
+            offsets = trace.offsets * (values.shape[1] if values.ndim > 1 else 1)
             column = _lists(values.ravel(), offsets, pa.from_numpy_dtype(dtype))
             table = table.append_column(name, column)
     return table

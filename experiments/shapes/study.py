@@ -177,8 +177,8 @@ def _note(test: Half, rules: Sequence[Policy]) -> str:
     ]
     if test.trace.meta.temperature > 0.0:
         said.append(
-            "Chains are drawn from the draft's law, trees are its likeliest tokens, of which the "
-            "target draws its own."
+            "Chains are drawn from the draft's law; trees, and all of a menu, are its likeliest "
+            "tokens, of which the target draws its own."
         )
     if test.costs.trees is not None:
         said.append("Masks, wide levels and moves in the caches are priced as measured.")

@@ -29,7 +29,7 @@ from traces.shapes.fit import most_frequent, rank_profile, sequoia
 from traces.shapes.growth import Growth
 from traces.shapes.menu import Several, menu_of
 from traces.shapes.shape import Grown, Shape, chain
-from traces.shapes.unfold import cut, under
+from traces.shapes.unfold import check_ranks, cut, under
 from traces.split import split_rows
 from traces.timing import PRICES
 
@@ -187,7 +187,10 @@ def ways_of(
 def _trees(train: Half, given: Sequence[Shape], widest: int) -> dict[str, list[Shape]]:
     """The trees that the training half offers, by name; the given ones each by itself."""
     profile = rank_profile(train.trace)
-    pairs = [(n, depth) for n in SIZES if n <= widest for depth in DEPTHS if depth <= n]
+    known = check_ranks(train.trace).levels
+    if train.trace.meta.temperature > 0.0:  # what is but a chain is drafted as it was recorded
+        known = min(known, train.trace.meta.depth)
+    pairs = [(n, d) for n in SIZES if n <= widest for d in DEPTHS if d <= min(n, known)]
     return {f"given {shape}": [shape] for shape in given} | {
         TREES[0]: list(dict.fromkeys(sequoia(profile, *pair) for pair in pairs)),
         TREES[1]: list(dict.fromkeys(most_frequent(train.trace, *pair) for pair in pairs)),
@@ -216,10 +219,12 @@ def widest_of(priced: Priced) -> int:
 def check_drafter(priced: Priced, name: str, kind: str) -> None:
     """Raises InputError if the costs are those of another kind of drafter than the recording's."""
     model = priced.model
-    timed = model.timing.drafter if isinstance(model, Table) else ""
+    # A timing that says nothing is of a model; a formula says how a draft is priced at most.
+    timed = model.timing.drafter or "model" if isinstance(model, Table) else kind
     priced_as = model.draft_kind if isinstance(model, KnowsDraft) else PRICES[kind]
-    if timed not in (kind, "") or priced_as != PRICES[kind]:
+    if timed != kind or priced_as != PRICES[kind]:
+        theirs = timed if timed != kind else priced_as
         raise InputError(
-            f"--cost {name}: it is about a drafter of kind {timed or priced_as!r}, the recording's "
-            f"is one of kind {kind!r}"
+            f"--cost {name}: it is about a drafter of kind {theirs!r}, the recording's is one of "
+            f"kind {kind!r}"
         )

@@ -74,6 +74,8 @@ class GrownSteps(LevelSteps):
         if rule.beam > self.vocab:
             raise InputError(f"a beam of {rule.beam} needs as many tokens; there are {self.vocab}")
         self.rule = rule
+        # No round drafts beyond the context, but a recording does near its end.
+        self._last = (pair.max_context or capacity + drafted) - 1
         self.rows = [_Row(np.zeros((drafted, drafted), dtype=np.bool_)) for _ in range(batch)]
 
     def prefill(self, feed: Feed) -> None:
@@ -114,7 +116,7 @@ class GrownSteps(LevelSteps):
             own.sees[np.arange(first, end), np.arange(first, end)] = True
             spans.append((row, own.at + first, beam))
             tokens.append(newest.tokens[:beam])
-            positions = np.full(beam, own.at - 1 + depth)
+            positions = np.full(beam, min(own.at - 1 + depth, self._last))
             level.branches.append(Branches(positions, own.sees[first:end, :end]))
             level.parents.append(newest.parent[:beam])
         read = self.tensor(np.concatenate(tokens))
@@ -127,8 +129,8 @@ class GrownSteps(LevelSteps):
         """The candidates behind these rows' nodes, whose logits [A, nodes, V] these are."""
         beam, logits = self.rule.beam, logits[..., : self.vocab]
         probs = torch.softmax(logits.float(), -1)
-        self.note_level(logits)
         found, entropy = probs.topk(beam, -1), signals(probs[:, 0])[:, 1].tolist()
+        self.watch.note(found.values)
         values, indices = found.values.numpy(force=True), found.indices.numpy(force=True)
         for k, row in enumerate(rows):
             own = self.rows[row]
@@ -137,7 +139,8 @@ class GrownSteps(LevelSteps):
             ranked = np.argsort(-prob, kind="stable")
             own.levels.append(Level(indices[k].ravel()[ranked], prob[ranked], ranked // beam))
             mass = float(above.sum())
-            own.share = min(1.0, float(prob[ranked[:beam]].sum()) / mass) if mass > 0.0 else 0.0
+            share = float(prob[ranked[:beam]].sum()) / mass if mass != 0.0 else 0.0
+            own.share = min(share, 1.0)  # NaN stays NaN
             own.entropy = entropy[k]
         if not self._reads_signals:
             return None
@@ -160,7 +163,6 @@ class GrownSteps(LevelSteps):
         tokens = self.tensor([token for ids in read for token in ids])
         logits = self.target.read(spans, tokens, last=False, branches=branches)[:, : self.vocab]
         chosen = self.choices(logits, depths, sampling, uniforms).tolist()
-        self.note_logits()
         verdicts, paths, end = list[Verdict](), list[list[int]](), 0
         for (row, start, width), nodes, ids in zip(spans, trees, read, strict=True):
             wanted, end = chosen[end : end + width], end + width

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from real_backend.decoding.leanest_steps import SMALLER
 from real_backend.decoding.steps import MakeSteps, Steps
-from real_backend.load_pair import Pair
+from real_backend.device_errors import device_faults
+from real_backend.load_pair import Pair, check_caches
 from real_backend.trees.grown_steps import GrownSteps
 from real_backend.trees.steps import TreeSteps
 from traces.errors import InputError
@@ -22,8 +24,11 @@ def steps_of(shapes: Sequence[Shape | Grown]) -> MakeSteps:
 
     def make(pair: Pair, batch: int, capacity: int) -> Steps:
         (first, *_) = shapes
-        if isinstance(first, Grown):
-            return GrownSteps(pair, batch, capacity, first)
-        return TreeSteps(pair, batch, capacity, *known)
+        places = capacity + max(shape.nodes for shape in shapes)
+        check_caches(pair, batch * places, SMALLER)
+        with device_faults(f"making caches of {places} tokens at batch {batch}", SMALLER):
+            if isinstance(first, Grown):
+                return GrownSteps(pair, batch, capacity, first)
+            return TreeSteps(pair, batch, capacity, *known)
 
     return make

@@ -56,7 +56,6 @@ class LevelSteps:
         if self.depth > drafter.most:
             raise InputError(f"a tree of {self.depth} levels: the drafter has {drafter.most}")
         self._reads_signals = False
-        self._said: Tensor | None = None  # logits of the newest level
 
     def holds(self, context: int) -> bool:
         """True if every row's caches can be read on from `context`."""
@@ -101,20 +100,6 @@ class LevelSteps:
         """Token ids or indices on the device."""
         return torch.as_tensor(ids, dtype=torch.long).to(self.device)
 
-    def note_level(self, logits: Tensor) -> None:
-        """Logits [A, ...] by which A rows choose their newest level. What a NaN did before stands
-        in the caches, so in these too, but for rows that are done.
-        """
-        if self._said is not None and len(logits) < len(self._said):
-            self.note_logits()
-        self._said = logits
-
-    def note_logits(self) -> None:
-        """Tell the draft's watch what the newest level was chosen by."""
-        if self._said is not None:
-            self.watch.note(self._said.amax(-1))
-            self._said = None
-
     def choices(
         self,
         logits: Tensor,
@@ -145,6 +130,8 @@ class TreeSteps(LevelSteps):
             raise InputError("a policy chooses among trees for one request at a time, not a batch")
         most = max(shape.nodes for shape in shapes)
         super().__init__(pair, batch, capacity, shapes, most + 1)
+        if max(max(shape.ranks) for shape in shapes) >= self.vocab:
+            raise InputError(f"a tree asks for more candidates than there are tokens, {self.vocab}")
         self._tokens = torch.zeros((batch, most + 1), dtype=torch.long, device=self.device)
         self._menu = [
             (
@@ -203,14 +190,16 @@ class TreeSteps(LevelSteps):
         """The children of these rows' nodes, whose logits [A, nodes of the level, V] these are."""
         logits = logits[..., : self.vocab]
         parents, ranks, most = self._families[self._levels]
-        likeliest = logits.topk(most, -1).indices
+        likeliest = logits.topk(most, -1)
+        self.watch.note(likeliest.values)
         first = self.shape.nodes_to[self._levels] + 1
-        self._tokens[self._of(rows), first : first + len(parents)] = likeliest[:, parents, ranks]
+        self._tokens[self._of(rows), first : first + len(parents)] = likeliest.indices[
+            :, parents, ranks
+        ]
         self._levels += 1
         for row in rows:
             self._drafted[row] = self._levels
             self._read_to[row] = self._at[row] + first - 1
-        self.note_level(logits)
         if not self._reads_signals:
             return None
         seen: list[list[float]] = signals(torch.softmax(logits[:, 0].float(), -1)).tolist()
@@ -238,7 +227,6 @@ class TreeSteps(LevelSteps):
         tokens = torch.cat([self._tokens[row, :width] for row, _, width in spans])
         logits = self.target.read(spans, tokens, last=False, branches=branches)
         choices = self.choices(logits[:, : self.vocab], depths, sampling, uniforms)
-        self.note_logits()
         read, chosen = torch.stack([tokens, choices]).tolist()
         verdicts, paths, at = list[Verdict](), list[list[int]](), 0
         for row, start, width in spans:

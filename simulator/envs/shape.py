@@ -17,16 +17,19 @@ import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from policies.base import IntArray, MenuView, Policy, View, clamp_gamma
+from policies.base import IntArray, MenuView, Policy, View, clamp_gamma, uses_signals
 from policies.overhead import charged
 from policies.randomness import Rng
+from policies.registry import label
 from policies.round import clamp_entry, menu_view_at, view_at
+from simulator.envs.batch import LaneBatch
 from simulator.envs.dataset import Cost, CostsLike, Pool, TraceLike
 from simulator.envs.kernel import Lanes, costs_at
 from simulator.envs.round_token import Info, LaneEnv, Observation
 from simulator.envs.vector import LaneVectorEnv
 from traces.costs.of_trace import prices_of_menu
 from traces.costs.pricing import StepCosts, prices_of, read_only
+from traces.costs.table import Table
 from traces.errors import InputError
 from traces.shapes.menu import check_menu, menu_of
 from traces.shapes.shape import Shape, parse_shape
@@ -52,6 +55,11 @@ class MenuPool(Pool):
         self.levels = np.array([shape.depth for shape in shapes], dtype=np.int64)
         self.recorded = 0  # positions of all traces
         super().__init__(sources, costs, signals=False, max_gamma=None)
+        if isinstance(self.model, Table) and self.widest > self.model.widest:
+            raise InputError(
+                f"the menu verifies {self.widest} tokens, the timing measured up to "
+                f"{self.model.widest}"
+            )
 
     def deepest(self) -> int:
         """Levels of the deepest entry, however deep the recordings' own drafts are."""
@@ -138,31 +146,22 @@ class ShapeEnv(LaneEnv):
 
     def ask(self, policy: Policy, state: Any, rng: Rng) -> tuple[Any, View, int]:
         """As LaneEnv: the tree first, then how deep."""
-        menu, bucket = self._costs(), int(self.stage.arrays.lanes[0]["bucket"])
-        shown = self._menu_view()
-        entry = clamp_entry(policy.shape(state, 0, shown, rng), len(shown.levels))
+        if uses_signals(policy):
+            raise InputError(
+                f"policy {label(policy)!r} reads the draft's signals, which gammalab/Shape-v0 does "
+                "not show; replay it"
+            )
+        menu, bucket = costs_of_lane(self.stage, 0), int(self.stage.arrays.lanes[0]["bucket"])
+        shown, entry = menu_view(self.stage, 0), 0
+        if len(shown.levels) > 1:  # nothing to choose, so nobody is asked
+            entry = clamp_entry(policy.shape(state, 0, shown, rng), len(shown.levels))
         room = min(shown.room, int(shown.levels[entry]))
         view = view_at(menu, entry, bucket, shown.context_tokens, 1, 0, room)
         cap = clamp_gamma(policy.gamma(state, 0, view, rng), room)
         return np.array([entry, cap]), view, cap
 
-    def _costs(self) -> StepCosts:
-        """The tables of the lane's menu."""
-        arrays, entries = self.stage.arrays, len(self.pool.shapes)
-        cost = int(arrays.lanes[0]["cost"])
-        own = slice(cost - cost % entries, cost - cost % entries + entries)
-        costs = costs_at(arrays, cost)
-        return costs._replace(draft_s=arrays.draft_s[own], verify_s=arrays.verify_s[own])
-
-    def _menu_view(self) -> MenuView:
-        lane = self.stage.arrays.lanes[0]
-        context = int(lane["prompt"]) + int(lane["at"]) - int(lane["begin"])
-        where = int(lane["bucket"]), context, int(lane["room"])
-        found = menu_view_at(self._costs(), *where, self.pool.levels)
-        return found._replace(levels=found.levels.copy(), verify_s=found.verify_s.copy())
-
     def _info(self) -> Info:
-        return super()._info() | {"view": self._menu_view()}
+        return super()._info() | {"view": menu_view(self.stage, 0)}
 
 
 class ShapeVectorEnv(LaneVectorEnv):
@@ -205,6 +204,34 @@ class ShapeVectorEnv(LaneVectorEnv):
         if len(bad):
             raise InvalidAction(f"action {chosen[bad[0]]} of lane {bad[0]} is not in the space")
         return super().step(self.pool.take(self.stage.arrays, entries, levels))
+
+    def view(self, lane: int) -> Any:
+        """policies.base.MenuView of a lane before its round."""
+        return menu_view(self.stage, lane)
+
+
+def costs_of_lane(stage: LaneBatch, lane: int) -> StepCosts:
+    """The tables of a lane's menu, a row by entry."""
+    arrays, entries = stage.arrays, len(pool_of(stage).shapes)
+    cost = int(arrays.lanes[lane]["cost"])
+    own = slice(cost - cost % entries, cost - cost % entries + entries)
+    costs = costs_at(arrays, cost)
+    return costs._replace(draft_s=arrays.draft_s[own], verify_s=arrays.verify_s[own])
+
+
+def menu_view(stage: LaneBatch, lane: int) -> MenuView:
+    """The view of a policy that chooses among trees, before a lane's round."""
+    row = stage.arrays.lanes[lane]
+    context = int(row["prompt"]) + int(row["at"]) - int(row["begin"])
+    where = int(row["bucket"]), context, int(row["room"])
+    found = menu_view_at(costs_of_lane(stage, lane), *where, pool_of(stage).levels)
+    return found._replace(levels=found.levels.copy(), verify_s=found.verify_s.copy())
+
+
+def pool_of(stage: LaneBatch) -> MenuPool:
+    """A stage's, of trees."""
+    assert isinstance(stage.pool, MenuPool)
+    return stage.pool
 
 
 def space_of(pool: MenuPool) -> Any:

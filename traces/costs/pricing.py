@@ -181,15 +181,17 @@ def tabulate(
 
 
 def _trees(model: CostModel, middles: Sequence[float], width: int) -> TreeCosts | None:
-    """[C, W] of a model that knows them; trees pay what the engine adds to a round, too."""
+    """[C, W] of a model that knows them; trees pay what the engine adds to a round, too, and what
+    beginning a draft takes.
+    """
     if not (isinstance(model, KnowsTrees) and model.knows_trees):
         return None
     level_s, tree_s = np.zeros((2, len(middles), width))
     for c, context in enumerate(middles):
-        fixed_s = model.control_s() + model.draft_start_s(1, context)
+        start_s = model.draft_start_s(1, context)
         for n in range(1, width):
             level_s[c, n] = model.level_s(n, context)
-            tree_s[c, n] = model.tree_s(n, context) + fixed_s
+            tree_s[c, n] = model.tree_s(n, context) + model.control_s() + start_s * (n > 1)
     return TreeCosts(level_s, tree_s)
 
 

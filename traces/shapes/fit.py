@@ -91,7 +91,9 @@ def most_frequent(trace: Trace, nodes: int, depth: int) -> Shape:
     def offer(path: tuple[int, ...], at: npt.NDArray[np.int64]) -> None:
         """The children of a node at which the replies from these positions arrive."""
         level = len(path)
-        at = at[left[at] > level] if level < depth else at[:0]
+        if level == depth:
+            return
+        at = at[left[at] > level]
         rank = ranks.at(at, level)
         counts = np.bincount(rank[rank < RANKS], minlength=RANKS)
         # An elder sibling that is rarer than a younger one goes before it all the same.

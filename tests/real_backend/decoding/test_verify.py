@@ -52,6 +52,12 @@ def test_a_nucleus_that_reaches_its_mass_exactly_takes_no_more(top_p: float, kep
     assert float(found.sum()) == 1.0
 
 
+def test_no_nucleus_is_the_law_itself() -> None:
+    """To the last bit: no token is cut where sums round to one, nothing is scaled anew."""
+    logits = 4.0 * torch.randn(64, 5_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(distribution(logits, 1.0, 1.0), torch.softmax(logits, -1))
+
+
 def test_signals_by_hand() -> None:
     top1, entropy = signals(torch.tensor([0.5, 0.5, 0.0])).tolist()
     assert top1 == 0.5 and entropy == pytest.approx(np.log(2), rel=1e-6)

@@ -137,6 +137,20 @@ def test_ranks_by_level_are_those_of_a_fresh_draft(
         assert (trace.level_rank[i, len(reply) - i :] == RANK_UNKNOWN).all()
 
 
+def test_a_damaged_head_is_found_out(block: Recorded, costs: StepCosts) -> None:
+    """Its NaN is in no cache: the first level of two is told, too."""
+    pair, _, requests = block
+    weight = pair.drafter.modules[0].blocks[0]["layers"][0].weight
+    kept, shape = weight.clone(), parse_shape("3x2")
+    weight.data[3] = torch.nan
+    try:
+        engine = Engine(pair, costs, max_gamma=2, make=steps_of([shape]))
+        with pytest.raises(InputError, match="NaN"):
+            engine.decode(Fixed(2), requests[:1], max_new_tokens=6)
+    finally:
+        weight.data.copy_(kept)
+
+
 def test_which_tree_of_heads(heads: Recorded) -> None:
     """Found on the ranks by level; none deeper than they are known."""
     _, trace, _ = heads
@@ -146,5 +160,8 @@ def test_which_tree_of_heads(heads: Recorded) -> None:
     assert shape.depth <= 4 and not shape.is_chain
     chosen = under(trace, shape).accept_len.mean()
     assert chosen >= under(trace, parse_shape("12")).accept_len.mean()
+    for depth in (2, 16):  # as deep as a path goes, and deeper than ranks are known
+        found = most_frequent(trace, 64, depth)
+        assert 2 <= found.depth <= trace.meta.depth and under(trace, found).accept_len.max() > 1
     with pytest.raises(InputError, match="record it deeper"):
         under(trace, parse_shape("x".join("1" * (trace.meta.depth + 1))))

@@ -19,10 +19,12 @@ from real_backend.load_pair import Pair, load_pair
 from real_backend.models.finite import Watch
 from real_backend.pair_spec import resolve_pair
 from real_backend.prompts import Request
+from real_backend.trees.load import steps_of
 from tests.command import gammalab, refused
 from tests.specimens import save_pair, write_prompts
 from traces.costs.pricing import StepCosts
 from traces.errors import InputError
+from traces.shapes.shape import parse_draft
 
 NAN, INF = float("nan"), float("inf")
 UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -68,6 +70,19 @@ def test_the_engine_names_the_model_and_the_weight(
                 engine = Engine(pair, costs, max_gamma=4)
                 if steps is not None:
                     engine.use(steps)
+                with pytest.raises(InputError, match=told):
+                    engine.decode(parse_policy(policy), REQUESTS, max_new_tokens=6, **way)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_trees_name_the_model_and_the_weight(broken: Broken, costs: StepCosts, role: str) -> None:
+    """Before a policy could decide by NaN."""
+    pair = load(broken(role, UP, NAN))
+    told = f"the {role} says NaN .* its weight {UP} is not finite; try an undamaged checkpoint"
+    for shape in (parse_draft("3x2x1"), parse_draft("g3x3x5"), parse_draft("g3x3")):
+        for way in WAYS.values():
+            for policy in ("fixed:gamma=3", "hf-confidence"):
+                engine = Engine(pair, costs, max_gamma=3, make=steps_of([shape]))
                 with pytest.raises(InputError, match=told):
                     engine.decode(parse_policy(policy), REQUESTS, max_new_tokens=6, **way)
 

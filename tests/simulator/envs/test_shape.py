@@ -16,7 +16,7 @@ from policies.base import Policy
 from policies.ours.shapes import ShapeWorth
 from policies.registry import parse_policy
 from simulator.envs.round_token import play
-from simulator.envs.shape import MENU, ShapeEnv
+from simulator.envs.shape import MENU, ShapeEnv, ShapeVectorEnv
 from simulator.replay.menus import replay_menu
 from tests.simulator.replay.test_menus import TakesTurns
 from traces.costs.of_trace import prices_of_menu
@@ -93,11 +93,28 @@ def test_an_entry_drafts_no_deeper_than_it_is(greedy: Any) -> None:
             env.step(np.array(wrong))
 
 
+def test_nobody_is_asked_where_there_is_one_tree(greedy: Any) -> None:
+    env, policy = ShapeEnv(greedy, TIMING, shapes=("3x2x1",)), TakesTurns()
+    assert {outcome.drafted for _, outcome in play(env, policy, range(2))} >= {3}
+    with pytest.raises(InputError, match="reads the draft's signals"):
+        play(env, parse_policy("payback"), range(1))
+
+
+def test_lanes_show_what_a_policy_is_shown(greedy: Any) -> None:
+    lanes = ShapeVectorEnv(2, greedy, TIMING)
+    lanes.reset(seed=1)
+    lanes.step(np.array([[2, 4], [0, 1]]))
+    for lane in range(2):
+        view = lanes.view(lane)
+        assert view.levels.tolist() == [3, 3, 4, 2] and view.verify_s.shape[0] == 4
+
+
 @pytest.mark.parametrize(
     ("how", "options", "word"),
     [
         ({"shapes": ("2y",)}, {}, "2y"),
         ({"shapes": ()}, {}, "1 to 64 shapes"),
+        ({"shapes": ("8x8", "1x1")}, {}, "verifies 73 tokens, the timing measured up to 33"),
         ({}, {"loads": 4}, "one request at a time"),
         ({"reward": "speed"}, {}, "seconds, average"),
     ],

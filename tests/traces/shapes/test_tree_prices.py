@@ -57,6 +57,21 @@ def test_trees_are_priced_by_their_own_steps(tmp_path: Path) -> None:
     assert tabulate(Table(timing), (1, 2), max_context=16, width=18).trees is None
 
 
+def test_a_draft_that_begins_pays_for_it() -> None:
+    """A first step of 1.25 s before further ones of one: a quarter if anything is drafted."""
+    timing = timing_of_trees()
+    cells = [
+        dataclasses.replace(cell, median_s=1.25) if cell.operation == "first" else cell
+        for cell in timing.cells
+    ]
+    dear = tabulate(Table(dataclasses.replace(timing, cells=tuple(cells))), max_context=16, width=8)
+    cheap = tabulate(Table(timing), max_context=16, width=8)
+    assert dear.trees is not None and cheap.trees is not None
+    assert (dear.trees.tree_s - cheap.trees.tree_s)[0, 1:4].tolist() == pytest.approx(
+        [0.0, 0.25, 0.25]
+    )
+
+
 def test_a_trees_steps_follow_the_targets() -> None:
     """Verify takes 50 s of three tokens, 20 of four and 30 of five; the tree 1 and 3 s more."""
     timing = timing_of_trees()
