@@ -140,7 +140,7 @@ class TreesOptions:
     """Which recordings, at which costs, for how many rows."""
 
     trace: tuple[Path, ...] = several(
-        "of a draft model or of heads; none given: the shipped ones", shipped_or_file, ()
+        "replies drafted by a model or by heads; none given: the shipped ones", shipped_or_file, ()
     )
     cost: tuple[str, ...] = several(
         "seconds of rounds: timings, roofline:DEVICE:TARGET+DRAFT; none given: the shipped timing",

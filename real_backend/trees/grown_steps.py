@@ -130,7 +130,7 @@ class GrownSteps(LevelSteps):
         beam, logits = self.rule.beam, logits[..., : self.vocab]
         probs = torch.softmax(logits.float(), -1)
         found, entropy = probs.topk(beam, -1), signals(probs[:, 0])[:, 1].tolist()
-        self.watch.note(found.values)
+        self.watch.note(found.values[..., 0])
         values, indices = found.values.numpy(force=True), found.indices.numpy(force=True)
         for k, row in enumerate(rows):
             own = self.rows[row]

@@ -191,11 +191,10 @@ class TreeSteps(LevelSteps):
         logits = logits[..., : self.vocab]
         parents, ranks, most = self._families[self._levels]
         likeliest = logits.topk(most, -1)
-        self.watch.note(likeliest.values)
+        self.watch.note(likeliest.values[..., 0])  # what a head cannot propose is minus infinity
         first = self.shape.nodes_to[self._levels] + 1
-        self._tokens[self._of(rows), first : first + len(parents)] = likeliest.indices[
-            :, parents, ranks
-        ]
+        end = first + len(parents)
+        self._tokens[self._of(rows), first:end] = likeliest.indices[:, parents, ranks]
         self._levels += 1
         for row in rows:
             self._drafted[row] = self._levels

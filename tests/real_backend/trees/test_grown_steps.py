@@ -116,7 +116,7 @@ def test_rules_by_confidence_decide_the_depth(
 
 
 @pytest.mark.parametrize("rule", [Grown(BEAM, DEPTH), Grown(BEAM, DEPTH, 5)], ids=str)
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("lean", few_or_slow([True, False], [False]))
 def test_rows_of_a_batch(
     pair: Any,
     general_pair: Any,
