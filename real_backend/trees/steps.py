@@ -190,11 +190,12 @@ class TreeSteps(LevelSteps):
         """The children of these rows' nodes, whose logits [A, nodes of the level, V] these are."""
         logits = logits[..., : self.vocab]
         parents, ranks, most = self._families[self._levels]
-        likeliest = logits.topk(most, -1)
-        self.watch.note(likeliest.values[..., 0])  # what a head cannot propose is minus infinity
+        values, tokens = logits.topk(most, -1)
+        self.watch.note(values[..., 0])
+        if self.taps:  # a token that a head cannot propose is minus infinity: the first one again
+            tokens = torch.where(values.isneginf(), tokens[..., :1], tokens)
         first = self.shape.nodes_to[self._levels] + 1
-        end = first + len(parents)
-        self._tokens[self._of(rows), first:end] = likeliest.indices[:, parents, ranks]
+        self._tokens[self._of(rows), first : first + len(parents)] = tokens[:, parents, ranks]
         self._levels += 1
         for row in rows:
             self._drafted[row] = self._levels
