@@ -94,7 +94,7 @@ def test_a_silent_server_times_out(
         result = run(options_for(tmp_path, server.url, lengths=(3,), timeout=0.05, limit=1))
     assert "time-out" in result.findings[0]
     # Its handlers have ended, and told nobody's test of the client that went away.
-    assert threading.active_count() == before and capfd.readouterr().err == ""
+    assert threading.active_count() <= before and capfd.readouterr().err == ""
 
 
 def test_a_key_comes_from_the_environment_alone(
