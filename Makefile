@@ -23,13 +23,14 @@ check: lint
 test: lint
 	$(SUITE)
 
-# Whole loops, and processes that are killed or begun anew: a minute, which CI takes, too.
+# Whole loops, processes that are killed or begun anew, and kernels as they ship (tests/conftest.py):
+# two minutes, which CI takes, too.
 test-long: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist load -m long
+	NUMBA_OPT=3 $(BIN)/python -m pytest -n 2 --dist load -m long
 
 # The suite, and what is marked long or slow.
 test-all: lint
-	$(SUITE) -m "not benchmarks and not gpu"
+	NUMBA_OPT=3 $(SUITE) -m "not benchmarks and not gpu"
 
 # Branch coverage: the suite, and environments, servers and replay once more as plain Python, since
 # compiled code leaves no trace.

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 # Before anything imports numba or torch. An index out of bounds is an error here, not a wrong
-# number; what ships is compiled without, `make test-all` replays that, too. And two workers with
-# two threads each wait for each other.
+# number, and half the compilation is left out; what ships is compiled without the one and with the
+# other, `make test-long` replays that, too. And two workers with two threads each wait for each
+# other.
 if "benchmarks" not in sys.argv:  # -m benchmarks: times are of what ships
     os.environ["NUMBA_BOUNDSCHECK"] = "1"
+    os.environ.setdefault("NUMBA_OPT", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

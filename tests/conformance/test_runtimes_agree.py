@@ -52,7 +52,8 @@ VARIANTS = [
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Kernels as they ship: without bounds checks."""
+    """Kernels as they ship: without bounds checks, and optimised."""
+    assert numba.config.OPT == 3, "numba has read NUMBA_OPT: `make test-long` sets it"
     before, numba.config.BOUNDSCHECK = numba.config.BOUNDSCHECK, 0
     kept = dict(kernels._kernels)
     kernels._kernels.clear()
@@ -93,8 +94,9 @@ def test_synthetic_traces(spec: str) -> None:
         assert int(log.emitted.sum()) == trace.positions
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("spec", few_or_slow(REGISTRY, ("gammatune", "hf-confidence", "payback")))
+@pytest.mark.parametrize("spec", REGISTRY)
 def test_kernels_as_they_ship(spec: str) -> None:
     generator = np.random.default_rng(6)
     same(parse_policy(spec), random_trace(generator, 4, 8), random_costs(generator, 8), seed=3)
