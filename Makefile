@@ -26,7 +26,7 @@ test: lint
 # Whole loops, processes that are killed or begun anew, and kernels as they ship (tests/conftest.py):
 # two minutes, which CI takes, too.
 test-long: $(VENV)/.installed
-	NUMBA_OPT=3 $(BIN)/python -m pytest -n 2 --dist load -m long
+	NUMBA_OPT=3 $(BIN)/python -m pytest -n 2 --dist load -m "long and not slow"
 
 # The suite, and what is marked long or slow.
 test-all: lint

@@ -29,6 +29,8 @@ from traces.split import spread_rows
 from traces.store import read_trace
 from traces.timing import read_timing
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def embedded() -> Any:

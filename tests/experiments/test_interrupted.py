@@ -118,6 +118,7 @@ def inputs(
 
 
 @pytest.mark.parametrize("command", few_or_slow(CASES, ["capture"]))
+@pytest.mark.long
 def test_stopped_at_every_write(
     command: str,
     inputs: Callable[[str], list[str]],

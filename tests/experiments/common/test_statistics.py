@@ -171,6 +171,7 @@ def test_on_how_many_questions_a_difference_rests() -> None:
     assert statistics._parts(np.array([[1.0, -3.0], [2.0, 2.0]])).tolist() == [1.6, 2.0]
 
 
+@pytest.mark.long
 def test_forty_rows_that_do_nothing() -> None:
     """In most worlds one of them is "faster" or "slower" by its own interval; corrected, in about
     5 % (two binomial deviations are left to 200 worlds).
@@ -187,6 +188,7 @@ def test_forty_rows_that_do_nothing() -> None:
     assert together / worlds < 0.05 + 2 * math.sqrt(0.05 * 0.95 / worlds)
 
 
+@pytest.mark.long
 def test_the_detectable_difference_is_found_8_times_in_10() -> None:
     """By the test of one row alone; the true difference is set to what it says it can find."""
     worlds, questions = 300, 150

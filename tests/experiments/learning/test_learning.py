@@ -232,6 +232,7 @@ def test_halves_do_not_overlap_and_the_held_out_one_is_not_there(task: Task) -> 
     assert set(env.stage.arrays.lanes["cost"].tolist()) == {0, 1}
 
 
+@pytest.mark.long
 def test_a_stopped_run_ends_in_the_same_weights(task: Task, tmp_path: Path) -> None:
     settings = ppo.PPOSettings(iterations=8, horizon=8, hidden=8)
     whole = fit_ppo(task, settings, lanes=32, folder=tmp_path / "whole", check=2)

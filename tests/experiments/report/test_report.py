@@ -149,6 +149,7 @@ def test_titles_are_computed(study: Path) -> None:
     assert f"{100 * (ceiling['vs_fixed']['value'] - 1):.0f} % faster than" in html
 
 
+@pytest.mark.long
 def test_regenerated_page_is_the_same(study: Path) -> None:
     before = (study / "report.html").read_bytes()
     write_report(study)
@@ -166,6 +167,7 @@ def test_without_validation(study: Path, tmp_path: Path) -> None:
     assert sorted(path.stem for path in (folder / "figures").glob("*.png")) == FIGURES
 
 
+@pytest.mark.long
 def test_two_traces_in_one_report(tmp_path: Path) -> None:
     trace, timing = save_inputs(tmp_path)
     other = tmp_path / "other.parquet"

@@ -66,6 +66,7 @@ def test_lengths_that_were_not_played_are_predicted(observed: Path) -> None:
     assert found.check[2] == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.long
 def test_counts_alone_give_a_curve(observed: Path) -> None:
     answers = [
         dataclasses.replace(answer, steps=None) for answer in AnswerFile(observed / "seen").answers
@@ -141,6 +142,7 @@ def test_too_little_was_observed(observed: Path) -> None:
         predict(answers, present=30)
 
 
+@pytest.mark.long
 def test_terminal_json_and_csv_say_the_same(
     observed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +207,7 @@ def test_the_interval_holds_the_truth_of_its_own_replies(observed: Path) -> None
     assert np.isfinite(row.gain.low)
 
 
+@pytest.mark.long
 def test_held_out_lengths_are_held_against_it(observed: Path, tmp_path: Path) -> None:
     with serving("--spec-draft-n-max", "4") as server:
         folder = tmp_path / "seen"

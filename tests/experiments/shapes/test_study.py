@@ -96,6 +96,7 @@ def test_seconds_by_hand() -> None:
     assert row.speedup.value == pytest.approx(20 * 1.0 / 12.0)
 
 
+@pytest.mark.long
 def test_the_shipped_recording(tmp_path: Path) -> None:
     """On a processor whose verification grows with every token no tree pays; JSON, CSV and the
     table say the same.

@@ -190,6 +190,7 @@ def call(*argv: object) -> int:
     return main(["sweep", *map(str, argv)])
 
 
+@pytest.mark.long
 def test_the_command(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("quick", "--trace", trace_file, "--cost", "c=5", "--out", tmp_path / "out")
     compared = tmp_path / "out/compare.json"

@@ -79,6 +79,7 @@ def test_what_was_judged_is_learned_and_a_stretch_that_never_pays_is_left_alone(
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.floats(0.05, 5.0), st.floats(0.0, 1.0), st.integers(1, 12))
+@pytest.mark.long
 def test_no_acceptance_and_no_signal_breaks_the_budget(
     seed: int, step: float, sure: float, flips: int
 ) -> None:

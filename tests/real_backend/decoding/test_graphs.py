@@ -29,6 +29,8 @@ from tests.fake_cuda import FakeGraph, install
 from tests.specimens import few_or_slow
 from traces.costs.pricing import StepCosts
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 NONE: list[list[float]] = [[]]
 

@@ -98,10 +98,12 @@ def test_more_children_than_a_head_can_propose(eagle3: Recorded) -> None:
 @pytest.mark.parametrize(
     "name", few_or_slow(["gammatune", "payback", "never", "ucb"], ["gammatune", "payback"])
 )
+@pytest.mark.long
 def test_rules_decide_the_depth(heads: Recorded, costs: StepCosts, name: str) -> None:
     assert differing(heads, costs, parse_shape("3x2x1"), parse_policy(name)) == 0
 
 
+@pytest.mark.long
 def test_rows_of_a_batch(heads: Recorded, costs: StepCosts) -> None:
     policy = parse_policy("hf-confidence:threshold=0.3")
     assert differing(heads, costs, parse_shape("3x2x1"), policy, batch=3) == 0

@@ -13,6 +13,8 @@ from real_backend.training import copying, core, corpus, export, loop, train_pai
 from real_backend.training.card import lag1_correlation, score_reply
 from real_backend.training.dialogue import Dialogue
 
+pytestmark = pytest.mark.long
+
 MINIATURE = [
     *("--vocab=300", "--target-layers=2", "--target-hidden=96", "--draft-hidden=32"),
     *("--rows=2", "--row-tokens=64", "--target-tokens=1.6e3", "--draft-tokens=1e3"),

@@ -128,6 +128,7 @@ def test_rules_keep_the_targets_law(rule: Rule, once: bool) -> None:
         (without_replacement, False, 6000),
     ],
 )
+@pytest.mark.long
 def test_broken_rules_are_found_out(rule: Rule, once: bool, samples: int) -> None:
     assert p_value(rule, once, samples) < 1e-4
 

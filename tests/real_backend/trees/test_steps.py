@@ -97,6 +97,7 @@ def test_any_controller_decides_the_depth(
 
 
 @pytest.mark.parametrize("text", few_or_slow(SHAPES, ["4x2x1x1"]))
+@pytest.mark.long
 def test_the_embedded_pair(costs: Any, text: str) -> None:
     """One question of every task, as shipped."""
     embedded = load_pair(resolve_pair("embedded", None, None), device="cpu", dtype="float32")
@@ -145,6 +146,7 @@ def test_rows_of_a_batch(
 
 
 @pytest.mark.parametrize("text", few_or_slow([SHAPES[2], SHAPES[5]], SHAPES[5:]))
+@pytest.mark.long
 def test_models_of_the_general_path(
     general_pair: Any, costs: Any, recorded: tuple[Trace, list[Any]], text: str
 ) -> None:

@@ -30,6 +30,8 @@ from traces.costs.affine import Affine
 from traces.schema import Trace
 from traces.workload.arrivals import Demand
 
+pytestmark = pytest.mark.long
+
 
 class Case(NamedTuple):
     trace: Trace

@@ -24,6 +24,8 @@ from traces.schema import Trace, TraceMeta
 from traces.workload.arrivals import Demand, demand
 from traces.workload.workload import Workload
 
+pytestmark = pytest.mark.long
+
 FloatArray = npt.NDArray[np.float64]
 
 SEEDS = range(10)
