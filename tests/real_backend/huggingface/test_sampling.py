@@ -55,8 +55,7 @@ def chi_square_p(seen: np.ndarray, sampling: np.ndarray) -> float:
         pytest.param(1.0, 1.0, 1, marks=pytest.mark.slow),
     ],
 )
-
-pytestmark = pytest.mark.long
+@pytest.mark.long
 def test_samples_have_the_targets_law(
     tiny: Models, temperature: float, top_p: float, batch: int
 ) -> None:
