@@ -183,6 +183,11 @@ def few_or_slow(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:
     return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in names]
 
 
+def few_or_long(names: Iterable[Any], few: Container[Any] = FEW) -> list[Any]:
+    """`few_or_slow`, of which `make test-long` runs the others, too."""
+    return [pytest.param(name, marks=() if name in few else pytest.mark.long) for name in names]
+
+
 def random_trace(generator: np.random.Generator, requests: int, depth: int) -> Trace:
     """Any accept_len the schema allows, any signals, replies of 1 token and more; every other one
     is of a look-up, which has some tokens to offer and not as many as asked.

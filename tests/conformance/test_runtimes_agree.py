@@ -21,7 +21,7 @@ from policies.registry import REGISTRY, parse_policy
 from simulator.replay import kernels
 from simulator.replay.replay import replay, replay_interpreted
 from tests.policies.learned.test_neural import KINDS, random_network
-from tests.specimens import few_or_slow, random_costs, random_trace
+from tests.specimens import few_or_long, few_or_slow, random_costs, random_trace
 from traces import synthetic
 from traces.costs.affine import Affine
 from traces.costs.pricing import StepCosts, tabulate
@@ -69,7 +69,7 @@ def same(policy: Policy, trace: Trace, costs: StepCosts, seed: int) -> RoundLog:
     return compiled
 
 
-@pytest.mark.parametrize("spec", few_or_slow([*REGISTRY, *VARIANTS], REGISTRY))
+@pytest.mark.parametrize("spec", [*few_or_long(REGISTRY), *few_or_slow(VARIANTS, ())])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 24), st.integers(-(2**70), 2**70))
 def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: int) -> None:
@@ -80,7 +80,7 @@ def test_random_traces(spec: str, world: int, requests: int, depth: int, seed: i
     assert emitted.tolist() == trace.reply_tokens.tolist()
 
 
-@pytest.mark.parametrize("spec", few_or_slow([*REGISTRY, *VARIANTS], REGISTRY))
+@pytest.mark.parametrize("spec", [*few_or_long(REGISTRY), *few_or_slow(VARIANTS, ())])
 def test_synthetic_traces(spec: str) -> None:
     generator = np.random.default_rng(5)
     costs = tabulate(Affine(context_token=1e-6, signal=1e-4, control=2e-4, prefill_token=1e-4))

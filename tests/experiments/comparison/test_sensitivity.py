@@ -149,6 +149,7 @@ def test_rules_that_read_seconds_and_a_slower_machine() -> None:
     ]
 
 
+@pytest.mark.long
 def test_no_rule_of_the_shelf_is_misled_by_the_machines_pace() -> None:
     """pytest -n 0 -s prints the table: shipped greedy trace and timing, held-out half."""
     trace, timing = read_trace(GREEDY), read_timing(TIMING)
