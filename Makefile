@@ -24,7 +24,7 @@ test: lint
 	$(SUITE)
 
 # Whole loops, processes that are killed or begun anew, and kernels as they ship (tests/conftest.py):
-# two minutes, which CI takes, too.
+# four minutes, which CI takes, too.
 test-long: $(VENV)/.installed
 	NUMBA_OPT=3 $(BIN)/python -m pytest -n 2 --dist load -m "long and not slow"
 

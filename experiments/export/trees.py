@@ -49,8 +49,8 @@ def setting_of(tree: Shape | Grown, engine: str) -> dict[str, int]:
     """The engine's fields of a tree. Raises InputError where it drafts no such tree."""
     if engine == "vllm":
         raise InputError(
-            "--to vllm: it verifies trees of EAGLE heads but accepts them as chains (pull request "
-            "22752, which would not, is not merged); sglang takes trees"
+            "--to vllm: it drafts and verifies trees of EAGLE heads, but the sampler that would "
+            "accept them (pull request 22752) is not merged; sglang takes trees"
         )
     if engine != "sglang":
         raise InputError(f"--to {engine}: of a pair of models it drafts chains; sglang takes trees")

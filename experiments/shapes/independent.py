@@ -55,7 +55,7 @@ class DraftsResult:
 
     drafts, levels, nodes: K, the levels that take the training half the least time, verified.
     accepted, bound: chance that a first level accepts, mean over positions; the best rule's.
-    likeliest: share of positions whose token is among the draft's K likeliest.
+    likeliest: chance that the target draws one of the draft's K likeliest tokens.
     tokens_per_round, tokens_per_s: in law. speedup: over plain decoding; vs_one: over one chain.
     """
 
@@ -77,8 +77,8 @@ COLUMNS: tuple[Column, ...] = (
     figure("nodes", "nodes", "Nodes", "tokens drafted", 0),
     figure("accepted", "a level\naccepts", "A level accepts", "one of them, mean of positions", 3),
     figure("bound", "at most", "At most", "by the best rule there could be", 3),
-    figure("likeliest", "likeliest\nones", "Likeliest ones", "share of places where as many of the "
-           "draft's likeliest tokens hold the one that the target draws", 3),
+    figure("likeliest", "likeliest\nones", "Likeliest ones", "chance that the target draws one of "
+           "as many likeliest tokens of the draft", 3),
     figure("tokens_per_round", "tokens/\nround", "Tokens/round", "emitted, in law"),
     figure("tokens_per_s", "tokens/s", "Tokens/s", "decoded", 1),
     interval("speedup", "speed-up", "Speed-up", "tokens/s over plain decoding, 95 % interval"),
@@ -175,7 +175,6 @@ def _results(
     seed: int,
 ) -> Iterator[DraftsResult]:
     train, test = split_rows(trace, seed=seed)
-    ranks = trace.target_rank
     weights = bootstrap_weights([question_of(trace.request_id[row]) for row in test], seed=seed)
     plain = tally(Never(), trace.select(test), costs).decode_s
     one: FloatArray | None = None
@@ -204,7 +203,7 @@ def _results(
                 nodes=count * levels,
                 accepted=float(chances.mean[count - 1].mean()),
                 bound=float(chances.bound[count - 1].mean()),
-                likeliest=np.nan if ranks is None else float((ranks < count).mean()),
+                likeliest=float(chances.likeliest[count - 1].mean()),
                 tokens_per_round=tokens / float(found.rounds.sum()),
                 tokens_per_s=tokens / float(found.decode_s.sum()),
                 speedup=ratio_of_sums(plain, found.decode_s, weights),

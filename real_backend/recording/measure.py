@@ -46,7 +46,7 @@ from real_backend.recording.round_overheads import (
     FEWEST_CONTROL_REPEATS,
     round_overheads,
 )
-from real_backend.trees.bench import TreeBench
+from real_backend.trees.bench import TreeBench, check_trees
 from traces.errors import InputError
 from traces.store import refuse_existing
 from traces.timing import WALL, Cell, Repeats, Timing
@@ -238,6 +238,8 @@ def measure(
     if repeats < 1:
         raise InputError("--repeats must be at least 1")
     _check_contexts(pair, contexts)
+    if trees:
+        check_trees(pair, trees)  # before anything is kept
     about = pair.describe()
     asked = {"batches": list(batches), "contexts": list(contexts), "law": list(sampling)} | about
     asked |= {"deepest": deepest} | ({"trees": trees} if trees else {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from real_backend.decoding.bench import Bench, Marks, Samples
 from real_backend.decoding.steps import Sampling
 from real_backend.load_pair import Pair
-from real_backend.trees.steps import TreeSteps
+from real_backend.trees.steps import TreeSteps, drafter_of_trees
 from traces.errors import InputError
 from traces.shapes.shape import Shape, from_levels
 
@@ -19,8 +19,17 @@ _WARM_ROUNDS, _TIMED_ROUNDS = 5, 3
 
 
 def trees_to(nodes: int) -> list[Shape]:
-    """The trees that are timed, none of more nodes."""
-    return [from_levels([width, 1]) for width in WIDTHS if 2 * width <= nodes]
+    """The trees that are timed, none of more nodes; InputError if there is none."""
+    shapes = [from_levels([width, 1]) for width in WIDTHS if 2 * width <= nodes]
+    if not shapes:
+        raise InputError(f"--trees {nodes}: the smallest tree that is timed has 2 nodes")
+    return shapes
+
+
+def check_trees(pair: Pair, nodes: int) -> None:
+    """Raises InputError where no tree of so many nodes can be timed."""
+    trees_to(nodes)
+    drafter_of_trees(pair)
 
 
 class TreeBench(Bench):
@@ -31,8 +40,6 @@ class TreeBench(Bench):
     ) -> None:
         super().__init__(pair, 1, longest, samples, sampling, 1)
         self.shapes = trees_to(nodes)
-        if not self.shapes:
-            raise InputError(f"--trees {nodes}: the smallest tree that is timed has 2 nodes")
         self.trees = TreeSteps(pair, 1, longest, *self.shapes)
 
     def idle_block(self, context: int) -> None:

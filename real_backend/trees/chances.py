@@ -21,13 +21,15 @@ FloatArray = npt.NDArray[np.float64]
 class Chances(NamedTuple):
     """Of m = 1..K drafts at every position, all [K, N].
 
-    mean, bound: that one is accepted; that the best rule accepts one. given: the same as mean,
+    mean, bound: that one is accepted; that the best rule accepts one. likeliest: that the target
+    draws one of the draft's m likeliest tokens. given: the same as mean,
     given that the reply's token came out. alone: that a draft is accepted, for itself; token: that
     it is the reply's token; token_kept: that the latter is then accepted.
     """
 
     mean: FloatArray
     bound: FloatArray
+    likeliest: FloatArray
     given: FloatArray
     alone: FloatArray
     token: FloatArray
@@ -57,7 +59,7 @@ def chances_of(pair: Pair, requests: Sequence[Request], trace: Trace, most: int)
 
 
 def chances_of_reply(target: Tensor, draft: Tensor, tokens: Tensor, most: int) -> FloatArray:
-    """[6, K, L] the fields of Chances of one reply; laws [L, V], tokens [L]."""
+    """[7, K, L] the fields of Chances of one reply; laws [L, V], tokens [L]."""
 
     def of(law: Tensor) -> Tensor:
         return law.gather(-1, tokens[:, None])[:, 0].double()
@@ -69,5 +71,6 @@ def chances_of_reply(target: Tensor, draft: Tensor, tokens: Tensor, most: int) -
         kept = torch.where(token > 0, (of(target) / (found.rho * token)).clamp(max=1.0), 0.0)
         given = (of(found.by_token) / of(target)).clamp(max=1.0)
         bound = transport_bound(target, draft, drafts)
-        rows.append(torch.stack([found.any, bound, given, found.one, token, kept]))
+        likeliest = target.gather(-1, draft.topk(drafts, -1).indices).double().sum(-1)
+        rows.append(torch.stack([found.any, bound, likeliest, given, found.one, token, kept]))
     return np.asarray(torch.stack(rows, 1).cpu().numpy(), dtype=np.float64)

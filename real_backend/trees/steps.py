@@ -26,6 +26,7 @@ from real_backend.decoding.verify import draw, signals
 from real_backend.drafters.drafter import Level, RunsForwards
 from real_backend.load_pair import Pair
 from real_backend.models.cache_rows import Branches, Span, rows_of
+from real_backend.models.finite import Watch
 from traces.errors import InputError
 from traces.shapes.shape import Grown, Shape
 
@@ -44,14 +45,12 @@ class LevelSteps:
         shapes: Sequence[Shape | Grown],
         places: int,
     ) -> None:
-        drafter = pair.drafter
-        if not isinstance(drafter, RunsForwards) or drafter.watch is None:
-            raise InputError(f"trees are drafted by forwards, not by one of kind {drafter.kind!r}")
+        drafter, self.watch = drafter_of_trees(pair)
         self.pair, self.batch, self.capacity, self.shapes = pair, batch, capacity, shapes
         self.depth = max(shape.depth for shape in shapes)
         self.device, self.vocab = pair.device, pair.vocab_size
         self.target = rows_of(pair.target, batch, capacity + places)
-        self.draft, self.watch = drafter.rows(batch, capacity + places), drafter.watch
+        self.draft = drafter.rows(batch, capacity + places)
         self.taps = bool(pair.target.taps)  # the drafter reads the target's states
         if self.depth > drafter.most:
             raise InputError(f"a tree of {self.depth} levels: the drafter has {drafter.most}")
@@ -248,6 +247,14 @@ class TreeSteps(LevelSteps):
         if path:
             read = [place for place in places if place < self._read_to[row]]
             self.draft.move(row, read, root + 1)
+
+
+def drafter_of_trees(pair: Pair) -> tuple[RunsForwards, Watch]:
+    """The pair's, and its watch. Raises InputError for one that runs no forwards."""
+    drafter = pair.drafter
+    if not isinstance(drafter, RunsForwards) or drafter.watch is None:
+        raise InputError(f"trees are drafted by forwards, not by one of kind {drafter.kind!r}")
+    return drafter, drafter.watch
 
 
 def walk(shape: Shape, nodes: int, tokens: Sequence[int], choices: Sequence[int]) -> list[int]:

@@ -181,8 +181,7 @@ class ShapeVectorEnv(LaneVectorEnv):
         rho: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.mode, self.copy, self.num_envs = AutoresetMode(autoreset_mode), copy, num_envs
-        self.metadata = self.metadata | {"autoreset_mode": self.mode}
+        self._begin_as(num_envs, autoreset_mode, copy)
         self.pool = MenuPool(trace, timing, [parse_shape(text) for text in shapes])
         self.choices = self.pool.max_gamma + 1
         self.single_action_space = space_of(self.pool)

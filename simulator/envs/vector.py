@@ -68,13 +68,17 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Observations, npt.NDArray[np.int6
         rho: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.mode, self.copy, self.num_envs = AutoresetMode(autoreset_mode), copy, num_envs
-        self.metadata = self.metadata | {"autoreset_mode": self.mode}
+        self._begin_as(num_envs, autoreset_mode, copy)
         pool = Pool(trace, timing, signals=self.tokens, max_gamma=max_gamma)
         self.choices = 2 if self.tokens else pool.max_gamma + 1
         self.single_action_space = gymnasium.spaces.Discrete(self.choices)
         how = {"reward": reward, "rho": rho, "limit": max_episode_steps}
         self._open(pool, render_mode, how)
+
+    def _begin_as(self, num_envs: int, mode: AutoresetMode | str, copy: bool) -> None:
+        """So many lanes, what follows the end of an episode, and whose the arrays are."""
+        self.mode, self.copy, self.num_envs = AutoresetMode(mode), copy, num_envs
+        self.metadata = self.metadata | {"autoreset_mode": self.mode}
 
     def _open(self, pool: Pool, render_mode: str | None, how: dict[str, Any]) -> None:
         """Lanes on this pool. how: of LaneBatch."""

@@ -124,9 +124,8 @@ def under(trace: Trace, shape: Shape | Grown, growth: Growth | None = None) -> T
 
     Signals are those of the likeliest path, which is in the tree; they are left out where it ends
     before the tree does, or where they were not recorded so deep, and of sampled replies, whose
-    recorded drafts were drawn. A tree that grows is replayed
-    by `growth`, of the same rows: its top1_prob is the growth's share. Raises InputError as
-    check_ranks.
+    recorded drafts were drawn. A tree that grows is replayed by `growth`, of the same rows: its
+    top1_prob is the growth's share. Raises InputError as check_ranks.
     """
     depth = shape.depth
     if isinstance(shape, Grown):

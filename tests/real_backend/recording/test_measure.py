@@ -233,8 +233,10 @@ def test_trees_are_timed_where_they_are_asked_for(pair: Any, tmp_path: Path) -> 
     assert timing.grid("level").tokens.tolist() == [1, 2, 4]
     assert timing.grid("tree").tokens.tolist() == [1, 3, 5, 9]
     assert (timing.grid("tree").seconds > 0).all() and timing.knows_trees
+    kept = tmp_path / "t.json.partial"
     with pytest.raises(InputError, match="the smallest tree"):
-        measure(pair, batches=[1], contexts=[16], repeats=1, trees=1)
+        measure(pair, batches=[1], contexts=[16], repeats=1, trees=1, partial_file=kept)
+    assert not kept.exists()  # refused before anything is kept
     drawn = measure(pair, batches=[1], contexts=[16], repeats=1, trees=2, sampling=Sampling(1.0))
     assert drawn.knows_trees and drawn.meta["temperature"] == 1.0
 
